@@ -1,0 +1,538 @@
+"""Electing one master among any number of processes, through ZooKeeper; no Celery in sight.
+
+What this does not promise, first: an election is not a fence. A process that was paused (a
+suspended machine, SIGSTOP) may believe for an instant after it wakes that it is still master.
+Whatever must never be done twice has to carry :attr:`MasterElection.epoch` to the place where it
+takes effect, and be refused there when a higher one has been seen.
+
+The protocol: whoever creates the ephemeral znode ``master`` is master. In the same transaction the
+znode ``epoch`` is written, and its new version numbers this term. The others watch ``master`` and
+try again when it goes. After every reconnect, and after every request without an answer, there is
+one way on: read ``master`` and ``epoch``, and believe what they say.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import Any, Callable
+
+from .errors import Conflict as _Conflict
+from .errors import ConnectTimeout, RootError, SettingsError, Uncertain, ZkBeatError, ZooKeeperError
+from .session import Check, Create, Delete, SetData, ZooKeeperSession
+from .settings import check_hosts, check_id, check_path, check_seconds, default_id
+from .version import __version__
+from .znodes import EpochRecord, MasterRecord, MemberRecord, Paths, RootRecord, to_text
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for which a master that resigned leaves the field to the others.
+RESIGN_PAUSE = 1.0
+#: Seconds between two log lines about a ZooKeeper that does not answer.
+_REMIND_EVERY = 5.0
+#: Seconds before something that was refused, or stands in the way, is tried again.
+_RETRY_AFTER = 1.0
+
+
+@dataclass(frozen=True)
+class Reign:
+    """One uninterrupted time as master, as seen by the master itself.
+
+    A reconnect within the same session begins a new reign with the same epoch.
+
+    Attributes:
+        epoch: the fencing token; grows with every election under this root.
+        connection: the connection on which ZooKeeper last said so.
+    """
+
+    epoch: int
+    connection: int
+
+
+class MasterElection:
+    """One candidate. All methods and properties may be used from any thread.
+
+    Args:
+        hosts: ZooKeeper connection string, ``host:port,host:port/chroot``.
+        root: absolute znode path of this election; made when it is missing.
+        id: how this candidate shows itself; default ``<host>:<pid>``.
+        session_timeout: seconds, asked of ZooKeeper; the time after which a crashed master is
+            replaced. The server answers within its own bounds (2 to 20 times its tickTime).
+        app: name of the program that owns the root. A root with another's name is refused.
+        schedule: a digest of what this candidate would do as master, shown to the others.
+        on_elected: called with the epoch after each election.
+        on_demoted: called with the reason, a text, when mastership ends.
+
+    The two callbacks run one after another on a thread of their own, so they may block; by the
+    time they run, things may have moved on: :attr:`is_master` tells what holds now.
+
+    Raises:
+        SettingsError: an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        hosts: str = "127.0.0.1:2181",
+        root: str = "/election",
+        *,
+        id: str | None = None,
+        session_timeout: float = 10.0,
+        app: str | None = None,
+        schedule: str | None = None,
+        on_elected: Callable[[int], object] | None = None,
+        on_demoted: Callable[[str], object] | None = None,
+    ) -> None:
+        self.hosts = _checked("hosts", check_hosts, hosts)
+        servers, _, chroot = self.hosts.partition("/")
+        base = f"/{chroot}" if chroot else ""
+        self.paths = Paths(base + _checked("root", check_path, root))
+        self.id = default_id() if id is None else _checked("id", check_id, id)
+        timeout = _checked("session_timeout", check_seconds, session_timeout)
+        self.session = ZooKeeperSession(servers, timeout, self._on_connection)
+        self._app = app
+        self._schedule = schedule
+        self._on_elected = on_elected
+        self._on_demoted = on_demoted
+        # SimpleQueue throughout: its put() is reentrant, so stop() may be called by a signal
+        # handler that interrupted any line of the same thread. Locks and Events are not.
+        self._inbox: queue.SimpleQueue[queue.SimpleQueue[bool] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._failure: ZkBeatError | None = None
+        self._reign: Reign | None = None
+        #: The session for which the root is known to be ready.
+        self._prepared_for = 0
+        #: Whether the role was decided since the start.
+        self._decided = False
+        self._master: MasterRecord | None = None
+        self._last_epoch: int | None = None
+        self._member_state: tuple[int, str] | None = None
+        self._abstain_until = 0.0
+        self._remind_at = 0.0
+
+    # What is asked of it ----------------------------------------------------------------------
+
+    def start(self, timeout: float | None = None) -> None:
+        """Begins to contend, on a thread of its own.
+
+        Args:
+            timeout: seconds within which ZooKeeper must have answered and the role be decided;
+                None: return at once and wait for ZooKeeper as long as it takes.
+
+        Raises:
+            ConnectTimeout: not within `timeout`; the election is stopped.
+            RootError: the root is another app's, or of an unknown format.
+            RuntimeError: started before.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this election was started before: make a new MasterElection")
+        if timeout is not None:
+            timeout = _checked("timeout", check_seconds, timeout)
+        self._thread = threading.Thread(target=self._run, name="zk-beat-election", daemon=True)
+        self._thread.start()
+        if self._on_elected or self._on_demoted:
+            threading.Thread(target=self._run_calls, name="zk-beat-callbacks", daemon=True).start()
+        if timeout is not None and not self._wait_until(lambda: self._decided, timeout):
+            self.stop()
+            raise ConnectTimeout(
+                f"ZooKeeper at {self.hosts} did not answer within {timeout:g} s: "
+                "is it running, and is this its address?"
+            )
+
+    @property
+    def is_master(self) -> bool:
+        """Whether this candidate is master, as far as it knows. No network, cheap to ask."""
+        return self.reign is not None
+
+    @property
+    def reign(self) -> Reign | None:
+        """The current time as master, None on a standby. No network."""
+        reign = self._reign
+        if reign is None or not self.session.connected:
+            return None
+        return reign if reign.connection == self.session.connection else None
+
+    @property
+    def epoch(self) -> int | None:
+        """The fencing token of this master, None on a standby. No network."""
+        reign = self.reign
+        return None if reign is None else reign.epoch
+
+    @property
+    def master(self) -> MasterRecord | None:
+        """The master that was last seen, this one included; None when there was none."""
+        return self._master
+
+    @property
+    def failure(self) -> ZkBeatError | None:
+        """Why the election has ended by itself, None as long as it has not."""
+        return self._failure
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits to become master.
+
+        Args:
+            timeout: seconds; None: as long as it takes.
+
+        Returns:
+            Whether this candidate is master; False also when the election was stopped.
+
+        Raises:
+            RootError: the root is another app's, or of an unknown format.
+        """
+        self._wait_until(lambda: self.is_master, timeout)
+        return self.is_master
+
+    def resign(self, timeout: float = 5.0) -> bool:
+        """Gives up the mastership to another candidate and stays as a standby. For a second
+        (``RESIGN_PAUSE``) it does not contend; if nobody else has by then, it does again.
+
+        Returns:
+            Whether it gave it up; False where it was not master, or within `timeout` seconds no
+            answer came.
+        """
+        reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._inbox.put(reply)
+        try:
+            return reply.get(timeout=timeout)
+        except queue.Empty:
+            return False
+
+    def recheck(self) -> None:
+        """Has it read anew, soon, whether this candidate is master: for a holder of the epoch
+        whose write was refused."""
+        self._inbox.put(None)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Ends the session, and with it a mastership at once. Returns within `timeout` seconds.
+        May be called twice, from a signal handler, and where nothing was started."""
+        self._stopping = True
+        self._inbox.put(None)
+        self._calls.put(None)
+        thread = self._thread
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Has `listener` called whenever something may have changed, on threads that it must
+        not block: it may hand a token to another thread, no more."""
+        self._listeners += (listener,)
+
+    def unsubscribe(self, listener: Callable[[], None]) -> None:
+        self._listeners = tuple(each for each in self._listeners if each is not listener)
+
+    def __enter__(self) -> MasterElection:
+        if self._thread is None:
+            self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        role = f"master of epoch {self.epoch}" if self.is_master else "standby"
+        return f"<MasterElection {self.id} {role} at {self.hosts} {self.paths.root}>"
+
+    # The thread that decides ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self.session.start()
+            delay: float | None = 0.0
+            while not self._stopping:
+                self._hear(delay)
+                if not self._stopping:
+                    delay = self._turn()
+        except ZkBeatError as exc:
+            self._failure = exc
+        finally:
+            self._demote("stopped" if self._failure is None else str(self._failure))
+            self.session.stop(timeout=3.0)
+            self._stopping = True
+            self._tell()
+
+    def _hear(self, timeout: float | None) -> None:
+        """Waits for a token (the connection, a watch, recheck, stop) or a request to resign."""
+        try:
+            reply = self._inbox.get(timeout=timeout)
+        except queue.Empty:
+            return
+        if reply is not None:
+            reply.put(self._resign())
+
+    def _turn(self) -> float | None:
+        """Decides the role anew, and says after how many seconds to do so without being told;
+        None: not at all, because a watch is armed."""
+        if not self.session.connected:
+            self._demote("the connection to ZooKeeper is lost")
+            return self._wait_for_zookeeper()
+        self._remind_at = 0.0
+        try:
+            self._prepare()
+            while not self._settle():
+                pause = self._abstain_until - time.monotonic()
+                if pause > 0:
+                    return pause
+                self._contend()
+            self._decided = True
+            self._tell()
+            return None if self._show() else _RETRY_AFTER
+        except Uncertain as exc:
+            logger.debug("asking again: %s", exc)
+            return 0.1
+        except _Conflict as exc:
+            # A znode of ours was deleted by hand: make it again.
+            logger.warning("%s; looking again", exc)
+            self._prepared_for = 0
+            return 0.1
+        except ZooKeeperError as exc:
+            self._demote(str(exc))
+            logger.warning("%s; trying again in %g s", exc, _RETRY_AFTER)
+            return _RETRY_AFTER
+
+    def _settle(self) -> bool:
+        """Reads who is master, this one perhaps, and arms the watch; False when nobody is."""
+        connection = self.session.connection
+        node = self.session.read(self.paths.master, watch=self._on_watch)
+        if node is None:
+            self._demote("its znode is gone")
+            if self._master is not None:
+                logger.info("master %s is gone - contending", self._master.id)
+                self._master = None
+            return False
+        try:
+            seen = MasterRecord.decode(self.paths.master, node.data)
+        except RootError as exc:
+            logger.warning("%s", exc)
+            seen = MasterRecord("unknown", "", 0, "", 0, "")
+        if node.owner == self.session.id:
+            self._begin(connection, seen)
+            return True
+        self._demote(f"{seen.id} is master")
+        if seen != self._master:
+            old = " (an earlier session of this one)" if seen.id == self.id else ""
+            logger.info("not elected because %s%s is master, epoch %d", seen.id, old, seen.epoch)
+        self._master = seen
+        self._last_epoch = seen.epoch or None
+        return True
+
+    def _begin(self, connection: int, seen: MasterRecord) -> None:
+        """The master znode is of our session: begin a reign, if the epoch is ours too."""
+        node = self.session.read(self.paths.epoch)
+        record = EpochRecord.decode(self.paths.epoch, node.data) if node and node.data else None
+        if node is None or record is None or record.session != self._session_name():
+            # Somebody wrote the epoch by hand: nothing may be done under it, so start afresh.
+            self._demote(f"{self.paths.epoch} is not as this master left it")
+            self.session.commit(Delete(self.paths.master))
+            raise _Conflict(self.paths.epoch, "written by somebody else while this was master")
+        reign = Reign(node.version, connection)
+        self._last_epoch = node.version
+        self._master = seen
+        if self._reign != reign:
+            self._demote("reconnected")
+            self._reign = reign
+            self._tell()
+            logger.info("elected: %s is master, epoch %d", self.id, reign.epoch)
+            self._call(self._on_elected, reign.epoch)
+
+    def _contend(self) -> None:
+        """Tries to become master; whether it worked is for :meth:`_settle` to read."""
+        epoch = self._last_epoch
+        if epoch is None:
+            node = self.session.read(self.paths.epoch)
+            if node is None:
+                raise _Conflict(self.paths.epoch, "missing")
+            epoch = node.version
+        self._last_epoch = None
+        mine = MasterRecord(
+            self.id,
+            socket.gethostname(),
+            os.getpid(),
+            to_text(datetime.now(timezone.utc)),
+            epoch + 1,
+            __version__,
+        )
+        try:
+            self.session.commit(
+                Create(self.paths.master, mine.encode(), ephemeral=True),
+                SetData(
+                    self.paths.epoch, EpochRecord(self.id, self._session_name()).encode(), epoch
+                ),
+            )
+        except _Conflict as exc:
+            if exc.path not in (self.paths.master, self.paths.epoch):
+                raise
+            logger.debug("not elected: %s", exc)
+
+    def _resign(self) -> bool:
+        reign = self.reign
+        if reign is None:
+            return False
+        try:
+            # The epoch, not the znode's version: a successor's znode starts at version 0 again.
+            self.session.commit(Check(self.paths.epoch, reign.epoch), Delete(self.paths.master))
+        except ZkBeatError as exc:
+            logger.warning("could not resign: %s", exc)
+            return False
+        self._abstain_until = time.monotonic() + RESIGN_PAUSE
+        self._demote("resigned")
+        return True
+
+    def _demote(self, why: str) -> None:
+        reign, self._reign = self._reign, None
+        if reign is not None:
+            logger.info("demoted: %s was master, epoch %d: %s", self.id, reign.epoch, why)
+            self._tell()
+            self._call(self._on_demoted, why)
+
+    # What surrounds the decision --------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Sees to it, once a session, that the root is ours and has what an election needs."""
+        session = self.session.id
+        if self._prepared_for == session:
+            return
+        logger.info(
+            "connected to ZooKeeper at %s, root %s, session time-out %g s%s",
+            self.hosts,
+            self.paths.root,
+            self.session.timeout,
+            self.session.granted_otherwise,
+        )
+        for path in (self.paths.root, self.paths.epoch, self.paths.members, self.paths.runs):
+            self.session.ensure(path)
+        self._claim_root()
+        self._prepared_for = session
+        self._member_state = None
+
+    def _claim_root(self) -> None:
+        if self._app is None:
+            return None
+        node = self.session.read(self.paths.root)
+        if node is not None and not node.data:
+            try:
+                self.session.commit(
+                    SetData(self.paths.root, RootRecord(self._app).encode(), node.version)
+                )
+            except _Conflict:
+                return self._claim_root()  # another beat was first: see what it wrote
+        elif node is not None:
+            owner = RootRecord.decode(self.paths.root, node.data).app
+            if owner != self._app:
+                raise RootError(
+                    f"{self.paths.root} belongs to the app {owner!r}, and this is {self._app!r}: "
+                    "give each app a root of its own (zk_beat_root)"
+                )
+        return None
+
+    def _show(self) -> bool:
+        """Writes this candidate's member znode when its role changed; False when another's of
+        the same name is in the way (an earlier session that has not expired yet, usually)."""
+        state = "master" if self._reign is not None else "standby"
+        shown = (self.session.id, state)
+        if self._member_state == shown:
+            return True
+        path = self.paths.member(self.id)
+        data = MemberRecord(
+            self.id, socket.gethostname(), os.getpid(), state, self._schedule
+        ).encode()
+        node = self.session.read(path)
+        if node is None:
+            self.session.commit(Create(path, data, ephemeral=True))
+        elif node.owner == self.session.id:
+            self.session.commit(SetData(path, data))
+        else:
+            logger.debug("%s is still held by another session", path)
+            return False
+        self._member_state = shown
+        return True
+
+    def _wait_for_zookeeper(self) -> float:
+        if self.session.dead:
+            self.session.stop(timeout=_RETRY_AFTER)
+            self.session.start()
+            return _RETRY_AFTER
+        now = time.monotonic()
+        if self._remind_at <= now:
+            if self._remind_at:
+                logger.warning(
+                    "ZooKeeper at %s does not answer; waiting for it as a standby", self.hosts
+                )
+            self._remind_at = now + _REMIND_EVERY
+        return max(0.1, self._remind_at - now)
+
+    def _session_name(self) -> str:
+        return f"{self.session.id:#x}"
+
+    def _on_connection(self) -> None:
+        self._inbox.put(None)
+        self._tell()
+
+    def _on_watch(self, event: object) -> None:
+        self._inbox.put(None)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _wait_until(self, holds: Callable[[], bool], timeout: float | None) -> bool:
+        """Waits without a lock of Python's, so that a signal handler may interrupt it anywhere
+        and call :meth:`stop`."""
+        news: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+        def tell() -> None:
+            news.put(None)
+
+        self.subscribe(tell)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while not holds():
+                if self._failure is not None:
+                    raise self._failure
+                if self._stopping:
+                    return False
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                try:
+                    news.get(timeout=left)
+                except queue.Empty:
+                    return holds()
+            return True
+        finally:
+            self.unsubscribe(tell)
+
+    def _call(self, callback: Callable[..., object] | None, argument: object) -> None:
+        if callback is not None:
+            self._calls.put(lambda: callback(argument))
+
+    def _run_calls(self) -> None:
+        while True:
+            call = self._calls.get()
+            if call is None:
+                return
+            try:
+                call()
+            except Exception:
+                logger.exception("a callback of the election raised")
+
+
+def _checked(name: str, check: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return check(value)
+    except SettingsError as exc:
+        raise SettingsError(f"{name} = {exc}") from None

@@ -1,0 +1,394 @@
+"""Which runs were claimed, and which of those are published: a transactional outbox in ZooKeeper.
+
+It knows nothing of schedules or brokers. Its holder does, for each run, in this order: claim,
+publish, say that it is published. A run is claimed in one transaction that checks the epoch, so
+it is claimed once, by a master; it stays in the outbox until a later write says that it was
+published, so whoever is master next knows of it.
+
+There is one recovery path. Whatever goes wrong (no answer, a version that is not the known one, a
+znode deleted underfoot), the ledger forgets all it knows and raises; its holder loads it again and
+goes on from what ZooKeeper says.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn
+
+from .election import MasterElection, Reign
+from .errors import NotMaster, RootError, ZkBeatError
+from .session import Check, Create, Node, Operation, Pending, SetData, boottime
+from .znodes import decode, encode, from_text, page_of, to_text
+
+logger = logging.getLogger(__name__)
+
+#: Most runs of one transaction: what a crash in the middle may leave in the outbox.
+MOST_RUNS = 500
+#: Most bytes of data in one transaction; ZooKeeper drops the connection at a request of 1 MiB
+#: (jute.maxbuffer, Administrator's Guide).
+MOST_BYTES = 700_000
+#: Part of the session time-out for which an acknowledged write vouches for the session, counted
+#: from when it was sent. Not all of it: a follower passes on to the leader that it heard of us
+#: with a delay of up to half a tick, and a tick is at most half a session time-out.
+SAFE_PART = 2 / 3
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is remembered of an entry. Instants are aware, UTC.
+
+    Attributes:
+        last_run_at: when its last run was claimed; before the first, when it was first seen.
+        total_run_count: number of its last run, 0 before the first.
+        due: the instant that the last run was for, None before the first.
+    """
+
+    last_run_at: datetime
+    total_run_count: int = 0
+    due: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One due execution of one entry. Instants are aware, UTC.
+
+    Attributes:
+        entry: the entry's name.
+        number: counts the entry's runs from 1, for ever.
+        due: the earliest instant at which the entry was due and had not run.
+        claimed: when it is claimed: the entry's next ``last_run_at``.
+    """
+
+    entry: str
+    number: int
+    due: datetime
+    claimed: datetime
+
+
+@dataclass
+class _Page:
+    """A page as it is in ZooKeeper; `version` is None where there is none yet."""
+
+    states: dict[str, RunState]
+    version: int | None = None
+
+
+class RunLedger:
+    """The run states and the outbox below one election's root. For one thread at a time.
+
+    Everything that talks to ZooKeeper raises
+
+    - NotMaster: this is not, or no longer, the master of the epoch that was loaded;
+    - Conflict: something was not as it was loaded;
+    - Uncertain: no answer;
+    - ZooKeeperError, RootError: refused, or not to be understood; the message names the znode.
+
+    After any of them the ledger is empty and must be loaded again.
+    """
+
+    def __init__(self, election: MasterElection) -> None:
+        self._election = election
+        self._session = election.session
+        self._paths = election.paths
+        self.forget()
+
+    def forget(self) -> None:
+        """Throws away all that was read."""
+        #: The reign for which this was loaded, None when it is not.
+        self.reign: Reign | None = None
+        #: The runs that are claimed and not known to be published, oldest first. Read only.
+        self.outbox: dict[str, Run] = {}
+        self._pages: dict[str, _Page] = {}
+        self._damaged: dict[str, str] = {}
+        self._outbox_version = 0
+        self._outbox_changed = False
+        self._confirming: Pending | None = None
+        #: On :func:`boottime`: until when ZooKeeper cannot have given the mastership to another.
+        self._entitled_until = 0.0
+
+    def load(self, reign: Reign) -> None:
+        """Reads all run states and the outbox, as the master of `reign`.
+
+        A page that cannot be understood is reported, and left alone: its entries have no
+        :meth:`state` and cannot be claimed until it is mended.
+        """
+        self.forget()
+        names = sorted(self._session.children(self._paths.runs))
+        paths = [self._paths.epoch, self._paths.outbox, *map(self._paths.page, names)]
+        epoch, outbox, *pages = self._session.read_all(paths)
+        if epoch is None or epoch.version != reign.epoch:
+            raise NotMaster(f"{self._paths.epoch}: no longer at {reign.epoch}, the epoch of ours")
+        for name, node in zip(names, pages):
+            if node is not None:
+                self._take_page(name, node)
+        if outbox is None:
+            self._session.commit(
+                Check(self._paths.epoch, reign.epoch),
+                Create(self._paths.outbox, _encode_outbox(())),
+            )
+        else:
+            self._outbox_version = outbox.version
+            self.outbox = {run.entry: run for run in _decode_outbox(self._paths.outbox, outbox)}
+        self.reign = reign
+
+    def state(self, entry: str) -> RunState | None:
+        """The state of an entry, None if it was never seen or is on a damaged page."""
+        page = self._pages.get(page_of(entry))
+        return None if page is None else page.states.get(entry)
+
+    def damaged(self, entry: str) -> bool:
+        """Whether the entry's page cannot be understood."""
+        return page_of(entry) in self._damaged
+
+    def first_seen(self, entries: dict[str, datetime]) -> None:
+        """Gives entries that have none a state.
+
+        Args:
+            entries: name to `last_run_at`, the instant from which their clock runs.
+        """
+        left = {name: RunState(at) for name, at in sorted(entries.items(), key=_by_page)}
+        while left:
+            batch = self._fitting(left)
+            self._commit({name: left.pop(name) for name in batch}, self.outbox)
+
+    def claim(self, runs: Sequence[Run]) -> list[Run]:
+        """Claims runs, in one transaction.
+
+        Args:
+            runs: at most one of each entry, of entries that have a state and no run in the
+                outbox.
+
+        Returns:
+            those that were claimed and are now in the outbox: as many as fit into a transaction,
+            at least one. The others are as before.
+        """
+        states = {
+            run.entry: RunState(self._not_before(run), run.number, run.due)
+            for run in sorted(runs, key=lambda run: page_of(run.entry))
+        }
+        batch = self._fitting(states)
+        claimed = [run for run in runs if run.entry in batch]
+        outbox = {**self.outbox, **{run.entry: run for run in claimed}}
+        self._commit({name: states[name] for name in batch}, outbox)
+        self.outbox = outbox
+        return claimed
+
+    def assure(self) -> None:
+        """To be called before each publish: returns if this is still the master that claimed,
+        as far as can be told, and no more than a safe part of the session time-out after the
+        server heard of it; asks the server where that was too long ago."""
+        if boottime() >= self._entitled_until:
+            self._commit({}, self.outbox)
+        if self._election.reign != self.reign or boottime() >= self._entitled_until:
+            self._fail(NotMaster(f"{self._paths.master}: not, or not certainly, of this beat"))
+
+    def published(self, run: Run) -> None:
+        """Takes a run out of the outbox; ZooKeeper learns it from the next :meth:`confirm`, or
+        from the next claim."""
+        del self.outbox[run.entry]
+        self._outbox_changed = True
+
+    def confirm(self) -> None:
+        """Writes down what was published, without waiting; only one such write is on its way at
+        any time, and takes what has gathered meanwhile."""
+        if self._confirming is not None and self._confirming.answered:
+            self._finish_confirming()
+        if self._outbox_changed and self._confirming is None:
+            self._confirming = self._send({}, self.outbox)
+
+    def flush(self) -> None:
+        """As :meth:`confirm`, and waits until ZooKeeper knows it."""
+        while self._confirming is not None or self._outbox_changed:
+            if self._confirming is not None:
+                self._finish_confirming()
+            self.confirm()
+
+    def __repr__(self) -> str:
+        states = sum(len(page.states) for page in self._pages.values())
+        return f"<RunLedger {self.reign} {states} states, {len(self.outbox)} in the outbox>"
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def _commit(self, states: dict[str, RunState], outbox: dict[str, Run]) -> None:
+        if self._confirming is not None:
+            # It was sent before, so it is answered before: this costs no further round trip,
+            # and what it says is not mistaken for an answer to what follows.
+            sent = self._send(states, outbox)
+            self._finish_confirming()
+            self._finish(sent)
+        else:
+            self._finish(self._send(states, outbox))
+
+    def _send(self, states: dict[str, RunState], outbox: dict[str, Run]) -> Pending:
+        """The one transaction with which everything is written: nothing happens unless the epoch,
+        the pages and the outbox are as this ledger knows them. A write that is still on its way
+        is counted in the versions that it will leave, so the next need not wait for it."""
+        if self.reign is None:
+            raise NotMaster(f"{self._paths.root}: the run states are not loaded")
+        operations: list[Operation] = [Check(self._paths.epoch, self.reign.epoch)]
+        pages: dict[str, dict[str, RunState]] = {}
+        for name, state in states.items():
+            pages.setdefault(page_of(name), {})[name] = state
+        for name, changes in pages.items():
+            page = self._pages.setdefault(name, _Page({}))
+            page.states.update(changes)
+            data = _encode_page(page.states)
+            path = self._paths.page(name)
+            if page.version is None:
+                operations.append(Create(path, data))
+                page.version = 0
+            else:
+                operations.append(SetData(path, data, page.version))
+                page.version += 1
+        data = _encode_outbox(outbox.values())
+        operations.append(SetData(self._paths.outbox, data, self._outbox_version))
+        self._outbox_version += 1
+        self._outbox_changed = False
+        try:
+            return self._session.send(*operations)
+        except ZkBeatError as exc:
+            self._fail(exc)
+
+    def _finish(self, sent: Pending) -> None:
+        try:
+            sent.result()
+        except ZkBeatError as exc:
+            self._fail(exc)
+        self._entitled_until = sent.sent + SAFE_PART * self._session.timeout
+
+    def _finish_confirming(self) -> None:
+        confirming, self._confirming = self._confirming, None
+        assert confirming is not None
+        self._finish(confirming)
+
+    def _fail(self, exc: ZkBeatError) -> NoReturn:
+        self.forget()
+        raise exc
+
+    def _fitting(self, states: dict[str, RunState]) -> set[str]:
+        """As many of the entries as fit into one transaction, at least one; every page that is
+        touched is written whole."""
+        room = MOST_BYTES - len(_encode_outbox(self.outbox.values()))
+        fitting: set[str] = set()
+        pages: set[str] = set()
+        for name, state in states.items():
+            page = page_of(name)
+            room -= 2 * _size(name, state)  # in its page and in the outbox
+            if page not in pages and page in self._pages:
+                room -= sum(_size(*item) for item in self._pages[page].states.items())
+            if fitting and (room < 0 or len(fitting) == MOST_RUNS):
+                break
+            pages.add(page)
+            fitting.add(name)
+        return fitting
+
+    def _not_before(self, run: Run) -> datetime:
+        """A clock that was set back must not set the entry's back."""
+        state = self.state(run.entry)
+        return run.claimed if state is None else max(run.claimed, state.last_run_at)
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def _take_page(self, name: str, node: Node) -> None:
+        path = self._paths.page(name)
+        try:
+            self._pages[name] = _Page(_decode_page(path, node.data), node.version)
+        except RootError as exc:
+            self._damaged[name] = str(exc)
+            logger.error("%s; until then the entries on this page do not run", exc)
+
+
+def _by_page(item: tuple[str, object]) -> str:
+    return page_of(item[0])
+
+
+def _size(name: str, state: RunState) -> int:
+    """At least the bytes of a state, or of a run, as JSON."""
+    return len(json.dumps(name)) + 160
+
+
+def _encode_page(states: dict[str, RunState]) -> bytes:
+    return encode(
+        {
+            "entries": {
+                name: {
+                    "last_run_at": to_text(state.last_run_at),
+                    "total_run_count": state.total_run_count,
+                    "due": None if state.due is None else to_text(state.due),
+                }
+                for name, state in states.items()
+            }
+        }
+    )
+
+
+def _decode_page(path: str, data: bytes) -> dict[str, RunState]:
+    entries = _field(path, decode(path, data), "entries", dict)
+    states = {}
+    for name, fields in entries.items():
+        due = fields.get("due") if isinstance(fields, dict) else None
+        states[name] = RunState(
+            _instant(path, fields, "last_run_at"),
+            _count(path, fields, "total_run_count"),
+            None if due is None else _instant(path, fields, "due"),
+        )
+    return states
+
+
+def _encode_outbox(runs: Iterable[Run]) -> bytes:
+    return encode(
+        {
+            "runs": [
+                {
+                    "entry": run.entry,
+                    "number": run.number,
+                    "due": to_text(run.due),
+                    "claimed": to_text(run.claimed),
+                }
+                for run in runs
+            ]
+        }
+    )
+
+
+def _decode_outbox(path: str, node: Node) -> list[Run]:
+    return [
+        Run(
+            _field(path, fields, "entry", str),
+            _count(path, fields, "number"),
+            _instant(path, fields, "due"),
+            _instant(path, fields, "claimed"),
+        )
+        for fields in _field(path, decode(path, node.data), "runs", list)
+    ]
+
+
+def _field(path: str, fields: Any, name: str, kind: type) -> Any:
+    value = fields.get(name) if isinstance(fields, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RootError(
+            f"{path}: the field {name!r} is {value!r:.80}, expected {kind.__name__}: mend it "
+            f"(zkCli.sh get {path}), or delete the znode to start anew"
+        )
+    return value
+
+
+def _count(path: str, fields: Any, name: str) -> int:
+    value: int = _field(path, fields, name, int)
+    if value < 0:
+        raise RootError(f"{path}: the field {name!r} is {value}, expected 0 or more")
+    return value
+
+
+def _instant(path: str, fields: Any, name: str) -> datetime:
+    text = _field(path, fields, name, str)
+    try:
+        return from_text(text)
+    except ValueError:
+        raise RootError(
+            f"{path}: the field {name!r} is {text!r:.80}, no ISO 8601 instant"
+        ) from None

@@ -1,0 +1,464 @@
+"""The Celery side: a beat scheduler that dispatches while its process is master.
+
+Celery calls :meth:`ZooKeeperScheduler.tick` in the main thread, where signal handlers may
+interrupt any line. So the work is done on a thread of its own, which a handler can only ask to
+stop; ``tick()`` waits for a sign of its progress and passes on its errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import heapq
+import itertools
+import json
+import logging
+import math
+import queue
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+from celery.beat import Scheduler
+from kombu.exceptions import OperationalError
+
+from .election import MasterElection
+from .errors import SettingsError, ZkBeatError
+from .ledger import MOST_RUNS, Run, RunLedger
+from .settings import Settings
+from .znodes import to_text
+
+logger = logging.getLogger(__name__)
+
+#: Most seconds between two turns of the dispatch loop, and so between two ticks: `celery inspect
+#: ping` takes a beat for hung whose last tick is a minute old.
+_LONGEST_WAIT = 5.0
+#: Least seconds after which an entry that is not due is asked again.
+_SHORTEST_WAIT = 0.01
+#: Seconds before ZooKeeper is asked again after it refused something.
+_RETRY_AFTER = 1.0
+#: Seconds that a stopping beat gives to the publish that it is in the middle of.
+_STOP_PATIENCE = 3.0
+#: First and longest pause after a publish that failed, seconds.
+_BACK_OFF = (0.5, 10.0)
+
+
+class _Event(NamedTuple):
+    """An entry's place in the heap. `at` is seconds since 1970; `order` settles ties."""
+
+    at: float
+    order: int
+    name: str
+
+
+class ZooKeeperScheduler(Scheduler):
+    """``beat_scheduler = "celery_zk_beat:ZooKeeperScheduler"``, or ``beat -S zookeeper``.
+
+    Of all beats with the same root one is master and dispatches; the others wait inside
+    :meth:`tick`. Entries are those of ``beat_schedule``, as Celery reads it; their run states are
+    in ZooKeeper. All methods are for the main thread; nothing connects before the first tick.
+
+    Raises:
+        SystemExit: a setting cannot work. Not a SettingsError, which Celery would show as a
+            traceback; the text is the same line.
+    """
+
+    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            self.settings = Settings.from_app(app)
+        except SettingsError as exc:
+            raise SystemExit(f"celery beat: {exc}") from None
+        self._built_at = datetime.now(timezone.utc)
+        self._heap: list[_Event] = []
+        self._heap_is_current = False
+        self._order = itertools.count()
+        self._back_off = _BackOff()
+        self._election: Any = None
+        self._ledger: Any = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._closing = False
+        # SimpleQueue, because its put() is reentrant: close() runs inside signal handlers.
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._progress: queue.SimpleQueue[None] = queue.SimpleQueue()
+        super().__init__(app, *args, **kwargs)
+        self._heap = []
+
+    @property
+    def info(self) -> str:
+        """For the start-up banner."""
+        hosts, root = self.settings.hosts, self.settings.root
+        return f"    . zookeeper -> {hosts}\n    . root -> {root}\n    . id -> {self.settings.id}"
+
+    # What Celery calls --------------------------------------------------------------------------
+
+    def setup_schedule(self) -> None:
+        # In this order: Celery's own in-memory one merges last, and so loses the default entries.
+        self.merge_inplace(self.app.conf.beat_schedule)
+        self.install_default_entries(self.schedule)
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Waits until the dispatch loop has turned, at most some seconds; 0.
+
+        Raises:
+            SystemExit: the loop has ended because of something that waiting does not cure, such
+                as a root that belongs to another app.
+        """
+        if self._thread is None:
+            self._begin()
+        self._progress.get()
+        if self._failure is not None:
+            self._raise_failure()
+        return 0
+
+    def close(self) -> None:
+        """Hands over: lets the publish that is under way end, then closes the session, so that
+        another beat is elected at once. Returns within some seconds, whatever hangs. Safe to call
+        twice, and from a signal handler, as Celery does."""
+        self._closing = True
+        self._wake()
+        thread = self._thread
+        if thread is not None:
+            thread.join(_STOP_PATIENCE)
+        if self._election is not None:
+            self._election.stop()
+        if thread is None or not thread.is_alive():
+            self._drop_connection()
+        self._progress.put(None)
+        if isinstance(self._failure, ZkBeatError):
+            self._raise_failure()
+
+    def add(self, **kwargs: Any) -> Any:
+        self._heap_is_current = False
+        return super().add(**kwargs)
+
+    def update_from_dict(self, dict_: Any) -> None:
+        self._heap_is_current = False
+        super().update_from_dict(dict_)
+
+    def merge_inplace(self, b: Any) -> None:
+        self._heap_is_current = False
+        super().merge_inplace(b)
+
+    def _ensure_connected(self) -> Any:
+        # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
+        # with an eye on the election.
+        connection = self.connection
+        return connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
+
+    def _drop_connection(self) -> None:
+        self.__dict__.pop("producer", None)
+        connection = self.__dict__.pop("connection", None)
+        if connection is not None:
+            with contextlib.suppress(*connection.connection_errors, *connection.channel_errors):
+                connection.release()
+
+    def _raise_failure(self) -> NoReturn:
+        assert self._failure is not None
+        if isinstance(self._failure, ZkBeatError):
+            raise SystemExit(f"celery beat: {self._failure}")
+        raise self._failure
+
+    # The dispatch loop, on its own thread -------------------------------------------------------
+
+    def _begin(self) -> None:
+        _exit_on_sigterm()
+        self._election = MasterElection(
+            self.settings.hosts,
+            self.settings.root,
+            id=self.settings.id,
+            session_timeout=self.settings.session_timeout,
+            app=self.settings.app,
+            schedule=self._digest(),
+        )
+        self._ledger = RunLedger(self._election)
+        self._election.subscribe(self._wake)
+        self._thread = threading.Thread(target=self._run, name="zk-beat-dispatch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.app.set_current()
+            self._election.start(self.settings.connect_timeout)
+            while not self._closing:
+                wait = self._turn()
+                if self._progress.empty():
+                    self._progress.put(None)
+                self._wait(wait)
+            self._say_goodbye()
+        except BaseException as exc:
+            self._failure = exc
+        finally:
+            self._progress.put(None)
+
+    def _wake(self) -> None:
+        self._news.put(None)
+
+    def _wait(self, seconds: float) -> None:
+        try:
+            self._news.get(timeout=max(0.0, min(seconds, _LONGEST_WAIT, self.max_interval)))
+            while True:
+                self._news.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _turn(self) -> float:
+        """Does what is due if this is the master; says for how many seconds nothing will be."""
+        if self._election.failure is not None:
+            raise self._election.failure
+        reign = self._election.reign
+        if reign is None:
+            self._ledger.forget()
+            return _LONGEST_WAIT
+        try:
+            if self._ledger.reign != reign:
+                self._take_over(reign)
+            return self._dispatch()
+        except ZkBeatError as exc:
+            # The one recovery path: the ledger has forgotten all, and is loaded anew if this
+            # beat is master still.
+            if self._closing or self._election.reign is None:
+                return 0.0
+            logger.warning("%s; reading the run states anew", exc)
+            self._ledger.forget()
+            self._election.recheck()
+            return _RETRY_AFTER
+
+    def _say_goodbye(self) -> None:
+        try:
+            if self._ledger.reign is not None:
+                self._ledger.flush()
+        except ZkBeatError as exc:
+            logger.warning("the next master may repeat a run: %s", exc)
+
+    def _take_over(self, reign: Any) -> None:
+        """Goes on where the last master left off."""
+        self._ledger.load(reign)
+        now = datetime.now(timezone.utc)
+        self._ledger.first_seen(
+            {
+                name: min(now, _to_utc(entry.last_run_at)) if self._brings_own(entry) else now
+                for name, entry in self.schedule.items()
+                if self._ledger.state(name) is None and not self._ledger.damaged(name)
+            }
+        )
+        self._heap_is_current = False
+        self._back_off.clear()
+        runs = self._ledger.outbox
+        for run in runs.values():
+            known = "publishing it" if run.entry in self.schedule else "not in this beat's schedule"
+            logger.warning(
+                "%s: run %d, due %s, was claimed and perhaps not published: %s",
+                run.entry,
+                run.number,
+                to_text(run.due),
+                known,
+            )
+        logger.info("dispatching %d entries as master, epoch %d", len(self.schedule), reign.epoch)
+
+    def _brings_own(self, entry: Any) -> bool:
+        """Whether the configuration gave the entry a ``last_run_at``: a time before this
+        scheduler was made cannot be the default."""
+        return bool(_to_utc(entry.last_run_at) < self._built_at)
+
+    def _dispatch(self) -> float:
+        if not self._heap_is_current:
+            self._build_heap()
+        self._publish(self._ledger.outbox.values())
+        self._claim()
+        self._ledger.confirm()
+        next_at = self._heap[0].at if self._heap else math.inf
+        return min(next_at, self._back_off.over_at(self._ledger.outbox)) - time.time()
+
+    def _build_heap(self) -> None:
+        """All entries with their states from the ledger, in the order of when to ask them."""
+        self._heap = []
+        self._heap_is_current = True
+        for name, entry in self.schedule.items():
+            state = self._ledger.state(name)
+            if state is not None:
+                entry.last_run_at = _as_of(entry, state.last_run_at)
+                entry.total_run_count = state.total_run_count
+                self._push(name, 0.0)
+
+    def _push(self, name: str, delay: Any) -> None:
+        if isinstance(delay, timedelta):
+            delay = delay.total_seconds()
+        if not isinstance(delay, (int, float)) or math.isnan(delay):
+            delay = self.max_interval
+        heapq.heappush(self._heap, _Event(time.time() + delay, next(self._order), name))
+
+    def _claim(self) -> None:
+        """Claims and publishes what is due."""
+        due: dict[str, tuple[Run, Any, Any]] = {}
+        while len(due) < MOST_RUNS and self._heap and self._heap[0].at <= time.time():
+            name = heapq.heappop(self._heap).name
+            entry = self.schedule.get(name)
+            if entry is None:
+                continue
+            if name in self._ledger.outbox:
+                # Its last run waits for the broker, and so does the next: not a flood afterwards.
+                self._push(name, max(_SHORTEST_WAIT, self._back_off.over_at([name]) - time.time()))
+                continue
+            try:
+                is_due, delay = self.is_due(entry)
+                if is_due:
+                    successor = next(entry)
+                    due[name] = self._run_of(entry, successor), successor, delay
+                    continue
+            except Exception:
+                logger.exception("%s: cannot tell when it is due, trying again later", name)
+                delay = self.max_interval
+            self._push(name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
+        if not due:
+            return
+        claimed = self._ledger.claim([run for run, _, _ in due.values()])
+        for run in claimed:
+            _, self.schedule[run.entry], delay = due.pop(run.entry)
+            self._push(run.entry, delay)
+        for name in due:
+            self._push(name, 0.0)
+        self._publish(claimed)
+
+    def _run_of(self, entry: Any, successor: Any) -> Run:
+        now = datetime.now(timezone.utc)
+        try:
+            due = now + entry.schedule.remaining_estimate(entry.last_run_at)
+        except Exception:  # a schedule class that has only is_due()
+            due = now
+        # "Now" is not the same for all of this, so the instant comes out some microseconds off.
+        due = datetime.fromtimestamp(round(due.timestamp(), 3), timezone.utc)
+        return Run(entry.name, successor.total_run_count, due, _to_utc(successor.last_run_at))
+
+    def _publish(self, runs: Iterable[Run]) -> None:
+        for run in list(runs):
+            if self._back_off.over_at([run.entry]) > time.time() or run.entry not in self.schedule:
+                continue
+            if self._closing:
+                return
+            self._ledger.assure()
+            try:
+                self._send(run)
+            except Exception as exc:
+                self._publish_failed(run, exc)
+            else:
+                self._back_off.forgive(run.entry)
+                self._ledger.published(run)
+                self._ledger.confirm()
+
+    def _send(self, run: Run) -> None:
+        entry = copy.copy(self.schedule[run.entry])
+        header = {
+            "epoch": self._ledger.reign.epoch,
+            "run": run.number,
+            "due": to_text(run.due),
+            "master": self.settings.id,
+        }
+        # Both are new dictionaries: Celery adds headers of its own to the ones it is given.
+        entry.options = {
+            "task_id": self._task_id(run),
+            **entry.options,
+            "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
+        }
+        logger.info(
+            "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
+        )
+        self.apply_async(entry, producer=self.producer, advance=False)
+
+    def _task_id(self, run: Run) -> str:
+        """The same for the same run, whoever publishes it."""
+        namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
+        return str(uuid.uuid5(namespace, f"{run.entry}/{run.number}"))
+
+    def _publish_failed(self, run: Run, exc: Exception) -> None:
+        broker = self._is_broker_failure(exc)
+        pause = self._back_off.punish(None if broker else run.entry)
+        logger.error(
+            "%s: run %d could not be published, trying again in %.3g s: %s",
+            run.entry,
+            run.number,
+            pause,
+            exc,
+            exc_info=None if broker else exc,
+        )
+        if broker:
+            self._drop_connection()  # it may be half dead
+
+    def _is_broker_failure(self, exc: Exception) -> bool:
+        """Whether other runs would fare no better."""
+        errors = (OperationalError, ConnectionError, TimeoutError)
+        errors += tuple(self.connection.connection_errors) + tuple(self.connection.channel_errors)
+        chain = (exc, exc.__cause__, exc.__context__)
+        return any(isinstance(each, errors) for each in chain)
+
+    def _digest(self) -> str:
+        """Of what this beat would run, so that beats with different schedules can be told."""
+        entries = sorted((n, str(e.task), repr(e.schedule)) for n, e in self.schedule.items())
+        return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+class _BackOff:
+    """Who has to wait after a failure: one entry, or (None) all of them."""
+
+    def __init__(self) -> None:
+        self._pauses: dict[str | None, tuple[float, float]] = {}
+
+    def punish(self, who: str | None) -> float:
+        """Has `who` wait; twice as long each time. Returns the seconds."""
+        first, longest = _BACK_OFF
+        before, _ = self._pauses.get(who, (first / 2, 0.0))
+        pause = min(2 * before, longest)
+        self._pauses[who] = pause, time.time() + pause
+        return pause
+
+    def forgive(self, entry: str) -> None:
+        self._pauses.pop(entry, None)
+        self._pauses.pop(None, None)
+
+    def clear(self) -> None:
+        self._pauses.clear()
+
+    def over_at(self, entries: Iterable[str]) -> float:
+        """When the first of the entries may be tried, seconds since 1970; never, of none."""
+        all_wait = self._until(None)
+        return min((max(all_wait, self._until(entry)) for entry in entries), default=math.inf)
+
+    def _until(self, who: str | None) -> float:
+        return self._pauses.get(who, (0.0, 0.0))[1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _to_utc(instant: datetime) -> datetime:
+    """Celery takes a naive one for UTC."""
+    if instant.tzinfo is None:
+        return instant.replace(tzinfo=timezone.utc)
+    return instant.astimezone(timezone.utc)
+
+
+def _as_of(entry: Any, instant: datetime) -> datetime:
+    """`instant` in the manner of the entry's own clock: its time zone, or naive."""
+    zone = entry.default_now().tzinfo
+    return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)
+
+
+def _exit_on_sigterm() -> None:
+    """In the process that ``celery worker -B`` starts, SIGTERM ends Python on the spot, and the
+    session would have to expire: have it end in order there, as ``celery beat`` does."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            sys.exit(0)
+
+        signal.signal(signal.SIGTERM, leave)

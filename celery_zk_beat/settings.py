@@ -1,0 +1,200 @@
+"""``app.conf`` to frozen, validated values. No other module looks into ``app.conf`` for them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Callable, TypeVar
+from urllib.parse import quote
+
+from .errors import SettingsError
+
+T = TypeVar("T")
+
+_PREFIX = "zk_beat_"
+_PORTS = range(1, 65536)
+#: ZooKeeper's client protocol carries the time-out as a signed 32-bit number of milliseconds.
+_MAX_SECONDS = (2**31 - 1) / 1000
+#: What ZooKeeper's data model forbids in a path (Programmer's Guide, "The ZooKeeper Data Model").
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\uf8ff\ufff0-\uffff]")
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]@,]+)(?::(?P<port>[^:]*))?\Z")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of the ``zk_beat_*`` settings. Immutable, so safe to share between threads.
+
+    Attributes:
+        hosts: ZooKeeper connection string, ``host:port,host:port/chroot``.
+        root: absolute znode path (below the chroot) of this app's election.
+        id: how this beat shows itself to others; default ``<host>:<pid>``.
+        session_timeout: seconds, as asked of ZooKeeper, which answers within its own bounds.
+        connect_timeout: seconds to wait for ZooKeeper at start-up; None: for ever, as a standby.
+        app: the Celery app's name, None where it has none; guards the root against other apps.
+    """
+
+    hosts: str
+    root: str
+    id: str
+    session_timeout: float
+    connect_timeout: float | None
+    app: str | None
+
+    @classmethod
+    def from_app(cls, app: Any) -> Settings:
+        """Reads the settings of a Celery app, in plain (``zk_beat_hosts``) or namespaced Django
+        style (``CELERY_ZK_BEAT_HOSTS``).
+
+        Raises:
+            SettingsError: a value cannot work, or a name is unknown. One line, naming the
+                setting, the value and what is accepted.
+        """
+        return cls.from_mapping(app.conf, app.main)
+
+    @classmethod
+    def from_mapping(cls, conf: Mapping[str, Any], app: str | None = None) -> Settings:
+        """As :meth:`from_app`, from any mapping and the app's name."""
+        read = _Reader(conf)
+        read.refuse_unknown_names(cls._names())
+        return cls(
+            hosts=read("hosts", check_hosts, "127.0.0.1:2181"),
+            root=read("root", check_path, None) or default_root(app),
+            id=read("id", check_id, None) or default_id(),
+            session_timeout=read("session_timeout", check_seconds, 10.0),
+            connect_timeout=read("connect_timeout", check_seconds, None),
+            app=app,
+        )
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [_PREFIX + name for name in cls.__dataclass_fields__ if name != "app"]
+
+
+class _Reader:
+    def __init__(self, conf: Mapping[str, Any]) -> None:
+        self._conf = conf
+        #: How Celery prefixes the names with ``config_from_object(..., namespace="CELERY")``.
+        self._namespace = (getattr(conf, "prefix", None) or "").rstrip("_").upper()
+
+    def __call__(self, name: str, check: Callable[[Any], T], default: Any) -> T:
+        value = self._conf.get(_PREFIX + name)
+        if value is None:
+            return default  # type: ignore[no-any-return]
+        try:
+            return check(value)
+        except SettingsError as exc:
+            raise SettingsError(f"{self._shown(_PREFIX + name)} = {exc}") from None
+
+    def refuse_unknown_names(self, known: Iterable[str]) -> None:
+        accepted = {self._shown(name) for name in known} | set(known)
+        ours = re.compile(rf"(?:celery_|{re.escape(self._namespace)}_)?({_PREFIX}.*)", re.I | re.S)
+        for key in list(self._conf):
+            match = ours.fullmatch(key) if isinstance(key, str) and key not in accepted else None
+            if match is None:
+                continue
+            guess = difflib.get_close_matches(match[1].lower(), list(known), n=1)
+            hint = f"did you mean {self._shown(guess[0])}?" if guess else "see the settings page"
+            raise SettingsError(f"{key} is no setting of celery-zk-beat: {hint}")
+
+    def _shown(self, name: str) -> str:
+        return f"{self._namespace}_{name.upper()}" if self._namespace else name
+
+
+def check_hosts(value: Any) -> str:
+    """Returns the connection string with a chroot that has no trailing slash.
+
+    Raises:
+        SettingsError: not of the form ``host:port,host:port/chroot``.
+    """
+    wanted = "'host:port,host:port/chroot', ports 1 to 65535"
+    if not isinstance(value, str) or not value.strip():
+        raise SettingsError(f"{value!r}: expected {wanted}")
+    if "@" in value:
+        # Not shown: what stands before the @ is most likely a password.
+        raise SettingsError(f"(hidden): expected {wanted}; credentials do not belong here")
+    servers, slash, chroot = value.strip().partition("/")
+    for server in servers.split(","):
+        match = _HOST.match(server.strip())
+        port = (match["port"] or "2181") if match and match["port"] != "" else ""
+        if not (port.isascii() and port.isdigit() and int(port) in _PORTS):
+            raise SettingsError(f"{value!r}: {server.strip()!r} is no server; expected {wanted}")
+    chroot = chroot.rstrip("/")
+    if slash and chroot:
+        check_path(slash + chroot)
+    names = ",".join(server.strip() for server in servers.split(","))
+    return f"{names}/{chroot}" if chroot else names
+
+
+def check_path(value: Any) -> str:
+    """Returns `value`, an absolute znode path.
+
+    Raises:
+        SettingsError: relative, empty, with empty or dot components, a trailing slash, or
+            characters that ZooKeeper refuses.
+    """
+    wanted = "an absolute znode path such as '/celery-zk-beat/shop'"
+    if not isinstance(value, str) or not value.startswith("/") or value == "/":
+        raise SettingsError(f"{value!r}: expected {wanted}")
+    if {"", ".", ".."} & set(value[1:].split("/")) or _FORBIDDEN.search(value):
+        raise SettingsError(f"{value!r}: not a path that ZooKeeper accepts; expected {wanted}")
+    if value.split("/")[1] == "zookeeper":
+        raise SettingsError(f"{value!r}: /zookeeper is the server's own; expected {wanted}")
+    return value
+
+
+def check_id(value: Any) -> str:
+    """Returns `value`, the name of one beat.
+
+    Raises:
+        SettingsError: no text, empty, too long, or with control characters.
+    """
+    if (
+        not isinstance(value, str)
+        or not value.strip()
+        or len(value) > 200
+        or not value.isprintable()
+    ):
+        raise SettingsError(f"{value!r}: expected 1 to 200 printable characters")
+    return value
+
+
+def check_seconds(value: Any) -> float:
+    """Returns `value` as seconds.
+
+    Raises:
+        SettingsError: no number, not above zero, NaN, infinite, or past what ZooKeeper can hold.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 < value <= _MAX_SECONDS:
+        raise SettingsError(f"{value!r}: expected a number of seconds above 0")
+    return float(value)
+
+
+def default_id() -> str:
+    """``<host>:<pid>`` of the calling process: to be asked after a fork, not before."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def default_root(app: str | None) -> str:
+    """The root of an app: it contains the app's name, so that two apps never share an election.
+
+    Raises:
+        SettingsError: the app has no name.
+    """
+    if not app:
+        raise SettingsError(
+            "zk_beat_root is not set and the Celery app has no name to make a root of: "
+            "write Celery('name'), or set zk_beat_root to a znode path of this app's own"
+        )
+    return f"/celery-zk-beat/{quote_name(app)}"
+
+
+def quote_name(name: str) -> str:
+    """Any text as one component of a znode path; reversible with :func:`urllib.parse.unquote`."""
+    quoted = quote(name, safe=" !$&'()*+,;=:@")
+    return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted

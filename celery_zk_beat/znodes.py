@@ -1,0 +1,168 @@
+"""Where things lie below the root, and the JSON records that they hold. Pure: no I/O.
+
+Every record carries ``"format": 1``. Raise FORMAT when a release can no longer be read by the one
+before it; a record of an unknown format is refused by name, never guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from .errors import RootError
+from .settings import quote_name
+
+FORMAT = 1
+
+R = TypeVar("R", bound="Record")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The znodes of one election. `root` is absolute and holds the chroot, if there is one."""
+
+    root: str
+
+    @property
+    def master(self) -> str:
+        """Ephemeral; whoever created it is master."""
+        return f"{self.root}/master"
+
+    @property
+    def epoch(self) -> str:
+        """Persistent; its data version counts elections: the fencing token."""
+        return f"{self.root}/epoch"
+
+    @property
+    def members(self) -> str:
+        return f"{self.root}/members"
+
+    @property
+    def runs(self) -> str:
+        return f"{self.root}/runs"
+
+    @property
+    def outbox(self) -> str:
+        """Persistent; the runs that are claimed and not yet known to be published."""
+        return f"{self.root}/outbox"
+
+    def member(self, id: str) -> str:
+        """Ephemeral, one a beat."""
+        return f"{self.members}/{quote_name(id)}"
+
+    def page(self, page: str) -> str:
+        """Persistent; the run states of the entries whose :func:`page_of` is `page`."""
+        return f"{self.runs}/{page}"
+
+
+def page_of(entry: str) -> str:
+    """The page (``"00"`` to ``"ff"``) that holds the run state of an entry, for ever: a stable
+    hash, so that any text can be an entry's name."""
+    return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:2]
+
+
+class Record:
+    """A frozen dataclass that is stored as a JSON object."""
+
+    def encode(self) -> bytes:
+        return encode(asdict(self))  # type: ignore[call-overload]
+
+    @classmethod
+    def decode(cls: type[R], path: str, data: bytes) -> R:
+        """Fields that are missing or unknown are a matter of the format, which is checked.
+
+        Raises:
+            RootError: `data` is no such record; the message names `path`.
+        """
+        fields = decode(path, data)
+        names = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        try:
+            return cls(**{name: fields[name] for name in names})
+        except KeyError as exc:
+            raise RootError(f"{path}: holds no field {exc}; {_remedy(path)}") from None
+
+
+@dataclass(frozen=True)
+class RootRecord(Record):
+    """Whose root this is."""
+
+    app: str
+
+
+@dataclass(frozen=True)
+class MasterRecord(Record):
+    """Who is master. `since` is ISO 8601 UTC, `version` that of this package."""
+
+    id: str
+    host: str
+    pid: int
+    since: str
+    epoch: int
+    version: str
+
+
+@dataclass(frozen=True)
+class EpochRecord(Record):
+    """Who made the epoch that the znode's version numbers. `session` in hexadecimal."""
+
+    id: str
+    session: str
+
+
+@dataclass(frozen=True)
+class MemberRecord(Record):
+    """One beat, `state` "master" or "standby"; `schedule` is a digest of what it would run."""
+
+    id: str
+    host: str
+    pid: int
+    state: str
+    schedule: str | None
+
+
+def encode(fields: dict[str, Any]) -> bytes:
+    """A record's bytes: compact JSON in ASCII (a lone surrogate in a name is kept as an escape)."""
+    return json.dumps({"format": FORMAT, **fields}, separators=(",", ":")).encode("ascii")
+
+
+def decode(path: str, data: bytes) -> dict[str, Any]:
+    """The fields of a record.
+
+    Raises:
+        RootError: not JSON, no object, or of a format that this release does not know.
+    """
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise RootError(f"{path}: not JSON ({exc}); {_remedy(path)}") from None
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
+        raise RootError(
+            f"{path}: a record of format {found!r}, and this release reads format {FORMAT}: "
+            f"run the release that wrote it, or {_remedy(path)}"
+        )
+    return fields
+
+
+def _remedy(path: str) -> str:
+    return f"look at it (zkCli.sh get {path}) and delete it if it is not needed"
+
+
+def to_text(instant: datetime) -> str:
+    """An aware datetime as ISO 8601 in UTC, microseconds always shown (so that texts sort)."""
+    return instant.astimezone(timezone.utc).isoformat(timespec="microseconds")
+
+
+def from_text(text: str) -> datetime:
+    """The aware UTC datetime of :func:`to_text`.
+
+    Raises:
+        ValueError: not such a text.
+    """
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise ValueError(f"no UTC offset in {text!r}")
+    return instant.astimezone(timezone.utc)

@@ -1,0 +1,73 @@
+"""A small Celery app whose periodic tasks go on when a beat dies.
+
+Start as many beats as you like, on as many machines as you like; one of them is master::
+
+    celery -A example_project.app worker
+    celery -A example_project.app beat
+    celery -A example_project.app beat      # a standby: kill the other and watch
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery import Celery
+from celery.schedules import crontab
+
+logger = logging.getLogger(__name__)
+
+app = Celery("example")  # The name is part of the election's root, so every app has its own.
+
+app.conf.broker_url = os.environ.get("CELERY_BROKER_URL", "redis://localhost:6379/0")
+app.conf.result_backend = os.environ.get("CELERY_RESULT_BACKEND", "redis://localhost:6379/1")
+app.conf.broker_connection_retry_on_startup = True
+
+# All that celery-zk-beat needs: its scheduler, and where ZooKeeper is.
+app.conf.beat_scheduler = "celery_zk_beat:ZooKeeperScheduler"
+app.conf.zk_beat_hosts = os.environ.get("ZK_BEAT_HOSTS", "localhost:2181")
+if "ZK_BEAT_SESSION_TIMEOUT" in os.environ:
+    app.conf.zk_beat_session_timeout = float(os.environ["ZK_BEAT_SESSION_TIMEOUT"])
+
+# The schedule is Celery's own; nothing in it knows of the election.
+app.conf.beat_schedule = {
+    "heartbeat": {"task": "example_project.app.heartbeat", "schedule": 1.0},
+    "metrics": {"task": "example_project.app.collect_metrics", "schedule": 2.0},
+    "invoices": {
+        "task": "example_project.app.send_invoices",
+        "schedule": 5.0,
+        "args": ("customers-a-to-m",),
+    },
+    "report": {"task": "example_project.app.minute_report", "schedule": crontab()},
+}
+
+
+@app.task(ignore_result=True)
+def heartbeat() -> None:
+    """Tells the log that the road from beat to worker is open."""
+    logger.info("all is well")
+
+
+@app.task
+def collect_metrics() -> dict[str, float]:
+    """The load of the machine that the worker runs on."""
+    one, five, fifteen = os.getloadavg()
+    return {"load1": one, "load5": five, "load15": fifteen}
+
+
+@app.task(bind=True)
+def send_invoices(self: Any, batch: str) -> str:
+    """Work that nobody wants done twice.
+
+    Each run says which it is: `run` counts this entry's runs, `due` is the instant that it is
+    for, and `epoch` grows with every election, so that a receiver can refuse an older one.
+    """
+    run = self.request.get("zk_beat") or {"run": "by hand", "due": "now"}
+    return f"invoices of {batch}: run {run['run']}, due {run['due']}"
+
+
+@app.task(bind=True)
+def minute_report(self: Any) -> str:
+    """A crontab entry: due once a minute, whoever is master when the minute begins."""
+    return f"report {self.request.id}"

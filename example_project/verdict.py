@@ -1,0 +1,185 @@
+"""Was any run lost, or any made twice? Judged from what the workers executed and from the schedule
+that was due; nothing that a beat says of itself counts. Pure: no clock, no I/O.
+
+All times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import floor
+
+#: A machine under load may deliver a run this much late, in seconds, before it is called lost.
+SLACK = 1.0
+MINUTE = 60
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the schedule: every `period` seconds after its last run, or, if it is
+    `on_the_minute` (then `period` is 60), when each minute begins."""
+
+    name: str
+    period: float
+    on_the_minute: bool = False
+
+
+@dataclass
+class Delivery:
+    """A message that a worker received, and when it had executed it, if it has.
+
+    `run` and `epoch` are those of the message's header, None without one: `run` numbers the
+    entry's runs from 1, `epoch` the elections.
+    """
+
+    entry: str
+    id: str
+    run: int | None
+    epoch: int | None
+    received: float
+    executed: float | None
+    worker: str = ""
+    master: str = ""
+
+    def same(self, id: str, worker: str) -> bool:
+        return (self.id, self.worker) == (id, worker)
+
+
+@dataclass
+class Verdict:
+    """`lost` and `twice` hold a sentence for each run concerned."""
+
+    dispatched: int = 0
+    executed: int = 0
+    lost: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        return self.dispatched > 0 and not self.lost and not self.twice
+
+    def __str__(self) -> str:
+        return (
+            f"runs: {self.dispatched} dispatched, {self.executed} executed, "
+            f"{len(self.lost)} lost, {len(self.twice)} twice"
+        )
+
+
+def judge(
+    deliveries: Iterable[Delivery],
+    entries: Iterable[Entry],
+    faults: Sequence[float],
+    started: float,
+    ended: float,
+) -> Verdict:
+    """The verdict on all runs.
+
+    Args:
+        deliveries: what the workers received, all of it: the queue is empty.
+        entries: the whole schedule, on a root that was new: run numbers begin at 1.
+        faults: when a master was killed or stopped.
+        started: when the first master was elected.
+        ended: when the beats were told to stop.
+    """
+    ordered = sorted(deliveries, key=lambda delivery: delivery.received)
+    verdict = Verdict(
+        dispatched=len({delivery.id for delivery in ordered}),
+        executed=sum(delivery.executed is not None for delivery in ordered),
+    )
+    by_entry: dict[str, list[Delivery]] = defaultdict(list)
+    for delivery in ordered:
+        by_entry[delivery.entry].append(delivery)
+    outages = [(fault, resumed(ordered, fault)) for fault in faults]
+    for entry in entries:
+        _judge_entry(verdict, entry, by_entry[entry.name], outages, (started, ended))
+    return verdict
+
+
+def resumed(ordered: Sequence[Delivery], fault: float) -> float:
+    """When the first run of the next master arrived; `fault` itself if none ever did, so that no
+    silence after it is excused."""
+    before = max((d.epoch or 0 for d in ordered if d.received <= fault), default=0)
+    later = (d.received for d in ordered if d.received > fault and (d.epoch or 0) > before)
+    return next(later, fault)
+
+
+def _judge_entry(
+    verdict: Verdict,
+    entry: Entry,
+    received: Sequence[Delivery],
+    outages: Sequence[tuple[float, float]],
+    span: tuple[float, float],
+) -> None:
+    executed = [delivery for delivery in received if delivery.executed is not None]
+    once: dict[object, Delivery] = {}
+    for run in executed:
+        if once.setdefault(run.id if run.run is None else run.run, run) is not run:
+            verdict.twice.append(f"{entry.name}: run {run.run} ({run.id}) was executed again")
+        elif any(run.id == other.id for other in once.values() if other is not run):
+            verdict.twice.append(f"{entry.name}: task {run.id} was executed for two runs")
+    runs = list(once.values())
+    numbers = {run.run for run in runs}
+    missing = set(range(1, max((d.run or 0 for d in received), default=0) + 1)) - numbers
+    verdict.lost += [f"{entry.name}: run {n} was not executed" for n in sorted(missing)]
+    if entry.on_the_minute:
+        _judge_minutes(verdict, entry, runs, span, excused=len(missing))
+    else:
+        _judge_too_close(verdict, entry, runs)
+        _judge_too_far(verdict, entry, runs, missing, outages, span)
+
+
+def _judge_minutes(
+    verdict: Verdict,
+    entry: Entry,
+    runs: Sequence[Delivery],
+    span: tuple[float, float],
+    excused: int,
+) -> None:
+    """One run for each minute that began, none for the ones in which a slow start or end is near;
+    `excused` of them are known to be lost by their numbers."""
+    minutes = [floor(run.received / MINUTE) for run in runs]
+    for minute in sorted(set(minutes)):
+        again = minutes.count(minute) - 1
+        verdict.twice += [f"{entry.name}: executed again in minute {minute % 60}"] * again
+    first, last = (floor(moment / MINUTE) for moment in (span[0] + SLACK, span[1] - SLACK))
+    unseen = [minute for minute in range(first + 1, last + 1) if minute not in minutes]
+    verdict.lost += [f"{entry.name}: no run for minute {m % 60}" for m in unseen[excused:]]
+
+
+def _judge_too_close(verdict: Verdict, entry: Entry, runs: Sequence[Delivery]) -> None:
+    """A run is dispatched a period or more after the one before, and arrives a little later. A
+    sequence that cannot be explained so, with at most half a period on the way, has a run too
+    many: two executions closer than half a period are the plain case."""
+    on_the_way = min(entry.period / 2, SLACK)
+    earliest = float("-inf")
+    for run in runs:
+        dispatched = max(earliest, run.received - on_the_way)
+        if dispatched > run.received:
+            verdict.twice.append(f"{entry.name}: run {run.run} came too early after the one before")
+        else:
+            earliest = dispatched + entry.period
+
+
+def _judge_too_far(
+    verdict: Verdict,
+    entry: Entry,
+    runs: Sequence[Delivery],
+    missing: set[int],
+    outages: Sequence[tuple[float, float]],
+    span: tuple[float, float],
+) -> None:
+    """Two periods or more without a run, unless there was no master for a part of them (what fell
+    due meanwhile becomes one run, as in Celery) or the runs in it are known to be missing."""
+    times = [span[0], *(run.received for run in runs), span[1]]
+    numbers = [0, *(run.run or 0 for run in runs), max(missing, default=0) + 1]
+    for begin, end, after, before in zip(times, times[1:], numbers, numbers[1:]):
+        excuse = sum(max(0, min(end, until) - max(begin, at)) for at, until in outages)
+        known = len(missing & set(range(after, before)))
+        silent = end - begin - excuse - known * entry.period
+        if silent > 2 * entry.period + SLACK:
+            lost = floor((silent - SLACK) / entry.period) - 1
+            verdict.lost += [
+                f"{entry.name}: silent for {end - begin:.1f} s before run {before}"
+            ] * lost

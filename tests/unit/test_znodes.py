@@ -1,0 +1,99 @@
+"""Paths and records: pure functions."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_zk_beat.errors import RootError
+from celery_zk_beat.znodes import (
+    MasterRecord,
+    Paths,
+    RootRecord,
+    decode,
+    encode,
+    from_text,
+    page_of,
+    to_text,
+)
+
+RECORD = MasterRecord("a", "host", 1, "2026-01-01T00:00:00.000000+00:00", 7, "0.1.0")
+
+
+@given(st.text(st.characters()))
+def test_any_name_has_a_page(name: str) -> None:
+    """Slashes, dots, surrogates, nothing at all: a page is always two hexadecimal digits."""
+    assert page_of(name) == page_of(name)
+    assert 0 <= int(page_of(name), 16) <= 0xFF
+    assert len(page_of(name)) == 2
+
+
+def test_pages_do_not_move() -> None:
+    """A release that hashed otherwise would not find the states that the last one wrote."""
+    assert [page_of(name) for name in ("", "heartbeat", "a/b", "ü")] == ["e3", "6b", "c1", "60"]
+
+
+@given(st.text(st.characters(), min_size=1))
+def test_a_member_is_one_znode(id: str) -> None:
+    """Whatever the id holds, it is one component of a path, and not a special one."""
+    if any("\ud800" <= character <= "\udfff" for character in id):
+        return  # settings refuse what is not printable
+    name = Paths("/r").member(id)[len("/r/members/") :]
+    assert "/" not in name
+    assert name not in ("", ".", "..")
+
+
+def test_a_record_comes_back() -> None:
+    assert MasterRecord.decode("/m", RECORD.encode()) == RECORD
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"format": 2, "app": "x"}',
+        b'{"app": "x"}',
+        b'{"format": 1}',
+        b"[" * 100_000,
+    ],
+    ids=lambda data: data[:30].decode("latin-1"),
+)
+def test_what_is_no_record_is_refused_by_name(data: bytes) -> None:
+    """Never guessed, never a traceback of json: the message names the znode."""
+    with pytest.raises(RootError, match="/some/path"):
+        RootRecord.decode("/some/path", data)
+
+
+def test_records_are_ascii() -> None:
+    """A lone surrogate cannot be UTF-8, and must not keep a run from being written down."""
+    data = encode({"name": "\ud800ü"})
+    assert data.isascii()
+    assert decode("/x", data)["name"] == "\ud800ü"
+
+
+@given(st.datetimes(timezones=st.timezones()))
+def test_instants_come_back(instant: datetime) -> None:
+    try:
+        text = to_text(instant)
+    except OverflowError:
+        return  # the first and last hours of the calendar
+    assert from_text(text) == instant
+    assert from_text(text).utcoffset() == timedelta(0)
+
+
+def test_instants_sort_as_texts() -> None:
+    whole = datetime(2026, 1, 1, 12, 0, 0, tzinfo=timezone.utc)
+    assert to_text(whole) < to_text(whole + timedelta(microseconds=1))
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2026-01-01T00:00:00"])
+def test_no_instant(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        from_text(text)
