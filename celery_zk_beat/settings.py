@@ -78,6 +78,8 @@ class Settings:
 class _Reader:
     def __init__(self, conf: Mapping[str, Any]) -> None:
         self._conf = conf
+        # First, because it makes Celery load a lazy configuration; before, there is no prefix.
+        self._keys = [key for key in conf if isinstance(key, str)]
         #: How Celery prefixes the names with ``config_from_object(..., namespace="CELERY")``.
         self._namespace = (getattr(conf, "prefix", None) or "").rstrip("_").upper()
 
@@ -93,8 +95,8 @@ class _Reader:
     def refuse_unknown_names(self, known: Iterable[str]) -> None:
         accepted = {self._shown(name) for name in known} | set(known)
         ours = re.compile(rf"(?:celery_|{re.escape(self._namespace)}_)?({_PREFIX}.*)", re.I | re.S)
-        for key in list(self._conf):
-            match = ours.fullmatch(key) if isinstance(key, str) and key not in accepted else None
+        for key in self._keys:
+            match = ours.fullmatch(key) if key not in accepted else None
             if match is None:
                 continue
             guess = difflib.get_close_matches(match[1].lower(), list(known), n=1)
@@ -125,7 +127,10 @@ def check_hosts(value: Any) -> str:
             raise SettingsError(f"{value!r}: {server.strip()!r} is no server; expected {wanted}")
     chroot = chroot.rstrip("/")
     if slash and chroot:
-        check_path(slash + chroot)
+        try:
+            check_path(slash + chroot)
+        except SettingsError as exc:
+            raise SettingsError(f"{value!r}: the chroot {exc}") from None
     names = ",".join(server.strip() for server in servers.split(","))
     return f"{names}/{chroot}" if chroot else names
 
