@@ -84,7 +84,7 @@ def test_instants_come_back(instant: datetime) -> None:
         text = to_text(instant)
     except OverflowError:
         return  # the first and last hours of the calendar
-    assert from_text(text) == instant
+    assert from_text(text) == instant.astimezone(timezone.utc)
     assert from_text(text).utcoffset() == timedelta(0)
 
 
