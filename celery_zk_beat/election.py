@@ -114,7 +114,9 @@ class MasterElection:
         #: Whether the role was decided since the start.
         self._decided = False
         self._master: MasterRecord | None = None
+        #: The epoch as it was last seen, None when it may have moved on.
         self._last_epoch: int | None = None
+        self._elected_epoch = 0
         self._member_state: tuple[int, str] | None = None
         self._abstain_until = 0.0
         self._remind_at = 0.0
@@ -346,7 +348,9 @@ class MasterElection:
             self._demote("reconnected")
             self._reign = reign
             self._tell()
-            logger.info("elected: %s is master, epoch %d", self.id, reign.epoch)
+            how = "still" if node.version == self._elected_epoch else "elected"
+            self._elected_epoch = node.version
+            logger.info("%s: %s is master, epoch %d", how, self.id, reign.epoch)
             self._call(self._on_elected, reign.epoch)
 
     def _contend(self) -> None:

@@ -1,0 +1,88 @@
+"""Servers for the tests. Where one is not installed the tests that need it fail: `make test` sets
+up all of them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kazoo.client import KazooClient
+
+from celery_zk_beat import MasterElection
+from example_project.servers import Redis, ZooKeeper
+
+from .faults import Road
+
+TICK_TIME = 200
+#: Seconds; what ZooKeeper allows a silent client. Five ticks.
+SESSION_TIMEOUT = 1.0
+#: Seconds; far more than anything here takes on a machine that has other things to do.
+PATIENCE = 30.0
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_settings_of_the_developer() -> None:
+    for name in list(os.environ):
+        if name.startswith(("CELERY_", "ZK_BEAT_")):
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeper]:
+    """A server that no test may harm."""
+    with ZooKeeper(tmp_path_factory.mktemp("zookeeper"), tick_time=TICK_TIME) as server:
+        yield server.start()
+
+
+@pytest.fixture
+def own_zookeeper(tmp_path: Path) -> Iterator[ZooKeeper]:
+    """A server to stop and start, not yet started."""
+    with ZooKeeper(tmp_path, tick_time=TICK_TIME) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Redis]:
+    with Redis(tmp_path) as server:
+        yield server.start()
+
+
+@pytest.fixture
+def root() -> str:
+    return f"/{uuid.uuid4()}"
+
+
+@pytest.fixture
+def client(zookeeper: ZooKeeper) -> Iterator[KazooClient]:
+    """A hand in ZooKeeper that is not ours."""
+    client = KazooClient(zookeeper.hosts)
+    client.start(PATIENCE)
+    yield client
+    client.stop()
+    client.close()
+
+
+@pytest.fixture
+def road(zookeeper: ZooKeeper) -> Iterator[Road]:
+    """A road to ZooKeeper that can be cut."""
+    with Road(zookeeper.port) as road:
+        yield road
+
+
+@pytest.fixture
+def candidate(zookeeper: ZooKeeper, root: str) -> Iterator[Callable[..., MasterElection]]:
+    """Makes candidates of one election; stops them in the end."""
+    made: list[MasterElection] = []
+
+    def make(id: str, hosts: str = zookeeper.hosts, **options: Any) -> MasterElection:
+        options.setdefault("session_timeout", SESSION_TIMEOUT)
+        made.append(MasterElection(hosts, options.pop("root", root), id=id, **options))
+        return made[-1]
+
+    yield make
+    for election in made:
+        election.stop()

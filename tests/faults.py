@@ -1,0 +1,141 @@
+"""Faults that come in at the boundary: the network, the process, the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import selectors
+import socket
+import threading
+from types import TracebackType
+
+
+class Road:
+    """A TCP road to a server on loopback, which can be cut or blocked. Thread-safe.
+
+    Args:
+        port: the server's.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.hosts = f"127.0.0.1:{self.port}"
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._orders: queue.SimpleQueue[tuple[str, threading.Event]] = queue.SimpleQueue()
+        #: Each end's other end; the first of a pair is the client's.
+        self._other: dict[socket.socket, socket.socket] = {}
+        self._clients: set[socket.socket] = set()
+        self._refusing = False
+        self._blocked: set[str] = set()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def cut(self) -> None:
+        """Closes all connections, and each new one at once."""
+        self._order("cut")
+
+    def block(self) -> None:
+        """Nothing gets through any more, in either direction, and nobody is told."""
+        self._order("block")
+
+    def block_answers(self) -> None:
+        """Requests get through; the answers do not."""
+        self._order("block answers")
+
+    def open(self) -> None:
+        """All is well again; what was held back goes on its way."""
+        self._order("open")
+
+    def __enter__(self) -> Road:
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._order("stop")
+        self._thread.join(10)
+
+    def _order(self, what: str) -> None:
+        done = threading.Event()
+        self._orders.put((what, done))
+        self._wake_writer.send(b"!")
+        assert done.wait(10)
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._wake_reader:
+                    self._wake_reader.recv(1)
+                    what, done = self._orders.get()
+                    self._obey(what)
+                    done.set()
+                    if what == "stop":
+                        return
+                elif key.fileobj is self._listener:
+                    self._accept()
+                elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._other:
+                    self._forward(key.fileobj)
+
+    def _obey(self, what: str) -> None:
+        self._refusing = what == "cut"
+        self._blocked = {"block": {"requests", "answers"}, "block answers": {"answers"}}.get(
+            what, set()
+        )
+        if what in ("cut", "stop"):
+            for client in list(self._clients):
+                self._close(client)
+        if what == "stop":
+            for thing in (self._listener, self._wake_reader, self._wake_writer, self._selector):
+                thing.close()
+            return
+        for end in list(self._other):
+            self._watch(end)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        try:
+            if self._refusing:
+                raise ConnectionError
+            server = socket.create_connection(("127.0.0.1", self._target), 5)
+        except OSError:
+            client.close()
+            return
+        self._clients.add(client)
+        for end, other in ((client, server), (server, client)):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._other[end] = other
+            self._watch(end)
+
+    def _watch(self, end: socket.socket) -> None:
+        """Reads from an end, or does not while its direction is blocked: TCP holds the bytes."""
+        blocked = ("requests" if end in self._clients else "answers") in self._blocked
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(end)
+        if not blocked:
+            self._selector.register(end, selectors.EVENT_READ)
+
+    def _forward(self, end: socket.socket) -> None:
+        try:
+            data = end.recv(1 << 20)
+            if data:
+                self._other[end].sendall(data)
+                return
+        except OSError:
+            pass
+        self._close(end)
+
+    def _close(self, end: socket.socket) -> None:
+        for each in (end, self._other[end]):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(each)
+            del self._other[each]
+            self._clients.discard(each)
+            each.close()

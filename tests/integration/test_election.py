@@ -1,0 +1,472 @@
+"""MasterElection against a real server. Numbers in brackets are those of docs/pitfalls.md."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kazoo.client import KazooClient
+from kazoo.exceptions import SessionExpiredError
+from kazoo.security import make_digest_acl
+
+from celery_zk_beat import ConnectTimeout, MasterElection, RootError
+from celery_zk_beat.errors import Uncertain
+from celery_zk_beat.session import ZooKeeperSession
+from celery_zk_beat.znodes import EpochRecord, MasterRecord
+from example_project.servers import ZooKeeper, free_port, wait_until
+from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.faults import Road
+
+Candidate = Callable[..., MasterElection]
+
+
+def elect(election: MasterElection) -> MasterElection:
+    election.start(PATIENCE)
+    assert election.wait(PATIENCE)
+    return election
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    return wait_until(condition, PATIENCE, what)
+
+
+def expire(hosts: str, election: MasterElection) -> None:
+    """Ends the session on the server as if it had expired: another connection joins it, and closes
+    it (ZooKeeper FAQ, "How should I handle SESSION_EXPIRED?", on testing)."""
+    thief = KazooClient(hosts, client_id=election.session._client.client_id)
+    thief.start(PATIENCE)
+    thief.stop()
+    thief.close()
+
+
+def test_one_is_elected(candidate: Candidate, client: KazooClient) -> None:
+    """And all can see who it is."""
+    one = elect(candidate("one"))
+    two = candidate("two")
+    two.start(PATIENCE)
+    assert one.is_master
+    assert one.epoch == 1
+    assert not two.is_master
+    assert two.epoch is None
+    assert two.master is not None
+    assert two.master.id == "one"
+    data, stat = client.get(one.paths.master)
+    record = MasterRecord.decode("master", data)
+    assert (record.id, record.epoch) == ("one", 1)
+    assert stat.ephemeralOwner == one.session.id
+    assert client.get(one.paths.epoch)[1].version == 1
+    until(lambda: len(client.get_children(one.paths.members)) == 2, "two members")
+
+    def role(id: str) -> str:
+        return str(json.loads(client.get(one.paths.member(id))[0])["state"])
+
+    until(lambda: role("one") == "master", "a master among the members")
+    assert role("two") == "standby"
+
+
+def test_another_goes_on(candidate: Candidate, client: KazooClient) -> None:
+    """Stopping hands over at once, under a new epoch."""
+    one, two = elect(candidate("one")), candidate("two")
+    two.start(PATIENCE)
+    one.stop()
+    assert two.wait(PATIENCE)
+    assert two.epoch == 2
+    assert not one.is_master
+    assert client.get_children(two.paths.members) == ["two"]
+
+
+def test_callbacks(candidate: Candidate) -> None:
+    """They come in order, on a thread of their own; one that raises or blocks harms nothing."""
+    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    blocked = threading.Event()
+
+    def elected(epoch: int) -> None:
+        calls.put((epoch, threading.current_thread().name))
+        blocked.wait(PATIENCE)
+        raise ValueError("a callback's own trouble")
+
+    one = candidate("one", on_elected=elected, on_demoted=calls.put)
+    elect(one)
+    assert calls.get(timeout=PATIENCE) == (1, "zk-beat-callbacks")
+    assert one.resign()
+    assert calls.empty()  # the first still blocks, and only itself
+    blocked.set()
+    assert calls.get(timeout=PATIENCE) == "resigned"
+
+
+def test_resign(candidate: Candidate) -> None:
+    """The other is elected, though the one that resigned goes on as a candidate."""
+    one, two = elect(candidate("one")), candidate("two")
+    two.start(PATIENCE)
+    assert not two.resign()
+    assert one.resign()
+    assert not one.is_master
+    assert two.wait(PATIENCE)
+    two.stop()
+    assert one.wait(PATIENCE)
+    assert one.epoch == 3
+
+
+def test_resigning_alone(candidate: Candidate) -> None:
+    """Nobody else is there, so it is elected again after a pause."""
+    one = elect(candidate("one"))
+    assert one.resign()
+    assert one.wait(PATIENCE)
+    assert one.epoch == 2
+
+
+def test_context_manager(zookeeper: ZooKeeper, root: str, client: KazooClient) -> None:
+    with MasterElection(zookeeper.hosts, root) as election:
+        assert election.wait(PATIENCE)
+    assert client.exists(election.paths.master) is None
+    with pytest.raises(RuntimeError, match="make a new MasterElection"):
+        election.start()
+
+
+def test_deleted_by_hand(candidate: Candidate, client: KazooClient) -> None:
+    """[5] The master watches its own znode: without it, it is not master."""
+    reasons: queue.SimpleQueue[str] = queue.SimpleQueue()
+    one = elect(candidate("one", on_demoted=reasons.put))
+    client.delete(one.paths.master)
+    assert reasons.get(timeout=PATIENCE) == "its znode is gone"
+    until(lambda: one.epoch == 2, "a new election")
+
+
+def test_written_by_hand(candidate: Candidate, client: KazooClient) -> None:
+    """An epoch that another hand has advanced is a fence against us too."""
+    one = elect(candidate("one"))
+    client.set(one.paths.epoch, client.get(one.paths.epoch)[0])
+    one.recheck()
+    until(lambda: one.epoch == 2, "the epoch as it is")
+    client.set(one.paths.epoch, EpochRecord("stranger", "0x0").encode())
+    one.recheck()
+    until(lambda: (one.epoch or 0) > 3, "a new election")
+
+
+def test_all_deleted_by_hand(candidate: Candidate, client: KazooClient) -> None:
+    """The whole root gone: what is needed is made again."""
+    one, two = elect(candidate("one")), candidate("two")
+    two.start(PATIENCE)
+    client.delete(one.paths.root, recursive=True)
+    until(lambda: one.is_master or two.is_master, "a new election")
+    until(lambda: len(client.get_children(one.paths.members)) == 2, "the members")
+
+
+def test_no_release_of_a_successor(candidate: Candidate, client: KazooClient) -> None:
+    """[20] A master that does not know yet that it was replaced deletes nothing by resigning."""
+    one = elect(candidate("one"))
+    reign = one.reign
+    with_successor = client.transaction()
+    with_successor.delete(one.paths.master)
+    with_successor.create(one.paths.master, b"{}")
+    with_successor.set_data(one.paths.epoch, b"")
+    one._inbox.put(queue.SimpleQueue())  # resigns before it can hear of what follows
+    with_successor.commit()
+    one._reign = reign
+    one._resign()
+    assert client.exists(one.paths.master)
+
+
+def test_session_expiry(zookeeper: ZooKeeper, candidate: Candidate) -> None:
+    """Demoted, then elected again in a new session, under a new epoch."""
+    reasons: queue.SimpleQueue[str] = queue.SimpleQueue()
+    one = elect(candidate("one", on_demoted=reasons.put))
+    session = one.session.id
+    expire(zookeeper.hosts, one)
+    assert reasons.get(timeout=PATIENCE)
+    until(lambda: one.epoch == 2, "a new election")
+    assert one.session.id != session
+
+
+def test_suspended_is_not_master(candidate: Candidate, road: Road) -> None:
+    """[1] The moment the connection is lost, and not only when the session is."""
+    one = elect(candidate("one", road.hosts, session_timeout=10.0))
+    road.cut()
+    until(lambda: not one.is_master, "demotion")
+    road.open()
+    assert one.wait(PATIENCE)
+    assert one.epoch == 1  # the session lived on
+
+
+def test_old_connection_proves_nothing(candidate: Candidate, road: Road) -> None:
+    """[3] [4] What was learnt over the last connection is not believed on the next, before the
+    owner was read again."""
+    one = elect(candidate("one", road.hosts, session_timeout=10.0))
+    reign = one.reign
+    assert reign is not None
+    road.cut()
+    until(lambda: not one.session.connected, "the end of the connection")
+    road.open()
+    assert one.wait(PATIENCE)
+    assert one.reign is not None
+    assert one.reign != reign
+    assert one.reign.epoch == reign.epoch
+
+
+def test_cut_off_for_long(candidate: Candidate, road: Road) -> None:
+    """[2] kazoo does not learn of the expiry while it is cut off. Another is elected, and the old
+    one, back again, is a standby."""
+    one, two = elect(candidate("one", road.hosts)), candidate("two")
+    two.start(PATIENCE)
+    road.block()
+    assert two.wait(PATIENCE)
+    assert not one.is_master
+    road.open()
+    until(lambda: one.master == two.master and one.session.connected, "one to see two")
+    assert not one.is_master
+    assert two.epoch == 2
+
+
+def test_answer_lost(candidate: Candidate, road: Road, client: KazooClient) -> None:
+    """[6] The transaction that elects is done, and its answer lost with the connection: the owner
+    of the znode settles it, without a second election."""
+    zero = elect(candidate("zero"))
+    one = candidate("one", road.hosts, session_timeout=10.0)
+    one.start(PATIENCE)
+    road.block_answers()
+    # It cannot see this through the blocked road, so have it contend by itself.
+    zero.stop()
+
+    def contend() -> None:
+        with contextlib.suppress(Uncertain):
+            one._contend()
+
+    contending = threading.Thread(target=contend)
+    contending.start()
+    until(lambda: client.exists(one.paths.master), "the election")
+    road.cut()
+    road.open()
+    contending.join()
+    assert one.wait(PATIENCE)
+    assert one.epoch == 2
+    assert client.get(one.paths.epoch)[1].version == 2
+
+
+def test_watches_are_armed_again(candidate: Candidate, road: Road) -> None:
+    """[7] A standby whose connection was lost meanwhile is elected all the same."""
+    one, two = elect(candidate("one")), candidate("two", road.hosts, session_timeout=10.0)
+    two.start(PATIENCE)
+    for _ in range(2):
+        road.cut()
+        until(lambda: not two.session.connected, "the end of the connection")
+        road.open()
+        until(lambda: two.session.connected, "the next connection")
+    one.stop()
+    assert two.wait(PATIENCE)
+
+
+def test_old_session_of_ones_own(
+    candidate: Candidate, zookeeper: ZooKeeper, client: KazooClient
+) -> None:
+    """[3] A master znode of an earlier session, with our own id on it, is not ours."""
+    other = KazooClient(zookeeper.hosts)
+    other.start(PATIENCE)
+    one = candidate("one")
+    old = MasterRecord("one", "host", 1, "2026-01-01T00:00:00.000000+00:00", 1, "0.1.0")
+    other.create(one.paths.master, old.encode(), ephemeral=True, makepath=True)
+    one.start(PATIENCE)
+    assert not one.is_master
+    other.stop()
+    other.close()
+    assert one.wait(PATIENCE)
+
+
+def test_zookeeper_is_not_there(candidate: Candidate) -> None:
+    """[14] The documented example: an error after three seconds, which says what to look at."""
+    one = candidate("one", f"127.0.0.1:{free_port()}")
+    with pytest.raises(ConnectTimeout, match=r"did not answer within 0\.5 s: is it running"):
+        one.start(timeout=0.5)
+    assert not one.wait(PATIENCE)  # stopped: nothing to wait for
+
+
+def test_zookeeper_comes_later(
+    candidate: Candidate, own_zookeeper: ZooKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[14] Waiting is the default; the log says so."""
+    caplog.set_level(logging.INFO, "celery_zk_beat")
+    one = candidate("one", own_zookeeper.hosts)
+    one.start()
+    until(lambda: "does not answer; waiting for it as a standby" in caplog.text, "a log line")
+    own_zookeeper.start()
+    assert one.wait(PATIENCE)
+
+
+def test_zookeeper_restarts(candidate: Candidate, own_zookeeper: ZooKeeper) -> None:
+    """Without its data, too: all sessions and znodes are gone, and the election goes on."""
+    own_zookeeper.start()
+    one = elect(candidate("one", own_zookeeper.hosts))
+    own_zookeeper.restart()
+    assert one.wait(PATIENCE)
+
+
+def test_chroot(candidate: Candidate, zookeeper: ZooKeeper, client: KazooClient) -> None:
+    """[17] kazoo only warns of one that is missing; here it is made."""
+    one = elect(candidate("one", f"{zookeeper.hosts}/not/there", root="/yet"))
+    assert client.exists("/not/there/yet/master")
+    assert one.paths.root == "/not/there/yet"
+
+
+def test_root_of_another_app(candidate: Candidate) -> None:
+    elect(candidate("one", app="shop"))
+    two = candidate("two", app="bank")
+    with pytest.raises(RootError, match=r"belongs to the app 'shop', and this is 'bank'.*zk_beat_"):
+        two.start(PATIENCE)
+    assert isinstance(two.failure, RootError)
+    with pytest.raises(RootError):
+        two.wait(PATIENCE)
+
+
+def test_two_claim_the_root(candidate: Candidate) -> None:
+    """Of many that start at once, one writes its name into the root; none fails."""
+    elections = [candidate(f"c{n}", app="shop") for n in range(5)]
+    for election in elections:
+        election.start()
+    until(lambda: sum(e.is_master for e in elections) == 1, "one master")
+    until(lambda: all(e.master for e in elections), "all to know it")
+    assert not any(e.failure for e in elections)
+
+
+@pytest.mark.parametrize("data", [b"\xff", b'{"format": 99, "app": "shop"}'])
+def test_root_of_the_future(candidate: Candidate, client: KazooClient, data: bytes) -> None:
+    """A format that this release does not know is refused by name, never guessed."""
+    one = candidate("one", app="shop")
+    client.create(one.paths.root, data)
+    with pytest.raises(RootError, match=one.paths.root):
+        one.start(PATIENCE)
+
+
+def test_master_znode_of_a_stranger(candidate: Candidate, client: KazooClient) -> None:
+    """Whatever is in it, somebody else is master; when it goes, the election goes on."""
+    one = candidate("one")
+    client.create(one.paths.master, b"not ours", makepath=True)
+    one.start(PATIENCE)
+    assert not one.is_master
+    client.delete(one.paths.master)
+    assert one.wait(PATIENCE)
+
+
+def test_no_rights(candidate: Candidate, client: KazooClient) -> None:
+    """[9] A refusal is tried again, for rights may come late."""
+    one = candidate("one")
+    acl = [make_digest_acl("u", "p", all=True)]
+    client.add_auth("digest", "u:p")
+    client.create(one.paths.root, b"", acl=acl)
+    one.start()
+    assert not one.wait(0.5)
+    client.set_acls(one.paths.root, client.get_acls("/")[0])
+    assert one.wait(PATIENCE)
+
+
+def test_dead_client(candidate: Candidate) -> None:
+    """[10] kazoo's loop can end for good; then a new client is made."""
+    one = elect(candidate("one"))
+    kazoo = one.session._client
+    kazoo.add_auth_async("no such scheme", "x")  # the server ends the session: AUTH_FAILED
+    until(lambda: one.session._client not in (kazoo, None), "a new client")
+    assert one.wait(PATIENCE)
+
+
+def test_stopping_while_zookeeper_hangs(candidate: Candidate, road: Road) -> None:
+    """[15] kazoo's own stop() would wait; ours is bounded."""
+    one = elect(candidate("one", road.hosts, session_timeout=10.0))
+    road.block()
+    begun = time.monotonic()
+    one.stop()
+    assert time.monotonic() - begun < 10
+    one.stop()
+
+
+def test_stopping_what_never_started(candidate: Candidate) -> None:
+    candidate("one").stop()
+
+
+def test_stop_from_a_signal_handler(candidate: Candidate) -> None:
+    """[15] The handler interrupts wait() in the main thread, wherever it is."""
+    one = elect(candidate("one"))
+    two = candidate("two")
+    two.start(PATIENCE)
+    old = signal.signal(signal.SIGALRM, lambda number, frame: two.stop())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        assert not two.wait(PATIENCE)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert one.is_master
+
+
+def test_negotiated_timeout(
+    candidate: Candidate, caplog: pytest.LogCaptureFixture, zookeeper: ZooKeeper
+) -> None:
+    """[2] kazoo throws it away (kazoo#769); the server grants 2 to 20 ticks, and the log says so
+    when it is not what was asked for."""
+    caplog.set_level(logging.INFO, "celery_zk_beat")
+    one = elect(candidate("one", session_timeout=100.0))
+    assert one.session.timeout == 4
+    assert "session time-out 4 s (asked for 100 s)" in caplog.text
+
+
+def test_what_the_log_says(candidate: Candidate, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "celery_zk_beat")
+    one, two = elect(candidate("one")), candidate("two")
+    two.start(PATIENCE)
+    one.stop()
+    assert two.wait(PATIENCE)
+    says = "\n".join(record.getMessage() for record in caplog.records)
+    for line in (
+        "connected to ZooKeeper at",
+        "elected: one is master, epoch 1",
+        "not elected because one is master, epoch 1",
+        "demoted: one was master, epoch 1: stopped",
+        "master one is gone - contending",
+        "elected: two is master, epoch 2",
+    ):
+        assert line in says
+
+
+def test_is_master_asks_nobody(candidate: Candidate, road: Road) -> None:
+    """Cheap, no network: it answers while nothing gets through."""
+    one = elect(candidate("one", road.hosts, session_timeout=10.0))
+    road.block()
+    begun = time.monotonic()
+    for _ in range(10_000):
+        assert one.is_master
+    assert time.monotonic() - begun < 3
+
+
+def test_never_read_only(candidate: Candidate) -> None:
+    """[13] A read-only server looks connected."""
+    assert elect(candidate("one")).session._client.read_only is False
+
+
+def test_kazoo_is_kept_short(candidate: Candidate) -> None:
+    """[11] [12] No pause grows beyond a second, and no request is repeated behind our back."""
+    kazoo = elect(candidate("one")).session._client
+    assert kazoo._conn_retry.max_delay <= 1
+    assert SessionExpiredError not in kazoo._retry.retry_exceptions
+    assert kazoo._retry.max_tries == 1
+
+
+def test_callbacks_of_a_stopped_client(zookeeper: ZooKeeper) -> None:
+    """[4] What an old client says late is not heard."""
+    news: list[int] = []
+    session = ZooKeeperSession(zookeeper.hosts, SESSION_TIMEOUT, lambda: news.append(1))
+    session.start()
+    until(lambda: session.connected, "a connection")
+    old = session._client
+    session.stop(PATIENCE)
+    before = session.connection, len(news)
+    session._on_state(old, "CONNECTED")
+    assert (session.connection, len(news)) == before
+
+
+def test_repr(candidate: Candidate, root: str) -> None:
+    one = elect(candidate("one"))
+    assert "one master of epoch 1" in repr(one)
