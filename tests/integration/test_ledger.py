@@ -1,0 +1,314 @@
+"""RunLedger against a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from kazoo.client import KazooClient
+
+from celery_zk_beat import MasterElection
+from celery_zk_beat.errors import Conflict, NotMaster, RootError, Uncertain
+from celery_zk_beat.ledger import MOST_BYTES, MOST_RUNS, Run, RunLedger, RunState
+from celery_zk_beat.session import boottime
+from celery_zk_beat.znodes import page_of
+from example_project.servers import wait_until
+from tests.conftest import PATIENCE
+from tests.faults import Road
+
+Candidate = Callable[..., MasterElection]
+
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=timezone.utc)
+SECOND = timedelta(seconds=1)
+
+
+def run(entry: str, number: int = 1, at: datetime = NOW) -> Run:
+    return Run(entry, number, at - SECOND, at)
+
+
+@pytest.fixture
+def election(candidate: Candidate) -> MasterElection:
+    election = candidate("one", session_timeout=4.0)
+    election.start(PATIENCE)
+    assert election.wait(PATIENCE)
+    return election
+
+
+@pytest.fixture
+def ledger(election: MasterElection) -> RunLedger:
+    return load(election)
+
+
+def load(election: MasterElection) -> RunLedger:
+    ledger = RunLedger(election)
+    assert election.reign is not None
+    ledger.load(election.reign)
+    return ledger
+
+
+def test_a_run_from_claim_to_confirmation(election: MasterElection, ledger: RunLedger) -> None:
+    ledger.first_seen({"a": NOW})
+    assert ledger.state("a") == RunState(NOW)
+    (claimed,) = ledger.claim([run("a", 1, NOW + SECOND)])
+    assert load(election).outbox == {"a": claimed}
+    assert load(election).state("a") == RunState(NOW + SECOND, 1, NOW)
+    ledger.assure()
+    ledger.published(claimed)
+    ledger.confirm()
+    ledger.flush()
+    assert load(election).outbox == {}
+    assert load(election).state("a") == RunState(NOW + SECOND, 1, NOW)
+
+
+def test_the_next_claim_carries_over(election: MasterElection, ledger: RunLedger) -> None:
+    """What is unpublished stays in the outbox, what was published leaves it."""
+    ledger.first_seen(dict.fromkeys("abc", NOW))
+    a, b = ledger.claim([run("a"), run("b")])
+    ledger.published(a)
+    (c,) = ledger.claim([run("c")])
+    assert load(election).outbox == {"b": b, "c": c}
+
+
+def test_any_name(election: MasterElection, ledger: RunLedger) -> None:
+    names = ["", ".", "..", "a/b", "/", " ", "ünï", "\ud800", "x" * 300, "a\nb", "\x00", "%2F"]
+    ledger.first_seen(dict.fromkeys(names, NOW))
+    ledger.claim([run(name) for name in names])
+    again = load(election)
+    assert set(again.outbox) == set(names)
+    assert [again.state(name) for name in names] == [RunState(NOW, 1, NOW - SECOND)] * len(names)
+
+
+def test_nothing_goes_backwards(ledger: RunLedger) -> None:
+    """[I5] Not even when the clock of this machine is behind the last master's."""
+    ledger.first_seen({"a": NOW})
+    ledger.claim([run("a", 1, NOW - 5 * SECOND)])
+    assert ledger.state("a") == RunState(NOW, 1, NOW - 6 * SECOND)
+
+
+def test_only_the_master_writes(candidate: Candidate, ledger: RunLedger) -> None:
+    """[I4] The epoch is checked by the transaction, whatever the old master believes."""
+    ledger.first_seen({"a": NOW})
+    one, two = ledger._election, candidate("two", session_timeout=4.0)
+    two.start(PATIENCE)
+    reign = one.reign
+    assert one.resign()
+    assert two.wait(PATIENCE)
+    one._reign = reign  # as a paused process would
+    for write in (lambda: ledger.claim([run("a")]), lambda: ledger.first_seen({"b": NOW})):
+        ledger.reign, ledger._pages = reign, {}
+        with pytest.raises(Conflict, match=one.paths.epoch):
+            write()
+        assert ledger.reign is None
+    assert load(two).state("a") == RunState(NOW)
+    assert load(two).state("b") is None
+    ledger.reign = reign
+    with pytest.raises(Conflict):
+        ledger.assure()
+    assert reign is not None
+    with pytest.raises(NotMaster):
+        ledger.load(reign)
+
+
+def test_a_stale_confirmation_harms_nobody(candidate: Candidate, ledger: RunLedger) -> None:
+    """[I2] The successor's outbox is not wiped by what the old master says late."""
+    ledger.first_seen({"a": NOW, "b": NOW})
+    (a,) = ledger.claim([run("a")])
+    one, two = ledger._election, candidate("two", session_timeout=4.0)
+    two.start(PATIENCE)
+    assert one.resign()
+    assert two.wait(PATIENCE)
+    successor = load(two)
+    successor.claim([run("b")])
+    ledger.published(a)
+    with pytest.raises(Conflict):
+        ledger.flush()
+    assert set(load(two).outbox) == {"a", "b"}
+
+
+def test_not_loaded_not_written(election: MasterElection) -> None:
+    with pytest.raises(NotMaster, match="not loaded"):
+        RunLedger(election).claim([run("a")])
+
+
+def test_not_assured_as_standby(ledger: RunLedger) -> None:
+    """[1] Nothing is published from the moment that the connection is lost."""
+    ledger.first_seen({"a": NOW})
+    ledger.assure()
+    assert ledger._election.resign()
+    with pytest.raises(NotMaster):
+        ledger.assure()
+
+
+def test_a_write_vouches_for_a_while(ledger: RunLedger) -> None:
+    """[2] Counted from when it was sent, by the time-out that the server granted."""
+    before = boottime()
+    ledger.first_seen({"a": NOW})
+    after = boottime()
+    assert before + 4 * 2 / 3 <= ledger._entitled_until <= after + 4 * 2 / 3
+    ledger._entitled_until = 0.0
+    ledger.assure()
+    assert ledger._entitled_until > after
+
+
+def test_lost_answer(candidate: Candidate, road: Road) -> None:
+    """A claim without an answer was made or not: reading tells, and nothing is lost or repeated."""
+    one = candidate("one", road.hosts, session_timeout=4.0)
+    one.start(PATIENCE)
+    assert one.wait(PATIENCE)
+    ledger = load(one)
+    ledger.first_seen({"a": NOW})
+    road.block_answers()
+    sent = ledger._send({"a": RunState(NOW, 1, NOW)}, {"a": run("a")})
+    road.cut()
+    with pytest.raises(Uncertain):
+        ledger._finish(sent)
+    assert ledger.reign is None
+    road.open()
+    assert one.wait(PATIENCE)
+    again = load(one)
+    state = again.state("a")
+    assert state is not None
+    assert (state.total_run_count, len(again.outbox)) in ((0, 0), (1, 1))
+
+
+def test_a_claim_in_flight_is_not_overwritten(ledger: RunLedger) -> None:
+    """Between a claim without an answer and its discovery, no other write slips in: both the page
+    and the outbox are at versions that the ledger does not know."""
+    ledger.first_seen({"a": NOW, "b": NOW})
+    other = load(ledger._election)
+    ledger.claim([run("a")])
+    with pytest.raises(Conflict, match="outbox"):
+        other.claim([run("b")])
+
+
+def test_confirmations_are_coalesced(election: MasterElection, ledger: RunLedger) -> None:
+    """One is on its way at a time, and takes along what has gathered."""
+    names = [f"e{n}" for n in range(100)]
+    ledger.first_seen(dict.fromkeys(names, NOW))
+    version = ledger._outbox_version
+    for claimed in ledger.claim([run(name) for name in names]):
+        ledger.published(claimed)
+        ledger.confirm()
+    ledger.flush()
+    assert load(election).outbox == {}
+    assert 1 < ledger._outbox_version - version < 90
+
+
+@pytest.mark.parametrize("count", [MOST_RUNS + 100, 3000])
+def test_more_than_fits(election: MasterElection, ledger: RunLedger, count: int) -> None:
+    """A transaction stays below what ZooKeeper takes; the rest is claimed by the next."""
+    names = [f"{n}-" + "x" * 300 for n in range(count)]
+    ledger.first_seen(dict.fromkeys(names, NOW))
+    left = {name: run(name) for name in names}
+    transactions = 0
+    while left:
+        claimed = ledger.claim(list(left.values()))
+        assert 0 < len(claimed) <= MOST_RUNS
+        transactions += 1
+        for each in claimed:
+            assert left.pop(each.entry) == each
+            ledger.published(each)
+    assert transactions >= count / MOST_RUNS
+    ledger.flush()
+    again = load(election)
+    assert all(again.state(name) == RunState(NOW, 1, NOW - SECOND) for name in names)
+
+
+def test_long_names_fit(ledger: RunLedger) -> None:
+    """The limit is one of bytes, and a name in JSON may be six times as long as it looks."""
+    names = [f"{n}-" + "\u20ac" * 2000 for n in range(100)]
+    ledger.first_seen(dict.fromkeys(names, NOW))
+    claimed = ledger.claim([run(name) for name in names])
+    assert 0 < len(claimed) * 2 * 12_000 < MOST_BYTES + 24_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not JSON",
+        b'{"format": 99, "entries": {}}',
+        b'{"format": 1}',
+        b'{"format": 1, "entries": []}',
+        b'{"format": 1, "entries": {"a": null}}',
+        b'{"format": 1, "entries": {"a": {"last_run_at": "soon", "total_run_count": 1}}}',
+        b'{"format": 1, "entries": {"a": {"last_run_at": 7, "total_run_count": 1}}}',
+        b'{"format":1,"entries":{"a":{"last_run_at":"2026-01-01T00:00:00+00:00",'
+        b'"total_run_count":-1}}}',
+        b'{"format":1,"entries":{"a":{"last_run_at":"2026-01-01T00:00:00+00:00",'
+        b'"total_run_count":true}}}',
+    ],
+)
+def test_damaged_page(
+    ledger: RunLedger, client: KazooClient, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named, and left as it is; the other entries go on."""
+    ledger.first_seen({"a": NOW, "b": NOW})
+    path = ledger._paths.page(page_of("a"))
+    client.set(path, data)
+    again = load(ledger._election)
+    assert path in caplog.text
+    assert again.damaged("a")
+    assert again.state("a") is None
+    assert not again.damaged("b")
+    again.claim([run("b")])
+    assert client.get(path)[0] == data
+
+
+@pytest.mark.parametrize("data", [b"not JSON", b'{"format": 1, "runs": [{"entry": 1}]}'])
+def test_damaged_outbox(ledger: RunLedger, client: KazooClient, data: bytes) -> None:
+    """Runs may be in it, so it is not overwritten."""
+    client.set(ledger._paths.outbox, data)
+    with pytest.raises(RootError, match=ledger._paths.outbox):
+        load(ledger._election)
+    assert client.get(ledger._paths.outbox)[0] == data
+
+
+def test_deleted_underfoot(ledger: RunLedger, client: KazooClient) -> None:
+    ledger.first_seen({"a": NOW})
+    client.delete(ledger._paths.page(page_of("a")))
+    with pytest.raises(Conflict, match="runs"):
+        ledger.claim([run("a")])
+    again = load(ledger._election)
+    assert again.state("a") is None
+    client.delete(ledger._paths.outbox)
+    with pytest.raises(Conflict, match="outbox"):
+        again.first_seen({"a": NOW})
+    load(ledger._election).first_seen({"a": NOW})
+
+
+def test_what_stands_in_zookeeper(ledger: RunLedger, client: KazooClient) -> None:
+    """The format that the next release must read."""
+    ledger.first_seen({"a": NOW})
+    ledger.claim([run("a", 1, NOW + SECOND)])
+    assert json.loads(client.get(ledger._paths.page(page_of("a")))[0]) == {
+        "format": 1,
+        "entries": {
+            "a": {
+                "last_run_at": "2026-01-01T12:00:01.000000+00:00",
+                "total_run_count": 1,
+                "due": "2026-01-01T12:00:00.000000+00:00",
+            }
+        },
+    }
+    assert json.loads(client.get(ledger._paths.outbox)[0]) == {
+        "format": 1,
+        "runs": [
+            {
+                "entry": "a",
+                "number": 1,
+                "due": "2026-01-01T12:00:00.000000+00:00",
+                "claimed": "2026-01-01T12:00:01.000000+00:00",
+            }
+        ],
+    }
+
+
+def test_repr(ledger: RunLedger) -> None:
+    ledger.first_seen({"a": NOW})
+    ledger.claim([run("a")])
+    assert "epoch=1" in repr(ledger)
+    assert "1 states, 1 in the outbox" in repr(ledger)
+    wait_until(lambda: ledger._election.is_master, PATIENCE, "a master")
