@@ -163,7 +163,7 @@ class ZooKeeperScheduler(Scheduler):
     def _raise_failure(self) -> NoReturn:
         assert self._failure is not None
         if isinstance(self._failure, ZkBeatError):
-            raise SystemExit(f"celery beat: {self._failure}")
+            raise SystemExit(1)  # not the error itself, of which Celery would show a traceback
         raise self._failure
 
     # The dispatch loop, on its own thread -------------------------------------------------------
@@ -193,6 +193,9 @@ class ZooKeeperScheduler(Scheduler):
                     self._progress.put(None)
                 self._wait(wait)
             self._say_goodbye()
+        except ZkBeatError as exc:
+            logger.critical("beat stops: %s", exc)
+            self._failure = exc
         except BaseException as exc:
             self._failure = exc
         finally:

@@ -1,0 +1,113 @@
+"""Real beats and workers, started through the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from example_project.servers import (
+    Process,
+    Redis,
+    ZooKeeper,
+    celery_beat,
+    celery_worker,
+    wait_until,
+)
+from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.history import Message, messages
+
+APP = "tests.acceptance.app"
+
+
+class Site:
+    """Beats and workers of one app with a root of its own.
+
+    `conf` may be changed before a process is started.
+    """
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, conf: dict[str, Any]) -> None:
+        self.folder = folder
+        self.conf = conf
+        self._stack = stack
+
+    def schedule(self, **periods: float) -> None:
+        """Entries of tasks that no worker need know, name to seconds."""
+        self.conf["beat_schedule"] = {
+            name: {"task": name, "schedule": period} for name, period in periods.items()
+        }
+
+    def beat(self, name: str = "beat", *args: str, app: str = APP, **conf: Any) -> Process:
+        """A beat that has been started; `conf` is its own part of the configuration."""
+        process = celery_beat(self.folder, name, app, env=self._env(name, conf), args=args)
+        return self._stack.enter_context(process).start()
+
+    def worker(self, name: str = "worker", *args: str, **conf: Any) -> Process:
+        process = celery_worker(self.folder, name, APP, env=self._env(name, conf), args=args)
+        self._stack.enter_context(process).start()
+        process.wait_for_log("ready.", PATIENCE)
+        return process
+
+    def history(self) -> list[Message]:
+        return messages(self.conf["broker_url"])
+
+    def wait(self, condition: Callable[[list[Message]], Any], what: str) -> list[Message]:
+        """The history once it fulfils the condition."""
+
+        def look() -> list[Message] | None:
+            history = self.history()
+            return history if condition(history) else None
+
+        return wait_until(look, PATIENCE, what) or []
+
+    def wait_for_run(self, master: Process) -> list[Message]:
+        """The history once it holds a run that `master`, a beat of this site, dispatched from
+        now on."""
+        begun = len(self.history())
+
+        def dispatched(history: list[Message]) -> bool:
+            return any(message.master == master.name for message in history[begun:])
+
+        return self.wait(dispatched, f"a run of {master.name}")
+
+    def _env(self, id: str, conf: dict[str, Any]) -> dict[str, str]:
+        return {"CONF": json.dumps({"zk_beat_id": id, **self.conf, **conf})}
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, redis_server: Redis, root: str) -> Iterator[Callable[[str], Site]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(hosts: str) -> Site:
+            conf = {
+                "broker_url": redis_server.url(0),
+                "result_backend": redis_server.url(1),
+                "broker_connection_retry_on_startup": True,
+                "beat_scheduler": "celery_zk_beat:ZooKeeperScheduler",
+                "zk_beat_hosts": hosts,
+                "zk_beat_root": root,
+                "zk_beat_session_timeout": SESSION_TIMEOUT,
+            }
+            return Site(tmp_path, stack, conf)
+
+        yield make
+
+
+@pytest.fixture
+def site(make_site: Callable[[str], Site], zookeeper: ZooKeeper) -> Site:
+    """Beats on the ZooKeeper that all tests share."""
+    site = make_site(zookeeper.hosts)
+    site.schedule(often=0.2)
+    return site
+
+
+@pytest.fixture
+def own_site(make_site: Callable[[str], Site], own_zookeeper: ZooKeeper) -> Site:
+    """Beats on a ZooKeeper of the test's own, which is not started yet."""
+    site = make_site(own_zookeeper.hosts)
+    site.schedule(often=0.2)
+    return site

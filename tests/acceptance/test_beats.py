@@ -1,0 +1,435 @@
+"""Several beats, one of which is master, and what happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from kazoo.client import KazooClient
+
+from example_project.servers import REPOSITORY, Process, Redis, ZooKeeper, free_port, wait_until
+from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.history import check
+
+from .conftest import APP, Site
+
+
+def test_one_of_three_dispatches(site: Site) -> None:
+    """The others say that they wait, and for whom."""
+    beats = [site.beat(f"beat{n}") for n in range(3)]
+    history = site.wait(lambda history: len(history) >= 10, "ten runs")
+    assert check(history) == []
+    assert len({message.master for message in history}) == 1
+    for beat in beats:
+        if beat.name != history[0].master:
+            beat.wait_for_log(f"not elected because {history[0].master} is master", PATIENCE)
+
+
+def test_the_master_is_killed(site: Site) -> None:
+    """SIGKILL: after the session time-out the other goes on with the same runs."""
+    one, two = pair(site)
+    one.kill()
+    history = site.wait_for_run(two)
+    assert len(check(history)) <= 1  # one may have been published and not yet confirmed
+    assert {message.epoch for message in history} == {1, 2}
+    one.start()
+    one.wait_for_log("not elected because", PATIENCE)
+
+
+def test_the_master_is_stopped(site: Site) -> None:
+    """SIGTERM: exit status 0, and nothing is left to be repeated."""
+    one, two = pair(site)
+    assert one.terminate(PATIENCE) == 0
+    history = site.wait_for_run(two)
+    assert check(history) == []
+    assert "demoted: one was master, epoch 1: stopped" in one.log()
+    assert "perhaps not published" not in two.log()
+
+
+def test_ctrl_c(site: Site) -> None:
+    """As SIGTERM."""
+    one, two = pair(site)
+    one.send(signal.SIGINT)
+    assert one.wait(PATIENCE) == 0
+    assert check(site.wait_for_run(two)) == []
+    assert "Traceback" not in one.log()
+
+
+def test_a_standby_is_stopped(site: Site) -> None:
+    """At once, though it waits for something that may never come."""
+    one, two = pair(site)
+    assert two.terminate(PATIENCE) == 0
+    assert check(site.wait_for_run(one)) == []
+
+
+def test_the_master_hangs(site: Site) -> None:
+    """SIGSTOP for longer than the session lasts, then SIGCONT: it dispatches nothing more."""
+    one, two = pair(site)
+    one.pause()
+    site.wait_for_run(two)
+    one.resume()
+    one.wait_for_log("not elected because two is master", PATIENCE)
+    history = site.wait_for_run(two)
+    assert len(check(history)) <= 1
+    assert one.alive
+
+
+def test_it_goes_round(site: Site) -> None:
+    """Every master but the last is stopped; the run numbers go on."""
+    beats = [site.beat(f"beat{n}") for n in range(4)]
+    for left in range(4, 1, -1):
+        site.wait(lambda history: history, "a run")
+        master = next(b for b in beats if b.name == site.history()[-1].master)
+        assert master.terminate(PATIENCE) == 0
+        epoch = 5 - left
+        site.wait(lambda history, old=epoch: history[-1].epoch > old, "the next master")
+    assert check(site.history()) == []
+
+
+def test_zookeeper_restarts(own_site: Site, own_zookeeper: ZooKeeper) -> None:
+    """Under running beats: nothing is dispatched without it, and no hand is needed after it."""
+    own_zookeeper.start()
+    one, two = pair(own_site)
+    own_zookeeper.stop()
+    for beat in (one, two):
+        beat.wait_for_log("does not answer; waiting for it as a standby", PATIENCE)
+    before = len(own_site.history())
+    one.wait_for_log("does not answer; waiting for it as a standby", PATIENCE)
+    assert len(own_site.history()) == before
+    own_zookeeper.start()
+    history = own_site.wait(lambda history: len(history) > before + 3, "runs")
+    assert len(check(history)) <= 1
+    assert one.alive
+    assert two.alive
+
+
+def test_zookeeper_comes_late(own_site: Site, own_zookeeper: ZooKeeper) -> None:
+    """The beat waits, says so, and is ready when it comes."""
+    beat = own_site.beat()
+    beat.wait_for_log("does not answer; waiting for it as a standby", PATIENCE)
+    assert own_site.history() == []
+    own_zookeeper.start()
+    assert check(own_site.wait(lambda history: len(history) > 3, "runs")) == []
+
+
+def test_zookeeper_never_comes(own_site: Site) -> None:
+    """SIGTERM is obeyed all the same."""
+    beat = own_site.beat()
+    beat.wait_for_log("does not answer", PATIENCE)
+    assert beat.terminate(PATIENCE) == 0
+
+
+def test_connect_timeout(own_site: Site) -> None:
+    """If asked to, it gives up: one line, exit status 1."""
+    beat = own_site.beat(zk_beat_connect_timeout=0.5)
+    assert beat.wait(PATIENCE) == 1
+    assert "CRITICAL/MainProcess] beat stops: ZooKeeper at 127.0.0.1:" in last_line(beat)
+    assert "did not answer within 0.5 s: is it running" in last_line(beat)
+    assert "Traceback" not in beat.log()
+
+
+def test_root_of_another_app(site: Site, client: KazooClient, root: str) -> None:
+    client.create(root, b'{"format": 1, "app": "bank"}')
+    beat = site.beat()
+    assert beat.wait(PATIENCE) == 1
+    assert f"beat stops: {root} belongs to the app 'bank', and this is" in last_line(beat)
+    assert "Traceback" not in beat.log()
+
+
+def test_the_master_znode_is_deleted(site: Site, client: KazooClient, root: str) -> None:
+    """By hand: it steps down, and one of them is elected again."""
+    one, _ = pair(site)
+    client.delete(f"{root}/master")
+    one.wait_for_log("demoted: one was master, epoch 1: its znode is gone", PATIENCE)
+    history = site.wait(lambda history: history[-1].epoch > 1, "a run of the next master")
+    assert check(history) == []
+
+
+def test_everything_is_deleted(site: Site, client: KazooClient, root: str) -> None:
+    """Root, run states, outbox: by hand, under a running master. It starts anew."""
+    one, _ = pair(site)
+    client.delete(root, recursive=True)
+    site.wait(lambda history: history[-1].run < history[0].run + len(history) - 1, "a new count")
+    assert one.alive
+
+
+def test_an_interval_longer_than_the_time_between_restarts(site: Site) -> None:
+    """[28] Its clock goes on through all of them."""
+    site.schedule(seldom=4.0)
+    beat = site.beat()
+    elections = 0
+    while not site.history():
+        elections += 1
+        beat.wait_for_log("dispatching 1 entries as master", PATIENCE)
+        try:
+            beat.wait_for_log("Sending due task", SESSION_TIMEOUT)
+        except TimeoutError:
+            assert beat.terminate(PATIENCE) == 0
+            beat.start()
+    assert elections > 2
+    assert check(site.history()) == []
+
+
+def test_first_seen_is_when_its_clock_starts(site: Site, client: KazooClient, root: str) -> None:
+    """[27] A master that dies before an entry's first run does not restart the entry's clock."""
+    site.schedule(seldom=3600.0)
+    beat = site.beat()
+    beat.wait_for_log("dispatching 1 entries as master", PATIENCE)
+    page = client.get_children(f"{root}/runs")[0]
+    first = json.loads(client.get(f"{root}/runs/{page}")[0])["entries"]["seldom"]
+    beat.kill()
+    beat.start()
+    beat.wait_for_log("dispatching 1 entries as master", PATIENCE)
+    assert json.loads(client.get(f"{root}/runs/{page}")[0])["entries"]["seldom"] == first
+    assert first["total_run_count"] == 0
+
+
+def test_names_may_hold_anything(site: Site) -> None:
+    names = ["a/b", "with space", "ünï\u20ac", ".", "..", "x" * 300, "/", "a\nb", "%2F"]
+    site.conf["beat_schedule"] = {
+        name: {"task": f"task{n}", "schedule": 0.2} for n, name in enumerate(names)
+    }
+    one = site.beat("one")
+    site.wait(lambda history: len({m.task for m in history}) == len(names), "a run of each")
+    assert one.terminate(PATIENCE) == 0
+    two = site.beat("two")
+    history = site.wait(
+        lambda history: len({m.task for m in history if m.master == two.name}) == len(names),
+        "a run of each by the second",
+    )
+    assert check(history) == []
+
+
+def test_several_missed_are_one_run(site: Site) -> None:
+    """As in Celery; and the header says for which instant."""
+    site.schedule(entry=0.5)
+    one = site.beat("one")
+    before = site.wait(lambda history: len(history) >= 2, "two runs")[-1]
+    one.kill()
+    before = site.history()[-1]
+    wait_until(lambda: elapsed(before.due) > 2.5, PATIENCE, "some runs to be missed")
+    site.beat("two")
+    history = site.wait(lambda history: history[-1].epoch == 2, "a run")
+    first = next(m for m in history if m.run == before.run + 1)
+    assert timedelta(seconds=0.4) < first.due - before.due < timedelta(seconds=0.8)
+    history = site.wait(lambda history: history[-1].run > first.run, "the next")
+    second = next(m for m in history if m.run == first.run + 1)
+    assert second.due - first.due > timedelta(seconds=2)
+
+
+def test_executed_by_a_worker(site: Site, redis_server: Redis) -> None:
+    """The header reaches the task, and the result is where Celery puts it."""
+    site.conf["beat_schedule"] = {"e": {"task": "echo", "schedule": 0.2, "args": ["x"]}}
+    site.worker()
+    site.beat("one")
+    with redis.Redis.from_url(redis_server.url(1)) as backend:
+        key = wait_until(lambda: next(iter(backend.keys("celery-task-meta-*")), None), 30, "result")
+        result = json.loads(backend.get(key))["result"]
+    assert result["args"] == ["x"]
+    assert result["zk_beat"]["master"] == "one"
+    assert result["zk_beat"]["epoch"] == 1
+    assert result["zk_beat"]["run"] >= 1
+    assert key.decode().endswith(result["id"])
+
+
+def test_own_task_id_and_headers_win(site: Site, redis_server: Redis) -> None:
+    site.conf["beat_schedule"] = {
+        "e": {
+            "task": "t",
+            "schedule": 0.2,
+            "options": {"task_id": "mine", "headers": {"colour": "blue", "zk_beat": "mine"}},
+        }
+    }
+    site.beat()
+    with redis.Redis.from_url(redis_server.url(0)) as broker:
+        wait_until(lambda: broker.llen("celery") >= 2, PATIENCE, "two messages")
+        for text in broker.lrange("celery", 0, -1):
+            headers = json.loads(text)["headers"]
+            assert headers["id"] == "mine"
+            assert headers["colour"] == "blue"
+            assert headers["zk_beat"] == "mine"
+            assert headers["celery_beat_task"] is True
+
+
+def test_worker_with_beat(site: Site) -> None:
+    """[16] ``celery worker -B``: the session is made in the process that Celery forks for it, and
+    closed when the worker stops."""
+    site.conf["beat_schedule"] = {"e": {"task": "echo", "schedule": 0.2}}
+    worker = site.worker("worker", "-B", "-s", str(site.folder / "unused"), zk_beat_id="embedded")
+    worker.wait_for_log("elected: embedded is master", PATIENCE)
+    worker.wait_for_log("Task echo", PATIENCE)
+    two = site.beat("two")
+    two.wait_for_log("not elected because embedded is master", PATIENCE)
+    assert worker.terminate(PATIENCE) == 0
+    two.wait_for_log("elected: two is master", PATIENCE)
+    worker.wait_for_log("demoted: embedded was master, epoch 1: stopped", PATIENCE)
+    site.wait_for_run(two)
+
+
+def test_detached(site: Site, tmp_path: Path) -> None:
+    """``celery beat --detach``: nothing connects before the fork."""
+    pidfile, log = tmp_path / "pid", tmp_path / "detached.log"
+    command = [sys.executable, "-m", "celery", "-A", APP, "--workdir", str(REPOSITORY), "beat"]
+    command += ["--detach", "-l", "INFO", f"--pidfile={pidfile}", f"--logfile={log}"]
+    env = {**site._env("detached", {}), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, env=env, cwd=REPOSITORY, timeout=PATIENCE, check=False)
+    assert done.returncode == 0
+    pid = int(wait_until(lambda: pidfile.exists() and pidfile.read_text(), PATIENCE, "a pid file"))
+    try:
+        history = site.wait(lambda history: len(history) > 2, "runs")
+        assert check(history) == []
+        assert history[0].master == "detached"
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not pidfile.exists(), PATIENCE, "its end")
+    finally:
+        if pidfile.exists():
+            os.kill(pid, signal.SIGKILL)
+    assert "demoted: detached was master, epoch 1: stopped" in log.read_text()
+
+
+def test_a_standby_answers_ping(site: Site) -> None:
+    """[25] ``celery inspect ping``, with beat_enable_remote_control."""
+    one = site.beat("one", "-n", "one@x", beat_enable_remote_control=True)
+    one.wait_for_log("elected", PATIENCE)
+    two = site.beat("two", "-n", "two@x", beat_enable_remote_control=True)
+    two.wait_for_log("not elected", PATIENCE)
+    for beat in (one, two):
+        beat.wait_for_log("beat pidbox: Connected", PATIENCE)
+    command = [sys.executable, "-m", "celery", "-A", APP, "inspect", "ping", "--timeout", "5"]
+    env = {**site._env("x", {}), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        command, env=env, cwd=REPOSITORY, timeout=60, check=False, capture_output=True, text=True
+    )
+    assert "one@x: OK" in done.stdout
+    assert "two@x: OK" in done.stdout
+
+
+def test_banner(site: Site, root: str) -> None:
+    """[23] What is looked at, and where; it connects to nothing."""
+    beat = site.beat("one")
+    beat.wait_for_log("beat: Starting...", PATIENCE)
+    assert f". zookeeper -> {site.conf['zk_beat_hosts']}" in beat.log()
+    assert f". root -> {root}" in beat.log()
+
+
+@pytest.mark.parametrize(
+    ("conf", "line"),
+    [
+        (
+            {"zk_beat_hosts": "zk1:port"},
+            "celery beat: zk_beat_hosts = 'zk1:port': 'zk1:port' is no server; "
+            "expected 'host:port,host:port/chroot', ports 1 to 65535",
+        ),
+        (
+            {"zk_beat_session_timeout": 0},
+            "celery beat: zk_beat_session_timeout = 0: expected a number of seconds above 0",
+        ),
+        (
+            {"zk_beat_rot": "/x"},
+            "celery beat: zk_beat_rot is no setting of celery-zk-beat: did you mean zk_beat_root?",
+        ),
+    ],
+)
+def test_bad_settings(site: Site, conf: dict[str, Any], line: str) -> None:
+    """Before it starts, in one line; tests/unit/test_settings.py knows all of them."""
+    beat = site.beat(**conf)
+    assert beat.wait(PATIENCE) == 1
+    assert last_line(beat) == line
+    assert "Traceback" not in beat.log()
+    assert "Starting" not in beat.log()
+
+
+def test_bad_settings_in_a_worker(site: Site) -> None:
+    """The worker goes on without its beat, as with any other that does not start; the line says
+    why."""
+    worker = site.worker("w", "-B", "-s", str(site.folder / "unused"), zk_beat_root="x")
+    worker.wait_for_log("celery beat: zk_beat_root = 'x': expected an absolute", PATIENCE)
+
+
+def test_the_broker_is_away(site: Site, redis_server: Redis) -> None:
+    """A run that cannot be published stays in the outbox, and no flood follows."""
+    site.schedule(entry=0.5)
+    redis_server.stop()
+    beat = site.beat()
+    beat.wait_for_log("entry: run 1 could not be published, trying again", PATIENCE)
+    beat.wait_for_log("trying again in 2 s", PATIENCE)
+    redis_server.start()
+    history = site.wait(lambda history: len(history) >= 2, "two runs")
+    assert check(history) == []
+    assert history[1].due - history[0].due < timedelta(seconds=1)
+    assert len(history) <= 3
+
+
+def test_stopped_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:
+    """The next master publishes what this one could not."""
+    redis_server.stop()
+    one = site.beat("one")
+    one.wait_for_log("run 1 could not be published", PATIENCE)
+    assert one.terminate(PATIENCE) == 0
+    redis_server.start()
+    site.beat("two")
+    history = site.wait(lambda history: len(history) > 2, "runs")
+    assert check(history) == []
+    assert history[0].epoch == 2
+
+
+def test_one_bad_entry_harms_no_other(site: Site) -> None:
+    """One whose message cannot be made is tried again and again; the others run."""
+    site.conf["beat_schedule"] = {
+        "bad": {"task": "bad", "schedule": 0.2, "options": {"priority": "x", "queue": 7}},
+        "good": {"task": "good", "schedule": 0.2},
+    }
+    beat = site.beat()
+    beat.wait_for_log("bad: run 1 could not be published", PATIENCE)
+    history = site.wait(lambda history: len(history) > 5, "runs of the good one")
+    assert {message.task for message in history} == {"good"}
+    assert check(history) == []
+
+
+def test_two_terminals(zookeeper: ZooKeeper, root: str, site: Site) -> None:
+    """The scenario that the project began with: start it twice, kill the first, the second goes
+    on. No Celery."""
+    command = [sys.executable, "-m", "example_project.election_only", zookeeper.hosts]
+    command += ["--root", root + "-only", "--session-timeout", "1"]
+    first, second = (Process(site.folder, name, command) for name in ("first", "second"))
+    with first, second:
+        first.start().wait_for_log("working as master, epoch 1", PATIENCE)
+        second.start().wait_for_log("not elected because", PATIENCE)
+        first.kill()
+        second.wait_for_log("working as master, epoch 2", PATIENCE)
+        second.send(signal.SIGINT)
+        assert second.wait(PATIENCE) == 0
+
+
+def test_two_terminals_without_zookeeper(site: Site) -> None:
+    """The documented time-out, 3 s, and one line."""
+    command = [sys.executable, "-m", "example_project.election_only", f"127.0.0.1:{free_port()}"]
+    with Process(site.folder, "only", command) as process:
+        assert process.start().wait(PATIENCE) == 1
+        assert last_line(process).endswith("is it running, and is this its address?")
+
+
+def pair(site: Site) -> tuple[Process, Process]:
+    """Two beats: the first is master and has dispatched, the second is a standby."""
+    one = site.beat("one")
+    one.wait_for_log("elected: one is master", PATIENCE)
+    two = site.beat("two")
+    two.wait_for_log("not elected because one is master", PATIENCE)
+    site.wait_for_run(one)
+    return one, two
+
+
+def last_line(process: Process) -> str:
+    return process.log().rstrip().rpartition("\n")[2]
+
+
+def elapsed(since: datetime) -> float:
+    return (datetime.now(timezone.utc) - since).total_seconds()

@@ -1,0 +1,64 @@
+"""What was dispatched, as the broker holds it, and whether it obeys the invariants."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import redis
+
+from celery_zk_beat.znodes import from_text
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that was published. `task` is the name of the task, `run` the run's number."""
+
+    task: str
+    id: str
+    run: int
+    epoch: int
+    due: datetime
+    master: str
+
+
+def messages(broker: str, queue: str = "celery") -> list[Message]:
+    """All messages that wait in a queue of Redis, in the order in which they were published."""
+    with redis.Redis.from_url(broker) as server:
+        return [_message(text) for text in reversed(server.lrange(queue, 0, -1))]
+
+
+def _message(text: bytes) -> Message:
+    headers = json.loads(text)["headers"]
+    mark = headers["zk_beat"]
+    due = from_text(mark["due"])
+    return Message(headers["task"], headers["id"], mark["run"], mark["epoch"], due, mark["master"])
+
+
+def check(history: Sequence[Message]) -> list[Message]:
+    """Asserts that no run was lost and none was made twice under another id.
+
+    Returns:
+        the messages that repeat a run, with its task id.
+    """
+    by_task: dict[str, list[Message]] = defaultdict(list)
+    for message in history:
+        by_task[message.task].append(message)
+    repeats = []
+    for task, sent in by_task.items():
+        first: dict[int, Message] = {}
+        for message in sent:
+            if first.setdefault(message.run, message) is not message:
+                repeats.append(message)
+                assert message.id == first[message.run].id, f"{task}: a run with two task ids"
+                assert message.due == first[message.run].due
+        assert list(first) == list(range(1, len(first) + 1)), f"{task}: runs {list(first)}"
+        assert len({m.id for m in first.values()}) == len(first), f"{task}: an id for two runs"
+        epochs = [message.epoch for message in sent]
+        assert epochs == sorted(epochs), f"{task}: a master dispatched after its successor"
+        dues = [message.due for message in first.values()]
+        assert dues == sorted(set(dues)), f"{task}: two runs for one instant, or out of order"
+    return repeats
