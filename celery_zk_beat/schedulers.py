@@ -112,7 +112,10 @@ class ZooKeeperScheduler(Scheduler):
                 as a root that belongs to another app.
         """
         if self._thread is None:
-            self._begin()
+            _exit_on_sigterm()
+            self._prepare()
+            self._thread = threading.Thread(target=self._run, name="zk-beat-dispatch", daemon=True)
+            self._thread.start()
         self._progress.get()
         if self._failure is not None:
             self._raise_failure()
@@ -168,8 +171,7 @@ class ZooKeeperScheduler(Scheduler):
 
     # The dispatch loop, on its own thread -------------------------------------------------------
 
-    def _begin(self) -> None:
-        _exit_on_sigterm()
+    def _prepare(self) -> None:
         self._election = MasterElection(
             self.settings.hosts,
             self.settings.root,
@@ -180,8 +182,6 @@ class ZooKeeperScheduler(Scheduler):
         )
         self._ledger = RunLedger(self._election)
         self._election.subscribe(self._wake)
-        self._thread = threading.Thread(target=self._run, name="zk-beat-dispatch", daemon=True)
-        self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -244,14 +244,6 @@ class ZooKeeperScheduler(Scheduler):
     def _take_over(self, reign: Any) -> None:
         """Goes on where the last master left off."""
         self._ledger.load(reign)
-        now = datetime.now(timezone.utc)
-        self._ledger.first_seen(
-            {
-                name: min(now, _to_utc(entry.last_run_at)) if self._brings_own(entry) else now
-                for name, entry in self.schedule.items()
-                if self._ledger.state(name) is None and not self._ledger.damaged(name)
-            }
-        )
         self._heap_is_current = False
         self._back_off.clear()
         runs = self._ledger.outbox
@@ -266,11 +258,6 @@ class ZooKeeperScheduler(Scheduler):
             )
         logger.info("dispatching %d entries as master, epoch %d", len(self.schedule), reign.epoch)
 
-    def _brings_own(self, entry: Any) -> bool:
-        """Whether the configuration gave the entry a ``last_run_at``: a time before this
-        scheduler was made cannot be the default."""
-        return bool(_to_utc(entry.last_run_at) < self._built_at)
-
     def _dispatch(self) -> float:
         if not self._heap_is_current:
             self._build_heap()
@@ -278,18 +265,34 @@ class ZooKeeperScheduler(Scheduler):
         self._claim()
         self._ledger.confirm()
         next_at = self._heap[0].at if self._heap else math.inf
-        return min(next_at, self._back_off.over_at(self._ledger.outbox)) - time.time()
+        unpublished = [name for name in self._ledger.outbox if name in self.schedule]
+        return min(next_at, self._back_off.over_at(unpublished)) - time.time()
 
     def _build_heap(self) -> None:
         """All entries with their states from the ledger, in the order of when to ask them."""
+        ledger, schedule = self._ledger, self.schedule
+        ledger.first_seen(
+            {
+                name: self._clock_starts(entry)
+                for name, entry in schedule.items()
+                if ledger.state(name) is None and not ledger.damaged(name)
+            }
+        )
         self._heap = []
-        self._heap_is_current = True
-        for name, entry in self.schedule.items():
-            state = self._ledger.state(name)
+        for name, entry in schedule.items():
+            state = ledger.state(name)
             if state is not None:
                 entry.last_run_at = _as_of(entry, state.last_run_at)
                 entry.total_run_count = state.total_run_count
                 self._push(name, 0.0)
+        self._heap_is_current = True
+
+    def _clock_starts(self, entry: Any) -> datetime:
+        """The `last_run_at` of an entry that is seen for the first time: now, whenever this beat
+        was started, unless the configuration gives one."""
+        given = _to_utc(entry.last_run_at)
+        # A time before the scheduler was made cannot be Celery's default.
+        return given if given < self._built_at else datetime.now(timezone.utc)
 
     def _push(self, name: str, delay: Any) -> None:
         if isinstance(delay, timedelta):

@@ -354,6 +354,15 @@ def test_bad_settings_in_a_worker(site: Site) -> None:
     worker.wait_for_log("celery beat: zk_beat_root = 'x': expected an absolute", PATIENCE)
 
 
+def test_gevent_is_refused(site: Site) -> None:
+    """[31] In a patched process the threads that watch ZooKeeper would not run reliably."""
+    code = "from gevent import monkey; monkey.patch_all(); from celery.__main__ import main; main()"
+    command = [sys.executable, "-W", "ignore", "-c", code, "-A", APP, "beat", "--pidfile="]
+    with Process(site.folder, "beat", command, env=site._env("beat", {})) as beat:
+        assert beat.start().wait(PATIENCE) == 1
+        assert "beat stops: this process is monkey-patched by gevent" in last_line(beat)
+
+
 def test_the_broker_is_away(site: Site, redis_server: Redis) -> None:
     """A run that cannot be published stays in the outbox, and no flood follows."""
     site.schedule(entry=0.5)

@@ -1,0 +1,420 @@
+"""ZooKeeperScheduler turned by hand, on a real ZooKeeper and Redis, with a clock of the test's own
+where the hour matters."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery import Celery
+from celery.beat import BeatLazyFunc
+from celery.schedules import crontab, schedule
+from kazoo.client import KazooClient
+
+from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.errors import NotMaster, Uncertain
+from celery_zk_beat.znodes import page_of
+from example_project.servers import Redis, ZooKeeper, free_port, wait_until
+from tests.conftest import PATIENCE
+from tests.faults import Road
+from tests.history import Message, check, messages
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+Make = Callable[..., ZooKeeperScheduler]
+
+
+@pytest.fixture
+def app(zookeeper: ZooKeeper, redis_server: Redis, root: str) -> Celery:
+    app = Celery("shop", broker=redis_server.url(0), set_as_current=False)
+    app.conf.zk_beat_hosts = zookeeper.hosts
+    app.conf.zk_beat_root = root
+    app.conf.zk_beat_session_timeout = 4.0
+    app.conf.result_expires = None  # no entry of Celery's own
+    return app
+
+
+@pytest.fixture
+def make(app: Celery) -> Iterator[Make]:
+    """Makes schedulers that are turned by hand; the first becomes master."""
+    made: list[ZooKeeperScheduler] = []
+
+    def make(**conf: Any) -> ZooKeeperScheduler:
+        app.conf.update(conf)
+        scheduler = ZooKeeperScheduler(app=app)
+        made.append(scheduler)
+        scheduler._prepare()
+        scheduler._election.start(PATIENCE)
+        return scheduler
+
+    yield make
+    for scheduler in made:
+        scheduler.close()
+
+
+def turn(scheduler: ZooKeeperScheduler) -> float:
+    """One turn as master, with every entry asked anew."""
+    assert scheduler._election.wait(PATIENCE)
+    scheduler._heap_is_current = False
+    return scheduler._turn()
+
+
+def history(app: Celery) -> list[Message]:
+    return messages(app.conf.broker_url)
+
+
+def every(seconds: float, task: str = "task", **more: Any) -> dict[str, Any]:
+    return {"task": task, "schedule": seconds, **more}
+
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self, local: str, zone: ZoneInfo = BERLIN) -> None:
+        self.zone = zone
+        self.now = datetime.fromisoformat(local).replace(tzinfo=zone).astimezone(timezone.utc)
+
+    def __call__(self) -> datetime:
+        return self.now.astimezone(self.zone)
+
+
+def test_lazy_opens_nothing(app: Celery) -> None:
+    """[23] The start-up banner makes one, and asks it for its info."""
+    app.conf.zk_beat_hosts = f"127.0.0.1:{free_port()}"
+    before = threading.active_count()
+    scheduler = ZooKeeperScheduler(app=app, lazy=True)
+    assert app.conf.zk_beat_hosts in scheduler.info
+    assert app.conf.zk_beat_root in scheduler.info
+    scheduler.close()
+    assert threading.active_count() == before
+
+
+def test_nothing_connects_before_the_first_tick(app: Celery) -> None:
+    """[16] Celery may still fork."""
+    before = threading.active_count()
+    scheduler = ZooKeeperScheduler(app=app)
+    assert threading.active_count() == before
+    assert "connection" not in vars(scheduler)
+
+
+def test_celerys_own_entry_is_there(app: Celery, tmp_path: Path) -> None:
+    """A result backend that does not expire by itself is cleaned up, beside the user's entries."""
+    app.conf.result_backend = f"file://{tmp_path}"
+    app.conf.result_expires = 3600
+    app.conf.beat_schedule = {"mine": every(1)}
+    assert set(ZooKeeperScheduler(app=app).schedule) == {"mine", "celery.backend_cleanup"}
+
+
+def test_an_entry_with_a_time_of_its_own(app: Celery, make: Make) -> None:
+    """`last_run_at` in the schedule: taken when the entry is first seen, and not again."""
+    scheduler = make(beat_schedule={"e": every(3600, last_run_at=LONG_AGO)})
+    turn(scheduler)
+    turn(scheduler)
+    (message,) = history(app)
+    assert message.due == LONG_AGO + timedelta(hours=1)
+    scheduler.close()
+    turn(make())
+    assert len(history(app)) == 1
+
+
+def test_added_later(app: Celery, make: Make) -> None:
+    """Entries that a program adds while it runs, by each of Celery's ways."""
+    scheduler = make()
+    turn(scheduler)
+    for add in (
+        lambda: scheduler.add(name="a", task="a", schedule=0.001, last_run_at=LONG_AGO),
+        lambda: scheduler.update_from_dict({"b": every(0.001, "b")}),
+        lambda: scheduler.merge_inplace({"c": every(0.001, "c")}),
+    ):
+        add()
+        before = len(history(app))
+
+        def ran(before: int = before) -> bool:
+            scheduler._turn()
+            return len(history(app)) > before
+
+        wait_until(ran, PATIENCE, "a run")
+
+
+def test_is_due_raises(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """One entry that cannot be asked is logged; the others run (Celery 5.7 does so, 5.5 ends)."""
+
+    class Broken(schedule):
+        def is_due(self, last_run_at: datetime) -> Any:
+            raise ZeroDivisionError("no schedule")
+
+    entries = {
+        "broken": {"task": "broken", "schedule": Broken(1)},
+        "good": every(0.001, "good", last_run_at=LONG_AGO),
+    }
+    turn(make(beat_schedule=entries))
+    assert "broken: cannot tell when it is due" in caplog.text
+    assert {message.task for message in history(app)} == {"good"}
+
+
+def test_a_schedule_class_of_ones_own(app: Celery, make: Make) -> None:
+    """is_due() is all that Celery asks for."""
+
+    class Always:
+        def now(self) -> datetime:
+            return datetime.now(timezone.utc)
+
+        def is_due(self, last_run_at: datetime) -> tuple[bool, float]:
+            return True, 60.0
+
+    before = datetime.now(timezone.utc)
+    turn(make(beat_schedule={"e": {"task": "e", "schedule": Always()}}))
+    (message,) = history(app)
+    assert abs(message.due - before) < timedelta(seconds=PATIENCE)
+
+
+def test_a_naive_clock(app: Celery, make: Make) -> None:
+    """`nowfun` may return naive datetimes, in UTC."""
+
+    def now() -> datetime:
+        return datetime.now(timezone.utc).replace(tzinfo=None)
+
+    entries = {"e": {"task": "e", "schedule": schedule(0.001, nowfun=now)}}
+    scheduler = make(beat_schedule=entries)
+    wait_until(lambda: turn(scheduler) and len(history(app)) >= 2, PATIENCE, "two runs")
+    assert check(history(app)) == []
+
+
+def test_arguments_are_made_when_it_is_sent(app: Celery, make: Make) -> None:
+    calls: list[int] = []
+    lazy = BeatLazyFunc(lambda: calls.append(1))
+    scheduler = make(beat_schedule={"e": every(60, args=[lazy], last_run_at=LONG_AGO)})
+    assert calls == []
+    turn(scheduler)
+    assert calls == [1]
+
+
+def test_eager(app: Celery, make: Make) -> None:
+    """task_always_eager: the task runs in the beat itself, with the header."""
+    seen: list[Any] = []
+
+    @app.task(bind=True, name="eager")
+    def eager(self: Any) -> None:
+        seen.append(self.request.headers["zk_beat"])
+
+    entries = {"e": every(60, "eager", last_run_at=LONG_AGO)}
+    turn(make(task_always_eager=True, beat_schedule=entries))
+    assert [mark["run"] for mark in seen] == [1]
+
+
+def test_options_stay_as_they_are(app: Celery, make: Make) -> None:
+    """Celery writes headers into the dictionary it is given; it is not the user's."""
+    options = {"headers": {"colour": "blue"}, "expires": 60}
+    entries = {"e": every(60, options=options, last_run_at=LONG_AGO)}
+    turn(make(beat_schedule=entries))
+    assert options == {"headers": {"colour": "blue"}, "expires": 60}
+
+
+def test_the_same_run_has_the_same_id(app: Celery, make: Make) -> None:
+    """Whoever publishes it; and no other run has it."""
+    entries = {name: every(60, name, last_run_at=LONG_AGO) for name in ("a", "a/1")}
+    one = make(beat_schedule=entries)
+    turn(one)
+    two = ZooKeeperScheduler(app=app)
+    runs = [
+        one._run_of(entry, next(entry)) for entry in ZooKeeperScheduler(app=app).schedule.values()
+    ]
+    assert [one._task_id(run) for run in runs] == [two._task_id(run) for run in runs]
+    assert {message.id for message in history(app)} == {one._task_id(run) for run in runs}
+    app.conf.zk_beat_root += "-other"
+    other = ZooKeeperScheduler(app=app)
+    assert not {other._task_id(run) for run in runs} & {two._task_id(run) for run in runs}
+
+
+def test_claimed_and_not_published(
+    app: Celery, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next master publishes what the last one had claimed, with its number and its due."""
+    one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    (run,) = one._ledger.outbox.values()
+    assert history(app) == []
+    two = make()
+    one.close()
+    turn(two)
+    (message,) = history(app)
+    assert (message.run, message.due, message.epoch) == (run.number, run.due, 2)
+    assert "e: run 1, due 2020-01-01T00:01:00" in caplog.text
+    turn(two)
+    assert len(history(app)) == 1
+    assert two._ledger.outbox == {}
+
+
+def test_claimed_by_a_newer_release(app: Celery, make: Make) -> None:
+    """A run of an entry that this beat does not know stays in the outbox, for one that does."""
+    one = make(beat_schedule={"new": every(60, last_run_at=LONG_AGO)})
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    one.close()
+    two = make(beat_schedule={"old": every(60, "old", last_run_at=LONG_AGO)})
+    assert turn(two) > 1  # nor does it keep the beat busy
+    assert [message.task for message in history(app)] == ["old"]
+    two.close()
+    three = make(beat_schedule={"new": every(60, "new", last_run_at=LONG_AGO)})
+    turn(three)
+    assert [message.task for message in history(app)] == ["old", "new"]
+
+
+def test_cut_off_between_claim_and_publish(
+    app: Celery, make: Make, zookeeper: ZooKeeper, road: Road
+) -> None:
+    """[1] [2] What is claimed is not published by a beat that cannot be sure any more; once it is
+    again, it is, once."""
+    one = make(zk_beat_hosts=road.hosts, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
+    publish = one._publish
+
+    def cut_and_publish(runs: Any) -> None:
+        road.cut()
+        wait_until(lambda: not one._election.session.connected, PATIENCE, "the cut")
+        publish(runs)
+
+    one._publish = cut_and_publish  # type: ignore[method-assign]
+    turn(one)
+    assert history(app) == []
+    one._publish = publish  # type: ignore[method-assign]
+    road.open()
+    turn(one)
+    assert [message.run for message in history(app)] == [1]
+    turn(one)
+    assert len(history(app)) == 1
+
+
+def test_woken_after_a_long_pause(app: Celery, make: Make, road: Road) -> None:
+    """[2] [I4] As after a suspend: the claim is older than what the session time-out allows, so the
+    server is asked before anything is published."""
+    one = make(zk_beat_hosts=road.hosts, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
+    publish = one._publish
+
+    def pause_and_publish(runs: Any) -> None:
+        one._ledger._entitled_until = 0.0  # the pause
+        road.block()
+        with pytest.raises((NotMaster, Uncertain)):
+            one._ledger.assure()
+        publish(runs)
+
+    one._publish = pause_and_publish  # type: ignore[method-assign]
+    turn(one)
+    assert history(app) == []
+
+
+def test_damaged_page(app: Celery, make: Make, client: KazooClient) -> None:
+    """Its entries wait until it is mended; nothing is reset."""
+    names = {"a": every(0.001, "a"), "b": every(0.001, "b")}
+    one = make(beat_schedule=names)
+    wait_until(lambda: turn(one) and len(history(app)) > 2, PATIENCE, "runs")
+    one._say_goodbye()
+    one.close()
+    path = f"{one._election.paths.runs}/{page_of('a')}"
+    good = client.get(path)[0]
+    client.set(path, b"{")
+    before = len(history(app))
+    two = make()
+    wait_until(lambda: turn(two) and len(history(app)) > before + 2, PATIENCE, "runs")
+    assert {message.task for message in history(app)[before:]} == {"b"}
+    client.set(path, good)
+    two.close()
+    three = make()
+    before = len(history(app))
+
+    def mended() -> bool:
+        turn(three)
+        return any(message.task == "a" for message in history(app)[before:])
+
+    wait_until(mended, PATIENCE, "a run of the mended entry")
+    assert check(history(app)) == []
+
+
+def test_tasks_that_nobody_knows(app: Celery, make: Make) -> None:
+    """Sent by name, as Celery does: a worker may know them."""
+    turn(make(beat_schedule={"e": every(60, "some.where.else", last_run_at=LONG_AGO)}))
+    assert [message.task for message in history(app)] == ["some.where.else"]
+
+
+def test_digest(app: Celery) -> None:
+    """The same for the same schedule, another for another."""
+
+    def digest(**entries: Any) -> str:
+        app.conf.beat_schedule = entries
+        return ZooKeeperScheduler(app=app)._digest()
+
+    assert digest(a=every(1), b=every(2)) == digest(b=every(2), a=every(1))
+    several = [digest(a=every(1)), digest(a=every(2)), digest(b=every(1)), digest(a=every(1, "x"))]
+    assert len(set(several)) == len(several)
+
+
+def days(make: Make, clock: Clock, hours: float, spec: dict[str, str], failover: bool) -> None:
+    """Lets the clock go in steps of five minutes; with `failover`, before each of them."""
+    entries = {"e": {"task": "e", "schedule": crontab(nowfun=clock, **spec)}}
+    scheduler = make(beat_schedule=entries)
+    # The clock of the scheduler itself is years away from the one of the schedule.
+    scheduler._ledger.load(wait_until(lambda: scheduler._election.reign, PATIENCE, "a reign"))
+    scheduler._ledger.first_seen({"e": clock.now})
+    for _ in range(int(hours * 12)):
+        clock.now += timedelta(minutes=5)
+        if failover:
+            scheduler.close()
+            scheduler = make()
+        turn(scheduler)
+    scheduler.close()
+
+
+@pytest.mark.parametrize("failover", [False, True])
+@pytest.mark.parametrize(
+    ("start", "hours", "spec", "due"),
+    [
+        # Clocks go from 3:00 back to 2:00: it runs in the first of the two hours.
+        ("2026-10-25T01:50", 3, {"hour": "2", "minute": "30"}, ["00:30"]),
+        # What Celery makes of entries within the repeated hour: they rest in its second half.
+        ("2026-10-25T01:50", 2, {"minute": "*/30"}, ["00:00", "00:30"]),
+        # Clocks go from 2:00 on to 3:00: what is due in between runs after it.
+        ("2026-03-29T01:45", 3, {"hour": "2", "minute": "30"}, ["01:30"]),
+        ("2026-03-29T01:45", 2, {"minute": "*/30"}, ["01:00", "01:30", "02:00", "02:30"]),
+    ],
+    ids=["repeated", "repeated, often", "skipped", "skipped, often"],
+)
+def test_daylight_saving(
+    app: Celery,
+    make: Make,
+    start: str,
+    hours: float,
+    spec: dict[str, str],
+    due: list[str],
+    failover: bool,
+) -> None:
+    """[30] A failover, be it every five minutes, changes nothing of what Celery does in the hour
+    that is repeated or skipped: the same runs, for the same instants."""
+    app.conf.timezone = "Europe/Berlin"
+    clock = Clock(start)
+    days(make, clock, hours, spec, failover)
+    sent = history(app)
+    assert [message.run for message in sent] == list(range(1, len(due) + 1))
+
+
+def test_progress_is_seen(app: Celery) -> None:
+    """[24] [25] tick() returns again and again on a beat that has nothing to do, and 0, so that
+    Celery does not sleep; errors of the loop come out of it."""
+    scheduler = ZooKeeperScheduler(app=app)
+    try:
+        assert [scheduler.tick() for _ in range(2)] == [0, 0]
+        scheduler._turn = lambda: 1 / 0  # type: ignore[method-assign,assignment]
+        scheduler._wake()
+        with pytest.raises(ZeroDivisionError):
+            collections.deque(iter(scheduler.tick, None), maxlen=0)
+    finally:
+        scheduler.close()
+        scheduler.close()
