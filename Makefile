@@ -1,11 +1,12 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-oldest lint clean
 
 help:
 	@echo "make demo   a failover to watch, about 70 seconds, on servers that it starts itself"
 	@echo "make test   lint, types, and all tests"
+	@echo "make test-oldest   all tests, with the oldest supported Celery and kazoo"
 	@echo "make clean  remove what the others made"
 
 demo:
@@ -15,6 +16,10 @@ demo:
 test: lint
 	$(BIN)/pytest
 
+test-oldest:
+	@.ci/setup $(VENV)-oldest test celery==5.5.3 kazoo==2.10.0
+	$(VENV)-oldest/bin/pytest
+
 lint:
 	@.ci/setup $(VENV) test
 	$(BIN)/ruff check .
@@ -22,4 +27,4 @@ lint:
 	$(BIN)/mypy celery_zk_beat
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

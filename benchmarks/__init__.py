@@ -1,0 +1,1 @@
+"""What celery-zk-beat costs and how fast it is, measured on real servers: see README.md."""

@@ -1,0 +1,370 @@
+"""What the benchmarks share: servers and beats, three ways to watch them, and a table.
+
+Instants are seconds since 1970 by this machine's clock, which is also ZooKeeper's, as all of it
+runs on one machine. All timeouts are seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import select
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable
+
+import redis
+from kazoo.client import KazooClient
+from kazoo.exceptions import NoNodeError
+
+from celery_zk_beat.settings import default_root
+from celery_zk_beat.znodes import MasterRecord, Paths, from_text
+from example_project.processes import Process, wait_until
+from example_project.servers import Redis, ZooKeeper, celery_beat
+
+#: ZooKeeper's tickTime, milliseconds: it expires sessions up to one tick late.
+TICK_TIME = 500
+#: What a step may take on a busy machine before the benchmark gives up.
+PATIENCE = 60.0
+PATHS = Paths(default_root("benchmark"))
+
+
+@dataclass(frozen=True)
+class Term:
+    """A master; `since` is when ZooKeeper created its znode, to the millisecond."""
+
+    epoch: int
+    pid: int
+    since: float
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A message that the broker got at `at`; `pid` is that of the beat that sent it."""
+
+    at: float
+    id: str
+    run: int
+    epoch: int
+    pid: int
+    due: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that ZooKeeper processed, as its own log tells; `kind` such as "getData"."""
+
+    at: float
+    session: int
+    kind: str
+
+
+class Cluster:
+    """ZooKeeper, Redis and beats of one app, which live as long as the ``with`` block.
+
+    Args:
+        session_timeout: of the beats.
+        period: of their only entry.
+        log_requests: has ZooKeeper log each request, for :meth:`requests`.
+    """
+
+    def __init__(
+        self, folder: Path, session_timeout: float, period: float, *, log_requests: bool = False
+    ) -> None:
+        self.folder = folder
+        self.session_timeout = session_timeout
+        self.period = period
+        self.beats: list[Process] = []
+        self.zookeeper = ZooKeeper(folder, tick_time=TICK_TIME)
+        if log_requests:
+            self.zookeeper.env["JAVA_TOOL_OPTIONS"] = (
+                "-Dorg.slf4j.simpleLogger.log."
+                "org.apache.zookeeper.server.FinalRequestProcessor=debug"
+            )
+        self.redis = Redis(folder)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Cluster:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.zookeeper).start()
+            stack.enter_context(self.redis).start()
+            self.client = KazooClient(self.zookeeper.hosts)
+            self.client.start(PATIENCE)
+            stack.callback(self.client.close)
+            stack.callback(self.client.stop)
+            self.elections = Elections(self.client)
+            self.arrivals = stack.enter_context(Arrivals(self.redis.url()))
+            self._stack = stack.pop_all()
+        _introduce(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def start_beats(self, count: int, at_once: int = 4) -> None:
+        """Starts so many more, a few at a time, and waits until all of them are members."""
+        env = {
+            "CELERY_BROKER_URL": self.redis.url(),
+            "ZK_BEAT_HOSTS": self.zookeeper.hosts,
+            "ZK_BEAT_SESSION_TIMEOUT": str(self.session_timeout),
+            "BENCHMARK_PERIOD": str(self.period),
+        }
+        for number in range(count):
+            name = f"beat-{len(self.beats)}"
+            beat = celery_beat(self.folder, name, "benchmarks.app", env=env)
+            self._stack.enter_context(beat).start()
+            self.beats.append(beat)
+            if number % at_once == at_once - 1:
+                self.wait_members()
+        self.wait_members()
+
+    def beat(self, pid: int) -> Process:
+        return next(beat for beat in self.beats if beat.pid == pid)
+
+    def wait_members(self) -> dict[int, int]:
+        """Waits until every beat is a member. Returns the session of each, by pid."""
+        wanted = {beat.pid for beat in self.beats}
+        found: dict[int, int] = {}
+
+        def all_here() -> bool:
+            found.clear()
+            with contextlib.suppress(NoNodeError):
+                for name in self.client.get_children(PATHS.members):
+                    stat = self.client.exists(f"{PATHS.members}/{name}")
+                    if stat is not None:
+                        found[_pid(name)] = stat.ephemeralOwner
+            return wanted <= set(found)
+
+        wait_until(all_here, PATIENCE, f"{len(wanted)} members")
+        return {pid: found[pid] for pid in wanted}
+
+    def settled(self) -> Term:
+        """Waits until every beat is a member and the master, which it returns, has dispatched."""
+        self.wait_members()
+
+        def dispatching() -> Term | None:
+            term = self.elections.last
+            sent = any(arrival.epoch == term.epoch for arrival in self.arrivals.all)
+            return term if sent else None
+
+        term = wait_until(dispatching, PATIENCE, "a master that dispatches")
+        assert term is not None
+        return term
+
+    def requests(self, since: float) -> list[Request]:
+        """What ZooKeeper has processed since then, in order."""
+        found = [
+            Request(_today_at(match[1]), int(match[2], 16), match[3])
+            for match in _REQUEST.finditer(self.zookeeper.log())
+        ]
+        if not found:
+            raise RuntimeError("this ZooKeeper does not log requests: is its logger slf4j-simple?")
+        return [request for request in found if request.at >= since]
+
+
+_REQUEST = re.compile(
+    r"^(\S+) .*FinalRequestProcessor - Processing request:: sessionid:0x(\w+) type:(\w+)", re.M
+)
+
+
+def _today_at(clock: str) -> float:
+    now = datetime.now()
+    at = datetime.combine(now.date(), datetime.strptime(clock, "%H:%M:%S.%f").time())
+    return (at - timedelta(days=1) if at > now + timedelta(hours=1) else at).timestamp()
+
+
+def _pid(id: str) -> int:
+    """That of a beat with the default id."""
+    return int(id.rpartition(":")[2])
+
+
+class Elections:
+    """All masters that a watch has shown; term 0 is the time before the first."""
+
+    def __init__(self, client: KazooClient) -> None:
+        self._terms = [Term(0, 0, 0.0)]
+        self._news = threading.Condition()
+        client.DataWatch(PATHS.master, self._seen)
+
+    def _seen(self, data: bytes | None, stat: Any) -> None:
+        if data is not None:
+            record = MasterRecord.decode(PATHS.master, data)
+            with self._news:
+                self._terms.append(Term(record.epoch, record.pid, stat.ctime / 1000))
+                self._news.notify_all()
+
+    @property
+    def last(self) -> Term:
+        return self._terms[-1]
+
+    def after(self, term: Term, timeout: float = PATIENCE) -> Term:
+        """The next master, as soon as there is one."""
+
+        def found() -> Term | None:
+            return next((each for each in self._terms if each.epoch > term.epoch), None)
+
+        with self._news:
+            if not self._news.wait_for(found, timeout):
+                raise TimeoutError(f"no master within {timeout:g} s")
+            successor = found()
+            assert successor is not None
+            return successor
+
+
+class Arrivals:
+    """Takes the messages from the broker as they come, and keeps them."""
+
+    def __init__(self, broker: str) -> None:
+        self.all: list[Arrival] = []
+        self._broker = redis.Redis.from_url(broker)
+        self._news = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._take, name="arrivals", daemon=True)
+
+    def __enter__(self) -> Arrivals:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping = True
+        self._thread.join(5)
+        self._broker.close()
+
+    def _take(self) -> None:
+        while not self._stopping:
+            taken: Any = self._broker.brpop(["celery"], timeout=1)
+            at = time.time()
+            if taken is None:
+                continue
+            headers = json.loads(taken[1])["headers"]
+            mark = headers["zk_beat"]
+            due = from_text(mark["due"]).timestamp()
+            arrival = Arrival(
+                at, headers["id"], mark["run"], mark["epoch"], _pid(mark["master"]), due
+            )
+            with self._news:
+                self.all.append(arrival)
+                self._news.notify_all()
+
+    def first(self, wanted: Callable[[Arrival], bool], timeout: float = PATIENCE) -> Arrival:
+        """The first such message, as soon as there is one."""
+
+        def found() -> Arrival | None:
+            return next(filter(wanted, self.all), None)
+
+        with self._news:
+            if not self._news.wait_for(found, timeout):
+                raise TimeoutError(f"the broker got no such message within {timeout:g} s")
+            arrival = found()
+            assert arrival is not None
+            return arrival
+
+    def faults(self) -> list[str]:
+        """What must not be: a run that was left out, or made twice other than by the successor
+        of a killed master, which cannot know whether a run that was claimed was published and
+        sends it with the same id."""
+        found = []
+        first: dict[int, Arrival] = {}
+        for arrival in self.all:
+            before = first.setdefault(arrival.run, arrival)
+            if before is arrival:
+                continue
+            if before.id != arrival.id or before.epoch >= arrival.epoch:
+                found.append(f"run {arrival.run} twice: {before} and {arrival}")
+        for run in range(1, max(first, default=0)):
+            if run not in first:
+                found.append(f"run {run} was left out")
+        return found
+
+    @property
+    def repeats(self) -> int:
+        return len(self.all) - len({arrival.run for arrival in self.all})
+
+
+def end_of(process: Process, timeout: float = PATIENCE) -> float:
+    """Waits for the end of a process, and tells when that was. (Popen.wait() polls.)"""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        ready, _, _ = select.select([descriptor], [], [], timeout)
+        at = time.time()
+    finally:
+        os.close(descriptor)
+    if not ready:
+        raise TimeoutError(f"{process.name} still runs after {timeout:g} s")
+    return at
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `bound`: what no value may exceed."""
+
+    what: str
+    values: Sequence[float]
+    unit: str = "s"
+    bound: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return self.bound is None or max(self.values) <= self.bound
+
+
+def report(rows: Sequence[Row], faults: Sequence[str] = ()) -> int:
+    """Prints the table and the faults. Returns the exit status: 1 if a bound was missed."""
+    width = max(len(row.what) for row in rows)
+    print(f"\n{'':{width}}  {'min':>8} {'median':>8} {'max':>8}        bound")
+    for row in rows:
+        values = (min(row.values), statistics.median(row.values), max(row.values))
+        numbers = " ".join(f"{value:8.3f}" for value in values)
+        bound = "-" if row.bound is None else f"{row.bound:g}"
+        mark = "" if row.met else "  MISSED"
+        print(f"{row.what:{width}}  {numbers} {row.unit:5} {bound:>7}{mark}")
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    print(f"load average {_load()}")
+    return 0 if all(row.met for row in rows) and not faults else 1
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that goes when the program ends, also by SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="zk-beat-benchmark-") as folder:
+        yield Path(folder)
+
+
+def _introduce(cluster: Cluster) -> None:
+    found = re.search(r"version: ([\d.]+)", cluster.zookeeper.four_letter("srvr"))
+    with redis.Redis.from_url(cluster.redis.url()) as server:
+        info: Any = server.info("server")
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("celery", "kombu", "redis", "kazoo")
+    )
+    print(f"{os.cpu_count()} cores, load average {_load()}, Python {platform.python_version()},")
+    print(f"{packages}, ZooKeeper {found[1] if found else '?'}, Redis {info['redis_version']};")
+    print(
+        f"session time-out {cluster.session_timeout:g} s, tickTime {TICK_TIME} ms, "
+        f"one entry every {cluster.period:g} s",
+        flush=True,
+    )
+
+
+def _load() -> str:
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())

@@ -1,0 +1,122 @@
+"""What a beat costs that has nothing to do: a standby, and a master whose entry is not due.
+
+    python -m benchmarks.standby
+
+Two beats, the default session time-out of 10 s, one entry a day. For a minute: their processor
+time as the kernel counts it, and what ZooKeeper got from them, once from the counter and the last
+operation that its four-letter word `cons` shows for each connection, asked every half second, and
+once from its log, in which it writes down every request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from example_project.processes import wait_until
+
+from .bench import Cluster, Row, report, scratch
+
+DAY = 86400.0
+SESSION_TIMEOUT = 10.0
+#: Per cent of one core.
+CPU_BOUND = 1.0
+#: kazoo pings when it has sent nothing for a third of the session time-out, less 0.01 to 0.40 s.
+PING_EVERY = (SESSION_TIMEOUT / 3 - 0.4, SESSION_TIMEOUT / 3 - 0.01)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.standby", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--seconds", type=float, default=60.0)
+    args = parser.parse_args()
+    with scratch() as folder, Cluster(folder, SESSION_TIMEOUT, DAY, log_requests=True) as cluster:
+        cluster.start_beats(2)
+        return measure(cluster, args.seconds)
+
+
+def measure(cluster: Cluster, seconds: float) -> int:
+    sessions = cluster.wait_members()
+    master = cluster.elections.last.pid
+    roles = {pid: "master" if pid == master else "standby" for pid in sessions}
+    for pid in roles:
+        # Both have turned to waiting: no processor time for a whole second.
+        _wait_idle(pid)
+
+    begin = time.time()
+    cpu = {pid: -_cpu_seconds(pid) for pid in roles}
+    received = {pid: -_connection(cluster, sessions[pid])[0] for pid in roles}
+    last_ops: dict[int, Counter[str]] = {pid: Counter() for pid in roles}
+    seen = {pid: -count for pid, count in received.items()}
+    while time.time() < begin + seconds:
+        time.sleep(0.5)  # between two samples
+        for pid in roles:
+            count, operation = _connection(cluster, sessions[pid])
+            last_ops[pid][operation] += count - seen[pid]
+            seen[pid] = count
+    end = time.time()
+    for pid in roles:
+        cpu[pid] += _cpu_seconds(pid)
+        received[pid] += seen[pid]
+
+    rows, faults = [], []
+    fewest = math.floor((end - begin) / PING_EVERY[1])
+    most = math.ceil((end - begin) / PING_EVERY[0])
+    print(f"\nin {end - begin:.1f} s; pings expected: {fewest} to {most}")
+    for pid, role in roles.items():
+        kinds = Counter(
+            request.kind
+            for request in cluster.requests(begin)
+            if request.session == sessions[pid] and request.at <= end
+        )
+        print(f"{role}: cons: {received[pid]} packets, by last operation {dict(last_ops[pid])}")
+        print(f"{role}: log of requests: {dict(kinds)}")
+        if set(last_ops[pid]) | set(kinds) != {"PING", "ping"}:
+            faults.append(f"{role}: sent something other than pings")
+        if not fewest <= received[pid] <= most:
+            faults.append(f"{role}: {received[pid]} packets are not the pings expected")
+        rows.append(Row(f"{role}, processor", [100 * cpu[pid] / (end - begin)], "%", CPU_BOUND))
+        rows.append(Row(f"{role}, packets to ZooKeeper", [received[pid]], "", most))
+    if cluster.arrivals.all:
+        faults.append("an entry that is due once a day has run")
+    if cluster.elections.last.pid != master:
+        faults.append("the master changed")
+    return report(rows, faults)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _wait_idle(pid: int) -> None:
+    last, since = _cpu_seconds(pid), time.monotonic()
+
+    def idle() -> bool:
+        nonlocal last, since
+        now = _cpu_seconds(pid)
+        if now != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since > 1
+
+    wait_until(idle, 30, f"process {pid} to be idle")
+
+
+def _connection(cluster: Cluster, session: int) -> tuple[int, str]:
+    """How many packets a session has sent on its connection, and what the last one was."""
+    text = cluster.zookeeper.four_letter("cons")
+    found = re.search(rf"recved=(\d+),.*\bsid=0x{session:x},lop=(\w+)", text)
+    if found is None:
+        raise RuntimeError(f"session 0x{session:x} has no connection:\n{text}")
+    return int(found[1]), found[2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
