@@ -118,6 +118,8 @@ class MasterElection:
         self._last_epoch: int | None = None
         self._elected_epoch = 0
         self._member_state: tuple[int, str] | None = None
+        #: The session that was seen to hold the member znode of this one's name.
+        self._namesake = 0
         self._abstain_until = 0.0
         self._remind_at = 0.0
 
@@ -460,7 +462,13 @@ class MasterElection:
         elif node.owner == self.session.id:
             self.session.commit(SetData(path, data))
         else:
-            logger.debug("%s is still held by another session", path)
+            if node.owner != self._namesake:
+                self._namesake = node.owner
+                logger.warning(
+                    "%s is held by another session: an earlier one of this beat, which will "
+                    "expire, or a beat with the same id (zk_beat_id)",
+                    path,
+                )
             return False
         self._member_state = shown
         return True

@@ -30,7 +30,6 @@ from kazoo.exceptions import (
 )
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 from kazoo.protocol.serialization import Connect
-from kazoo.protocol.states import KazooState
 from kazoo.retry import KazooRetry
 
 from .errors import Conflict, Uncertain, UnsupportedEnvironment, ZooKeeperError
@@ -150,13 +149,17 @@ class ZooKeeperSession:
         #: must be read again. It changes on the way down too, so that there is no instant at
         #: which the next connection is up and still bears the number of the last.
         self.connection = 0
-        #: The session's id, 0 before there is one.
-        self.id = 0
 
     @property
     def connected(self) -> bool:
         """No network: what kazoo last saw."""
         return self._client is not None and bool(self._client.connected)
+
+    @property
+    def id(self) -> int:
+        """The session's id, 0 before there is one."""
+        found = None if self._client is None else self._client.client_id
+        return int(found[0]) if found else 0
 
     @property
     def granted_otherwise(self) -> str:
@@ -191,7 +194,7 @@ class ZooKeeperSession:
             logger=_kazoo_log,
         )
         self._note_granted_timeout(client)
-        client.add_listener(lambda state: self._on_state(client, state))
+        client.add_listener(lambda state: self._on_state(client))
         client.start_async()
 
     def stop(self, timeout: float) -> None:
@@ -270,11 +273,9 @@ class ZooKeeperSession:
             raise Uncertain(f"{path}: no connection to ZooKeeper ({self._servers})")
         return client
 
-    def _on_state(self, client: Any, state: str) -> None:
+    def _on_state(self, client: Any) -> None:
         if client is not self._client:
             return  # the last words of a client that was stopped
-        if state == KazooState.CONNECTED:
-            self.id = client.client_id[0]
         self.connection += 1
         self._on_change()
 

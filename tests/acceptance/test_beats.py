@@ -128,6 +128,15 @@ def test_zookeeper_never_comes(own_site: Site) -> None:
     assert beat.terminate(PATIENCE) == 0
 
 
+def test_zookeeper_hangs(own_site: Site, own_zookeeper: ZooKeeper) -> None:
+    """[15] SIGTERM is obeyed while it answers nothing, and nothing hangs on the way out."""
+    own_zookeeper.start()
+    one, two = pair(own_site)
+    own_zookeeper.pause()
+    for beat in (one, two):
+        assert beat.terminate(PATIENCE) == 0
+
+
 def test_connect_timeout(own_site: Site) -> None:
     """If asked to, it gives up: one line, exit status 1."""
     beat = own_site.beat(zk_beat_connect_timeout=0.5)

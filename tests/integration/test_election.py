@@ -463,8 +463,18 @@ def test_callbacks_of_a_stopped_client(zookeeper: ZooKeeper) -> None:
     old = session._client
     session.stop(PATIENCE)
     before = session.connection, len(news)
-    session._on_state(old, "CONNECTED")
+    session._on_state(old)
     assert (session.connection, len(news)) == before
+
+
+def test_two_with_one_name(candidate: Candidate, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why only one of them is seen; both work."""
+    one, two = elect(candidate("same")), candidate("same")
+    two.start(PATIENCE)
+    until(lambda: "held by another session" in caplog.text, "a warning")
+    assert caplog.text.count("held by another session") == 1
+    one.stop()
+    assert two.wait(PATIENCE)
 
 
 def test_repr(candidate: Candidate, root: str) -> None:
