@@ -12,20 +12,24 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Callable, TypeVar, Union
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
+PathLike = Union[str, "os.PathLike[str]"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
@@ -79,35 +83,43 @@ class Process:
 
     def __init__(
         self,
-        folder: Path,
+        folder: PathLike,
         name: str,
         args: Sequence[str],
         *,
         env: Mapping[str, str | None] | None = None,
-        cwd: Path = REPOSITORY,
+        cwd: PathLike = REPOSITORY,
     ) -> None:
+        self.folder = Path(folder)
         self.name = name
         self.args = list(args)
-        self.log_path = folder / f"{name}.log"
-        self._env = {"PYTHONUNBUFFERED": "1", **(env or {})}
-        self._cwd = cwd
+        self.env = {"PYTHONUNBUFFERED": "1", **(env or {})}
+        self.cwd = Path(cwd)
+        self.log_path = self.folder / f"{name}.log"
         self._popen: subprocess.Popen[bytes] | None = None
         self._group_ended = False
         self._mark = 0
+
+    def __repr__(self) -> str:
+        if self._popen is None:
+            return f"<{type(self).__name__} {self.name}: not started>"
+        state = "alive" if self.alive else f"ended with {self.exit_code}"
+        return f"<{type(self).__name__} {self.name}: pid {self.pid}, {state}>"
 
     def start(self) -> Self:
         """Starts it, or starts it again after it has ended."""
         if self.alive:
             raise RuntimeError(f"{self.name} is running already (pid {self.pid})")
         self.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._mark = len(self.log())
         _spawner.submit(self._spawn).result()
         return self
 
     def _spawn(self) -> None:
-        env = {key: value for key, value in {**os.environ, **self._env}.items() if value is not None}
+        env = {key: value for key, value in {**os.environ, **self.env}.items() if value is not None}
         # Not by preexec_fn, which runs Python in a fork of a program that may have many threads.
-        setpriv = shutil.which("setpriv")
+        setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
         guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
         with self.log_path.open("ab") as log:
             self._popen = subprocess.Popen(
@@ -116,14 +128,16 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
-                cwd=self._cwd,
+                cwd=self.cwd,
                 start_new_session=True,
             )
-        self._group_ended = False
+            self._group_ended = False
 
     @property
     def pid(self) -> int:
-        return self._started.pid
+        if self._popen is None:
+            raise RuntimeError(f"{self.name} has not been started")
+        return self._popen.pid
 
     @property
     def alive(self) -> bool:
@@ -132,18 +146,13 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; ``-N`` when signal N ended it."""
-        return self._started.poll()
-
-    @property
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._popen is None:
-            raise RuntimeError(f"{self.name} has not been started")
-        return self._popen
+        """None while it runs (or before it ran); ``-N`` when signal N ended it."""
+        return self._popen.poll() if self._popen else None
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to this process, not to its children."""
-        self._started.send_signal(number)
+        if self._popen is not None:
+            self._popen.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL to this process alone, as the out-of-memory killer does; waits for its end."""
@@ -153,10 +162,11 @@ class Process:
     def terminate(self, timeout: float = 10) -> int:
         """SIGTERM; after `timeout` SIGKILL. Returns the exit code."""
         self.send(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
+        try:
             return self.wait(timeout)
-        self.kill()
-        return self.wait(10)
+        except TimeoutError:
+            self.kill()
+            return self.wait(10)
 
     def pause(self) -> None:
         """SIGSTOP: it hangs, with all its connections open."""
@@ -171,48 +181,65 @@ class Process:
         Raises:
             TimeoutError: it still runs after `timeout`.
         """
+        if self._popen is None:
+            raise RuntimeError(f"{self.name} has not been started")
         try:
-            return self._started.wait(timeout)
+            return self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"{self.name} still runs after {timeout:g} s{self.tail()}") from None
+            raise TimeoutError(
+                f"{self.name} still runs after {timeout:g} s{self._tail()}"
+            ) from None
 
     def log(self) -> str:
         """All that it has written, in all its lives."""
-        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        try:
+            return self.log_path.read_bytes().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
-    def wait_for_log(self, text: str, timeout: float = 10) -> str:
-        """Waits for `text` in what it has logged since it was last started. Returns the line.
+    def wait_for_log(
+        self,
+        pattern: str | re.Pattern[str],
+        timeout: float = 10,
+        *,
+        since: int | None = None,
+    ) -> str:
+        """Waits until the log holds `pattern` (plain text, or a compiled regular expression).
+
+        Args:
+            since: looks past this many characters of the log; default: since the last start.
+
+        Returns:
+            the line that holds it.
 
         Raises:
             TimeoutError: it is not there after `timeout`, or the process has ended without it.
         """
+        regex = re.compile(re.escape(pattern)) if isinstance(pattern, str) else pattern
+        since = self._mark if since is None else since
 
-        def look() -> str | None:
+        deadline = time.monotonic() + timeout
+        while True:
             # Asked before the log is read, so that the last words of the dead are not missed.
-            alive = self.alive
-            for line in self.log()[self._mark :].splitlines():
-                if text in line:
-                    return line
-            if not alive:
-                raise TimeoutError(f"{self.name} ended, status {self.exit_code}, without {text!r}")
-            return None
+            alive, late = self.alive, time.monotonic() > deadline
+            text = self.log()
+            found = regex.search(text, since)
+            if found:
+                end = text.find("\n", found.end())
+                return text[text.rfind("\n", 0, found.start()) + 1 : end if end >= 0 else None]
+            if late or not alive:
+                why = f"not within {timeout:g} s" if alive else f"ended with {self.exit_code}"
+                raise TimeoutError(
+                    f"{self.name} never logged {regex.pattern!r}: {why}{self._tail()}"
+                )
+            time.sleep(_POLL)
 
-        try:
-            return wait_until(look, timeout, f"{self.name} to log {text!r}") or ""
-        except TimeoutError as exc:
-            raise TimeoutError(f"{exc}{self.tail()}") from None
-
-    def tail(self, lines: int = 20) -> str:
-        """The end of what it has logged since it was last started, to be put after an error."""
+    def _tail(self, lines: int = 20) -> str:
         text = "\n".join(self.log()[self._mark :].splitlines()[-lines:])
         return f"; the last lines of {self.log_path}:\n{text or '(empty)'}\n"
 
     def stop(self) -> None:
         """Ends the whole process group at once, in whatever state it is. Idempotent."""
-        # By the thread that spawns: a start() that Ctrl-C has cut short is finished before.
-        _spawner.submit(self._end_group).result()
-
-    def _end_group(self) -> None:
         if self._popen is not None and not self._group_ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -222,5 +249,10 @@ class Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()

@@ -1,27 +1,28 @@
 """Real servers and Celery processes on loopback, for the demo and the tests.
 
 Each is a :class:`~.processes.Process`: start, kill, pause, resume, stop, and a log to look into.
+All timeouts are seconds.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Optional
 
-from .processes import LOOPBACK, REPOSITORY, Process, free_port, wait_until
+from .processes import LOOPBACK, REPOSITORY, PathLike, Process, free_port, wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    Environment = Mapping[str, str | None]
-
 __all__ = [
     "REPOSITORY",
+    "Ensemble",
     "Process",
     "Redis",
     "ZooKeeper",
@@ -32,29 +33,32 @@ __all__ = [
     "wait_until",
 ]
 
-START_TIMEOUT = 30.0  # Seconds.
-_ZOO_CFG = """\
-dataDir={home}
-clientPort={port}
-clientPortAddress={host}
-tickTime={tick_time}
-maxClientCnxns=0
-admin.enableServer=false
-4lw.commands.whitelist=srvr
-"""
+START_TIMEOUT = 30.0
 
 
 def find_missing() -> list[str]:
-    """What must be installed before the servers can start, a line each; empty when all is there."""
+    """What must be installed before servers can start, a line each; empty when all is there."""
+    return [line for line in (_missing_zookeeper(), _missing_redis()) if line]
+
+
+def _missing_zookeeper() -> str | None:
     missing = []
-    if not shutil.which("java") or not _zookeeper_classpath():
-        missing.append(
-            "ZooKeeper (Debian: apt-get install zookeeper default-jre-headless; elsewhere: java on "
-            "PATH, and ZOOKEEPER_CLASSPATH set to '<unpacked release>/lib/*')"
-        )
-    if not shutil.which("redis-server"):
-        missing.append("Redis: redis-server on PATH (Debian: apt-get install redis-server)")
-    return missing
+    if not shutil.which("java"):
+        missing.append("java is not on PATH")
+    if not _zookeeper_classpath():
+        missing.append("zookeeper.jar is not in /usr/share/java")
+    if not missing:
+        return None
+    return (
+        f"ZooKeeper: {', '.join(missing)} (Debian: apt-get install zookeeper default-jre-headless; "
+        "elsewhere: set ZOOKEEPER_CLASSPATH to '<unpacked release>/lib/*')"
+    )
+
+
+def _missing_redis() -> str | None:
+    if shutil.which("redis-server"):
+        return None
+    return "Redis: redis-server is not on PATH (Debian: apt-get install redis-server)"
 
 
 def _zookeeper_classpath() -> str:
@@ -69,34 +73,89 @@ class ZooKeeper(Process):
 
     Args:
         tick_time: milliseconds; session time-outs are bounded to 2 to 20 ticks.
+        servers: ``server.N`` lines of an ensemble, number to ``host:port:port``.
+        my_id: this server's number among `servers`.
+        config: further lines of ``zoo.cfg``, replacing those that it has.
     """
 
-    def __init__(self, folder: Path, *, tick_time: int = 500) -> None:
-        self.port = free_port()
-        self.hosts = f"{LOOPBACK}:{self.port}"
-        home = folder / "zookeeper"
-        home.mkdir(parents=True, exist_ok=True)
-        config = home / "zoo.cfg"
-        config.write_text(
-            _ZOO_CFG.format(home=home, port=self.port, host=LOOPBACK, tick_time=tick_time)
-        )
-        # Perf data would be left behind outside the folder.
+    def __init__(
+        self,
+        folder: PathLike,
+        *,
+        name: str = "zookeeper",
+        tick_time: int = 500,
+        port: int | None = None,
+        servers: Mapping[int, str] | None = None,
+        my_id: int = 1,
+        config: Mapping[str, object] | None = None,
+    ) -> None:
+        self.port = port or free_port()
+        home = Path(folder) / name
+        self._config: dict[str, object] = {
+            "dataDir": home,
+            "clientPort": self.port,
+            "clientPortAddress": LOOPBACK,
+            "tickTime": tick_time,
+            "initLimit": 20,
+            "syncLimit": 6,
+            "maxClientCnxns": 0,
+            "admin.enableServer": "false",
+            "4lw.commands.whitelist": "srvr,mntr,cons,ruok",
+            "quorumListenOnAllIPs": "false",
+            **{f"server.{number}": address for number, address in (servers or {}).items()},
+            **(config or {}),
+        }
+        self._my_id = my_id
         java = ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-        java += ["-XX:-UsePerfData", "-cp", _zookeeper_classpath()]
         log = "-Dorg.slf4j.simpleLogger"
         java += [f"{log}.showDateTime=true", f"{log}.dateTimeFormat=HH:mm:ss.SSS"]
+        java += ["-cp", _zookeeper_classpath()]
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        super().__init__(folder, "zookeeper", [*java, main, str(config)], cwd=folder)
+        super().__init__(folder, name, [*java, main, str(home / "zoo.cfg")], cwd=folder)
 
-    def start(self) -> Self:
-        """Starts it and waits until it serves.
+    @property
+    def hosts(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Starts it and, unless told otherwise, waits until it serves.
 
         Raises:
+            RuntimeError: Java or ZooKeeper is not installed.
             TimeoutError: it does not serve; the text holds the end of its log.
         """
+        if missing := _missing_zookeeper():
+            raise RuntimeError(missing)
+        home = Path(str(self._config["dataDir"]))
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "myid").write_text(f"{self._my_id}\n")
+        lines = [f"{key}={value}\n" for key, value in self._config.items()]
+        (home / "zoo.cfg").write_text("".join(lines))
         super().start()
-        _wait_serving(self, lambda: b"Mode: " in _ask(self.port, b"srvr"))
+        if wait:
+            self.wait_ready()
         return self
+
+    def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
+        """Waits until it serves clients, alone or as a member of a quorum."""
+        _wait_serving(self, lambda: bool(self.mode), timeout)
+
+    @property
+    def mode(self) -> str:
+        """``standalone``, ``leader`` or ``follower``; empty when it does not serve."""
+        try:
+            found = re.search(r"^Mode: (\w+)", self.four_letter("srvr"), re.MULTILINE)
+        except OSError:
+            return ""
+        return found[1] if found else ""
+
+    def four_letter(self, word: str, timeout: float = 2) -> str:
+        """The answer to a four-letter word.
+
+        Raises:
+            OSError: it does not answer within `timeout`.
+        """
+        return _ask(self.port, word.encode(), timeout).decode()
 
     def restart(self) -> Self:
         """Kills it and starts it on the same port with the same data."""
@@ -104,14 +163,75 @@ class ZooKeeper(Process):
         return self.start()
 
 
+class Ensemble:
+    """ZooKeeper servers that form a quorum."""
+
+    def __init__(
+        self,
+        folder: PathLike,
+        size: int = 3,
+        tick_time: int = 500,
+        config: Mapping[str, object] | None = None,
+    ) -> None:
+        numbers = range(1, size + 1)
+        peers = {n: f"{LOOPBACK}:{free_port()}:{free_port()}" for n in numbers}
+        self.servers = [
+            ZooKeeper(
+                folder,
+                name=f"zookeeper-{n}",
+                tick_time=tick_time,
+                servers=peers,
+                my_id=n,
+                config=config,
+            )
+            for n in numbers
+        ]
+
+    @property
+    def hosts(self) -> str:
+        return ",".join(server.hosts for server in self.servers)
+
+    def start(self) -> Self:
+        """Starts all servers and waits until each of them serves."""
+        try:
+            for server in self.servers:
+                server.start(wait=False)
+            for server in self.servers:
+                server.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def leader(self, timeout: float = START_TIMEOUT) -> ZooKeeper:
+        """The server that leads; waits for it while they elect one."""
+
+        def leading() -> ZooKeeper | None:
+            return next((s for s in self.servers if s.alive and s.mode == "leader"), None)
+
+        server = wait_until(leading, timeout, "a leader of the ensemble")
+        assert server is not None
+        return server
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
 class Redis(Process):
     """A Redis server that keeps nothing on disk."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+    def __init__(self, folder: PathLike, *, name: str = "redis", port: int | None = None) -> None:
+        self.port = port or free_port()
         args = ["redis-server", "--port", str(self.port), "--bind", LOOPBACK]
         args += ["--save", "", "--appendonly", "no"]
-        super().__init__(folder, "redis", args, cwd=folder)
+        super().__init__(folder, name, args, cwd=folder)
 
     def url(self, db: int = 0) -> str:
         return f"redis://{LOOPBACK}:{self.port}/{db}"
@@ -120,38 +240,47 @@ class Redis(Process):
         """Starts it and waits until it answers.
 
         Raises:
+            RuntimeError: it is not installed.
             TimeoutError: it does not answer; the text holds the end of its log.
         """
+        if missing := _missing_redis():
+            raise RuntimeError(missing)
         super().start()
-        _wait_serving(self, lambda: _ask(self.port, b"PING\r\nQUIT\r\n").startswith(b"+PONG"))
+        _wait_serving(self, self._answers, START_TIMEOUT)
         return self
 
+    def _answers(self) -> bool:
+        try:
+            return _ask(self.port, b"PING\r\nQUIT\r\n", 2).startswith(b"+PONG")
+        except OSError:
+            return False
 
-def _ask(port: int, question: bytes) -> bytes:
-    """What the server says until it hangs up; nothing if it cannot be reached."""
-    answer = b""
+
+def _ask(port: int, question: bytes, timeout: float) -> bytes:
+    """What the server says until it hangs up."""
+    with socket.create_connection((LOOPBACK, port), timeout) as connection:
+        connection.sendall(question)
+        answer = b""
+        while more := connection.recv(65536):
+            answer += more
+        return answer
+
+
+def _wait_serving(server: Process, serves: Callable[[], bool], timeout: float) -> None:
     try:
-        with socket.create_connection((LOOPBACK, port), timeout=2) as connection:
-            connection.sendall(question)
-            while more := connection.recv(65536):
-                answer += more
-    except OSError:
-        pass
-    return answer
-
-
-def _wait_serving(server: Process, serves: Callable[[], bool]) -> None:
-    try:
-        wait_until(lambda: not server.alive or serves(), START_TIMEOUT, f"{server.name} to serve")
+        wait_until(lambda: not server.alive or serves(), timeout, f"{server.name} to serve")
         if not server.alive:
-            raise TimeoutError(f"{server.name} ended, status {server.exit_code}{server.tail()}")
+            raise TimeoutError(f"{server.name} ended with {server.exit_code}{server._tail()}")
     except BaseException:
         server.stop()
         raise
 
 
+Environment = Mapping[str, Optional[str]]
+
+
 def celery_beat(
-    folder: Path,
+    folder: PathLike,
     name: str = "beat",
     app: str = "example_project.app",
     *,
@@ -164,7 +293,7 @@ def celery_beat(
 
 
 def celery_worker(
-    folder: Path,
+    folder: PathLike,
     name: str = "worker",
     app: str = "example_project.app",
     *,
@@ -180,7 +309,9 @@ def celery_worker(
     return _celery(folder, name, command, env)
 
 
-def _celery(folder: Path, name: str, command: Sequence[str], env: Environment | None) -> Process:
+def _celery(
+    folder: PathLike, name: str, command: Sequence[str], env: Environment | None
+) -> Process:
     # A developer's own settings must not reach what we start.
     strange = {key: None for key in os.environ if key.startswith(("CELERY_", "ZK_BEAT_"))}
     args = [sys.executable, "-m", "celery", *command]

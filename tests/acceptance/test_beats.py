@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,16 @@ import pytest
 import redis
 from kazoo.client import KazooClient
 
-from example_project.servers import REPOSITORY, Process, Redis, ZooKeeper, free_port, wait_until
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from example_project.servers import (
+    REPOSITORY,
+    Ensemble,
+    Process,
+    Redis,
+    ZooKeeper,
+    free_port,
+    wait_until,
+)
+from tests.conftest import PATIENCE, SESSION_TIMEOUT, TICK_TIME
 from tests.history import check
 
 from .conftest import APP, Site
@@ -110,6 +119,23 @@ def test_zookeeper_restarts(own_site: Site, own_zookeeper: ZooKeeper) -> None:
     assert len(check(history)) <= 1
     assert one.alive
     assert two.alive
+
+
+def test_the_leader_of_an_ensemble_is_killed(
+    make_site: Callable[[str], Site], tmp_path: Path
+) -> None:
+    """The other two servers elect a leader, and the same master goes on in the same session."""
+    with Ensemble(tmp_path, tick_time=TICK_TIME) as ensemble:
+        site = make_site(ensemble.start().hosts)
+        site.conf["zk_beat_session_timeout"] = 4.0  # the most of 20 ticks: time for an election
+        site.schedule(often=0.2)
+        one, _ = pair(site)
+        ensemble.leader().kill()
+        ensemble.leader()
+        before = len(site.history())
+        history = site.wait(lambda history: len(history) > before + 5, "runs")
+        assert check(history) == []
+        assert one.alive
 
 
 def test_zookeeper_comes_late(own_site: Site, own_zookeeper: ZooKeeper) -> None:

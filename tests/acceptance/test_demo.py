@@ -1,0 +1,62 @@
+"""The demo, as ``make demo`` runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from example_project.servers import Process, wait_until
+from tests.conftest import PATIENCE
+
+
+def demo(folder: Path) -> Process:
+    """The demo with a temporary folder of its own, by which its processes can be told."""
+    own = folder / "tmp"
+    own.mkdir()
+    command = [sys.executable, "-m", "example_project.demo", "--plain"]
+    return Process(folder, "demo", command, env={"TMPDIR": str(own)})
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Command lines of processes that run below the folder, and files that are left in it."""
+    found = [str(path) for path in (folder / "tmp").iterdir()]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"TMPDIR={folder / 'tmp'}".encode() in environment:
+            found.append((process / "cmdline").read_text())
+    return found
+
+
+@pytest.mark.timeout(240)
+def test_demo(tmp_path: Path) -> None:
+    """Kill and stop of the master, nothing lost, nothing twice."""
+    with demo(tmp_path) as process:
+        assert process.start().wait(200) == 0
+        lines = process.log().splitlines()
+        said = re.fullmatch(r"runs: (\d+) dispatched, (\d+) executed, 0 lost, 0 twice", lines[-1])
+        assert said
+        assert said[1] == said[2]
+        assert int(said[1]) > 50
+        assert "SIGKILL" in lines[-3]
+        assert "SIGTERM" in lines[-2]
+        assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", ["", "ZooKeeper and Redis run", "is master, epoch 1"])
+def test_ctrl_c(tmp_path: Path, words: str) -> None:
+    """At any time, it leaves no process and no file behind."""
+    with demo(tmp_path) as process:
+        process.start()
+        wait_until(lambda: os.path.exists(f"/proc/{process.pid}"), PATIENCE, "the demo")
+        process.wait_for_log(words or re.compile(r"\Z"), PATIENCE)
+        process.send(signal.SIGINT)
+        assert process.wait(PATIENCE) != 0
+        assert left_behind(tmp_path) == []
