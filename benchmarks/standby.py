@@ -77,7 +77,7 @@ def measure(cluster: Cluster, seconds: float) -> int:
         )
         print(f"{role}: cons: {received[pid]} packets, by last operation {dict(last_ops[pid])}")
         print(f"{role}: log of requests: {dict(kinds)}")
-        if set(last_ops[pid]) | set(kinds) != {"PING", "ping"}:
+        if set(+last_ops[pid]) | set(kinds) != {"PING", "ping"}:
             faults.append(f"{role}: sent something other than pings")
         if not fewest <= received[pid] <= most:
             faults.append(f"{role}: {received[pid]} packets are not the pings expected")
