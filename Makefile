@@ -1,12 +1,13 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-oldest lint clean
+.PHONY: help demo test test-oldest soak lint clean
 
 help:
 	@echo "make demo   a failover to watch, about 70 seconds, on servers that it starts itself"
 	@echo "make test   lint, types, and all tests"
 	@echo "make test-oldest   all tests, with the oldest supported Celery and kazoo"
+	@echo "make soak   220 faults in a row, about 15 minutes"
 	@echo "make clean  remove what the others made"
 
 demo:
@@ -19,6 +20,11 @@ test: lint
 test-oldest:
 	@.ci/setup $(VENV)-oldest test celery==5.5.3 kazoo==2.10.0
 	$(VENV)-oldest/bin/pytest
+
+soak:
+	@.ci/setup $(VENV) test
+	$(BIN)/python -m tests.soak.kills --times 200
+	$(BIN)/python -m tests.soak.kills --times 20 --pause
 
 lint:
 	@.ci/setup $(VENV) test

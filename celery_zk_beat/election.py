@@ -181,6 +181,12 @@ class MasterElection:
         """Why the election has ended by itself, None as long as it has not."""
         return self._failure
 
+    @property
+    def clock_offset(self) -> float:
+        """Seconds by which this machine's clock is at least ahead of ZooKeeper's, below 0: behind;
+        0 as long as no answer has shown it."""
+        return self.session.clock_offset
+
     def wait(self, timeout: float | None = None) -> bool:
         """Waits to become master.
 
@@ -322,7 +328,7 @@ class MasterElection:
             seen = MasterRecord.decode(self.paths.master, node.data)
         except RootError as exc:
             logger.warning("%s", exc)
-            seen = MasterRecord("unknown", "", 0, "", 0, "")
+            seen = MasterRecord("unknown", "", 0, "", 0, "", self._schedule)
         if node.owner == self.session.id:
             self._begin(connection, seen)
             return True
@@ -330,6 +336,15 @@ class MasterElection:
         if seen != self._master:
             old = " (an earlier session of this one)" if seen.id == self.id else ""
             logger.info("not elected because %s%s is master, epoch %d", seen.id, old, seen.epoch)
+            if seen.schedule != self._schedule:
+                logger.warning(
+                    "%s, the master, has another schedule than %s (digests %s and %s): is a "
+                    "deploy under way?",
+                    seen.id,
+                    self.id,
+                    seen.schedule,
+                    self._schedule,
+                )
         self._master = seen
         self._last_epoch = seen.epoch or None
         return True
@@ -371,6 +386,7 @@ class MasterElection:
             to_text(datetime.now(timezone.utc)),
             epoch + 1,
             __version__,
+            self._schedule,
         )
         try:
             self.session.commit(
@@ -458,7 +474,8 @@ class MasterElection:
         ).encode()
         node = self.session.read(path)
         if node is None:
-            self.session.commit(Create(path, data, ephemeral=True))
+            # Written twice, for an answer with the server's time in it.
+            self.session.commit(Create(path, data, ephemeral=True), SetData(path, data))
         elif node.owner == self.session.id:
             self.session.commit(SetData(path, data))
         else:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from .election import MasterElection, Reign
@@ -31,6 +31,12 @@ MOST_RUNS = 500
 #: Most bytes of data in one transaction; ZooKeeper drops the connection at a request of 1 MiB
 #: (jute.maxbuffer, Administrator's Guide).
 MOST_BYTES = 700_000
+#: Most bytes of a page; a larger one could not be written again.
+LARGEST_PAGE = MOST_BYTES
+#: How many of an entry's dropped runs are remembered.
+DROPS_REMEMBERED = 100
+#: How long the state of an entry is kept that no master's schedule names.
+RETENTION = timedelta(days=30)
 #: Part of the session time-out for which an acknowledged write vouches for the session, counted
 #: from when it was sent. Not all of it: a follower passes on to the leader that it heard of us
 #: with a delay of up to half a tick, and a tick is at most half a session time-out.
@@ -45,11 +51,15 @@ class RunState:
         last_run_at: when its last run was claimed; before the first, when it was first seen.
         total_run_count: number of its last run, 0 before the first.
         due: the instant that the last run was for, None before the first.
+        dropped: numbers of the last runs that were dropped, by the recovery policy.
+        unnamed_since: since when no master's schedule named the entry, None while one does.
     """
 
     last_run_at: datetime
     total_run_count: int = 0
     due: datetime | None = None
+    dropped: tuple[int, ...] = ()
+    unnamed_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,14 @@ class Run:
         number: counts the entry's runs from 1, for ever.
         due: the earliest instant at which the entry was due and had not run.
         claimed: when it is claimed: the entry's next ``last_run_at``.
+        epoch: of the master that claims it.
     """
 
     entry: str
     number: int
     due: datetime
     claimed: datetime
+    epoch: int
 
 
 @dataclass
@@ -94,6 +106,9 @@ class RunLedger:
         self._election = election
         self._session = election.session
         self._paths = election.paths
+        #: The last run of each entry that this process published: what it knows to be done stays
+        #: done, though the write that would have said so was lost.
+        self._published: dict[str, Run] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -103,7 +118,7 @@ class RunLedger:
         #: The runs that are claimed and not known to be published, oldest first. Read only.
         self.outbox: dict[str, Run] = {}
         self._pages: dict[str, _Page] = {}
-        self._damaged: dict[str, str] = {}
+        self._damaged: set[str] = set()
         self._outbox_version = 0
         self._outbox_changed = False
         self._confirming: Pending | None = None
@@ -125,15 +140,11 @@ class RunLedger:
         for name, node in zip(names, pages):
             if node is not None:
                 self._take_page(name, node)
-        if outbox is None:
-            self._session.commit(
-                Check(self._paths.epoch, reign.epoch),
-                Create(self._paths.outbox, _encode_outbox(())),
-            )
-        else:
-            self._outbox_version = outbox.version
-            self.outbox = {run.entry: run for run in _decode_outbox(self._paths.outbox, outbox)}
         self.reign = reign
+        try:
+            self._take_outbox(outbox, reign)
+        except ZkBeatError as exc:
+            self._fail(exc)
 
     def state(self, entry: str) -> RunState | None:
         """The state of an entry, None if it was never seen or is on a damaged page."""
@@ -144,16 +155,18 @@ class RunLedger:
         """Whether the entry's page cannot be understood."""
         return page_of(entry) in self._damaged
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether any page cannot be understood."""
+        return bool(self._damaged)
+
     def first_seen(self, entries: dict[str, datetime]) -> None:
         """Gives entries that have none a state.
 
         Args:
             entries: name to `last_run_at`, the instant from which their clock runs.
         """
-        left = {name: RunState(at) for name, at in sorted(entries.items(), key=_by_page)}
-        while left:
-            batch = self._fitting(left)
-            self._commit({name: left.pop(name) for name in batch}, self.outbox)
+        self._commit_all({name: RunState(at) for name, at in entries.items()})
 
     def claim(self, runs: Sequence[Run]) -> list[Run]:
         """Claims runs, in one transaction.
@@ -166,16 +179,47 @@ class RunLedger:
             those that were claimed and are now in the outbox: as many as fit into a transaction,
             at least one. The others are as before.
         """
-        states = {
-            run.entry: RunState(self._not_before(run), run.number, run.due)
-            for run in sorted(runs, key=lambda run: page_of(run.entry))
-        }
+        states = {run.entry: self._after(run) for run in runs}
         batch = self._fitting(states)
         claimed = [run for run in runs if run.entry in batch]
         outbox = {**self.outbox, **{run.entry: run for run in claimed}}
         self._commit({name: states[name] for name in batch}, outbox)
         self.outbox = outbox
         return claimed
+
+    def drop(self, runs: Iterable[Run]) -> None:
+        """Takes runs out of the outbox unpublished, and notes them in the states of their entries,
+        which must have one."""
+        left = {}
+        for run in runs:
+            state = self._pages[page_of(run.entry)].states[run.entry]
+            dropped = (*state.dropped, run.number)[-DROPS_REMEMBERED:]
+            left[run.entry] = replace(state, dropped=dropped)
+        while left:
+            batch = self._fitting(left)
+            outbox = {name: run for name, run in self.outbox.items() if name not in batch}
+            self._commit({name: left.pop(name) for name in batch}, outbox)
+            self.outbox = outbox
+
+    def note_named(self, named: Container[str], now: datetime) -> list[str]:
+        """Marks the states of entries that `named`, this master's schedule, does not name, and
+        removes those that have been marked for longer than RETENTION.
+
+        Returns:
+            the names of the removed.
+        """
+        changed: dict[str, RunState | None] = {}
+        for page in self._pages.values():
+            for name, state in page.states.items():
+                if name in named:
+                    if state.unnamed_since is not None:
+                        changed[name] = replace(state, unnamed_since=None)
+                elif state.unnamed_since is None:
+                    changed[name] = replace(state, unnamed_since=now)
+                elif now - state.unnamed_since > RETENTION and name not in self.outbox:
+                    changed[name] = None
+        self._commit_all(changed)
+        return [name for name, state in changed.items() if state is None]
 
     def assure(self) -> None:
         """To be called before each publish: returns if this is still the master that claimed,
@@ -190,6 +234,7 @@ class RunLedger:
         """Takes a run out of the outbox; ZooKeeper learns it from the next :meth:`confirm`, or
         from the next claim."""
         del self.outbox[run.entry]
+        self._published[run.entry] = run
         self._outbox_changed = True
 
     def confirm(self) -> None:
@@ -199,6 +244,11 @@ class RunLedger:
             self._finish_confirming()
         if self._outbox_changed and self._confirming is None:
             self._confirming = self._send({}, self.outbox)
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether something was published of which no write on its way tells."""
+        return self._outbox_changed
 
     def flush(self) -> None:
         """As :meth:`confirm`, and waits until ZooKeeper knows it."""
@@ -213,7 +263,12 @@ class RunLedger:
 
     # Writing ------------------------------------------------------------------------------------
 
-    def _commit(self, states: dict[str, RunState], outbox: dict[str, Run]) -> None:
+    def _commit_all(self, states: Mapping[str, RunState | None]) -> None:
+        left = dict(states)
+        while left:
+            self._commit({name: left.pop(name) for name in self._fitting(left)}, self.outbox)
+
+    def _commit(self, states: Mapping[str, RunState | None], outbox: dict[str, Run]) -> None:
         if self._confirming is not None:
             # It was sent before, so it is answered before: this costs no further round trip,
             # and what it says is not mistaken for an answer to what follows.
@@ -223,19 +278,23 @@ class RunLedger:
         else:
             self._finish(self._send(states, outbox))
 
-    def _send(self, states: dict[str, RunState], outbox: dict[str, Run]) -> Pending:
-        """The one transaction with which everything is written: nothing happens unless the epoch,
-        the pages and the outbox are as this ledger knows them. A write that is still on its way
-        is counted in the versions that it will leave, so the next need not wait for it."""
+    def _send(self, states: Mapping[str, RunState | None], outbox: dict[str, Run]) -> Pending:
+        """The one transaction with which everything is written (a state of None is removed):
+        nothing happens unless the epoch, the pages and the outbox are as this ledger knows them.
+        A write that is still on its way is counted in the versions that it will leave, so the
+        next need not wait for it."""
         if self.reign is None:
             raise NotMaster(f"{self._paths.root}: the run states are not loaded")
         operations: list[Operation] = [Check(self._paths.epoch, self.reign.epoch)]
-        pages: dict[str, dict[str, RunState]] = {}
-        for name, state in states.items():
-            pages.setdefault(page_of(name), {})[name] = state
-        for name, changes in pages.items():
-            page = self._pages.setdefault(name, _Page({}))
-            page.states.update(changes)
+        touched = {}
+        for entry, state in states.items():
+            name = page_of(entry)
+            page = touched[name] = self._pages.setdefault(name, _Page({}))
+            if state is None:
+                del page.states[entry]
+            else:
+                page.states[entry] = state
+        for name, page in touched.items():
             data = _encode_page(page.states)
             path = self._paths.page(name)
             if page.version is None:
@@ -269,15 +328,15 @@ class RunLedger:
         self.forget()
         raise exc
 
-    def _fitting(self, states: dict[str, RunState]) -> set[str]:
-        """As many of the entries as fit into one transaction, at least one; every page that is
-        touched is written whole."""
+    def _fitting(self, states: Mapping[str, RunState | None]) -> set[str]:
+        """As many of the entries as fit into one transaction, at least one. Page by page, since
+        every page that is touched is written whole."""
         room = MOST_BYTES - len(_encode_outbox(self.outbox.values()))
         fitting: set[str] = set()
         pages: set[str] = set()
-        for name, state in states.items():
+        for name in sorted(states, key=page_of):
             page = page_of(name)
-            room -= 2 * _size(name, state)  # in its page and in the outbox
+            room -= 2 * _size(name, states[name])  # in its page and in the outbox
             if page not in pages and page in self._pages:
                 room -= sum(_size(*item) for item in self._pages[page].states.items())
             if fitting and (room < 0 or len(fitting) == MOST_RUNS):
@@ -286,84 +345,112 @@ class RunLedger:
             fitting.add(name)
         return fitting
 
-    def _not_before(self, run: Run) -> datetime:
-        """A clock that was set back must not set the entry's back."""
-        state = self.state(run.entry)
-        return run.claimed if state is None else max(run.claimed, state.last_run_at)
+    def _after(self, run: Run) -> RunState:
+        """The state of an entry whose run is claimed. A clock that was set back, or another
+        machine's, does not set it back."""
+        before = self.state(run.entry) or RunState(run.claimed)
+        last_run_at = max(run.claimed, before.last_run_at)
+        return replace(before, last_run_at=last_run_at, total_run_count=run.number, due=run.due)
 
     # Reading ------------------------------------------------------------------------------------
+
+    def _take_outbox(self, node: Node | None, reign: Reign) -> None:
+        path, aside = self._paths.outbox, self._paths.damaged_outbox(reign.epoch)
+        fenced = Check(self._paths.epoch, reign.epoch)
+        if node is None:
+            self._session.commit(fenced, Create(path, _encode_outbox(())))
+            return
+        self._outbox_version = node.version
+        try:
+            runs = _decode_outbox(path, node.data)
+        except RootError as exc:
+            # Without an outbox nothing can be claimed. Nothing is lost: it is kept.
+            self._session.commit(
+                fenced, Create(aside, node.data), SetData(path, _encode_outbox(()), node.version)
+            )
+            self._outbox_version += 1
+            logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
+            return
+        done = [run for run in runs if self._published.get(run.entry) == run]
+        self.outbox = {run.entry: run for run in runs if run not in done}
+        self._outbox_changed = bool(done)
 
     def _take_page(self, name: str, node: Node) -> None:
         path = self._paths.page(name)
         try:
+            if len(node.data) > LARGEST_PAGE:
+                raise RootError(
+                    f"{path}: has {len(node.data)} bytes, and a page of more than {LARGEST_PAGE} "
+                    "cannot be written: delete states in it that are not needed"
+                )
             self._pages[name] = _Page(_decode_page(path, node.data), node.version)
         except RootError as exc:
-            self._damaged[name] = str(exc)
+            self._damaged.add(name)
             logger.error("%s; until then the entries on this page do not run", exc)
 
 
-def _by_page(item: tuple[str, object]) -> str:
-    return page_of(item[0])
-
-
-def _size(name: str, state: RunState) -> int:
+def _size(name: str, state: RunState | None) -> int:
     """At least the bytes of a state, or of a run, as JSON."""
-    return len(json.dumps(name)) + 160
+    dropped = 0 if state is None else 12 * len(state.dropped)
+    return len(json.dumps(name)) + dropped + 230
 
 
 def _encode_page(states: dict[str, RunState]) -> bytes:
-    return encode(
-        {
-            "entries": {
-                name: {
-                    "last_run_at": to_text(state.last_run_at),
-                    "total_run_count": state.total_run_count,
-                    "due": None if state.due is None else to_text(state.due),
-                }
-                for name, state in states.items()
-            }
-        }
-    )
+    return encode({"entries": {name: _state_fields(state) for name, state in states.items()}})
+
+
+def _state_fields(state: RunState) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "last_run_at": to_text(state.last_run_at),
+        "total_run_count": state.total_run_count,
+    }
+    # What most entries have not is left out: a page is written whole.
+    if state.due is not None:
+        fields["due"] = to_text(state.due)
+    if state.dropped:
+        fields["dropped"] = list(state.dropped)
+    if state.unnamed_since is not None:
+        fields["unnamed_since"] = to_text(state.unnamed_since)
+    return fields
 
 
 def _decode_page(path: str, data: bytes) -> dict[str, RunState]:
     entries = _field(path, decode(path, data), "entries", dict)
-    states = {}
-    for name, fields in entries.items():
-        due = fields.get("due") if isinstance(fields, dict) else None
-        states[name] = RunState(
-            _instant(path, fields, "last_run_at"),
-            _count(path, fields, "total_run_count"),
-            None if due is None else _instant(path, fields, "due"),
-        )
-    return states
+    return {name: _decode_state(path, fields) for name, fields in entries.items()}
+
+
+def _decode_state(path: str, fields: Any) -> RunState:
+    state = RunState(_instant(path, fields, "last_run_at"), _count(path, fields, "total_run_count"))
+    if "due" in fields:
+        state = replace(state, due=_instant(path, fields, "due"))
+    if "dropped" in fields:
+        state = replace(state, dropped=tuple(_field(path, fields, "dropped", list)))
+    if "unnamed_since" in fields:
+        state = replace(state, unnamed_since=_instant(path, fields, "unnamed_since"))
+    return state
 
 
 def _encode_outbox(runs: Iterable[Run]) -> bytes:
     return encode(
         {
             "runs": [
-                {
-                    "entry": run.entry,
-                    "number": run.number,
-                    "due": to_text(run.due),
-                    "claimed": to_text(run.claimed),
-                }
+                {**asdict(run), "due": to_text(run.due), "claimed": to_text(run.claimed)}
                 for run in runs
             ]
         }
     )
 
 
-def _decode_outbox(path: str, node: Node) -> list[Run]:
+def _decode_outbox(path: str, data: bytes) -> list[Run]:
     return [
         Run(
             _field(path, fields, "entry", str),
             _count(path, fields, "number"),
             _instant(path, fields, "due"),
             _instant(path, fields, "claimed"),
+            _count(path, fields, "epoch"),
         )
-        for fields in _field(path, decode(path, node.data), "runs", list)
+        for fields in _field(path, decode(path, data), "runs", list)
     ]
 
 

@@ -28,11 +28,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from celery.beat import Scheduler
 from kombu.exceptions import OperationalError
+from kombu.utils.objects import cached_property
 
 from .election import MasterElection
 from .errors import SettingsError, ZkBeatError
-from .ledger import MOST_RUNS, Run, RunLedger
-from .settings import Settings
+from .ledger import MOST_RUNS, RETENTION, Run, RunLedger
+from .session import boottime
+from .settings import DROP, Settings
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -42,12 +44,29 @@ logger = logging.getLogger(__name__)
 _LONGEST_WAIT = 5.0
 #: Least seconds after which an entry that is not due is asked again.
 _SHORTEST_WAIT = 0.01
+#: Seconds before what was published is noted, when a note is already under way.
+_CONFIRM_AFTER = 0.005
 #: Seconds before ZooKeeper is asked again after it refused something.
 _RETRY_AFTER = 1.0
 #: Seconds that a stopping beat gives to the publish that it is in the middle of.
 _STOP_PATIENCE = 3.0
+#: Seconds after which the run states are read anew, as after a take-over.
+_LOOK_EVERY = 86400.0
+_LOOK_AT_DAMAGE_EVERY = 60.0
+#: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
+_LEAST_PATIENCE = 60.0
+#: Seconds that a broker may leave a request unanswered, unless `broker_transport_options` says
+#: otherwise; without, a black-holed one would hold the dispatch loop for ever.
+_SOCKET_TIMEOUT = 5.0
 #: First and longest pause after a publish that failed, seconds.
 _BACK_OFF = (0.5, 10.0)
+
+
+#: Transport to the names of its time-outs (kombu's documentation of each).
+_TIMEOUTS = {
+    **dict.fromkeys(("redis", "rediss", "sentinel"), ("socket_timeout", "socket_connect_timeout")),
+    **dict.fromkeys(("amqp", "amqps", "pyamqp"), ("read_timeout", "write_timeout")),
+}
 
 
 class _Event(NamedTuple):
@@ -80,6 +99,10 @@ class ZooKeeperScheduler(Scheduler):
         self._heap_is_current = False
         self._order = itertools.count()
         self._back_off = _BackOff()
+        #: On boottime(): when publishing began to fail for want of a broker.
+        self._failing_since: float | None = None
+        #: On boottime(): when the run states were read.
+        self._loaded_at = 0.0
         self._election: Any = None
         self._ledger: Any = None
         self._thread: threading.Thread | None = None
@@ -116,7 +139,7 @@ class ZooKeeperScheduler(Scheduler):
             self._prepare()
             self._thread = threading.Thread(target=self._run, name="zk-beat-dispatch", daemon=True)
             self._thread.start()
-        self._progress.get()
+        self._wait_for_progress()
         if self._failure is not None:
             self._raise_failure()
         return 0
@@ -150,11 +173,34 @@ class ZooKeeperScheduler(Scheduler):
         self._heap_is_current = False
         super().merge_inplace(b)
 
+    @cached_property
+    def connection(self) -> Any:
+        """To the broker, not yet connected; with time-outs where Celery and kombu have none."""
+        connection = self.app.connection_for_write()
+        bounds = _TIMEOUTS.get(connection.transport_cls)
+        if bounds is not None:
+            options = {**dict.fromkeys(bounds, _SOCKET_TIMEOUT), **connection.transport_options}
+            connection.transport_options = options
+        return connection
+
     def _ensure_connected(self) -> Any:
         # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
         # with an eye on the election.
         connection = self.connection
         return connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
+
+    def _wait_for_progress(self) -> None:
+        deadline = self.settings.publish_deadline
+        patience = None if deadline is None else max(deadline, _LEAST_PATIENCE)
+        for _ in range(2):  # twice, because after a suspend the first is over at once
+            with contextlib.suppress(queue.Empty):
+                return self._progress.get(timeout=patience)
+        self._failure = ZkBeatError(
+            f"nothing has moved for {2 * (patience or 0):g} s, probably because the broker neither "
+            "answers nor refuses (look at its time-outs in broker_transport_options)"
+        )
+        logger.critical("beat stops, so that another can take over: %s", self._failure)
+        return None
 
     def _drop_connection(self) -> None:
         self.__dict__.pop("producer", None)
@@ -221,7 +267,7 @@ class ZooKeeperScheduler(Scheduler):
             self._ledger.forget()
             return _LONGEST_WAIT
         try:
-            if self._ledger.reign != reign:
+            if self._ledger.reign != reign or self._is_time_to_look_again():
                 self._take_over(reign)
             return self._dispatch()
         except ZkBeatError as exc:
@@ -234,6 +280,11 @@ class ZooKeeperScheduler(Scheduler):
             self._election.recheck()
             return _RETRY_AFTER
 
+    def _is_time_to_look_again(self) -> bool:
+        """A page that was damaged may have been mended; and once a day states grow old."""
+        age = boottime() - self._loaded_at
+        return bool(age > (_LOOK_AT_DAMAGE_EVERY if self._ledger.is_damaged else _LOOK_EVERY))
+
     def _say_goodbye(self) -> None:
         try:
             if self._ledger.reign is not None:
@@ -244,19 +295,37 @@ class ZooKeeperScheduler(Scheduler):
     def _take_over(self, reign: Any) -> None:
         """Goes on where the last master left off."""
         self._ledger.load(reign)
+        self._loaded_at = boottime()
         self._heap_is_current = False
         self._back_off.clear()
-        runs = self._ledger.outbox
-        for run in runs.values():
-            known = "publishing it" if run.entry in self.schedule else "not in this beat's schedule"
+        self._failing_since = None
+        self._recover(reign.epoch)
+        for name in self._ledger.note_named(self.schedule, datetime.now(timezone.utc)):
+            logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
+        logger.info("dispatching %d entries as master, epoch %d", len(self.schedule), reign.epoch)
+
+    def _recover(self, epoch: int) -> None:
+        """Decides what becomes of the runs that an earlier master claimed and perhaps did not
+        publish. Those of this epoch were certainly not: they are published in any case."""
+        drop = []
+        for run in self._ledger.outbox.values():
+            if run.entry not in self.schedule:
+                fate = "kept, for this beat's schedule does not name it"
+            elif self.settings.recovery == DROP and run.epoch != epoch:
+                fate = "dropped"
+                if not self._ledger.damaged(run.entry):
+                    drop.append(run)
+            else:
+                fate = "published"
             logger.warning(
-                "%s: run %d, due %s, was claimed and perhaps not published: %s",
+                "%s: run %d, due %s, was claimed in epoch %d and perhaps not published: it is %s",
                 run.entry,
                 run.number,
                 to_text(run.due),
-                known,
+                run.epoch,
+                fate,
             )
-        logger.info("dispatching %d entries as master, epoch %d", len(self.schedule), reign.epoch)
+        self._ledger.drop(drop)
 
     def _dispatch(self) -> float:
         if not self._heap_is_current:
@@ -264,6 +333,10 @@ class ZooKeeperScheduler(Scheduler):
         self._publish(self._ledger.outbox.values())
         self._claim()
         self._ledger.confirm()
+        if self._ledger.unconfirmed:
+            # The write before is still on its way: come back for this one, for it is what a
+            # crash would repeat.
+            return _CONFIRM_AFTER
         next_at = self._heap[0].at if self._heap else math.inf
         unpublished = [name for name in self._ledger.outbox if name in self.schedule]
         return min(next_at, self._back_off.over_at(unpublished)) - time.time()
@@ -292,7 +365,7 @@ class ZooKeeperScheduler(Scheduler):
         was started, unless the configuration gives one."""
         given = _to_utc(entry.last_run_at)
         # A time before the scheduler was made cannot be Celery's default.
-        return given if given < self._built_at else datetime.now(timezone.utc)
+        return given if given < self._built_at else _to_utc(entry.default_now())
 
     def _push(self, name: str, delay: Any) -> None:
         if isinstance(delay, timedelta):
@@ -334,14 +407,15 @@ class ZooKeeperScheduler(Scheduler):
         self._publish(claimed)
 
     def _run_of(self, entry: Any, successor: Any) -> Run:
-        now = datetime.now(timezone.utc)
+        now = _to_utc(entry.default_now())
         try:
             due = now + entry.schedule.remaining_estimate(entry.last_run_at)
         except Exception:  # a schedule class that has only is_due()
             due = now
         # "Now" is not the same for all of this, so the instant comes out some microseconds off.
         due = datetime.fromtimestamp(round(due.timestamp(), 3), timezone.utc)
-        return Run(entry.name, successor.total_run_count, due, _to_utc(successor.last_run_at))
+        claimed = _to_utc(successor.last_run_at)
+        return Run(entry.name, successor.total_run_count, due, claimed, self._ledger.reign.epoch)
 
     def _publish(self, runs: Iterable[Run]) -> None:
         for run in list(runs):
@@ -350,12 +424,15 @@ class ZooKeeperScheduler(Scheduler):
             if self._closing:
                 return
             self._ledger.assure()
+            begun = boottime()
             try:
                 self._send(run)
             except Exception as exc:
-                self._publish_failed(run, exc)
+                self._publish_failed(run, exc, begun)
+                self._resign_if_useless()
             else:
                 self._back_off.forgive(run.entry)
+                self._failing_since = None
                 self._ledger.published(run)
                 self._ledger.confirm()
 
@@ -383,8 +460,24 @@ class ZooKeeperScheduler(Scheduler):
         namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
         return str(uuid.uuid5(namespace, f"{run.entry}/{run.number}"))
 
-    def _publish_failed(self, run: Run, exc: Exception) -> None:
+    def _resign_if_useless(self) -> None:
+        """A master without a road to the broker makes way for one that may have it."""
+        deadline, since = self.settings.publish_deadline, self._failing_since
+        if deadline is not None and since is not None and boottime() - since > deadline:
+            logger.error(
+                "nothing could be published for %g s (zk_beat_publish_deadline = %g): resigning, "
+                "so that a beat that reaches the broker can take over",
+                boottime() - since,
+                deadline,
+            )
+            self._ledger.flush()
+            self._failing_since = None
+            self._election.resign()
+
+    def _publish_failed(self, run: Run, exc: Exception, begun: float) -> None:
         broker = self._is_broker_failure(exc)
+        if broker and self._failing_since is None:
+            self._failing_since = begun
         pause = self._back_off.punish(None if broker else run.entry)
         logger.error(
             "%s: run %d could not be published, trying again in %.3g s: %s",

@@ -16,6 +16,7 @@ from typing import Any, Union
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import (
+    EXCEPTIONS,
     BadVersionError,
     ConnectionClosedError,
     ConnectionLoss,
@@ -27,6 +28,7 @@ from kazoo.exceptions import (
     RuntimeInconsistency,
     SessionExpiredError,
     SessionMovedError,
+    ZookeeperError,
 )
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 from kazoo.protocol.serialization import Connect
@@ -47,8 +49,25 @@ _UNCERTAIN = (
 )
 #: What the innocent operations of a refused transaction answer.
 _BYSTANDER = (RolledBackError, RuntimeInconsistency)
+#: Answers of ZooKeeper 3.8 (KeeperException.Code) that kazoo 2.11 does not know, and over which
+#: it would end its loop.
+_UNKNOWN_TO_KAZOO = {
+    -13: "NewConfigNoQuorum",
+    -14: "ReconfigInProgress",
+    -123: "ReconfigDisabled",
+    -124: "SessionClosedRequireSaslAuth",
+    -125: "QuotaExceeded",
+    -127: "ThrottledOp",
+}
+for _code, _name in _UNKNOWN_TO_KAZOO.items():
+    EXCEPTIONS.setdefault(_code, type(_name, (ZookeeperError,), {"code": _code}))
+
 _CONFLICTS = (NodeExistsError, NoNodeError, BadVersionError)
 
+#: Seconds that clocks may be apart without a word.
+_CLOCK_TOLERANCE = 1.0
+
+logger = logging.getLogger(__name__)
 #: kazoo logs each attempt to connect; what matters of it is said by election.py, once.
 _kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
 
@@ -99,12 +118,15 @@ Operation = Union[Create, SetData, Check, Delete]
 class Pending:
     """A transaction on its way. Answers of one connection come in the order of the requests."""
 
-    def __init__(self, operations: Sequence[Operation], result: Any, timeout: float) -> None:
+    def __init__(
+        self, session: ZooKeeperSession, operations: Sequence[Operation], result: Any
+    ) -> None:
+        self._session = session
         self._operations = operations
         self._result = result
-        self._timeout = timeout
         #: When it was sent, on :func:`boottime`: the server has heard of us since then.
         self.sent = boottime()
+        self._sent_at = time.time()
 
     @property
     def answered(self) -> bool:
@@ -120,10 +142,13 @@ class Pending:
             ZooKeeperError: refused for another reason (rights, quota); nothing was done.
         """
         what = self._operations[0].path
-        answers = _translated(what, self._result.get, timeout=self._timeout)
+        answers = _translated(what, self._result.get, timeout=self._session.timeout)
         for operation, answer in zip(self._operations, answers):
             if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
                 raise _error(operation.path, answer)
+        for operation, answer in zip(self._operations, answers):
+            if isinstance(operation, SetData):
+                self._session.compare_clocks(self._sent_at, answer.mtime / 1000, time.time())
         return [_version_after(op, answer) for op, answer in zip(self._operations, answers)]
 
 
@@ -149,6 +174,9 @@ class ZooKeeperSession:
         #: must be read again. It changes on the way down too, so that there is no instant at
         #: which the next connection is up and still bears the number of the last.
         self.connection = 0
+        #: Seconds by which this machine's clock is at least ahead of (or, below 0, behind) the
+        #: server's, by the last write; 0 as long as none shows it.
+        self.clock_offset = 0.0
 
     @property
     def connected(self) -> bool:
@@ -264,7 +292,23 @@ class ZooKeeperSession:
                 transaction.check(op.path, op.version)
             else:
                 transaction.delete(op.path, op.version)
-        return Pending(operations, transaction.commit_async(), self.timeout)
+        return Pending(self, operations, transaction.commit_async())
+
+    def compare_clocks(self, before: float, server: float, after: float) -> None:
+        """Notes the time at which the server made a write, between two of this machine's; all in
+        seconds since 1970. Warns, once, of a difference that matters."""
+        was_off = abs(self.clock_offset) > _CLOCK_TOLERANCE
+        # The server's clock is read in milliseconds.
+        self.clock_offset = max(0.0, before - server - 0.001) or min(0.0, after - server)
+        if abs(self.clock_offset) > _CLOCK_TOLERANCE and not was_off:
+            logger.warning(
+                "the clock of this machine is %.1f s %s that of ZooKeeper at %s: runs may come so "
+                "much too %s; is NTP running on both?",
+                abs(self.clock_offset),
+                "ahead of" if self.clock_offset > 0 else "behind",
+                self._servers,
+                "early" if self.clock_offset > 0 else "late",
+            )
 
     def _live_client(self, path: str) -> Any:
         client = self._client
@@ -311,7 +355,7 @@ def _close(client: Any) -> None:
         client.stop()
         client.close()
     except Exception:  # the session is over either way
-        logging.getLogger(__name__).debug("while closing", exc_info=True)
+        logger.debug("while closing", exc_info=True)
 
 
 def _refuse_green_threads() -> None:

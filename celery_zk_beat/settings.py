@@ -16,6 +16,8 @@ from .errors import SettingsError
 
 T = TypeVar("T")
 
+RESEND, DROP = "resend", "drop"
+
 _PREFIX = "zk_beat_"
 _PORTS = range(1, 65536)
 #: ZooKeeper's client protocol carries the time-out as a signed 32-bit number of milliseconds.
@@ -35,6 +37,9 @@ class Settings:
         id: how this beat shows itself to others; default ``<host>:<pid>``.
         session_timeout: seconds, as asked of ZooKeeper, which answers within its own bounds.
         connect_timeout: seconds to wait for ZooKeeper at start-up; None: for ever, as a standby.
+        recovery: what becomes of a run that a master claimed and perhaps did not publish before
+            it died: "resend" or "drop".
+        publish_deadline: seconds after which a master that cannot publish resigns; None: never.
         app: the Celery app's name, None where it has none; guards the root against other apps.
     """
 
@@ -43,6 +48,8 @@ class Settings:
     id: str
     session_timeout: float
     connect_timeout: float | None
+    recovery: str
+    publish_deadline: float | None
     app: str | None
 
     @classmethod
@@ -66,7 +73,9 @@ class Settings:
             root=read("root", check_path, None) or default_root(app),
             id=read("id", check_id, None) or default_id(),
             session_timeout=read("session_timeout", check_seconds, 10.0),
-            connect_timeout=read("connect_timeout", check_seconds, None),
+            connect_timeout=read("connect_timeout", check_seconds_or_none, None),
+            recovery=read("recovery", check_recovery, RESEND),
+            publish_deadline=read("publish_deadline", check_seconds_or_none, 30.0),
             app=app,
         )
 
@@ -85,7 +94,8 @@ class _Reader:
 
     def __call__(self, name: str, check: Callable[[Any], T], default: Any) -> T:
         value = self._conf.get(_PREFIX + name)
-        if value is None:
+        # None is a value only where it means something else than the default.
+        if value is None and (default is None or _PREFIX + name not in self._conf):
             return default  # type: ignore[no-any-return]
         try:
             return check(value)
@@ -178,6 +188,27 @@ def check_seconds(value: Any) -> float:
     if not number or not math.isfinite(value) or not 0 < value <= _MAX_SECONDS:
         raise SettingsError(f"{value!r}: expected a number of seconds above 0")
     return float(value)
+
+
+def check_seconds_or_none(value: Any) -> float | None:
+    """As :func:`check_seconds`, or None."""
+    if value is None:
+        return None
+    try:
+        return check_seconds(value)
+    except SettingsError as exc:
+        raise SettingsError(f"{exc}, or None") from None
+
+
+def check_recovery(value: Any) -> str:
+    """Returns `value`.
+
+    Raises:
+        SettingsError: neither "resend" nor "drop".
+    """
+    if value not in (RESEND, DROP):
+        raise SettingsError(f"{value!r}: expected {RESEND!r} or {DROP!r}")
+    return str(value)
 
 
 def default_id() -> str:

@@ -44,6 +44,11 @@ class Paths:
     def runs(self) -> str:
         return f"{self.root}/runs"
 
+    def damaged_outbox(self, epoch: int) -> str:
+        """Persistent; an outbox that could not be understood, put aside by the master of
+        `epoch`."""
+        return f"{self.root}/outbox-damaged-{epoch}"
+
     @property
     def outbox(self) -> str:
         """Persistent; the runs that are claimed and not yet known to be published."""
@@ -94,7 +99,8 @@ class RootRecord(Record):
 
 @dataclass(frozen=True)
 class MasterRecord(Record):
-    """Who is master. `since` is ISO 8601 UTC, `version` that of this package."""
+    """Who is master. `since` is ISO 8601 UTC, `version` that of this package, `schedule` as in
+    :class:`MemberRecord`."""
 
     id: str
     host: str
@@ -102,6 +108,7 @@ class MasterRecord(Record):
     since: str
     epoch: int
     version: str
+    schedule: str | None
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def test_old_session_of_ones_own(
     other = KazooClient(zookeeper.hosts)
     other.start(PATIENCE)
     one = candidate("one")
-    old = MasterRecord("one", "host", 1, "2026-01-01T00:00:00.000000+00:00", 1, "0.1.0")
+    old = MasterRecord("one", "host", 1, "2026-01-01T00:00:00.000000+00:00", 1, "0.1.0", None)
     other.create(one.paths.master, old.encode(), ephemeral=True, makepath=True)
     one.start(PATIENCE)
     assert not one.is_master

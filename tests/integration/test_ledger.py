@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
-from celery_zk_beat.errors import Conflict, NotMaster, RootError, Uncertain
-from celery_zk_beat.ledger import MOST_BYTES, MOST_RUNS, Run, RunLedger, RunState
+from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
+from celery_zk_beat.ledger import (
+    LARGEST_PAGE,
+    MOST_BYTES,
+    MOST_RUNS,
+    RETENTION,
+    Run,
+    RunLedger,
+    RunState,
+)
 from celery_zk_beat.session import boottime
 from celery_zk_beat.znodes import page_of
-from example_project.servers import wait_until
+from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road
 
@@ -25,7 +34,7 @@ SECOND = timedelta(seconds=1)
 
 
 def run(entry: str, number: int = 1, at: datetime = NOW) -> Run:
-    return Run(entry, number, at - SECOND, at)
+    return Run(entry, number, at - SECOND, at, 1)
 
 
 @pytest.fixture
@@ -258,12 +267,95 @@ def test_damaged_page(
 
 
 @pytest.mark.parametrize("data", [b"not JSON", b'{"format": 1, "runs": [{"entry": 1}]}'])
-def test_damaged_outbox(ledger: RunLedger, client: KazooClient, data: bytes) -> None:
-    """Runs may be in it, so it is not overwritten."""
+def test_damaged_outbox(
+    ledger: RunLedger, client: KazooClient, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Runs may be in it, so it is put aside, and both znodes are named; the others go on."""
     client.set(ledger._paths.outbox, data)
-    with pytest.raises(RootError, match=ledger._paths.outbox):
-        load(ledger._election)
-    assert client.get(ledger._paths.outbox)[0] == data
+    again = load(ledger._election)
+    aside = f"{ledger._paths.root}/outbox-damaged-1"
+    assert f"put aside as {aside}" in caplog.text
+    assert f"{ledger._paths.outbox}: " in caplog.text
+    assert client.get(aside)[0] == data
+    again.first_seen({"a": NOW})
+    again.claim([run("a")])
+
+
+def test_page_too_large(ledger: RunLedger, client: KazooClient) -> None:
+    """One that could not be written again is left alone, like one that is damaged."""
+    ledger.first_seen({"a": NOW})
+    path = ledger._paths.page(page_of("a"))
+    data, _ = client.get(path)
+    client.set(path, data + b" " * LARGEST_PAGE)
+    assert load(ledger._election).damaged("a")
+
+
+def test_drop(election: MasterElection, ledger: RunLedger) -> None:
+    """[I2] A run that is dropped is noted as such, in the transaction that takes it out."""
+    ledger.first_seen({"a": NOW, "b": NOW})
+    a, b = ledger.claim([run("a"), run("b")])
+    ledger.drop([a])
+    again = load(election)
+    assert again.outbox == {"b": b}
+    assert again.state("a") == RunState(NOW, 1, NOW - SECOND, dropped=(1,))
+    ledger.claim([run("a", 2, NOW + SECOND)])
+    ledger.drop([run("a", 2, NOW + SECOND)])
+    state = load(election).state("a")
+    assert state is not None
+    assert state.dropped == (1, 2)
+
+
+def test_forgotten_entries(election: MasterElection, ledger: RunLedger) -> None:
+    """States that nobody names are kept for a while, marked, and then removed; being named again
+    takes the mark away."""
+    ledger.first_seen({"kept": NOW, "old": NOW, "back": NOW, "waiting": NOW})
+    ledger.claim([run("waiting")])
+    assert ledger.note_named({"kept"}, NOW) == []
+    assert load(election).state("old") == RunState(NOW, unnamed_since=NOW)
+    later = NOW + RETENTION
+    assert ledger.note_named({"kept", "back"}, later) == []
+    assert load(election).state("back") == RunState(NOW)
+    assert ledger.note_named({"kept", "back"}, later + SECOND) == ["old"]
+    again = load(election)
+    assert again.state("old") is None
+    assert again.state("kept") == RunState(NOW)
+    assert again.state("waiting") is not None  # a run of it is in the outbox
+
+
+def test_what_is_known_to_be_published_stays_so(
+    election: MasterElection, ledger: RunLedger
+) -> None:
+    """[I3] The write that would have confirmed it was lost with the connection; the same process
+    does not publish it again."""
+    ledger.first_seen({"a": NOW, "b": NOW})
+    a, b = ledger.claim([run("a"), run("b")])
+    ledger.published(a)
+    ledger.forget()
+    assert election.reign is not None
+    ledger.load(election.reign)
+    assert ledger.outbox == {"b": b}
+    ledger.flush()
+    assert load(election).outbox == {"b": b}
+
+
+def test_refused_by_quota(tmp_path: Path) -> None:
+    """kazoo does not know this answer, and would end its loop over it."""
+    with ZooKeeper(tmp_path, config={"enforceQuota": "true"}) as server:
+        server.start()
+        with MasterElection(server.hosts, "/quota", id="one") as election:
+            assert election.wait(PATIENCE)
+            ledger = load(election)
+            ledger.first_seen({"a": NOW})
+            client = election.session._client
+            client.create(
+                "/zookeeper/quota/quota/zookeeper_limits",
+                b"count=-1,bytes=-1,byteHardLimit=10",
+                makepath=True,
+            )
+            client.create("/zookeeper/quota/quota/zookeeper_stats", b"count=1,bytes=1000")
+            with pytest.raises(ZooKeeperError, match="QuotaExceeded"):
+                ledger.claim([run("a")])
+            assert election.session.connected
 
 
 def test_deleted_underfoot(ledger: RunLedger, client: KazooClient) -> None:
@@ -301,6 +393,7 @@ def test_what_stands_in_zookeeper(ledger: RunLedger, client: KazooClient) -> Non
                 "number": 1,
                 "due": "2026-01-01T12:00:00.000000+00:00",
                 "claimed": "2026-01-01T12:00:01.000000+00:00",
+                "epoch": 1,
             }
         ],
     }

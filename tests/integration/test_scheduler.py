@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -253,6 +254,152 @@ def test_claimed_and_not_published(
     turn(two)
     assert len(history(app)) == 1
     assert two._ledger.outbox == {}
+
+
+def test_dropped(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """zk_beat_recovery = "drop": what an earlier master left is noted and not published."""
+    one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_recovery="drop")
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    one.close()
+    two = make()
+    turn(two)
+    assert history(app) == []
+    assert "e: run 1, due 2020-01-01T00:01:00" in caplog.text
+    assert "it is dropped" in caplog.text
+    assert two._ledger.state("e").dropped == (1,)
+    assert two._ledger.outbox == {}
+
+
+def test_ones_own_runs_are_not_dropped(app: Celery, make: Make, road: Road) -> None:
+    """What this master claimed and has not published is not in doubt, whatever it lost
+    meanwhile."""
+    one = make(
+        beat_schedule={"e": every(60, last_run_at=LONG_AGO)},
+        zk_beat_recovery="drop",
+        zk_beat_hosts=road.hosts,
+    )
+    publish, one._publish = one._publish, lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    one._publish = publish  # type: ignore[method-assign]
+    road.cut()
+    wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
+    road.open()
+    turn(one)
+    assert [message.run for message in history(app)] == [1]
+
+
+def test_a_lost_confirmation_repeats_nothing(app: Celery, make: Make, road: Road) -> None:
+    """[I3] Published, then cut off before ZooKeeper knew: the same process knows."""
+    one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_hosts=road.hosts)
+    send = one._send
+
+    def send_and_cut(run: Any) -> None:
+        send(run)
+        road.cut()
+        wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
+
+    one._send = send_and_cut  # type: ignore[method-assign]
+    turn(one)
+    road.open()
+    one._send = send  # type: ignore[method-assign]
+    turn(one)
+    one._say_goodbye()
+    one.close()
+    turn(make())
+    assert [message.run for message in history(app)] == [1]
+
+
+def test_a_master_without_a_broker_resigns(
+    app: Celery, make: Make, redis_server: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After zk_beat_publish_deadline; the next one goes on with the same outbox."""
+    caplog.set_level("INFO")
+    entries = {"e": every(60, last_run_at=LONG_AGO)}
+    good = app.conf.broker_url
+    one = make(beat_schedule=entries, zk_beat_publish_deadline=0.2, zk_beat_id="one")
+    assert one._election.wait(PATIENCE)
+    app.conf.broker_write_url = app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    two = make(zk_beat_id="two")
+
+    def resigned() -> bool:
+        one._turn()
+        return two._election.is_master
+
+    wait_until(resigned, PATIENCE, "another master")
+    assert "zk_beat_publish_deadline = 0.2" in caplog.text
+    assert "demoted: one was master, epoch 1: resigned" in caplog.text
+    app.conf.broker_write_url = app.conf.broker_url = good
+    two._drop_connection()
+    turn(two)
+    (message,) = history(app)
+    assert (message.run, message.epoch, message.master) == (1, 2, "two")
+
+
+def test_a_mended_page_is_noticed(app: Celery, make: Make, client: KazooClient) -> None:
+    """Without a restart."""
+    one = make(beat_schedule={"e": every(0.001, "e")})
+    wait_until(lambda: turn(one) and history(app), PATIENCE, "a run")
+    path = f"{one._election.paths.runs}/{page_of('e')}"
+    good = client.get(path)[0]
+    client.set(path, b"{")
+    one._ledger.forget()
+    turn(one)
+    before = len(history(app))
+    client.set(path, good)
+    turn(one)
+    assert len(history(app)) == before
+    one._loaded_at = -1e9  # long ago
+    wait_until(lambda: turn(one) and len(history(app)) > before, PATIENCE, "a run")
+
+
+def test_another_schedule(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Seen by the standby, when it sees the master."""
+    make(beat_schedule={"a": every(60)}, zk_beat_id="one")._election.wait(PATIENCE)
+    make(beat_schedule={"b": every(60)}, zk_beat_id="two")
+    assert "one, the master, has another schedule than two" in caplog.text
+
+
+@pytest.mark.parametrize(("shift", "says"), [(5.0, "ahead of"), (-5.0, "behind")])
+def test_a_clock_that_is_off(
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    shift: float,
+    says: str,
+) -> None:
+    """Noticed by a standby, too: ZooKeeper's answers bear its time."""
+    make(zk_beat_id="one")._election.wait(PATIENCE)
+    now = time.time
+    monkeypatch.setattr("celery_zk_beat.session.time.time", lambda: now() + shift)
+    two = make(zk_beat_id="two")
+    wait_until(lambda: two._election.clock_offset, PATIENCE, "an offset")
+    assert abs(two._election.clock_offset - shift) < 2
+    assert f"s {says} that of ZooKeeper" in caplog.text
+
+
+@pytest.mark.parametrize("shift", [5, -5])
+def test_clocks_apart(app: Celery, make: Make, shift: float) -> None:
+    """A failover to a beat whose clock is 5 s ahead or behind: runs go on, one after another, none
+    is lost or made twice, though one comes so much early or late."""
+    off = timedelta(0)
+
+    class Shifted(Celery):
+        def now(self) -> datetime:
+            return super().now() + off
+
+    entries = {"e": {"task": "e", "schedule": 2.0}}
+    one = make(beat_schedule=entries)
+    app.__class__ = Shifted
+    wait_until(lambda: turn(one) and len(history(app)) >= 1, PATIENCE, "a run")
+    one._say_goodbye()
+    one.close()
+    off = timedelta(seconds=shift)
+    two = make()
+    before = len(history(app))
+    wait_until(lambda: turn(two) and len(history(app)) >= before + 2, PATIENCE, "two runs")
+    assert check(history(app)) == []
+    two._say_goodbye()
 
 
 def test_claimed_by_a_newer_release(app: Celery, make: Make) -> None:

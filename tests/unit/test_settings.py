@@ -46,9 +46,12 @@ BAD = [
     ("id", "a\nb", "1 to 200 printable characters"),
     ("id", "x" * 201, "1 to 200 printable characters"),
     ("id", 7, "1 to 200 printable characters"),
+    ("recovery", "", "'resend' or 'drop'"),
+    ("recovery", "Drop", "'resend' or 'drop'"),
+    ("recovery", True, "'resend' or 'drop'"),
     *[
         (name, value, "number of seconds above 0")
-        for name in ("session_timeout", "connect_timeout")
+        for name in ("session_timeout", "connect_timeout", "publish_deadline")
         for value in (0, 0.0, -1, NAN, math.inf, "10", "soon", True, [1], 2**31)
     ],
 ]
@@ -128,6 +131,8 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_ID": "beat one",
         "CELERY_ZK_BEAT_SESSION_TIMEOUT": 4,
         "CELERY_ZK_BEAT_CONNECT_TIMEOUT": 2.5,
+        "CELERY_ZK_BEAT_RECOVERY": "drop",
+        "CELERY_ZK_BEAT_PUBLISH_DEADLINE": None,
     }
     app.config_from_object(settings, namespace="CELERY")
     assert Settings.from_app(app) == Settings(
@@ -136,6 +141,8 @@ def test_good_values() -> None:
         id="beat one",
         session_timeout=4.0,
         connect_timeout=2.5,
+        recovery="drop",
+        publish_deadline=None,
         app="shop",
     )
 
@@ -146,6 +153,8 @@ def test_defaults() -> None:
     assert settings.root == "/celery-zk-beat/my shop%2Fbeta"
     assert settings.session_timeout == 10
     assert settings.connect_timeout is None
+    assert settings.recovery == "resend"
+    assert settings.publish_deadline == 30
     assert settings.id
 
 

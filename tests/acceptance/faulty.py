@@ -1,0 +1,53 @@
+"""A scheduler that kills its process at the step that the environment variable FAULT names, when
+it dispatches for the second time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from celery_zk_beat import ZooKeeperScheduler
+
+
+class Faulty(ZooKeeperScheduler):
+    def _prepare(self) -> None:
+        super()._prepare()
+        ledger = self._ledger
+        batch: list[Any] = []
+        sent: list[Any] = []
+
+        def second() -> bool:
+            return any(run.number == 2 for run in batch)
+
+        def dies(step: str, when: Callable[[], bool] = second) -> None:
+            if os.environ["FAULT"] == step and when():
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def after_write(states: Any, outbox: Any, write: Any = ledger._send) -> Any:
+            pending = write(states, outbox)
+            if states:
+                batch[:] = [run for run in outbox.values() if run.entry in states]
+                dies("claim sent")
+            return pending
+
+        def after_claim(runs: Any, claim: Any = ledger.claim) -> Any:
+            claimed = claim(runs)
+            batch[:] = claimed
+            sent.clear()
+            dies("claim acknowledged")
+            return claimed
+
+        def after_publish(run: Any, publish: Any = self._send) -> None:
+            publish(run)
+            sent.append(run)
+            dies("first published")
+            dies("last published", lambda: second() and len(sent) == len(batch))
+
+        def before_confirm(confirm: Any = ledger.confirm) -> None:
+            dies("before the last confirm", lambda: second() and not ledger.outbox)
+            confirm()
+
+        ledger._send, ledger.claim, ledger.confirm = after_write, after_claim, before_confirm
+        self._send = after_publish  # type: ignore[method-assign]
