@@ -27,6 +27,7 @@ from example_project.servers import (
     wait_until,
 )
 from tests.conftest import PATIENCE, SESSION_TIMEOUT, TICK_TIME
+from tests.faults import Road
 from tests.history import check
 
 from .conftest import APP, Site
@@ -412,6 +413,22 @@ def test_the_broker_is_away(site: Site, redis_server: Redis) -> None:
     assert check(history) == []
     assert history[1].due - history[0].due < timedelta(seconds=1)
     assert len(history) <= 3
+
+
+def test_the_broker_is_a_black_hole(site: Site, redis_server: Redis) -> None:
+    """It neither answers nor refuses. kombu would wait for ever; the beat gives up on it, obeys
+    SIGTERM, and the next one sends what it could not."""
+    soon = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+    with Road(redis_server.port) as road:
+        url = f"redis://{road.hosts}/0"
+        one = site.beat("one", broker_url=url, broker_transport_options=soon)
+        site.wait_for_run(one)
+        road.block()
+        one.wait_for_log("could not be published, trying again", PATIENCE)
+        assert one.terminate(PATIENCE) == 0
+        two = site.beat("two")
+        history = site.wait_for_run(two)
+        assert len(check(history)) <= 1  # the message that was on the road
 
 
 def test_stopped_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:

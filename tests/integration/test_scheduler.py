@@ -552,6 +552,20 @@ def test_daylight_saving(
     assert [message.run for message in sent] == list(range(1, len(due) + 1))
 
 
+def test_no_waiting_for_ever(app: Celery) -> None:
+    """Where kombu has no time-outs, the beat has; the user's own win."""
+    app.conf.broker_transport_options = {"socket_timeout": 60, "priority_steps": [0]}
+    options = ZooKeeperScheduler(app=app).connection.transport_options
+    assert options["socket_timeout"] == 60
+    assert options["socket_connect_timeout"] == 5
+    assert options["priority_steps"] == [0]
+    amqp = Celery("shop", broker="amqp://127.0.0.1", set_as_current=False)
+    options = ZooKeeperScheduler(app=amqp).connection.transport_options
+    assert options == {"read_timeout": 5, "write_timeout": 5}
+    memory = Celery("shop", broker="memory://", set_as_current=False)
+    assert ZooKeeperScheduler(app=memory).connection.transport_options == {}
+
+
 def test_progress_is_seen(app: Celery) -> None:
     """[24] [25] tick() returns again and again on a beat that has nothing to do, and 0, so that
     Celery does not sleep; errors of the loop come out of it."""
