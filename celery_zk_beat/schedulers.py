@@ -183,6 +183,20 @@ class ZooKeeperScheduler(Scheduler):
             connection.transport_options = options
         return connection
 
+    @cached_property
+    def producer(self) -> Any:
+        """To the broker, connected; it looks at the clock once more when a message is made and only
+        to be sent, as late as anything but the broker can."""
+        producer = self.Producer(self._ensure_connected(), auto_declare=False)
+        publish = producer._publish
+
+        def publish_if_master(*args: Any, **kwargs: Any) -> Any:
+            self._ledger.assure()
+            return publish(*args, **kwargs)
+
+        producer._publish = publish_if_master
+        return producer
+
     def _ensure_connected(self) -> Any:
         # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
         # with an eye on the election.
@@ -428,6 +442,8 @@ class ZooKeeperScheduler(Scheduler):
             try:
                 self._send(run)
             except Exception as exc:
+                if isinstance(exc.__context__, ZkBeatError):
+                    raise exc.__context__ from None  # the producer's, in Celery's wrapping
                 self._publish_failed(run, exc, begun)
                 self._resign_if_useless()
             else:

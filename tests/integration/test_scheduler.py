@@ -459,6 +459,28 @@ def test_woken_after_a_long_pause(app: Celery, make: Make, road: Road) -> None:
     assert history(app) == []
 
 
+def test_woken_while_the_message_is_made(app: Celery, make: Make, road: Road) -> None:
+    """[I4] As before, but the pause falls between the check and the sending: it is checked once
+    more at the last moment."""
+    one = make(zk_beat_hosts=road.hosts)
+    wait_until(lambda: one._election.is_master, PATIENCE, "a master")
+
+    def pause() -> str:
+        one._ledger._entitled_until = 0.0
+        road.cut()
+        wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
+        return "argument"
+
+    lazy = BeatLazyFunc(pause)
+    one.update_from_dict({"e": every(60, args=[lazy], last_run_at=LONG_AGO)})
+    turn(one)
+    assert history(app) == []
+    one.schedule["e"].args = []
+    road.open()
+    turn(one)
+    assert [message.run for message in history(app)] == [1]
+
+
 def test_damaged_page(app: Celery, make: Make, client: KazooClient) -> None:
     """Its entries wait until it is mended; nothing is reset."""
     names = {"a": every(0.001, "a"), "b": every(0.001, "b")}
