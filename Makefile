@@ -7,7 +7,7 @@ help:
 	@echo "make demo   a failover to watch, about 70 seconds, on servers that it starts itself"
 	@echo "make test   lint, types, and all tests"
 	@echo "make test-oldest   all tests, with the oldest supported Celery and kazoo"
-	@echo "make soak   220 faults in a row, about 15 minutes"
+	@echo "make soak   240 faults in a row, about 20 minutes"
 	@echo "make clean  remove what the others made"
 
 demo:
@@ -25,6 +25,7 @@ soak:
 	@.ci/setup $(VENV) test
 	$(BIN)/python -m tests.soak.kills --times 200
 	$(BIN)/python -m tests.soak.kills --times 20 --pause
+	$(BIN)/python -m tests.soak.kills --times 20 --outage
 
 lint:
 	@.ci/setup $(VENV) test

@@ -1,11 +1,12 @@
-"""Kills or stops the master again and again, and then judges what the broker got.
+"""Hurts the master again and again, and then judges what the broker got.
 
     python -m tests.soak.kills --times 200              SIGKILL at random instants
     python -m tests.soak.kills --times 20 --pause       SIGSTOP for three session time-outs
+    python -m tests.soak.kills --times 20 --outage      no beat reaches the broker for ten seconds
 
 Three beats, fifty entries of one second, a session time-out of one second. Exit status 1 if a run
-was lost, or made twice under another task id, or if a master that was stopped sent anything after
-its successor had claimed.
+was lost, or made twice under another task id. Late is what a master that was stopped sent after its
+successor had.
 """
 
 from __future__ import annotations
@@ -24,28 +25,34 @@ from kazoo.client import KazooClient
 
 from celery_zk_beat.znodes import MasterRecord
 from example_project.servers import Redis, ZooKeeper, celery_beat, wait_until
-from tests.history import check, messages
+from tests.faults import Road
+from tests.history import check, late, messages
 
 ENTRIES = 50
 SESSION_TIMEOUT = 1.0
 ROOT = "/soak"
 PATIENCE = 60.0
+#: Seconds.
+OUTAGE = 10.0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--times", type=int, default=200)
-    parser.add_argument("--pause", action="store_true")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--pause", action="store_true")
+    kind.add_argument("--outage", action="store_true")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         zookeeper = stack.enter_context(ZooKeeper(folder, tick_time=200)).start()
         broker = stack.enter_context(Redis(folder)).start()
+        road = stack.enter_context(Road(broker.port))
         beats = {}
         for name in ("one", "two", "three"):
             conf = {
-                "broker_url": broker.url(),
+                "broker_url": f"redis://{road.hosts}/0",
                 "zk_beat_hosts": zookeeper.hosts,
                 "zk_beat_root": ROOT,
                 "zk_beat_id": name,
@@ -77,7 +84,18 @@ def main() -> int:
             beat = beats[record.id]
             beat.wait_for_log("Sending due task", PATIENCE, since=0)
             time.sleep(random.uniform(0, 2))  # the random instant
-            if options.pause:
+            if options.outage:
+                road.cut()
+                time.sleep(OUTAGE)  # the outage itself
+                road.open()
+                sent = len(messages(broker.url()))
+                wait_until(
+                    lambda sent=sent: len(messages(broker.url())) >= sent + 3 * ENTRIES,
+                    PATIENCE,
+                    "runs after the outage",
+                )
+                epoch -= 1  # the same master may go on
+            elif options.pause:
                 beat.pause()
                 time.sleep(3 * SESSION_TIMEOUT)  # the pause itself
                 beat.resume()
@@ -86,18 +104,20 @@ def main() -> int:
                 beat.wait(PATIENCE)
                 beat.start()
             print(f"{turn}: {record.id}, epoch {epoch}", end="\r", flush=True)
-        wait_until(lambda: master(epoch), PATIENCE, "the last master")
+        last = wait_until(lambda: master(epoch), PATIENCE, "the last master")
+        assert last is not None
         time.sleep(2 * SESSION_TIMEOUT)  # some more runs
         for beat in beats.values():
             beat.terminate(PATIENCE)
         history = messages(broker.url())
-        repeats = check(history)
-        late = sum(a.epoch > b.epoch for a, b in zip(history, history[1:]))
+        # A stop may fall between the last look at the clock and the sending: one message each, of
+        # a run that its successor repeats with the same task id (docs/guarantees.md).
+        repeats = check(history, most_late=options.times if options.pause else 0)
         print(
-            f"{options.times} faults, {epoch} masters, {len(history)} messages: 0 lost, "
-            f"{len(repeats)} repeated with the same task id, {late} after a successor's"
+            f"{options.times} faults, {last.epoch} masters, {len(history)} messages: 0 lost, "
+            f"{len(repeats)} repeated with the same task id, {len(late(history))} of them late"
         )
-        return 1 if late else 0
+        return 0
 
 
 if __name__ == "__main__":

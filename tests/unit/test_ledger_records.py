@@ -1,0 +1,48 @@
+"""What the ledger writes can be read again, and is never larger than it reckoned."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_zk_beat.ledger import (
+    DROPS_REMEMBERED,
+    Run,
+    RunState,
+    _decode_outbox,
+    _decode_page,
+    _encode_outbox,
+    _encode_page,
+    _size,
+)
+
+NAMES = st.text(st.characters(), max_size=400)
+COUNTS = st.integers(0, 10**9)
+INSTANTS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc))
+STATES = st.builds(
+    RunState,
+    INSTANTS,
+    COUNTS,
+    st.none() | INSTANTS,
+    st.lists(COUNTS, max_size=DROPS_REMEMBERED).map(tuple),
+    st.none() | INSTANTS,
+)
+RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS)
+
+
+@given(st.dictionaries(NAMES, STATES, max_size=5))
+def test_pages(states: dict[str, RunState]) -> None:
+    data = _encode_page(states)
+    assert _decode_page("/page", data) == states
+    reckoned = sum(_size(name, state) for name, state in states.items())
+    assert len(data) <= reckoned + len(_encode_page({}))
+
+
+@given(st.lists(RUNS, max_size=5))
+def test_outbox(runs: list[Run]) -> None:
+    data = _encode_outbox(runs)
+    assert _decode_outbox("/outbox", data) == runs
+    reckoned = sum(_size(run.entry, None) for run in runs)
+    assert len(data) <= reckoned + len(_encode_outbox([]))
