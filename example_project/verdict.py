@@ -149,17 +149,14 @@ def _judge_minutes(
 
 
 def _judge_too_close(verdict: Verdict, entry: Entry, runs: Sequence[Delivery]) -> None:
-    """A run is dispatched a period or more after the one before, and arrives a little later. A
-    sequence that cannot be explained so, with at most half a period on the way, has a run too
-    many: two executions closer than half a period are the plain case."""
-    on_the_way = min(entry.period / 2, SLACK)
-    earliest = float("-inf")
-    for run in runs:
-        dispatched = max(earliest, run.received - on_the_way)
-        if dispatched > run.received:
+    """Two executions closer than half a period are one too many, unless the first of them was
+    late: then both are in place with the one before."""
+    half = entry.period / 2
+    for before, previous, run in zip([None, *runs], runs, runs[1:]):
+        early = run.received - previous.received < half
+        late = before is None or run.received - before.received > 3 * half
+        if early and not late:
             verdict.twice.append(f"{entry.name}: run {run.run} came too early after the one before")
-        else:
-            earliest = dispatched + entry.period
 
 
 def _judge_too_far(

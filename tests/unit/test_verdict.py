@@ -70,6 +70,13 @@ def test_something_is_wrong(change: Any, says: str) -> None:
     assert verdict(runs) == f"runs: {says}"
 
 
+def test_a_late_one() -> None:
+    """On a loaded machine a message may take most of a period; the next is in its place."""
+    runs = good()
+    runs[5] = delivery("second", 6, 116.7)
+    assert verdict(runs) == "runs: 21 dispatched, 21 executed, 0 lost, 0 twice"
+
+
 def silent(first: int, count: int) -> list[Delivery]:
     """No run for some seconds, and the run numbers go on after them in a new epoch."""
     runs = [delivery("second", n, 110.0 + n) for n in range(1, first)]
