@@ -59,8 +59,7 @@ _LEAST_PATIENCE = 60.0
 #: otherwise; without, a black-holed one would hold the dispatch loop for ever.
 _SOCKET_TIMEOUT = 5.0
 #: First and longest pause after a publish that failed, seconds.
-_BACK_OFF = (0.5, 10.0)
-
+_BACK_OFF = (0.1, 10.0)
 
 #: Transport to the names of its time-outs (kombu's documentation of each).
 _TIMEOUTS = {
@@ -465,6 +464,9 @@ class ZooKeeperScheduler(Scheduler):
             "task_id": self._task_id(run),
             **entry.options,
             "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
+            # The outbox is what retries; Celery's own would do so without a look at the election,
+            # and multiply the time-outs of a broker that does not answer.
+            "retry": False,
         }
         logger.info(
             "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number

@@ -4,6 +4,7 @@ where the hour matters."""
 from __future__ import annotations
 
 import collections
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import redis
 from celery import Celery
 from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
@@ -218,6 +220,40 @@ def test_options_stay_as_they_are(app: Celery, make: Make) -> None:
     entries = {"e": every(60, options=options, last_run_at=LONG_AGO)}
     turn(make(beat_schedule=entries))
     assert options == {"headers": {"colour": "blue"}, "expires": 60}
+
+
+def test_expires_and_countdown(app: Celery, make: Make) -> None:
+    """They count from the publishing, as in Celery, also of a run that waited in the outbox."""
+    options = {"expires": 60, "countdown": 30}
+    one = make(beat_schedule={"e": every(60, options=options, last_run_at=LONG_AGO)})
+    publish, one._publish = one._publish, lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    published = datetime.now(timezone.utc)
+    one._publish = publish  # type: ignore[method-assign]
+    turn(one)
+    with redis.Redis.from_url(app.conf.broker_url) as server:
+        headers = json.loads(server.lindex("celery", 0))["headers"]
+    for name, seconds in (("expires", 60), ("eta", 30)):
+        given = datetime.fromisoformat(headers[name])
+        assert 0 <= (given - published).total_seconds() - seconds < PATIENCE
+
+
+@pytest.mark.parametrize(("deadline", "runs"), [(None, 1), (7200, 1), (60, 0)])
+def test_starting_deadline(app: Celery, make: Make, deadline: int | None, runs: int) -> None:
+    """beat_cron_starting_deadline: a run missed by more is not made, and is not a run; the next
+    one is, and none is made twice."""
+    clock = Clock("2026-06-01T12:30")
+    entry = crontab(minute="0", nowfun=clock, app=app)
+    one = make(beat_schedule={"e": {"task": "e", "schedule": entry}})
+    app.conf.beat_cron_starting_deadline = deadline
+    one._ledger.load(wait_until(lambda: one._election.reign, PATIENCE, "a reign"))
+    one._ledger.first_seen({"e": clock.now - timedelta(hours=1)})
+    turn(one)
+    assert len(history(app)) == runs
+    clock.now += timedelta(minutes=30)
+    turn(one)
+    turn(one)
+    assert [message.run for message in history(app)] == list(range(1, runs + 2))
 
 
 def test_the_same_run_has_the_same_id(app: Celery, make: Make) -> None:

@@ -1,0 +1,65 @@
+"""Size of the pages of run states, and what they cost: one claim rewrites a page, a take-over
+reads all of them."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+
+from celery_zk_beat import MasterElection
+from celery_zk_beat.ledger import Run, RunLedger
+from example_project.servers import ZooKeeper
+
+from .bench import PATIENCE
+
+ENTRIES = (100, 10_000, 100_000)
+CLAIMS = 50
+
+
+def main() -> int:
+    print("| entries | pages | bytes, median | bytes, max | claim of one run | reading all |")
+    print("|---|---|---|---|---|---|")
+    for count in ENTRIES:
+        with tempfile.TemporaryDirectory() as folder, ZooKeeper(folder) as server:
+            print("|", " | ".join(measure(count, server.start().hosts)), "|", flush=True)
+    return 0
+
+
+def measure(count: int, hosts: str) -> list[str]:
+    now = datetime.now(timezone.utc)
+    names = [f"billing.customer-{n:06}.invoice" for n in range(count)]
+    with MasterElection(hosts, "/pages") as election:
+        assert election.wait(PATIENCE)
+        reign = election.reign
+        assert reign is not None
+        ledger = RunLedger(election)
+        ledger.load(reign)
+        ledger.first_seen(dict.fromkeys(names, now))
+        claims = []
+        for name in names[:CLAIMS]:
+            begun = time.perf_counter()
+            (run,) = ledger.claim([Run(name, 1, now, now, reign.epoch)])
+            claims.append(time.perf_counter() - begun)
+            ledger.published(run)
+        ledger.flush()
+        session, paths = election.session, election.paths
+        pages = session.read_all([paths.page(name) for name in session.children(paths.runs)])
+        begun = time.perf_counter()
+        ledger.load(reign)
+        loading = time.perf_counter() - begun
+    sizes = [len(page.data) for page in pages if page is not None]
+    return [
+        f"{count:,}",
+        str(len(sizes)),
+        f"{statistics.median(sizes):,.0f}",
+        f"{max(sizes):,}",
+        f"{1000 * statistics.median(claims):.1f} ms",
+        f"{loading:.2f} s",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
