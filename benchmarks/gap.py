@@ -30,31 +30,32 @@ def main() -> int:
         gaps.append(time.perf_counter() - looked)
         return answer
 
-    with tempfile.TemporaryDirectory() as folder, ZooKeeper(folder) as zookeeper:
-        with Redis(folder) as redis:
-            app = Celery("gap", broker=redis.start().url(), set_as_current=False)
-            app.conf.zk_beat_hosts = zookeeper.start().hosts
-            app.conf.result_expires = None  # no entry of Celery's own
-            app.conf.beat_schedule = {
-                f"e{n}": {"task": "t", "schedule": 0.05} for n in range(ENTRIES)
-            }
-            beat = ZooKeeperScheduler(app=app)
-            beat._prepare()
-            assure = beat._ledger.assure
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ZooKeeper(folder) as zookeeper,
+        Redis(folder) as redis,
+    ):
+        app = Celery("gap", broker=redis.start().url(), set_as_current=False)
+        app.conf.zk_beat_hosts = zookeeper.start().hosts
+        app.conf.result_expires = None  # no entry of Celery's own
+        app.conf.beat_schedule = {f"e{n}": {"task": "t", "schedule": 0.05} for n in range(ENTRIES)}
+        beat = ZooKeeperScheduler(app=app)
+        beat._prepare()
+        assure = beat._ledger.assure
 
-            def look() -> None:
-                nonlocal looked
-                assure()
-                looked = time.perf_counter()
+        def look() -> None:
+            nonlocal looked
+            assure()
+            looked = time.perf_counter()
 
-            beat._ledger.assure = look
-            AbstractConnection.send_packed_command = timed_send
-            beat._election.start(PATIENCE)
-            assert beat._election.wait(PATIENCE)
-            end = time.monotonic() + SECONDS
-            while time.monotonic() < end:
-                beat._wait(beat._turn())
-            beat.close()
+        beat._ledger.assure = look
+        AbstractConnection.send_packed_command = timed_send
+        beat._election.start(PATIENCE)
+        assert beat._election.wait(PATIENCE)
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            beat._wait(beat._turn())
+        beat.close()
     gaps.sort()
     median, p99 = (1000 * gaps[int(len(gaps) * part)] for part in (0.5, 0.99))
     print(f"{len(gaps)} messages: median {median:.2f} ms, p99 {p99:.2f} ms")

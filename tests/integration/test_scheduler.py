@@ -222,6 +222,21 @@ def test_options_stay_as_they_are(app: Celery, make: Make) -> None:
     assert options == {"headers": {"colour": "blue"}, "expires": 60}
 
 
+def test_one_publish_is_one_attempt(app: Celery, make: Make) -> None:
+    """Whatever `task_publish_retry` says: between two attempts we look whether we are master."""
+    one = make(task_publish_retry=True, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
+    attempts = []
+
+    def publish(*args: Any, **kwargs: Any) -> None:
+        attempts.append(kwargs["retry"])
+        raise ConnectionResetError
+
+    one.producer.publish = publish
+    turn(one)
+    assert attempts == [False]
+    assert list(one._ledger.outbox) == ["e"]
+
+
 def test_expires_and_countdown(app: Celery, make: Make) -> None:
     """They count from the publishing, as in Celery, also of a run that waited in the outbox."""
     options = {"expires": 60, "countdown": 30}
