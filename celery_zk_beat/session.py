@@ -118,15 +118,18 @@ Operation = Union[Create, SetData, Check, Delete]
 class Pending:
     """A transaction on its way. Answers of one connection come in the order of the requests."""
 
-    def __init__(
-        self, session: ZooKeeperSession, operations: Sequence[Operation], result: Any
-    ) -> None:
+    def __init__(self, session: ZooKeeperSession, operations: Sequence[Operation]) -> None:
         self._session = session
         self._operations = operations
-        self._result = result
-        #: When it was sent, on :func:`boottime`: the server has heard of us since then.
+        self._result: Any = None
+        #: Just before it was sent, on :func:`boottime`: the server has heard of us since then.
+        #: Not just after, for a process may be stopped in between.
         self.sent = boottime()
         self._sent_at = time.time()
+
+    def send(self, transaction: Any) -> Pending:
+        self._result = transaction.commit_async()
+        return self
 
     @property
     def answered(self) -> bool:
@@ -292,7 +295,7 @@ class ZooKeeperSession:
                 transaction.check(op.path, op.version)
             else:
                 transaction.delete(op.path, op.version)
-        return Pending(self, operations, transaction.commit_async())
+        return Pending(self, operations).send(transaction)
 
     def compare_clocks(self, before: float, server: float, after: float) -> None:
         """Notes the time at which the server made a write, between two of this machine's; all in
