@@ -11,7 +11,7 @@ help:
 	@echo "make clean  remove what the others made"
 
 demo:
-	@.ci/setup $(VENV) test
+	@.ci/setup $(VENV) demo
 	@$(BIN)/python -m example_project.demo
 
 test: lint

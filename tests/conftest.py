@@ -1,5 +1,5 @@
-"""Servers for the tests. Where one is not installed the tests that need it fail: `make test` sets
-up all of them."""
+"""Servers for the tests. Where ZooKeeper or Redis is not installed the tests that need it fail, and
+where RabbitMQ is not they are skipped: `make test` sets up all that it can."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from celery_zk_beat import MasterElection
 from example_project.servers import Redis, ZooKeeper
 
 from .faults import Road
+from .rabbitmq import RabbitMQ, missing_rabbitmq
 
 TICK_TIME = 200
 #: Seconds; what ZooKeeper allows a silent client. Five ticks.
@@ -48,6 +49,16 @@ def own_zookeeper(tmp_path: Path) -> Iterator[ZooKeeper]:
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[Redis]:
     with Redis(tmp_path) as server:
+        yield server.start()
+
+
+@pytest.fixture
+def rabbitmq(tmp_path: Path) -> Iterator[RabbitMQ]:
+    """Skips the test where it is not installed, except in CI."""
+    missing = missing_rabbitmq()
+    if missing and not os.environ.get("CI"):
+        pytest.skip(missing)
+    with RabbitMQ(tmp_path) as server:
         yield server.start()
 
 

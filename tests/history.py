@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
+import amqp
+import kombu
 import redis
 
 from celery_zk_beat.znodes import from_text
@@ -26,13 +30,24 @@ class Message:
 
 
 def messages(broker: str, queue: str = "celery") -> list[Message]:
-    """All messages that wait in a queue of Redis, in the order in which they were published."""
-    with redis.Redis.from_url(broker) as server:
-        return [_message(text) for text in reversed(server.lrange(queue, 0, -1))]
+    """All messages that wait in a queue, in the order in which they were published."""
+    return [_message(headers) for headers in all_headers(broker, queue)]
 
 
-def _message(text: bytes) -> Message:
-    headers = json.loads(text)["headers"]
+def all_headers(broker: str, queue: str = "celery") -> list[dict[str, Any]]:
+    """The headers of all messages that wait in a queue; they stay there."""
+    if broker.startswith("redis:"):
+        with redis.Redis.from_url(broker) as server:
+            return [json.loads(text)["headers"] for text in reversed(server.lrange(queue, 0, -1))]
+    found = []
+    with kombu.Connection(broker) as connection, contextlib.suppress(amqp.NotFound):
+        channel = connection.channel()
+        while (message := channel.basic_get(queue)) is not None:
+            found.append(message.headers)
+    return found  # Unacknowledged when we hung up: RabbitMQ puts each back in its place.
+
+
+def _message(headers: dict[str, Any]) -> Message:
     mark = headers["zk_beat"]
     due = from_text(mark["due"])
     return Message(headers["task"], headers["id"], mark["run"], mark["epoch"], due, mark["master"])

@@ -20,6 +20,7 @@ from example_project.servers import (
 )
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
 from tests.history import Message, messages
+from tests.rabbitmq import RabbitMQ
 
 APP = "tests.acceptance.app"
 
@@ -111,3 +112,11 @@ def own_site(make_site: Callable[[str], Site], own_zookeeper: ZooKeeper) -> Site
     site = make_site(own_zookeeper.hosts)
     site.schedule(often=0.2)
     return site
+
+
+@pytest.fixture(params=["redis_server", "rabbitmq"])
+def broker(request: pytest.FixtureRequest, site: Site) -> Redis | RabbitMQ:
+    """The site's broker: a test that asks for it runs with each that we support."""
+    server: Redis | RabbitMQ = request.getfixturevalue(request.param)
+    site.conf["broker_url"] = server.url()
+    return server

@@ -29,7 +29,8 @@ from example_project.servers import (
 )
 from tests.conftest import PATIENCE, SESSION_TIMEOUT, TICK_TIME
 from tests.faults import Road
-from tests.history import check
+from tests.history import all_headers, check
+from tests.rabbitmq import RabbitMQ
 
 from .conftest import APP, Site
 
@@ -263,6 +264,7 @@ def test_several_missed_are_one_run(site: Site) -> None:
     assert second.due - first.due > timedelta(seconds=2)
 
 
+@pytest.mark.usefixtures("broker")
 def test_executed_by_a_worker(site: Site, redis_server: Redis) -> None:
     """The header reaches the task, and the result is where Celery puts it."""
     site.conf["beat_schedule"] = {"e": {"task": "echo", "schedule": 0.2, "args": ["x"]}}
@@ -278,7 +280,8 @@ def test_executed_by_a_worker(site: Site, redis_server: Redis) -> None:
     assert key.decode().endswith(result["id"])
 
 
-def test_own_task_id_and_headers_win(site: Site, redis_server: Redis) -> None:
+@pytest.mark.usefixtures("broker")
+def test_own_task_id_and_headers_win(site: Site) -> None:
     site.conf["beat_schedule"] = {
         "e": {
             "task": "t",
@@ -287,14 +290,12 @@ def test_own_task_id_and_headers_win(site: Site, redis_server: Redis) -> None:
         }
     }
     site.beat()
-    with redis.Redis.from_url(redis_server.url(0)) as broker:
-        wait_until(lambda: broker.llen("celery") >= 2, PATIENCE, "two messages")
-        for text in broker.lrange("celery", 0, -1):
-            headers = json.loads(text)["headers"]
-            assert headers["id"] == "mine"
-            assert headers["colour"] == "blue"
-            assert headers["zk_beat"] == "mine"
-            assert headers.get("celery_beat_task", True) is True  # since Celery 5.6
+    wait_until(lambda: len(all_headers(site.conf["broker_url"])) >= 2, PATIENCE, "two messages")
+    for headers in all_headers(site.conf["broker_url"]):
+        assert headers["id"] == "mine"
+        assert headers["colour"] == "blue"
+        assert headers["zk_beat"] == "mine"
+        assert headers.get("celery_beat_task", True) is True  # since Celery 5.6
 
 
 def test_worker_with_beat(site: Site) -> None:
@@ -402,14 +403,14 @@ def test_gevent_is_refused(site: Site) -> None:
         assert "beat stops: this process is monkey-patched by gevent" in last_line(beat)
 
 
-def test_the_broker_is_away(site: Site, redis_server: Redis) -> None:
+def test_the_broker_is_away(site: Site, broker: Redis | RabbitMQ) -> None:
     """A run that cannot be published stays in the outbox, and no flood follows."""
     site.schedule(entry=0.5)
-    redis_server.stop()
+    broker.stop()
     beat = site.beat()
     beat.wait_for_log("entry: run 1 could not be published, trying again", PATIENCE)
     beat.wait_for_log("trying again in 1.6 s", PATIENCE)
-    redis_server.start()
+    broker.start()
     history = site.wait(lambda history: len(history) >= 2, "two runs")
     assert check(history) == []
     assert history[1].due - history[0].due < timedelta(seconds=1)

@@ -1,0 +1,85 @@
+"""A real RabbitMQ server on loopback, as Debian's package has it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from example_project.processes import LOOPBACK, PathLike, Process, free_port
+from example_project.servers import START_TIMEOUT, _wait_serving
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: Debian's own, past its wrapper on PATH, which changes to another user and drops our environment.
+_DEBIAN = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+
+
+def missing_rabbitmq() -> str | None:
+    if _program():
+        return None
+    return "RabbitMQ: rabbitmq-server is not on PATH (Debian: apt-get install rabbitmq-server)"
+
+
+def _program() -> str | None:
+    return shutil.which(_DEBIAN) or shutil.which("rabbitmq-server")
+
+
+class RabbitMQ(Process):
+    """A RabbitMQ server; its queues, its data and its port stay the same from start to start."""
+
+    def __init__(self, folder: PathLike, *, name: str = "rabbitmq") -> None:
+        self.port = free_port()
+        self._home = Path(folder) / name
+        self._config = self._home / "rabbitmq.conf"
+        node = f"{name}@{LOOPBACK}"
+        nobody = str(free_port())
+        # RabbitMQ insists on a node name, but no other node shall call: so it does not listen for
+        # them, and needs no epmd, which Erlang would start as a daemon that outlives it.
+        alone = ["-name", node, "-dist_listen", "false", "-erl_epmd_port", nobody]
+        env = {
+            "HOME": str(self._home),  # for Erlang's cookie
+            "ERL_FLAGS": "-start_epmd false",
+            "ERL_EPMD_PORT": nobody,  # the machine may have an epmd on the usual one
+            "RABBITMQ_NODENAME": node,
+            "RABBITMQ_USE_LONGNAME": "true",
+            "RABBITMQ_CONF_ENV_FILE": str(self._home / "none"),  # not the machine's
+            "RABBITMQ_CONFIG_FILE": str(self._config),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self._home / "none"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._home / "none"),
+            "RABBITMQ_MNESIA_BASE": str(self._home / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self._home / "log"),
+            "RABBITMQ_LOGS": "-",
+            # Have the script become the server, rather than start it and forward signals to it.
+            "RABBITMQ_ALLOW_INPUT": "1",
+        }
+        super().__init__(folder, name, [_program() or "", "-noinput", *alone], env=env, cwd=folder)
+
+    def url(self) -> str:
+        return f"amqp://guest:guest@{LOOPBACK}:{self.port}//"
+
+    def start(self) -> Self:
+        """Starts it and waits until it serves.
+
+        Raises:
+            RuntimeError: it is not installed.
+            TimeoutError: it does not serve; the text holds the end of its log.
+        """
+        if missing := missing_rabbitmq():
+            raise RuntimeError(missing)
+        self._home.mkdir(parents=True, exist_ok=True)
+        self._config.write_text(f"listeners.tcp.1 = {LOOPBACK}:{self.port}\n")
+        super().start()
+        _wait_serving(self, self._answers, START_TIMEOUT)
+        return self
+
+    def _answers(self) -> bool:
+        """Whether it greets a client."""
+        try:
+            with socket.create_connection((LOOPBACK, self.port), 2) as connection:
+                connection.sendall(b"AMQP\0\0\x09\x01")
+                return connection.recv(1) == b"\x01"
+        except OSError:
+            return False
