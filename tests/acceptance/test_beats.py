@@ -417,12 +417,15 @@ def test_the_broker_is_away(site: Site, broker: Redis | RabbitMQ) -> None:
     assert len(history) <= 3
 
 
-def test_the_broker_is_a_black_hole(site: Site, redis_server: Redis) -> None:
+def test_the_broker_is_a_black_hole(site: Site, broker: Redis | RabbitMQ) -> None:
     """It neither answers nor refuses. kombu would wait for ever; the beat gives up on it, obeys
     SIGTERM, and the next one sends what it could not."""
     soon = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-    with Road(redis_server.port) as road:
-        url = f"redis://{road.hosts}/0"
+    if isinstance(broker, RabbitMQ):
+        soon = {"read_timeout": 1.0, "write_timeout": 1.0, "confirm_publish": True}
+    site.conf["broker_connection_timeout"] = 1.0
+    with Road(broker.port) as road:
+        url = broker.url().replace(f":{broker.port}/", f":{road.port}/")
         one = site.beat("one", broker_url=url, broker_transport_options=soon)
         site.wait_for_run(one)
         road.block()
