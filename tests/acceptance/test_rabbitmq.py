@@ -1,0 +1,115 @@
+"""What RabbitMQ alone does to a beat. What it does as any other broker is in test_beats.py."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from example_project.servers import wait_until
+from tests.conftest import PATIENCE
+from tests.history import check
+from tests.rabbitmq import RabbitMQ
+
+from .conftest import Site
+
+#: Seconds, and options, that make a beat give up soon.
+SOON = {"read_timeout": 1.0, "write_timeout": 1.0}
+TWO_SENT = re.compile("Sending due task.*Sending due task", re.DOTALL)
+
+#: A beat that has RabbitMQ confirm each message, and one that does not.
+each_way = pytest.mark.parametrize(
+    "confirm",
+    [
+        pytest.param({"confirm_publish": True}, id="confirmed"),
+        pytest.param(
+            {},
+            id="default",
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=AssertionError,
+                reason="without confirms, a message in a socket is taken for published",
+            ),
+        ),
+    ],
+)
+
+
+@pytest.fixture
+def site(site: Site, rabbitmq: RabbitMQ) -> Site:
+    site.conf["broker_url"] = rabbitmq.url()
+    site.conf["broker_connection_timeout"] = 1.0
+    site.conf["broker_transport_options"] = SOON
+    return site
+
+
+@each_way
+def test_it_hangs_and_is_killed(site: Site, rabbitmq: RabbitMQ, confirm: dict[str, bool]) -> None:
+    """[I2] As when it is out of memory: it stops reading, and what it has not read is gone."""
+    beat = site.beat(broker_transport_options={**SOON, **confirm})
+    site.wait_for_run(beat)
+    rabbitmq.pause()
+    beat.wait_for_log(TWO_SENT, PATIENCE, since=len(beat.log()))
+    rabbitmq.stop()
+    rabbitmq.start()
+    # One may have been stored, and the server killed before it could say so.
+    assert len(check(site.wait_for_run(beat))) <= 1
+
+
+def test_it_is_killed_again_and_again(site: Site, rabbitmq: RabbitMQ) -> None:
+    """[I2] [I3] Under ten entries; no more than the run that waits for its confirmation is sent
+    twice."""
+    site.schedule(**{f"entry{number}": 0.2 for number in range(10)})
+    beat = site.beat(broker_transport_options={**SOON, "confirm_publish": True})
+    kills = 3
+    for _ in range(kills):
+        site.wait_for_run(beat)
+        beat.wait_for_log(TWO_SENT, PATIENCE, since=len(beat.log()))
+        rabbitmq.stop()
+        rabbitmq.start()
+    assert len(check(site.wait_for_run(beat))) <= kills
+
+
+def test_sigterm_while_it_hangs(site: Site, rabbitmq: RabbitMQ) -> None:
+    """A beat that waits for a confirmation ends all the same; the next one sends that run, too."""
+    options = {**SOON, "read_timeout": 2 * PATIENCE, "confirm_publish": True}
+    one = site.beat("one", broker_transport_options=options)
+    site.wait_for_run(one)
+    rabbitmq.pause()
+    one.wait_for_log("Sending due task", PATIENCE, since=len(one.log()))
+    assert one.terminate(PATIENCE / 2) == 0
+    rabbitmq.resume()
+    two = site.beat("two")
+    assert len(check(site.wait_for_run(two))) <= 1  # the message that was in the socket
+
+
+def test_an_idle_connection(site: Site, rabbitmq: RabbitMQ) -> None:
+    """RabbitMQ hangs up on a client that sends no heartbeats, as a beat that sleeps does not; the
+    next run finds it out and connects anew."""
+    site.schedule(seldom=4.5)
+    beat = site.beat(broker_url=rabbitmq.url() + "?heartbeat=1")
+    site.wait_for_run(beat)
+    rabbitmq.wait_for_log("missed heartbeats from client, timeout: 1s", PATIENCE)
+    assert check(site.wait_for_run(beat)) == []
+    assert "could not be published" not in beat.log()
+
+
+def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Our server: none of the processes that Erlang starts around it outlives it."""
+
+    def left() -> list[str]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"HOME={tmp_path}".encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_text())
+            except OSError:
+                continue
+        return found
+
+    with RabbitMQ(tmp_path) as server:
+        server.start()
+        assert len(left()) > 1
+        server.stop()
+        wait_until(lambda: not left(), PATIENCE, "the end of all of it")
