@@ -84,6 +84,26 @@ def test_sigterm_while_it_hangs(site: Site, rabbitmq: RabbitMQ) -> None:
     assert len(check(site.wait_for_run(two))) <= 1  # the message that was in the socket
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a channel error is taken for a failure of the whole broker",
+)
+def test_an_entry_that_it_refuses_harms_no_other(site: Site) -> None:
+    """One for an exchange that does not exist is tried again and again; the others run."""
+    site.conf["broker_transport_options"] = {**SOON, "confirm_publish": True}
+    nowhere = {"exchange": "nowhere", "routing_key": "x"}
+    site.conf["beat_schedule"] = {
+        "bad": {"task": "bad", "schedule": 0.2, "options": nowhere},
+        "good": {"task": "good", "schedule": 0.2},
+    }
+    beat = site.beat()
+    beat.wait_for_log("bad: run 1 could not be published, trying again in 4 s", PATIENCE)
+    history = site.history()
+    assert check(history) == []
+    assert len(history) > 3  # in the 3.5 s that this has taken
+
+
 def test_an_idle_connection(site: Site, rabbitmq: RabbitMQ) -> None:
     """RabbitMQ hangs up on a client that sends no heartbeats, as a beat that sleeps does not; the
     next run finds it out and connects anew."""
