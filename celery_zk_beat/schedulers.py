@@ -21,12 +21,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from celery.beat import Scheduler
+from celery.schedules import BaseSchedule
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
@@ -55,16 +56,23 @@ _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
 _LEAST_PATIENCE = 60.0
-#: Seconds that a broker may leave a request unanswered, unless `broker_transport_options` says
-#: otherwise; without, a black-holed one would hold the dispatch loop for ever.
+#: Seconds that a broker may leave a request unanswered; without, a black-holed one would hold the
+#: dispatch loop for ever.
 _SOCKET_TIMEOUT = 5.0
 #: First and longest pause after a publish that failed, seconds.
 _BACK_OFF = (0.1, 10.0)
 
-#: Transport to the names of its time-outs (kombu's documentation of each).
-_TIMEOUTS = {
-    **dict.fromkeys(("redis", "rediss", "sentinel"), ("socket_timeout", "socket_connect_timeout")),
-    **dict.fromkeys(("amqp", "amqps", "pyamqp"), ("read_timeout", "write_timeout")),
+_REDIS = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _SOCKET_TIMEOUT)
+_AMQP = {
+    **dict.fromkeys(("read_timeout", "write_timeout"), _SOCKET_TIMEOUT),
+    # Without, a publish only fills the socket's buffer: what a dying RabbitMQ had not read, or had
+    # not written down, would be lost (RabbitMQ's guide on publisher confirms).
+    "confirm_publish": True,
+}
+#: What `broker_transport_options` are with us, by transport, unless the user says otherwise.
+_TRANSPORT_OPTIONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("redis", "rediss", "sentinel"), _REDIS),
+    **dict.fromkeys(("amqp", "amqps", "pyamqp"), _AMQP),
 }
 
 
@@ -107,6 +115,8 @@ class ZooKeeperScheduler(Scheduler):
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
+        #: On boottime(): how long a stopping beat waits for its publish.
+        self._patience_ends = 0.0
         # SimpleQueue, because its put() is reentrant: close() runs inside signal handlers.
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._progress: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -147,11 +157,13 @@ class ZooKeeperScheduler(Scheduler):
         """Hands over: lets the publish that is under way end, then closes the session, so that
         another beat is elected at once. Returns within some seconds, whatever hangs. Safe to call
         twice, and from a signal handler, as Celery does."""
+        if not self._closing:
+            self._patience_ends = boottime() + _STOP_PATIENCE
         self._closing = True
         self._wake()
         thread = self._thread
         if thread is not None:
-            thread.join(_STOP_PATIENCE)
+            thread.join(max(0.0, self._patience_ends - boottime()))
         if self._election is not None:
             self._election.stop()
         if thread is None or not thread.is_alive():
@@ -176,10 +188,8 @@ class ZooKeeperScheduler(Scheduler):
     def connection(self) -> Any:
         """To the broker, not yet connected; with time-outs where Celery and kombu have none."""
         connection = self.app.connection_for_write()
-        bounds = _TIMEOUTS.get(connection.transport_cls)
-        if bounds is not None:
-            options = {**dict.fromkeys(bounds, _SOCKET_TIMEOUT), **connection.transport_options}
-            connection.transport_options = options
+        ours = _TRANSPORT_OPTIONS.get(connection.transport_cls, {})
+        connection.transport_options = {**ours, **connection.transport_options}
         return connection
 
     @cached_property
@@ -400,11 +410,12 @@ class ZooKeeperScheduler(Scheduler):
                 self._push(name, max(_SHORTEST_WAIT, self._back_off.over_at([name]) - time.time()))
                 continue
             try:
-                is_due, delay = self.is_due(entry)
-                if is_due:
-                    successor = next(entry)
-                    due[name] = self._run_of(entry, successor), successor, delay
-                    continue
+                with _at_one_instant(entry.schedule):
+                    is_due, delay = self.is_due(entry)
+                    if is_due:
+                        successor = next(entry)
+                        due[name] = self._run_of(entry, successor), successor, delay
+                        continue
             except Exception:
                 logger.exception("%s: cannot tell when it is due, trying again later", name)
                 delay = self.max_interval
@@ -422,11 +433,9 @@ class ZooKeeperScheduler(Scheduler):
     def _run_of(self, entry: Any, successor: Any) -> Run:
         now = _to_utc(entry.default_now())
         try:
-            due = now + entry.schedule.remaining_estimate(entry.last_run_at)
+            due = _to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
         except Exception:  # a schedule class that has only is_due()
             due = now
-        # "Now" is not the same for all of this, so the instant comes out some microseconds off.
-        due = datetime.fromtimestamp(round(due.timestamp(), 3), timezone.utc)
         claimed = _to_utc(successor.last_run_at)
         return Run(entry.name, successor.total_run_count, due, claimed, self._ledger.reign.epoch)
 
@@ -493,7 +502,10 @@ class ZooKeeperScheduler(Scheduler):
             self._election.resign()
 
     def _publish_failed(self, run: Run, exc: Exception, begun: float) -> None:
-        broker = self._is_broker_failure(exc)
+        connection = self.connection
+        errors = (OperationalError, ConnectionError, TimeoutError, *connection.connection_errors)
+        #: Whether other runs would fare no better.
+        broker = _comes_from(exc, errors)
         if broker and self._failing_since is None:
             self._failing_since = begun
         pause = self._back_off.punish(None if broker else run.entry)
@@ -505,15 +517,8 @@ class ZooKeeperScheduler(Scheduler):
             exc,
             exc_info=None if broker else exc,
         )
-        if broker:
-            self._drop_connection()  # it may be half dead
-
-    def _is_broker_failure(self, exc: Exception) -> bool:
-        """Whether other runs would fare no better."""
-        errors = (OperationalError, ConnectionError, TimeoutError)
-        errors += tuple(self.connection.connection_errors) + tuple(self.connection.channel_errors)
-        chain = (exc, exc.__cause__, exc.__context__)
-        return any(isinstance(each, errors) for each in chain)
+        if broker or _comes_from(exc, connection.channel_errors):
+            self._drop_connection()  # it is half dead, or its channel is closed
 
     def _digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
@@ -551,8 +556,30 @@ class _BackOff:
         return self._pauses.get(who, (0.0, 0.0))[1]
 
 
+def _comes_from(exc: Exception, errors: Iterable[type[BaseException]]) -> bool:
+    """Whether it is one of these, or Celery's wrapping of one."""
+    chain = (exc, exc.__cause__, exc.__context__)
+    return any(isinstance(each, tuple(errors)) for each in chain)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
+
+
+@contextlib.contextmanager
+def _at_one_instant(schedule: Any) -> Iterator[None]:
+    """Within, it is always the same now for a schedule of Celery's, which looks at the clock
+    several times to say whether and since when it is due: a pause between two of them would show
+    in the instant that comes out."""
+    if not isinstance(schedule, BaseSchedule):
+        yield
+        return
+    now, nowfun = schedule.now(), schedule.nowfun
+    schedule.nowfun = lambda: now
+    try:
+        yield
+    finally:
+        schedule.nowfun = nowfun
 
 
 def _to_utc(instant: datetime) -> datetime:

@@ -422,7 +422,7 @@ def test_the_broker_is_a_black_hole(site: Site, broker: Redis | RabbitMQ) -> Non
     SIGTERM, and the next one sends what it could not."""
     soon = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
     if isinstance(broker, RabbitMQ):
-        soon = {"read_timeout": 1.0, "write_timeout": 1.0, "confirm_publish": True}
+        soon = {"read_timeout": 1.0, "write_timeout": 1.0}
     site.conf["broker_connection_timeout"] = 1.0
     with Road(broker.port) as road:
         url = broker.url().replace(f":{broker.port}/", f":{road.port}/")

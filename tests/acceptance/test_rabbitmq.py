@@ -18,23 +18,6 @@ from .conftest import Site
 SOON = {"read_timeout": 1.0, "write_timeout": 1.0}
 TWO_SENT = re.compile("Sending due task.*Sending due task", re.DOTALL)
 
-#: A beat that has RabbitMQ confirm each message, and one that does not.
-each_way = pytest.mark.parametrize(
-    "confirm",
-    [
-        pytest.param({"confirm_publish": True}, id="confirmed"),
-        pytest.param(
-            {},
-            id="default",
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=AssertionError,
-                reason="without confirms, a message in a socket is taken for published",
-            ),
-        ),
-    ],
-)
-
 
 @pytest.fixture
 def site(site: Site, rabbitmq: RabbitMQ) -> Site:
@@ -44,10 +27,9 @@ def site(site: Site, rabbitmq: RabbitMQ) -> Site:
     return site
 
 
-@each_way
-def test_it_hangs_and_is_killed(site: Site, rabbitmq: RabbitMQ, confirm: dict[str, bool]) -> None:
+def test_it_hangs_and_is_killed(site: Site, rabbitmq: RabbitMQ) -> None:
     """[I2] As when it is out of memory: it stops reading, and what it has not read is gone."""
-    beat = site.beat(broker_transport_options={**SOON, **confirm})
+    beat = site.beat()
     site.wait_for_run(beat)
     rabbitmq.pause()
     beat.wait_for_log(TWO_SENT, PATIENCE, since=len(beat.log()))
@@ -61,7 +43,7 @@ def test_it_is_killed_again_and_again(site: Site, rabbitmq: RabbitMQ) -> None:
     """[I2] [I3] Under ten entries; no more than the run that waits for its confirmation is sent
     twice."""
     site.schedule(**{f"entry{number}": 0.2 for number in range(10)})
-    beat = site.beat(broker_transport_options={**SOON, "confirm_publish": True})
+    beat = site.beat()
     kills = 3
     for _ in range(kills):
         site.wait_for_run(beat)
@@ -73,7 +55,7 @@ def test_it_is_killed_again_and_again(site: Site, rabbitmq: RabbitMQ) -> None:
 
 def test_sigterm_while_it_hangs(site: Site, rabbitmq: RabbitMQ) -> None:
     """A beat that waits for a confirmation ends all the same; the next one sends that run, too."""
-    options = {**SOON, "read_timeout": 2 * PATIENCE, "confirm_publish": True}
+    options = {**SOON, "read_timeout": 2 * PATIENCE}
     one = site.beat("one", broker_transport_options=options)
     site.wait_for_run(one)
     rabbitmq.pause()
@@ -84,14 +66,8 @@ def test_sigterm_while_it_hangs(site: Site, rabbitmq: RabbitMQ) -> None:
     assert len(check(site.wait_for_run(two))) <= 1  # the message that was in the socket
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a channel error is taken for a failure of the whole broker",
-)
 def test_an_entry_that_it_refuses_harms_no_other(site: Site) -> None:
     """One for an exchange that does not exist is tried again and again; the others run."""
-    site.conf["broker_transport_options"] = {**SOON, "confirm_publish": True}
     nowhere = {"exchange": "nowhere", "routing_key": "x"}
     site.conf["beat_schedule"] = {
         "bad": {"task": "bad", "schedule": 0.2, "options": nowhere},

@@ -634,7 +634,7 @@ def test_no_waiting_for_ever(app: Celery) -> None:
     assert options["priority_steps"] == [0]
     amqp = Celery("shop", broker="amqp://127.0.0.1", set_as_current=False)
     options = ZooKeeperScheduler(app=amqp).connection.transport_options
-    assert options == {"read_timeout": 5, "write_timeout": 5}
+    assert options == {"read_timeout": 5, "write_timeout": 5, "confirm_publish": True}
     memory = Celery("shop", broker="memory://", set_as_current=False)
     assert ZooKeeperScheduler(app=memory).connection.transport_options == {}
 
