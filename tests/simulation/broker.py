@@ -1,0 +1,111 @@
+"""A broker in memory, as a transport of kombu's: ``broker_url = "simulated://"``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES, virtual
+
+from .world import World
+
+TRANSPORT_ALIASES["simulated"] = f"{__name__}:Transport"
+
+#: Seconds that a client waits for an answer.
+TIMEOUT = 5.0
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message that a beat handed to the network at `at`; `failed` is what the beat was told."""
+
+    at: float
+    machine: str
+    #: Which life of the beat it was.
+    life: int
+    entry: str
+    run: int
+    epoch: int
+    id: str
+    arrived: bool
+    failed: bool
+
+
+class Broker:
+    """What the machines reach, or not: each has one of MOODS for it."""
+
+    #: Fine; takes long; refuses connections; takes the message and hangs up; neither answers nor
+    #: refuses.
+    MOODS = ("fine", "slow", "refusing", "answer lost", "black hole")
+
+    current: Broker
+
+    def __init__(self, world: World) -> None:
+        Broker.current = self
+        self.world = world
+        self.moods: dict[str, str] = {}
+        self.lives: dict[str, int] = {}
+        self.sent: list[Sent] = []
+        self.observers: list[Callable[[Sent], None]] = []
+
+    def connect(self) -> None:
+        mood = self.moods.get(self.world.here.name, "fine")
+        self._suffer("fine" if mood == "answer lost" else mood)
+
+    def take(self, headers: dict[str, Any]) -> None:
+        machine = self.world.here
+        mood = self.moods.get(machine.name, "fine")
+        mark = headers["zk_beat"]
+        sent = Sent(
+            at=self.world.now,
+            machine=machine.name,
+            life=self.lives[machine.name],
+            entry=headers["task"],
+            run=mark["run"],
+            epoch=mark["epoch"],
+            id=headers["id"],
+            arrived=mood in ("fine", "slow", "answer lost"),
+            failed=mood not in ("fine", "slow"),
+        )
+        self.sent.append(sent)
+        for observe in self.observers:
+            observe(sent)
+        # Only now: between the last look at the clock and the sending nothing happens.
+        self._suffer(mood)
+
+    def _suffer(self, mood: str) -> None:
+        self.world.breathe()
+        if mood == "black hole":
+            self.world.park(TIMEOUT)
+            raise TimeoutError("simulated: no answer")
+        if mood == "slow":
+            self.world.park(self.world.random.uniform(0, 2.0))
+        elif mood != "fine":
+            raise ConnectionResetError(f"simulated: {mood}")
+
+
+class Channel(virtual.Channel):  # type: ignore[misc]
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        Broker.current.take(json.loads(json.dumps(message["headers"])))
+
+    def _size(self, queue: str) -> int:
+        return 0
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        raise NotImplementedError
+
+    def _purge(self, queue: str) -> int:
+        return 0
+
+
+class Transport(virtual.Transport):  # type: ignore[misc]
+    Channel = Channel
+    driver_type = driver_name = "simulated"
+    connection_errors = (OSError,)
+    default_port = 0
+
+    def establish_connection(self) -> Any:
+        Broker.current.connect()
+        return super().establish_connection()

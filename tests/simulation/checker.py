@@ -1,0 +1,187 @@
+"""The invariants I1 to I6 over what a simulated run did: what ZooKeeper wrote, in order, and what
+was handed to the broker."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celery_zk_beat.ledger import RunState, _decode_page
+from celery_zk_beat.znodes import Paths
+
+from .broker import Sent
+from .world import World
+from .zookeeper import Write
+
+#: Seconds by which a due instant may be off.
+TOLERANCE = 0.000_001
+#: Of the session time-out, for which a write vouches.
+SAFE_PART = 2 / 3
+
+
+class Checker:
+    def __init__(
+        self, world: World, recovery: str, periods: Mapping[str, float], root: str, timeout: float
+    ) -> None:
+        self._world = world
+        self._recovery = recovery
+        self._periods = periods
+        self._paths = Paths(root)
+        self._timeout = timeout
+        self.states: dict[str, RunState] = {}
+        self.outbox: dict[tuple[str, int], dict[str, Any]] = {}
+        self.epoch = 0
+        #: The session that was elected last.
+        self.master = 0
+        #: When each run was claimed, and when an epoch first wrote run states.
+        self.claimed: dict[tuple[str, int], float] = {}
+        self.began: dict[int, float] = {}
+        #: When it last wrote any, and of which session it was.
+        self.wrote: dict[int, float] = {}
+        #: Epochs whose master's znode was deleted by hand: it learns of it a while later.
+        self.deposed: set[int] = set()
+        #: Beats that are not to be master in the end, for they do not reach the broker.
+        self.useless: set[str] = set()
+        self.dropped: set[tuple[str, int]] = set()
+        self.sent: dict[tuple[str, int], list[Sent]] = defaultdict(list)
+        self._last_sent: dict[str, float] = {}
+        self._faults: list[tuple[str, float, float]] = []
+        #: The first that was found. Kept, since it may be found deep within a beat, which would
+        #: take it for an error of its own.
+        self.violation: str | None = None
+
+    def fail(self, what: str) -> None:
+        self.violation = self.violation or f"{self._world.now:.3f} s: {what}"
+
+    # What happened ------------------------------------------------------------------------------
+
+    def on_fault(self, who: str, at: float, length: float) -> None:
+        self._faults.append((who, at, at + length))
+
+    def hurt(self, who: str, failures: Sequence[BaseException]) -> None:
+        if failures:
+            self.fail(f"I6: {who} ended by itself: {failures!r}")
+
+    def on_write(self, write: Write, session: int) -> None:
+        changes = write.changes
+        if self._paths.epoch in changes:
+            node = changes[self._paths.epoch]
+            assert node is not None
+            if node.version > 0 and self._paths.master not in changes:
+                self.fail(f"an epoch without a master: {write}")
+            self.epoch = max(self.epoch, node.version)
+        pages = [path for path in changes if path.startswith(self._paths.runs + "/")]
+        if self._paths.outbox in changes:
+            self.began.setdefault(self.epoch, self._world.now)
+            self.wrote[self.epoch] = self._world.now
+            if session != self.master:
+                self.fail(f"I4: written by another than the master: {write}")
+        if self._paths.master in changes:
+            node = changes[self._paths.master]
+            self.master = self.master if node is None else node.owner
+        claimed = set()
+        for path in pages:
+            node = changes[path]
+            assert node is not None
+            for entry, state in _decode_page(path, node.data).items():
+                claimed |= self._on_state(entry, state)
+        if self._paths.outbox in changes:
+            node = changes[self._paths.outbox]
+            assert node is not None
+            self._on_outbox(json.loads(node.data)["runs"], claimed)
+
+    def _on_state(self, entry: str, state: RunState) -> set[tuple[str, int]]:
+        before = self.states.get(entry)
+        self.states[entry] = state
+        number = state.total_run_count
+        self.dropped |= {(entry, dropped) for dropped in state.dropped}
+        if before is None:
+            if number:
+                self.fail(f"I5: {entry}: a state that begins with run {number}")
+            return set()
+        if state.last_run_at < before.last_run_at or number < before.total_run_count:
+            self.fail(f"I5: {entry} goes back, from {before} to {state}")
+        if number == before.total_run_count:
+            return set()
+        if number != before.total_run_count + 1 or (entry, number) in self.claimed:
+            self.fail(f"I1: {entry}: {before} is followed by {state}")
+        period = self._periods.get(entry)
+        if state.due is None:
+            self.fail(f"{entry}, run {number}: for no instant")
+            return set()
+        late = (state.due - before.last_run_at).total_seconds()
+        if period is not None and abs(late - period) > TOLERANCE:
+            self.fail(f"I2: {entry}, run {number}: due {late} s after the last, not {period}")
+        self.claimed[entry, number] = self._world.now
+        return {(entry, number)}
+
+    def _on_outbox(self, runs: list[dict[str, Any]], claimed: set[tuple[str, int]]) -> None:
+        found = {(run["entry"], run["number"]): run for run in runs}
+        if not claimed <= found.keys():
+            self.fail(f"I2: claimed and not in the outbox: {claimed - found.keys()}")
+        if not found.keys() <= self.outbox.keys() | claimed:
+            self.fail(f"in the outbox and not claimed: {found}")
+        for run in self.outbox.keys() - found.keys():
+            arrived = any(sent.arrived and not sent.failed for sent in self.sent[run])
+            if not arrived and run not in self.dropped:
+                self.fail(f"I2: {run} leaves the outbox unpublished")
+        self.outbox = found
+
+    def on_sent(self, sent: Sent) -> None:
+        run = sent.entry, sent.run
+        if run not in self.claimed:
+            self.fail(f"published and not claimed: {sent}")
+        for epoch, since in self.began.items():
+            if epoch > sent.epoch and sent.at > since and sent.epoch not in self.deposed:
+                self.fail(f"I4: epoch {epoch} began at {since}, and then came {sent}")
+        if sent.at > self.wrote[sent.epoch] + SAFE_PART * self._timeout:
+            self.fail(f"I4: past the deadline after {self.wrote[sent.epoch]}: {sent}")
+        for before in self.sent[run]:
+            self._on_repeat(before, sent)
+        self.sent[run].append(sent)
+        if sent.arrived:
+            self._last_sent[sent.entry] = sent.at
+
+    def _on_repeat(self, before: Sent, sent: Sent) -> None:
+        if before.id != sent.id:
+            self.fail(f"I3: a run with two ids: {before}, {sent}")
+        if before.failed:
+            return  # the beat was told that it failed
+        if (before.machine, before.life) == (sent.machine, sent.life):
+            self.fail(f"I3: published again by the same beat: {before}, {sent}")
+        if not self._was_hurt(before.machine, before.at, sent.at):
+            self.fail(f"I3: published again without a reason: {before}, {sent}")
+
+    def _was_hurt(self, machine: str, since: float, until: float) -> bool:
+        return self._world._slow > 0 or any(
+            who in (machine, "ZooKeeper") and begin <= until and end >= since - 1.0
+            for who, begin, end in self._faults
+        )
+
+    # In the end ---------------------------------------------------------------------------------
+
+    def is_well(self, beats: Sequence[Any], count: int, since: float) -> bool:
+        """Whether `count` beats live, one of them is master, no run of its schedule waits, and all
+        entries had a run after `since`."""
+        elections = [(beat, beat.scheduler._election) for beat in beats]
+        masters = [beat for beat, election in elections if election and election.is_master]
+        if len(beats) != count or len(masters) != 1 or masters[0].name in self.useless:
+            return False
+        known = masters[0].scheduler.schedule
+        return not any(entry in known for entry, _ in self.outbox) and all(
+            self._last_sent.get(entry, 0.0) > since for entry in ("a", "b", "c", "d")
+        )
+
+    def finish(self, beats: Sequence[Any]) -> None:
+        for beat in beats:
+            self.hurt(beat.name, beat.machine.failures)
+            if beat.scheduler._failure is not None:
+                self.fail(f"I6: {beat.name} ended by itself: {beat.scheduler._failure!r}")
+        for run in self.claimed:
+            arrived = any(sent.arrived for sent in self.sent[run])
+            if not arrived and run not in self.dropped and run not in self.outbox:
+                self.fail(f"I2: {run} was never published")
+            if arrived and run in self.dropped and self._recovery != "drop":
+                self.fail(f"I2: {run} was dropped, against the policy")

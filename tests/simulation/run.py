@@ -1,0 +1,381 @@
+"""One simulated run: some beats, an ensemble, a broker, faults, and what became of the runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable
+from unittest import mock
+
+from celery import Celery
+from kombu.messaging import Producer
+
+from celery_zk_beat import ZooKeeperScheduler, election, ledger, schedulers, session
+
+from . import world as simulated
+from .broker import Broker
+from .checker import Checker
+from .world import Machine, World
+from .zookeeper import Ensemble, Link, SimulatedKazoo
+
+logger = logging.getLogger(__name__)
+
+BEATS = ("one", "two", "three")
+ROOT = "/simulated"
+SESSION_TIMEOUT = 4.0
+PUBLISH_DEADLINE = 8.0
+PERIODS = {"a": 1.0, "b": 1.0, "c": 2.5, "d": 7.0, "e": 40.0}
+#: Entries that only one of the two variants of the code knows.
+VARIANTS = ({"old": 3.0}, {"new": 3.0})
+#: Seconds within which everything must be well again when nothing is wrong any more: a session's
+#: time-out, a publish that hangs, back-off, a resignation or two.
+RECOVERY = 90.0
+#: Most seconds between two faults, in one run or another.
+RHYTHMS = (0.2, 0.6, 2.0)
+
+
+class _Celery(Celery):  # type: ignore[misc]
+    def now(self) -> Any:
+        World.active.breathe()
+        return simulated.Datetime.now()
+
+
+class _Producer(Producer):  # type: ignore[misc]
+    """Making a message takes its time."""
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        World.active.breathe()
+        return super().publish(*args, **kwargs)
+
+
+def _make_app(name: str) -> Celery:
+    app = _Celery("simulated", broker="simulated://", set_as_current=False)
+    app.conf.update(
+        zk_beat_hosts="z1,z2,z3",
+        zk_beat_root=ROOT,
+        zk_beat_id=name,
+        zk_beat_session_timeout=SESSION_TIMEOUT,
+        zk_beat_publish_deadline=PUBLISH_DEADLINE,
+        result_expires=None,
+    )
+    app.amqp.Producer = _Producer
+    return app
+
+
+_apps = {name: _make_app(name) for name in BEATS}
+
+
+@contextlib.contextmanager
+def simulation() -> Iterator[None]:
+    """Within, the package runs on the world's clock, threads and network."""
+    time, queue, threading = simulated.Time(), simulated.Queue(), simulated.Threading()
+    with contextlib.ExitStack() as stack:
+        for module, names in (
+            (session, {"time": time, "threading": threading, "boottime": simulated.boottime}),
+            (session, {"KazooClient": SimulatedKazoo}),
+            (election, {"time": time, "queue": queue, "threading": threading}),
+            (election, {"datetime": simulated.Datetime}),
+            (ledger, {"boottime": simulated.boottime}),
+            (schedulers, {"time": time, "queue": queue, "threading": threading}),
+            (schedulers, {"datetime": simulated.Datetime, "boottime": simulated.boottime}),
+        ):
+            stack.enter_context(mock.patch.multiple(module, **names))
+        yield
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens at `at`, to the beat `who` where it is about one; over after `length`
+    seconds. With `after`, it happens just after the next message, or the next write, from then."""
+
+    at: float
+    what: str
+    who: str
+    length: float
+    after: str
+
+    def __str__(self) -> str:
+        after = f", after the next {self.after}," if self.after else ""
+        return f"{self.at:7.3f} s{after}: {self.what} {self.who} for {self.length:.3f} s"
+
+
+class Beat:
+    """A beat in its lives; as `celery beat` calls the scheduler."""
+
+    def __init__(self, run: Run, name: str, variant: int) -> None:
+        self.run, self.name, self.variant = run, name, variant
+        self.link = Link()
+        self.machine: Machine | None = None
+        self.scheduler: ZooKeeperScheduler | None = None
+        self.clock_offset = 0.0
+        self.stopping = False
+
+    def start(self) -> None:
+        if self.machine is not None and self.machine.alive:
+            return
+        world = self.run.world
+        self.stopping = False
+        self.machine = machine = Machine(world, self.name)
+        machine.clock_offset = self.clock_offset
+        self.run.broker.lives[self.name] = self.run.broker.lives.get(self.name, 0) + 1
+        app = _apps[self.name]
+        entries = {**PERIODS, **VARIANTS[self.variant]}
+        app.conf.beat_schedule = {
+            entry: {"task": entry, "schedule": period} for entry, period in entries.items()
+        }
+        app.conf.zk_beat_recovery = self.run.recovery
+        with world.on(machine):
+            self.scheduler = scheduler = ZooKeeperScheduler(app=app)
+            simulated.Thread(target=lambda: self._serve(scheduler), name="main").start()
+
+    def _serve(self, scheduler: ZooKeeperScheduler) -> None:
+        while not scheduler._closing:
+            scheduler.tick()
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        machine, scheduler = self.machine, self.scheduler
+        if machine is None or not machine.alive or scheduler is None:
+            return
+
+        self.stopping = True
+
+        def close() -> None:
+            assert scheduler is not None
+            scheduler.close()
+            self.run.world.after(0.0, lambda: self._end(machine))
+
+        with self.run.world.on(machine):
+            simulated.Thread(target=close, name="signal").start()
+
+    def kill(self) -> None:
+        if self.machine is not None:
+            self._end(self.machine)
+
+    def _end(self, machine: Machine) -> None:
+        if machine.alive:
+            self.run.checker.hurt(self.name, machine.failures)
+            machine.die()
+            for connection in self.link.connections:
+                if connection._server is not None:
+                    connection.hang_up(connection._server)
+            self.link.connections.clear()
+
+
+class Run:
+    """Made of two seeds: what goes wrong, and in which order all else happens."""
+
+    def __init__(self, seed: int, only: Collection[int] | None = None) -> None:
+        plan = random.Random(f"plan {seed}")
+        self.seed = seed
+        self.world = World(seed, slow=plan.choice((0.0, 0.002, 0.05)))
+        self.recovery = plan.choice(("resend", "resend", "drop"))
+        self.ensemble = Ensemble(self.world)
+        self.broker = Broker(self.world)
+        self.checker = Checker(self.world, self.recovery, PERIODS, ROOT, SESSION_TIMEOUT)
+        self.ensemble.observers.append(self.checker.on_write)
+        self.broker.observers.append(self.checker.on_sent)
+        self.beats = {name: Beat(self, name, plan.randrange(2)) for name in BEATS}
+        SimulatedKazoo.ensemble = self.ensemble
+        SimulatedKazoo.links = {name: beat.link for name, beat in self.beats.items()}
+        self._healed = False
+        self.faults = list(_plan(plan))
+        self._only = only
+        #: Numbers of the faults that happened.
+        self.happened: list[int] = []
+        #: Faults that wait for a message or a write.
+        self._waiting: dict[str, list[Callable[[], None]]] = {"message": [], "write": []}
+        self.broker.observers.append(lambda _: self._trigger("message"))
+        self.ensemble.observers.append(lambda *_: self._trigger("write"))
+
+    def go(self, steps: int) -> None:
+        """Lets `steps` things happen, then all be well again. See ``checker.violation``."""
+        world = self.world
+        for beat in self.beats.values():
+            world.after(world.random.uniform(0, 0.5), beat.start)
+        for number, fault in enumerate(self.faults):
+            if self._only is None or number in self._only:
+                begin = partial(self._begin, number, fault)
+                if fault.after:
+                    begin = partial(self._waiting[fault.after].append, begin)
+                world.after(fault.at, begin)
+        checker = self.checker
+        world.run(lambda: checker.violation or world.steps >= steps, float("inf"))
+        if not checker.violation:
+            self._heal()
+            self._get_well(len(BEATS))
+            # None of them needs a hand: each can take over.
+            self._hand_over()
+            self._hand_over()
+            checker.finish(self.alive())
+
+    def _get_well(self, count: int) -> None:
+        checker = self.checker
+        since = self.world.now
+
+        def over() -> object:
+            return checker.violation or checker.is_well(self.alive(), count, since)
+
+        if not self.world.run(over, RECOVERY):
+            checker.fail(f"I6: not well after {RECOVERY:g} s: {self!r}")
+
+    def _hand_over(self) -> None:
+        beats = self.alive()
+        masters = [beat for beat in beats if beat.scheduler._election.is_master]
+        if self.checker.violation or not masters:
+            return
+        (master,) = masters
+        count = len(self.broker.sent)
+        self.world.run(lambda: len(self.broker.sent) > count, RECOVERY)
+        self.world.run(lambda: False, self.world.random.expovariate(2000))
+        kinds = ("kill", "stop") if self.checker.useless else ("kill", "stop", "broker refuses")
+        how = self.world.random.choice(kinds)
+        logger.info("%7.3f s: %s %s", self.world.now, how, master.name)
+        if how != "stop":
+            self.checker.on_fault(master.name, self.world.now, 0.0)
+        self._verb(Fault(0.0, how, master.name, 0.0, ""))[0]()
+        stays = how == "broker refuses"
+        if stays:
+            self.checker.useless.add(master.name)
+        self._get_well(len(beats) - (not stays))
+
+    def _trigger(self, what: str) -> None:
+        waiting, self._waiting[what] = self._waiting[what], []
+        for begin in waiting:
+            self.world.after(self.world.random.expovariate(2000), begin)
+
+    def alive(self) -> list[Beat]:
+        return [beat for beat in self.beats.values() if beat.machine and beat.machine.alive]
+
+    def __repr__(self) -> str:
+        beats = ", ".join(
+            f"{beat.name}: {beat.scheduler and beat.scheduler._election!r} "
+            f"{beat.scheduler and beat.scheduler._ledger!r} "
+            f"{beat.machine.failures if beat.machine else ''}"
+            for beat in self.beats.values()
+        )
+        return f"<seed {self.seed}, {self.world.now:.3f} s, {beats}>"
+
+    def _begin(self, number: int, fault: Fault) -> None:
+        if self._healed:
+            return
+        logger.info("%s", fault)
+        self.happened.append(number)
+        if fault.what not in ("stop", "deploy"):
+            self.checker.on_fault(fault.who, fault.at, fault.length)
+        begin, end = self._verb(fault)
+        begin()
+        self.world.after(fault.length, lambda: None if self._healed else end())
+
+    def _heal(self) -> None:
+        self._healed = True
+        self.ensemble.start()
+        self.ensemble.clock_offset = 0.0
+        for beat in self.beats.values():
+            beat.link.set()
+            self.broker.moods.pop(beat.name, None)
+            if beat.machine is not None and beat.machine.paused:
+                beat.machine.resume()
+            beat.clock_offset = 0.0
+            if beat.machine is not None:
+                beat.machine.clock_offset = 0.0
+            if beat.stopping or not self.world.random.randrange(2):
+                self.checker.on_fault(beat.name, self.world.now, 0.0)
+                beat.kill()
+            beat.start()
+
+    def _verb(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:
+        """How a fault begins, and how it ends."""
+        beat = self.beats.get(fault.who)
+        ensemble, moods = self.ensemble, self.broker.moods
+        if beat is None:
+            if fault.what == "no quorum":
+                return ensemble.stop, ensemble.start
+            if fault.what == "master deleted":
+                return lambda: self._delete_master(), lambda: None
+            assert fault.what == "clock of ZooKeeper"
+            return lambda: self._shift(fault.length), lambda: None
+
+        def clock() -> None:
+            beat.clock_offset += fault.length if fault.at % 1 < 0.5 else -fault.length
+            if beat.machine is not None:
+                beat.machine.clock_offset = beat.clock_offset
+
+        def machine(do: str) -> Callable[[], None]:
+            return lambda: getattr(beat.machine, do)() if beat.machine is not None else None
+
+        def deploy() -> None:
+            beat.variant = 1 - beat.variant
+            beat.stop()
+
+        def link(**state: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+            return lambda: beat.link.set(**state), lambda: beat.link.set()
+
+        def mood(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
+            return (
+                lambda: moods.__setitem__(beat.name, name),
+                lambda: moods.__setitem__(beat.name, "fine"),
+            )
+
+        return {
+            "kill": (beat.kill, beat.start),
+            "stop": (beat.stop, beat.start),
+            "deploy": (deploy, beat.start),
+            "pause": (machine("pause"), machine("resume")),
+            "cut": link(cut=True),
+            "block": link(blocked=frozenset({"requests", "answers"})),
+            "block requests": link(blocked=frozenset({"requests"})),
+            "block answers": link(blocked=frozenset({"answers"})),
+            "delay": link(delay=fault.length / 3),
+            "broker slow": mood("slow"),
+            "broker refuses": mood("refusing"),
+            "broker's answers lost": mood("answer lost"),
+            "broker a black hole": mood("black hole"),
+            "clock": (clock, lambda: None),
+        }[fault.what]
+
+    def _delete_master(self) -> None:
+        self.checker.deposed.add(self.checker.epoch)
+        self.ensemble.delete(f"{ROOT}/master")
+
+    def _shift(self, seconds: float) -> None:
+        self.ensemble.clock_offset += seconds
+
+
+#: What can go wrong, and how often.
+KINDS = {
+    "kill": 4,
+    "stop": 3,
+    "deploy": 1,
+    "pause": 5,
+    "cut": 4,
+    "block": 2,
+    "block requests": 2,
+    "block answers": 3,
+    "delay": 3,
+    "broker slow": 2,
+    "broker refuses": 2,
+    "broker's answers lost": 2,
+    "broker a black hole": 1,
+    "clock": 2,
+    "no quorum": 1,
+    "clock of ZooKeeper": 0.3,
+    "master deleted": 1,
+}
+
+OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted")
+
+
+def _plan(plan: random.Random) -> Iterator[Fault]:
+    at = plan.uniform(0.2, 2)
+    rhythm = plan.choice(RHYTHMS)
+    for _ in range(plan.choice((1, 3, 40, 40))):
+        at += plan.uniform(0, rhythm)
+        (what,) = plan.choices(list(KINDS), list(KINDS.values()))
+        who = "ZooKeeper" if what in OF_ZOOKEEPER else plan.choice(BEATS)
+        length = plan.choice((0.2, 0.5, 1.0, 2.0)) * plan.uniform(0, 1.5) * SESSION_TIMEOUT
+        yield Fault(at, what, who, length, plan.choice(("", "message", "write")))

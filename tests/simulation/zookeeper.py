@@ -1,0 +1,655 @@
+"""An ensemble in memory, and the connection of a KazooClient to it.
+
+The client is kazoo's own (states, watches, transactions); only its connection and its threads are
+replaced. The ensemble does what ZooKeeper's guides say: writes are ordered by a leader, each
+replica applies them after a while, reads are answered by the replica that the client is connected
+to, and see at least the client's own writes; answers and watch events of one connection keep their
+order; a session expires when the leader has not heard of it for its time-out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+from kazoo.client import KazooClient
+from kazoo.exceptions import (
+    BadVersionError,
+    KazooException,
+    NodeExistsError,
+    NoNodeError,
+    NotEmptyError,
+    RolledBackError,
+    RuntimeInconsistency,
+    SessionExpiredError,
+    SessionMovedError,
+)
+from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
+from kazoo.handlers.utils import AsyncResult
+from kazoo.protocol.serialization import (
+    CheckVersion,
+    Close,
+    Connect,
+    Create,
+    Delete,
+    Exists,
+    GetChildren,
+    GetData,
+    SetData,
+    Transaction,
+)
+from kazoo.protocol.states import Callback, KeeperState, WatchedEvent, ZnodeStat
+
+from .world import BEGINNING, Condition, Lane, Machine, World
+
+REPLICAS = 3
+PING = "ping"
+#: Seconds.
+TICK = 0.5
+CONNECT_PAUSE = 1.0
+
+
+@dataclass(frozen=True)
+class Znode:
+    data: bytes
+    version: int
+    owner: int
+    modified: float
+    zxid: int
+
+    def stat(self) -> ZnodeStat:
+        at = int(1000 * self.modified)
+        size = len(self.data)
+        return ZnodeStat(self.zxid, self.zxid, at, at, self.version, 0, 0, self.owner, size, 0, 0)
+
+
+Tree = dict[str, Znode]
+
+
+@dataclass
+class Write:
+    """What the leader decided: `changes` are the znodes as they are afterwards, None without."""
+
+    zxid: int
+    changes: dict[str, Znode | None]
+    result: Any
+    connection: Connection | None = None
+    ends: int = 0
+
+
+@dataclass
+class Session:
+    id: int
+    timeout: float
+    connection: Connection | None
+    #: When the leader last heard of it.
+    heard: float
+
+
+class Link:
+    """The road between a machine and the ensemble. It may be cut, or hold back what goes one way,
+    or be slow."""
+
+    def __init__(self) -> None:
+        self.cut = False
+        #: "requests", "answers" or both.
+        self.blocked: set[str] = set()
+        #: Seconds.
+        self.delay = 0.0
+        self._held: list[tuple[str, Lane, Callable[[], None]]] = []
+        self.connections: list[ClientConnection] = []
+
+    def put(self, way: str, lane: Lane, action: Callable[[], None]) -> None:
+        if way in self.blocked:
+            self._held.append((way, lane, action))
+        else:
+            lane.delay = self.delay
+            lane.put(action)
+
+    def set(
+        self, *, cut: bool = False, blocked: frozenset[str] = frozenset(), delay: float = 0.0
+    ) -> None:
+        self.cut, self.blocked, self.delay = cut, set(blocked), delay
+        held, self._held = self._held, []
+        for way, lane, action in held:
+            if not cut:
+                self.put(way, lane, action)
+        if cut:
+            for connection in list(self.connections):
+                connection.lose()
+
+
+class Ensemble:
+    """The servers. `observers` are called with each write that changes something."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.clock_offset = 0.0
+        self.up = True
+        self.tree: Tree = {"/": Znode(b"", 0, 0, 0.0, 0)}
+        self.sessions: dict[int, Session] = {}
+        self.replicas = [Replica(self) for _ in range(REPLICAS)]
+        self.observers: list[Callable[[Write, int], None]] = []
+        self._zxids = itertools.count(1)
+        self._session_ids = itertools.count(0x1000)
+        world.after(TICK, self._tick)
+
+    def stop(self) -> None:
+        """No quorum: the servers answer nobody."""
+        self.up = False
+        for replica in self.replicas:
+            replica.drop_all()
+
+    def start(self) -> None:
+        """A new leader gives each session its whole time-out again."""
+        self.up = True
+        for session in self.sessions.values():
+            session.heard = self.world.now
+
+    def open_session(self, timeout: float, connection: Connection) -> Session:
+        session = Session(next(self._session_ids), timeout, connection, self.world.now)
+        self.sessions[session.id] = session
+        self._commit({}, None, None)
+        return session
+
+    def delete(self, path: str) -> None:
+        """By hand."""
+        if path in self.tree:
+            self._commit({path: None}, None, None)
+
+    def write(self, connection: Connection, request: Any) -> None:
+        """The leader's turn."""
+        session = self.sessions.get(connection.session)
+        if session is None:
+            self._commit({}, SessionExpiredError(), connection)
+        elif session.connection is not connection:
+            self._commit({}, SessionMovedError(), connection)
+        elif isinstance(request, Close):
+            self._end(session, connection)
+        else:
+            changes, result = self._decide(session.id, request)
+            self._commit(changes, result, connection)
+
+    def _tick(self) -> None:
+        for session in list(self.sessions.values()):
+            if self.up and self.world.now - session.heard > session.timeout:
+                self._end(session, None)
+        self.world.after(TICK, self._tick)
+
+    def _end(self, session: Session, connection: Connection | None) -> None:
+        del self.sessions[session.id]
+        gone: dict[str, Znode | None] = {
+            path: None for path, node in self.tree.items() if node.owner == session.id
+        }
+        self._commit(gone, True, connection, ends=session.id)
+
+    def _commit(
+        self,
+        changes: dict[str, Znode | None],
+        result: Any,
+        connection: Connection | None,
+        ends: int = 0,
+    ) -> None:
+        write = Write(next(self._zxids), changes, result, connection, ends)
+        if changes:
+            for observe in self.observers:
+                observe(write, connection.session if connection else ends)
+        _apply(self.tree, changes)
+        for replica in self.replicas:
+            replica.log.put(lambda replica=replica: replica.apply(write))  # type: ignore[misc]
+
+    def _decide(self, session: int, request: Any) -> tuple[dict[str, Znode | None], Any]:
+        many = isinstance(request, Transaction)
+        operations = request.operations if many else [request]
+        changes: dict[str, Znode | None] = {}
+        results: list[Any] = []
+        try:
+            for operation in operations:
+                results.append(self._one(session, operation, changes))
+        except KazooException as exc:
+            if not many:
+                return {}, exc
+            # As the server answers: those before it, the culprit, those after it.
+            after = len(operations) - len(results) - 1
+            before = [RolledBackError() for _ in results]
+            return {}, [*before, exc, *(RuntimeInconsistency() for _ in range(after))]
+        return changes, results if many else results[0]
+
+    def _one(self, session: int, operation: Any, changes: dict[str, Znode | None]) -> Any:
+        path = operation.path
+        node = changes[path] if path in changes else self.tree.get(path)
+        now = BEGINNING + self.world.now + self.clock_offset
+        zxid = 0
+        if isinstance(operation, Create):
+            parent = path.rpartition("/")[0] or "/"
+            if node is not None:
+                raise NodeExistsError
+            if (changes[parent] if parent in changes else self.tree.get(parent)) is None:
+                raise NoNodeError
+            owner = session if operation.flags & 1 else 0
+            changes[path] = Znode(operation.data, 0, owner, now, zxid)
+            return path
+        if node is None:
+            raise NoNodeError
+        if operation.version not in (-1, node.version):
+            raise BadVersionError
+        if isinstance(operation, SetData):
+            node = replace(node, data=operation.data, version=node.version + 1, modified=now)
+            changes[path] = node
+            return node.stat()
+        if isinstance(operation, Delete):
+            if _children(self.tree, path):
+                raise NotEmptyError
+            changes[path] = None
+            return True
+        assert isinstance(operation, CheckVersion)
+        return True
+
+
+class Replica:
+    """One server: the tree as far as it has come, and the connections to it."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.ensemble = ensemble
+        self.world = ensemble.world
+        self.tree: Tree = dict(ensemble.tree)
+        self.zxid = 0
+        #: Writes on their way from the leader; and, the other way, what this one forwards.
+        self.log = Lane(self.world)
+        self.forward = Lane(self.world)
+        self.connections: list[Connection] = []
+
+    def apply(self, write: Write) -> None:
+        events = [
+            (path, "DELETED" if node is None else "CHANGED" if path in self.tree else "CREATED")
+            for path, node in write.changes.items()
+        ]
+        _apply(self.tree, write.changes)
+        self.zxid = write.zxid
+        for connection in list(self.connections):
+            for path, kind in events:
+                connection.tell(path, kind)
+        if write.connection is not None and write.connection in self.connections:
+            write.connection.answer(write.result, write.zxid)
+        for connection in list(self.connections):
+            if write.ends and connection.session == write.ends:
+                connection.close()
+
+    def drop_all(self) -> None:
+        for connection in list(self.connections):
+            connection.close()
+
+
+class Connection:
+    """A connection as the server sees it. Requests are dealt with one after another."""
+
+    def __init__(self, replica: Replica, client: ClientConnection, link: Link) -> None:
+        self.replica = replica
+        self.ensemble = replica.ensemble
+        self.session = 0
+        self.open = True
+        self._client = client
+        self._link = link
+        self._watched: set[str] = set()
+        self._requests: deque[Any] = deque()
+        self._busy = False
+        #: What goes to the client, and comes from it.
+        self._down = Lane(replica.world, client.machine)
+        self.up = Lane(replica.world)
+        replica.connections.append(self)
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            self.replica.connections.remove(self)
+            self._send(lambda: self._client.on_closed(self))
+
+    def connect(self, request: Any) -> None:
+        ensemble = self.ensemble
+        if not ensemble.up or not self.open or request.last_zxid_seen > self.replica.zxid:
+            return self.close()
+        session = ensemble.sessions.get(request.session_id)
+        timeout = min(max(request.time_out / 1000, 2 * TICK), 20 * TICK)
+        if request.session_id and session is None:
+            timeout = 0.0
+        elif session is None:
+            session = ensemble.open_session(timeout, self)
+        else:
+            session.connection = self
+        if session is not None:
+            self.session = session.id
+            session.heard = ensemble.world.now
+        answer = SimpleNamespace(
+            protocol_version=0,
+            time_out=round(1000 * timeout),
+            session_id=self.session,
+            passwd=b"x" * 16,
+            read_only=False,
+        )
+        return self._send(lambda: self._client.on_connected(self, answer))
+
+    def receive(self, request: Any) -> None:
+        if not self.open:
+            return
+        self._requests.append(request)
+        # The leader hears of a session through the replica, up to half a tick later.
+        self.ensemble.world.after(self.ensemble.world.random.uniform(0, TICK / 2), self._touch)
+        self._next()
+
+    def answer(self, result: Any, zxid: int) -> None:
+        self._busy = False
+        self._send(lambda: self._client.on_answer(self, result, zxid))
+        self._next()
+
+    def tell(self, path: str, kind: str) -> None:
+        if path in self._watched:
+            self._watched.discard(path)
+            self._send(lambda: self._client.on_event(self, path, kind))
+
+    def _touch(self) -> None:
+        session = self.ensemble.sessions.get(self.session)
+        if session is not None and self.ensemble.up:
+            session.heard = self.ensemble.world.now
+
+    def _next(self) -> None:
+        while self.open and self._requests and not self._busy:
+            request = self._requests.popleft()
+            if isinstance(request, (GetData, GetChildren, Exists)) or request == PING:
+                self._read(request)
+            else:
+                self._busy = True
+                self.replica.forward.put(lambda request=request: self._forward(request))  # type: ignore[misc]
+
+    def _forward(self, request: Any) -> None:
+        if self.ensemble.up:
+            self.ensemble.write(self, request)
+
+    def _read(self, request: Any) -> None:
+        node = self.replica.tree.get(getattr(request, "path", ""))
+        result: Any = None
+        if isinstance(request, GetChildren):
+            found = node is not None
+            result = _children(self.replica.tree, request.path) if found else NoNodeError()
+        elif isinstance(request, GetData):
+            result = (node.data, node.stat()) if node is not None else NoNodeError()
+            if request.watcher and node is not None:
+                self._watched.add(request.path)
+        elif isinstance(request, Exists):
+            result = node.stat() if node is not None else None
+        self._send(lambda: self._client.on_answer(self, result, self.replica.zxid))
+
+    def _send(self, action: Callable[[], None]) -> None:
+        self._link.put("answers", self._down, action)
+
+
+def _apply(tree: Tree, changes: dict[str, Znode | None]) -> None:
+    for path, node in changes.items():
+        if node is None:
+            tree.pop(path, None)
+        else:
+            tree[path] = node
+
+
+def _children(tree: Tree, path: str) -> list[str]:
+    prefix = path.rstrip("/") + "/"
+    below = (name[len(prefix) :] for name in tree if name.startswith(prefix))
+    return [name for name in below if name and "/" not in name]
+
+
+# The client's side ------------------------------------------------------------------------------
+
+
+class Handler(SequentialThreadingHandler):  # type: ignore[misc]
+    """kazoo's threads for callbacks, and what it waits with."""
+
+    def __init__(self, world: World, machine: Machine) -> None:
+        self._callbacks = Lane(world, machine)
+        self._completions = Lane(world, machine)
+        self.completion_queue = SimpleNamespace(put=self._completions.put)
+
+    running = property(lambda self: True)
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def event_object(self) -> Any:
+        return Flag()
+
+    def lock_object(self) -> Any:
+        return Condition()
+
+    rlock_object = lock_object
+
+    def async_result(self, api: Any = None) -> Any:
+        return AsyncResult(self, Condition, KazooTimeoutError)
+
+    def dispatch_callback(self, callback: Callback) -> None:
+        self._callbacks.put(lambda: callback.func(*callback.args))
+
+
+@dataclass
+class Flag:
+    """As :class:`threading.Event`; looking at it, a thread may be interrupted just before."""
+
+    _set: bool = False
+
+    def is_set(self) -> bool:
+        World.active.breathe()
+        return self._set
+
+    def set(self) -> None:
+        self._set = True
+
+    def clear(self) -> None:
+        self._set = False
+
+
+@dataclass
+class ClientConnection:
+    """In place of kazoo's ConnectionHandler: the same conversation with the client, without a
+    socket. Runs as callbacks, so nothing in it may wait."""
+
+    client: Any
+    machine: Machine
+    link: Link
+    ensemble: Ensemble
+    _server: Connection | None = None
+    _established: bool = False
+    _timeout: float = 0.0
+    _pinging: bool = False
+    _heard: float = 0.0
+    _answer: Any = None
+    _closed: Condition = field(default_factory=Condition)
+    _running: bool = False
+
+    # What the client asks of it.
+
+    def start(self) -> None:
+        self._running = True
+        self.link.connections.append(self)
+        self._connect()
+
+    def stop(self, timeout: float | None = None) -> bool:
+        if self._running:
+            self._closed.wait(timeout)
+        return not self._running
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def _write_sock(self) -> Any:
+        return SimpleNamespace(send=lambda _: self._flush())
+
+    @property
+    def _connection_routine(self) -> Any:
+        return SimpleNamespace(is_alive=lambda: self._running)
+
+    def _invoke(self, timeout: float, request: Any, xid: int | None = None) -> Any:
+        return self._answer, 0
+
+    # Its life.
+
+    def _connect(self) -> None:
+        if not self._running:
+            return None
+        if self.client._stopped._set:
+            return self._end()
+        if self.client._state != KeeperState.CONNECTING:
+            self.client._session_callback(KeeperState.CONNECTING)
+        world = self.ensemble.world
+        if self.link.cut or not self.ensemble.up:
+            return self._again()
+        replica = world.random.choice(self.ensemble.replicas)
+        self._server = server = Connection(replica, self, self.link)
+        self._established = False
+        request = Connect(
+            0,
+            self.client.last_zxid,
+            self.client._session_timeout,
+            self.client._session_id or 0,
+            self.client._session_passwd,
+            False,
+        )
+        self._request = request
+        self.link.put("requests", server.up, lambda: server.connect(request))
+        world.after(
+            self.client._session_timeout / 3000, lambda: self._give_up(server), self.machine
+        )
+        return None
+
+    def _give_up(self, server: Connection) -> None:
+        if self._server is server and not self._established:
+            self.lose()
+
+    def _again(self) -> None:
+        world = self.ensemble.world
+        world.after(world.random.uniform(0.05, CONNECT_PAUSE), self._connect, self.machine)
+
+    def on_connected(self, server: Connection, answer: Any) -> None:
+        if self._server is not server:
+            return None
+        self._answer = answer
+        self._invoke_again()
+        if answer.time_out <= 0:
+            self._server = None
+            self.client._session_callback(KeeperState.EXPIRED_SESSION)
+            return self._again()
+        self._established = True
+        self._pinging = False
+        self._heard = self.ensemble.world.now
+        self._timeout = answer.time_out / 1000
+        self.client._session_id = answer.session_id
+        self.client._session_passwd = answer.passwd
+        self.client._session_callback(KeeperState.CONNECTED)
+        self._flush()
+        return self._keep_alive(server)
+
+    def _invoke_again(self) -> None:
+        # Through the client's attribute, which session.py wraps to learn the time-out.
+        self.client._connection._invoke(0, self._request)
+
+    def _keep_alive(self, server: Connection) -> None:
+        """As kazoo: a ping after a third of the time-out; the connection is given up when the
+        answer to one has not come by the next."""
+        if self._server is not server:
+            return None
+        silent = self.ensemble.world.now - self._heard
+        if self._pinging and silent > self._timeout / 2:
+            return self.lose()
+        self._pinging = True
+        self.link.put("requests", server.up, lambda: server.receive(PING))
+        self.client._pending.append((PING, None, 0))
+        self.ensemble.world.after(self._timeout / 3, lambda: self._keep_alive(server), self.machine)
+        return None
+
+    def _flush(self) -> None:
+        server = self._server
+        while self._established and server is not None and self.client._queue:
+            request, result = self.client._queue.popleft()
+            self.client._pending.append((request, result, 0))
+            self.link.put(
+                "requests",
+                server.up,
+                lambda request=request: server.receive(request),  # type: ignore[misc]
+            )
+
+    def on_answer(self, server: Connection, answer: Any, zxid: int) -> None:
+        if self._server is not server or not self.client._pending:
+            return
+        request, result, _ = self.client._pending.popleft()
+        self._heard = self.ensemble.world.now
+        self.client.last_zxid = max(zxid, self.client.last_zxid)
+        if request == PING:
+            self._pinging = False
+        elif isinstance(request, Close):
+            self._end()
+        elif isinstance(answer, (SessionExpiredError, SessionMovedError)):
+            result.set_exception(answer)
+            self.lose()
+        elif isinstance(answer, Exception):
+            result.set_exception(answer)
+        else:
+            result.set(answer)
+            if getattr(request, "watcher", None):
+                self.client._data_watchers[request.path].add(request.watcher)
+
+    def on_event(self, server: Connection, path: str, kind: str) -> None:
+        if self._server is not server:
+            return
+        event = WatchedEvent(kind, self.client._state, path)
+        for watcher in self.client._data_watchers.pop(path, ()):
+            self.client.handler.dispatch_callback(Callback("watch", watcher, (event,)))
+
+    def on_closed(self, server: Connection) -> None:
+        if self._server is server:
+            self.lose()
+
+    def lose(self) -> None:
+        """The connection is gone."""
+        server, self._server = self._server, None
+        self._established = False
+        if server is not None:
+            self.hang_up(server)
+            self.ensemble.world.after(0.0, self._lost, self.machine)
+
+    def _lost(self) -> None:
+        if self._running:
+            if self.client._state == KeeperState.CONNECTED:
+                self.client._session_callback(KeeperState.CONNECTING)
+            self._again()
+
+    def hang_up(self, server: Connection) -> None:
+        """The server learns of it as of everything else: after what was sent before."""
+        self.link.put("requests", server.up, server.close)
+
+    def _end(self) -> None:
+        if self._server is not None:
+            self.hang_up(self._server)
+        self._server = None
+        self._running = False
+        self.link.connections.remove(self)
+        self.client._session_callback(KeeperState.CLOSED)
+        self._closed.notify_all()
+
+
+class SimulatedKazoo(KazooClient):  # type: ignore[misc]
+    """kazoo's client on a simulated connection, for the machine that makes it."""
+
+    #: Where the machines' roads lead to.
+    ensemble: Ensemble
+    links: dict[str, Link]
+
+    def __init__(self, **options: Any) -> None:
+        world = World.active
+        machine = world.here
+        options["handler"] = Handler(world, machine)
+        super().__init__(**options)
+        self._connection = ClientConnection(self, machine, self.links[machine.name], self.ensemble)
