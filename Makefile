@@ -1,12 +1,15 @@
 VENV := .venv
 BIN := $(VENV)/bin
+# test,docker: with pytest-celery, without which the tests in containers are skipped.
+EXTRAS := test
 
-.PHONY: help demo test test-oldest soak lint clean
+.PHONY: help demo test test-oldest docker soak lint clean
 
 help:
 	@echo "make demo   a failover to watch, about 70 seconds, on servers that it starts itself"
 	@echo "make test   lint, types, and all tests"
 	@echo "make test-oldest   all tests, with the oldest supported Celery and kazoo"
+	@echo "make docker the tests in containers, about 2 minutes; needs a Docker engine"
 	@echo "make soak   240 faults in a row, about 20 minutes"
 	@echo "make clean  remove what the others made"
 
@@ -21,14 +24,19 @@ test-oldest:
 	@.ci/setup $(VENV)-oldest test celery==5.5.3 kazoo==2.10.0
 	$(VENV)-oldest/bin/pytest
 
+docker: EXTRAS := test,docker
+docker:
+	@.ci/setup $(VENV) $(EXTRAS)
+	$(BIN)/pytest tests/docker
+
 soak:
-	@.ci/setup $(VENV) test
+	@.ci/setup $(VENV) $(EXTRAS)
 	$(BIN)/python -m tests.soak.kills --times 200
 	$(BIN)/python -m tests.soak.kills --times 20 --pause
 	$(BIN)/python -m tests.soak.kills --times 20 --outage
 
 lint:
-	@.ci/setup $(VENV) test
+	@.ci/setup $(VENV) $(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy celery_zk_beat
