@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1000, help="of each run, until all is healed")
     parser.add_argument("--only", help="numbers of the faults that happen")
     parser.add_argument("--mutate", choices=MUTATIONS, help="break the package first")
+    parser.add_argument("--no-shrink", dest="shrink", action="store_false", help="stop at once")
     parser.add_argument("--log", action="store_true", help="show faults, and what the beats log")
     options = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
@@ -37,7 +38,7 @@ def main() -> int:
     first, _, end = options.seeds.partition(":")
     seeds = range(int(first), int(end) if end else int(first) + 1)
     only = None if options.only is None else {int(n) for n in options.only.split(",") if n}
-    return simulate(seeds, options.steps, only, options.log)
+    return simulate(seeds, options.steps, only, log=options.log, shrink=options.shrink)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ _REPORT_EVERY = 30.0
 
 
 def simulate(
-    seeds: Iterable[int], steps: int, only: Collection[int] | None = None, log: bool = False
+    seeds: Iterable[int],
+    steps: int,
+    only: Collection[int] | None = None,
+    *,
+    log: bool = False,
+    shrink: bool = True,
 ) -> int:
     """Runs each seed, until one violates an invariant. Returns the status to exit with."""
     begun = reported = time.monotonic()
@@ -29,7 +34,7 @@ def simulate(
             messages += len(run.broker.sent)
             if run.checker.violation:
                 print(f"seed {seed}: {run.checker.violation}")
-                if only is None:
+                if shrink and only is None:
                     _shrink(run, steps)
                 return 1
             if time.monotonic() - reported > _REPORT_EVERY:

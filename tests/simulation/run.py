@@ -19,8 +19,9 @@ from celery_zk_beat import ZooKeeperScheduler, election, ledger, schedulers, ses
 from . import world as simulated
 from .broker import Broker
 from .checker import Checker
+from .client import SimulatedKazoo
+from .ensemble import Ensemble, Link
 from .world import Machine, World
-from .zookeeper import Ensemble, Link, SimulatedKazoo
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,9 @@
-"""An ensemble in memory, and the connection of a KazooClient to it.
+"""An ensemble in memory.
 
-The client is kazoo's own (states, watches, transactions); only its connection and its threads are
-replaced. The ensemble does what ZooKeeper's guides say: writes are ordered by a leader, each
-replica applies them after a while, reads are answered by the replica that the client is connected
-to, and see at least the client's own writes; answers and watch events of one connection keep their
-order; a session expires when the leader has not heard of it for its time-out.
+It does what ZooKeeper's guides say: writes are ordered by a leader, each replica applies them
+after a while, reads are answered by the replica that the client is connected to, and see at least
+the client's own writes; answers and watch events of one connection keep their order; a session
+expires when the leader has not heard of it for its time-out.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
-from kazoo.client import KazooClient
 from kazoo.exceptions import (
     BadVersionError,
     KazooException,
@@ -28,12 +26,9 @@ from kazoo.exceptions import (
     SessionExpiredError,
     SessionMovedError,
 )
-from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
-from kazoo.handlers.utils import AsyncResult
 from kazoo.protocol.serialization import (
     CheckVersion,
     Close,
-    Connect,
     Create,
     Delete,
     Exists,
@@ -42,15 +37,26 @@ from kazoo.protocol.serialization import (
     SetData,
     Transaction,
 )
-from kazoo.protocol.states import Callback, KeeperState, WatchedEvent, ZnodeStat
+from kazoo.protocol.states import ZnodeStat
 
-from .world import BEGINNING, Condition, Lane, Machine, World
+from .world import BEGINNING, Lane, Machine, World
 
 REPLICAS = 3
 PING = "ping"
 #: Seconds.
 TICK = 0.5
-CONNECT_PAUSE = 1.0
+
+
+class Client(Protocol):
+    """The other end of a connection."""
+
+    machine: Machine
+
+    def on_connected(self, server: Connection, answer: Any) -> None: ...
+    def on_answer(self, server: Connection, answer: Any, zxid: int) -> None: ...
+    def on_event(self, server: Connection, path: str, kind: str) -> None: ...
+    def on_closed(self, server: Connection) -> None: ...
+    def lose(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Link:
         #: Seconds.
         self.delay = 0.0
         self._held: list[tuple[str, Lane, Callable[[], None]]] = []
-        self.connections: list[ClientConnection] = []
+        self.connections: list[Client] = []
 
     def put(self, way: str, lane: Lane, action: Callable[[], None]) -> None:
         if way in self.blocked:
@@ -287,7 +293,7 @@ class Replica:
 class Connection:
     """A connection as the server sees it. Requests are dealt with one after another."""
 
-    def __init__(self, replica: Replica, client: ClientConnection, link: Link) -> None:
+    def __init__(self, replica: Replica, client: Client, link: Link) -> None:
         self.replica = replica
         self.ensemble = replica.ensemble
         self.session = 0
@@ -398,258 +404,3 @@ def _children(tree: Tree, path: str) -> list[str]:
     prefix = path.rstrip("/") + "/"
     below = (name[len(prefix) :] for name in tree if name.startswith(prefix))
     return [name for name in below if name and "/" not in name]
-
-
-# The client's side ------------------------------------------------------------------------------
-
-
-class Handler(SequentialThreadingHandler):  # type: ignore[misc]
-    """kazoo's threads for callbacks, and what it waits with."""
-
-    def __init__(self, world: World, machine: Machine) -> None:
-        self._callbacks = Lane(world, machine)
-        self._completions = Lane(world, machine)
-        self.completion_queue = SimpleNamespace(put=self._completions.put)
-
-    running = property(lambda self: True)
-
-    def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def event_object(self) -> Any:
-        return Flag()
-
-    def lock_object(self) -> Any:
-        return Condition()
-
-    rlock_object = lock_object
-
-    def async_result(self, api: Any = None) -> Any:
-        return AsyncResult(self, Condition, KazooTimeoutError)
-
-    def dispatch_callback(self, callback: Callback) -> None:
-        self._callbacks.put(lambda: callback.func(*callback.args))
-
-
-@dataclass
-class Flag:
-    """As :class:`threading.Event`; looking at it, a thread may be interrupted just before."""
-
-    _set: bool = False
-
-    def is_set(self) -> bool:
-        World.active.breathe()
-        return self._set
-
-    def set(self) -> None:
-        self._set = True
-
-    def clear(self) -> None:
-        self._set = False
-
-
-@dataclass
-class ClientConnection:
-    """In place of kazoo's ConnectionHandler: the same conversation with the client, without a
-    socket. Runs as callbacks, so nothing in it may wait."""
-
-    client: Any
-    machine: Machine
-    link: Link
-    ensemble: Ensemble
-    _server: Connection | None = None
-    _established: bool = False
-    _timeout: float = 0.0
-    _pinging: bool = False
-    _heard: float = 0.0
-    _answer: Any = None
-    _closed: Condition = field(default_factory=Condition)
-    _running: bool = False
-
-    # What the client asks of it.
-
-    def start(self) -> None:
-        self._running = True
-        self.link.connections.append(self)
-        self._connect()
-
-    def stop(self, timeout: float | None = None) -> bool:
-        if self._running:
-            self._closed.wait(timeout)
-        return not self._running
-
-    def close(self) -> None:
-        pass
-
-    @property
-    def _write_sock(self) -> Any:
-        return SimpleNamespace(send=lambda _: self._flush())
-
-    @property
-    def _connection_routine(self) -> Any:
-        return SimpleNamespace(is_alive=lambda: self._running)
-
-    def _invoke(self, timeout: float, request: Any, xid: int | None = None) -> Any:
-        return self._answer, 0
-
-    # Its life.
-
-    def _connect(self) -> None:
-        if not self._running:
-            return None
-        if self.client._stopped._set:
-            return self._end()
-        if self.client._state != KeeperState.CONNECTING:
-            self.client._session_callback(KeeperState.CONNECTING)
-        world = self.ensemble.world
-        if self.link.cut or not self.ensemble.up:
-            return self._again()
-        replica = world.random.choice(self.ensemble.replicas)
-        self._server = server = Connection(replica, self, self.link)
-        self._established = False
-        request = Connect(
-            0,
-            self.client.last_zxid,
-            self.client._session_timeout,
-            self.client._session_id or 0,
-            self.client._session_passwd,
-            False,
-        )
-        self._request = request
-        self.link.put("requests", server.up, lambda: server.connect(request))
-        world.after(
-            self.client._session_timeout / 3000, lambda: self._give_up(server), self.machine
-        )
-        return None
-
-    def _give_up(self, server: Connection) -> None:
-        if self._server is server and not self._established:
-            self.lose()
-
-    def _again(self) -> None:
-        world = self.ensemble.world
-        world.after(world.random.uniform(0.05, CONNECT_PAUSE), self._connect, self.machine)
-
-    def on_connected(self, server: Connection, answer: Any) -> None:
-        if self._server is not server:
-            return None
-        self._answer = answer
-        self._invoke_again()
-        if answer.time_out <= 0:
-            self._server = None
-            self.client._session_callback(KeeperState.EXPIRED_SESSION)
-            return self._again()
-        self._established = True
-        self._pinging = False
-        self._heard = self.ensemble.world.now
-        self._timeout = answer.time_out / 1000
-        self.client._session_id = answer.session_id
-        self.client._session_passwd = answer.passwd
-        self.client._session_callback(KeeperState.CONNECTED)
-        self._flush()
-        return self._keep_alive(server)
-
-    def _invoke_again(self) -> None:
-        # Through the client's attribute, which session.py wraps to learn the time-out.
-        self.client._connection._invoke(0, self._request)
-
-    def _keep_alive(self, server: Connection) -> None:
-        """As kazoo: a ping after a third of the time-out; the connection is given up when the
-        answer to one has not come by the next."""
-        if self._server is not server:
-            return None
-        silent = self.ensemble.world.now - self._heard
-        if self._pinging and silent > self._timeout / 2:
-            return self.lose()
-        self._pinging = True
-        self.link.put("requests", server.up, lambda: server.receive(PING))
-        self.client._pending.append((PING, None, 0))
-        self.ensemble.world.after(self._timeout / 3, lambda: self._keep_alive(server), self.machine)
-        return None
-
-    def _flush(self) -> None:
-        server = self._server
-        while self._established and server is not None and self.client._queue:
-            request, result = self.client._queue.popleft()
-            self.client._pending.append((request, result, 0))
-            self.link.put(
-                "requests",
-                server.up,
-                lambda request=request: server.receive(request),  # type: ignore[misc]
-            )
-
-    def on_answer(self, server: Connection, answer: Any, zxid: int) -> None:
-        if self._server is not server or not self.client._pending:
-            return
-        request, result, _ = self.client._pending.popleft()
-        self._heard = self.ensemble.world.now
-        self.client.last_zxid = max(zxid, self.client.last_zxid)
-        if request == PING:
-            self._pinging = False
-        elif isinstance(request, Close):
-            self._end()
-        elif isinstance(answer, (SessionExpiredError, SessionMovedError)):
-            result.set_exception(answer)
-            self.lose()
-        elif isinstance(answer, Exception):
-            result.set_exception(answer)
-        else:
-            result.set(answer)
-            if getattr(request, "watcher", None):
-                self.client._data_watchers[request.path].add(request.watcher)
-
-    def on_event(self, server: Connection, path: str, kind: str) -> None:
-        if self._server is not server:
-            return
-        event = WatchedEvent(kind, self.client._state, path)
-        for watcher in self.client._data_watchers.pop(path, ()):
-            self.client.handler.dispatch_callback(Callback("watch", watcher, (event,)))
-
-    def on_closed(self, server: Connection) -> None:
-        if self._server is server:
-            self.lose()
-
-    def lose(self) -> None:
-        """The connection is gone."""
-        server, self._server = self._server, None
-        self._established = False
-        if server is not None:
-            self.hang_up(server)
-            self.ensemble.world.after(0.0, self._lost, self.machine)
-
-    def _lost(self) -> None:
-        if self._running:
-            if self.client._state == KeeperState.CONNECTED:
-                self.client._session_callback(KeeperState.CONNECTING)
-            self._again()
-
-    def hang_up(self, server: Connection) -> None:
-        """The server learns of it as of everything else: after what was sent before."""
-        self.link.put("requests", server.up, server.close)
-
-    def _end(self) -> None:
-        if self._server is not None:
-            self.hang_up(self._server)
-        self._server = None
-        self._running = False
-        self.link.connections.remove(self)
-        self.client._session_callback(KeeperState.CLOSED)
-        self._closed.notify_all()
-
-
-class SimulatedKazoo(KazooClient):  # type: ignore[misc]
-    """kazoo's client on a simulated connection, for the machine that makes it."""
-
-    #: Where the machines' roads lead to.
-    ensemble: Ensemble
-    links: dict[str, Link]
-
-    def __init__(self, **options: Any) -> None:
-        world = World.active
-        machine = world.here
-        options["handler"] = Handler(world, machine)
-        super().__init__(**options)
-        self._connection = ClientConnection(self, machine, self.links[machine.name], self.ensemble)

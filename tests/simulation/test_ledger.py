@@ -1,0 +1,175 @@
+"""Two masters in turn, whatever they do with their ledgers and whatever they lose of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from celery_zk_beat import MasterElection
+from celery_zk_beat.errors import ZkBeatError
+from celery_zk_beat.ledger import Run, RunLedger
+
+from .checker import Checker
+from .client import SimulatedKazoo
+from .ensemble import Ensemble, Link
+from .run import simulation
+from .world import Machine, Thread, World
+
+ROOT = "/property"
+NAMES = ("a", "b", "c", "d")
+SESSION_TIMEOUT = 4.0
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+names = st.sets(st.sampled_from(NAMES), min_size=1)
+who = st.integers(0, 1)
+
+
+class Ledgers(RuleBasedStateMachine):
+    """What is claimed, published and dropped here, and what each ledger knows, is compared with
+    what the ensemble holds; the checker watches each write."""
+
+    @initialize(seed=st.integers(0, 2**32))
+    def begin(self, seed: int) -> None:
+        self.simulation = simulation()
+        self.simulation.__enter__()
+        self.world = World(seed, slow=0.0)
+        self.ensemble = SimulatedKazoo.ensemble = Ensemble(self.world)
+        self.links = SimulatedKazoo.links = {}
+        self.checker = Checker(self.world, "drop", {}, ROOT, SESSION_TIMEOUT)
+        self.ensemble.observers.append(self.checker.on_write)
+        self.machines, self.elections, self.ledgers = [], [], []
+        for name in ("one", "two"):
+            machine = Machine(self.world, name)
+            self.links[name] = Link()
+            election = MasterElection("z1,z2,z3", ROOT, id=name, session_timeout=SESSION_TIMEOUT)
+            self.machines.append(machine)
+            self.elections.append(election)
+            self.ledgers.append(RunLedger(election))
+            with self.world.on(machine):
+                election.start()
+        self.clock = START
+        self.settle()
+        (who,) = (who for who in (0, 1) if self.ledgers[who].reign is not None)
+        self.do(who, lambda: self.ledgers[who].first_seen(dict.fromkeys(NAMES[:3], START)))
+
+    def teardown(self) -> None:
+        self.simulation.__exit__(None, None, None)
+
+    @rule()
+    def settle(self) -> None:
+        """All is well for so long that one is master, and it loads its ledger."""
+        for link in self.links.values():
+            link.set()
+        self.world.run(lambda: any(election.is_master for election in self.elections), 60.0)
+        masters = [who for who, election in enumerate(self.elections) if election.is_master]
+        for who in masters:
+            self.load(who)
+
+    @rule(who=who)
+    def load(self, who: int) -> None:
+        reign = self.elections[who].reign
+        if reign is not None:
+            self.do(who, lambda: self.ledgers[who].load(reign))
+
+    @rule(who=who, names=names)
+    def first_seen(self, who: int, names: set[str]) -> None:
+        ledger = self.ledgers[who]
+        unseen = {name: self.clock for name in sorted(names) if ledger.state(name) is None}
+        self.do(who, lambda: ledger.first_seen(unseen))
+
+    @rule(who=who, names=names)
+    def claim(self, who: int, names: set[str]) -> None:
+        ledger = self.ledgers[who]
+        self.clock += timedelta(seconds=1)
+        states = {name: ledger.state(name) for name in sorted(names - ledger.outbox.keys())}
+        runs = [
+            Run(name, state.total_run_count + 1, self.clock, self.clock, ledger.reign.epoch)
+            for name, state in states.items()
+            if state is not None and ledger.reign is not None
+        ]
+        if runs:
+            self.do(who, lambda: ledger.claim(runs))
+
+    @rule(who=who, names=names)
+    def publish(self, who: int, names: set[str]) -> None:
+        ledger = self.ledgers[who]
+        for name in sorted(names & ledger.outbox.keys()):
+            run = ledger.outbox[name]
+            self.checker.published.add((name, run.number))
+            ledger.published(run)
+
+    @rule(who=who, names=names)
+    def drop(self, who: int, names: set[str]) -> None:
+        ledger = self.ledgers[who]
+        runs = [ledger.outbox[name] for name in sorted(names & ledger.outbox.keys())]
+        self.do(who, lambda: ledger.drop(runs))
+
+    @rule(who=who)
+    def confirm(self, who: int) -> None:
+        self.do(who, self.ledgers[who].confirm)
+
+    @rule(who=who)
+    def flush(self, who: int) -> None:
+        self.do(who, self.ledgers[who].flush)
+
+    @rule(who=who)
+    def resign(self, who: int) -> None:
+        self.do(who, self.elections[who].resign)
+
+    @rule(who=who, cut=st.booleans(), answers=st.booleans(), seconds=st.floats(0, 8))
+    def lose(self, who: int, cut: bool, answers: bool, seconds: float) -> None:
+        blocked = frozenset({"answers"} if answers else {"requests", "answers"})
+        link = self.links[self.elections[who].id]
+        link.set(cut=cut, blocked=frozenset() if cut else blocked)
+        self.world.after(seconds, link.set)
+
+    @rule(seconds=st.floats(0, 8))
+    def wait(self, seconds: float) -> None:
+        self.world.run(lambda: False, seconds)
+
+    @invariant()
+    def nothing_is_violated(self) -> None:
+        if hasattr(self, "checker"):
+            assert self.checker.violation is None
+
+    @invariant()
+    def a_ledger_knows_what_stands_there(self) -> None:
+        """That of the master, when nothing is on its way."""
+        for election, ledger in zip(*self.both()):
+            reign = ledger.reign
+            if reign is None or reign != election.reign or reign.epoch != self.checker.epoch:
+                continue
+            if ledger._confirming is None and not ledger.unconfirmed:
+                assert set(self.checker.outbox) == {
+                    (name, run.number) for name, run in ledger.outbox.items()
+                }
+            for name in NAMES:
+                assert ledger.state(name) == self.checker.states.get(name)
+
+    def both(self) -> tuple[list[MasterElection], list[RunLedger]]:
+        return getattr(self, "elections", []), getattr(self, "ledgers", [])
+
+    def do(self, who: int, action: Callable[[], Any]) -> None:
+        """On a thread of the machine's, until it is done."""
+
+        def attempt() -> None:
+            try:
+                action()
+            except ZkBeatError:
+                assert self.ledgers[who].reign is None, "it forgets all that it is not sure of"
+
+        machine = self.machines[who]
+        with self.world.on(machine):
+            thread = Thread(target=attempt)
+            thread.start()
+        self.world.run(lambda: not thread.is_alive(), 60.0)
+        assert not machine.failures
+
+
+Ledgers.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLedgers = Ledgers.TestCase

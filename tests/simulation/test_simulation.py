@@ -1,0 +1,55 @@
+"""The invariants hold in simulated runs, and the simulation would find it if they did not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from example_project.processes import REPOSITORY
+
+from .mutations import MUTATIONS
+
+#: `make simulate` runs many more.
+RUNS = 200
+#: Within which each mutation is found; most are in the first ten.
+RUNS_TO_FIND = 150
+
+
+def simulate(*args: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, for it puts the clock and the threads of a whole program aside."""
+    command = [sys.executable, "-m", "tests.simulation", *args]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_no_violation() -> None:
+    done = simulate(f"0:{RUNS}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(rf"{RUNS} runs, .*: no violation, \d+ s\n", done.stdout)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mutation_is_found(mutation: str) -> None:
+    done = simulate(f"0:{RUNS_TO_FIND}", "--no-shrink", "--mutate", mutation)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.match(r"seed \d+: \d+\.\d+ s: I\d: ", done.stdout), done.stdout + done.stderr
+
+
+def test_a_seed_gives_the_same_run_again() -> None:
+    one, two = (simulate("7", "--log", "--steps", "3000").stdout for _ in range(2))
+    assert re.sub(r"\d+ s$", "", one) == re.sub(r"\d+ s$", "", two)
+    assert one.count("Sending due task") > 10
+
+
+def test_a_failing_run_is_shrunk() -> None:
+    """To the faults that it takes; the command that is printed fails the same way."""
+    mutation = "the outbox is not read on take-over"
+    done = simulate("0:10", "--mutate", mutation)
+    again = re.search(r"^again: python -m tests.simulation (.*) --log$", done.stdout, re.M)
+    assert again, done.stdout
+    shrunk = re.search(r"^with \d+ of its \d+ faults: (.*)$", done.stdout, re.M)
+    assert shrunk
+    args = again[1].replace("''", "").split(" ")
+    assert f": {shrunk[1]}\n" in simulate(*args, "--mutate", mutation).stdout
