@@ -59,8 +59,9 @@ _LEAST_PATIENCE = 60.0
 #: Seconds that a broker may leave a request unanswered; without, a black-holed one would hold the
 #: dispatch loop for ever.
 _SOCKET_TIMEOUT = 5.0
-#: First and longest pause after a publish that failed, seconds.
-_BACK_OFF = (0.1, 10.0)
+#: First pause after a publish that failed, seconds; the longest, when the broker is away (which is
+#: how late the runs are when it is back), and when it is one entry's fault.
+_BACK_OFF, _LONGEST_AWAY, _LONGEST_FAULT = 0.1, 2.0, 10.0
 
 _REDIS = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _SOCKET_TIMEOUT)
 _AMQP = {
@@ -534,9 +535,8 @@ class _BackOff:
 
     def punish(self, who: str | None) -> float:
         """Has `who` wait; twice as long each time. Returns the seconds."""
-        first, longest = _BACK_OFF
-        before, _ = self._pauses.get(who, (first / 2, 0.0))
-        pause = min(2 * before, longest)
+        before, _ = self._pauses.get(who, (_BACK_OFF / 2, 0.0))
+        pause = min(2 * before, _LONGEST_AWAY if who is None else _LONGEST_FAULT)
         self._pauses[who] = pause, time.time() + pause
         return pause
 
