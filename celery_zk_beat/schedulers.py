@@ -17,6 +17,7 @@ import logging
 import math
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -33,7 +34,7 @@ from kombu.utils.objects import cached_property
 
 from .election import MasterElection
 from .errors import SettingsError, ZkBeatError
-from .ledger import MOST_RUNS, RETENTION, Run, RunLedger
+from .ledger import MOST_RUNS, RETENTION, SAFE_PART, Run, RunLedger
 from .session import boottime
 from .settings import DROP, Settings
 from .znodes import to_text
@@ -62,19 +63,6 @@ _SOCKET_TIMEOUT = 5.0
 #: First pause after a publish that failed, seconds; the longest, when the broker is away (which is
 #: how late the runs are when it is back), and when it is one entry's fault.
 _BACK_OFF, _LONGEST_AWAY, _LONGEST_FAULT = 0.1, 2.0, 10.0
-
-_REDIS = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _SOCKET_TIMEOUT)
-_AMQP = {
-    **dict.fromkeys(("read_timeout", "write_timeout"), _SOCKET_TIMEOUT),
-    # Without, a publish only fills the socket's buffer: what a dying RabbitMQ had not read, or had
-    # not written down, would be lost (RabbitMQ's guide on publisher confirms).
-    "confirm_publish": True,
-}
-#: What `broker_transport_options` are with us, by transport, unless the user says otherwise.
-_TRANSPORT_OPTIONS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("redis", "rediss", "sentinel"), _REDIS),
-    **dict.fromkeys(("amqp", "amqps", "pyamqp"), _AMQP),
-}
 
 
 class _Event(NamedTuple):
@@ -187,9 +175,9 @@ class ZooKeeperScheduler(Scheduler):
 
     @cached_property
     def connection(self) -> Any:
-        """To the broker, not yet connected; with time-outs where Celery and kombu have none."""
+        """To the broker, not yet connected."""
         connection = self.app.connection_for_write()
-        ours = _TRANSPORT_OPTIONS.get(connection.transport_cls, {})
+        ours = _transport_options(connection.transport_cls, self._session_timeout)
         connection.transport_options = {**ours, **connection.transport_options}
         return connection
 
@@ -198,6 +186,7 @@ class ZooKeeperScheduler(Scheduler):
         """To the broker, connected; it looks at the clock once more when a message is made and only
         to be sent, as late as anything but the broker can."""
         producer = self.Producer(self._ensure_connected(), auto_declare=False)
+        _ = producer.channel  # opened now, rather than between that look and the sending
         publish = producer._publish
 
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
@@ -206,6 +195,12 @@ class ZooKeeperScheduler(Scheduler):
 
         producer._publish = publish_if_master
         return producer
+
+    @property
+    def _session_timeout(self) -> float:
+        """Seconds, as granted if it is known."""
+        election = self._election
+        return float(election.session.timeout if election else self.settings.session_timeout)
 
     def _ensure_connected(self) -> Any:
         # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
@@ -564,6 +559,31 @@ def _comes_from(exc: Exception, errors: Iterable[type[BaseException]]) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
+
+
+def _transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
+    """What `broker_transport_options` are with us, unless the user says otherwise."""
+    if transport in ("redis", "rediss", "sentinel"):
+        options: dict[str, Any] = {
+            "socket_timeout": _SOCKET_TIMEOUT,
+            "socket_connect_timeout": _SOCKET_TIMEOUT,
+        }
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # A message that was handed to the kernel in time must not arrive after the session:
+            # the kernel gives up on it (tcp(7)). py-amqp has it so for itself, after 1 s.
+            milliseconds = math.ceil(1000 * (1 - SAFE_PART) * session_timeout)
+            options["socket_keepalive"] = True
+            options["socket_keepalive_options"] = {socket.TCP_USER_TIMEOUT: milliseconds}
+        return options
+    if transport in ("amqp", "amqps", "pyamqp"):
+        return {
+            "read_timeout": _SOCKET_TIMEOUT,
+            "write_timeout": _SOCKET_TIMEOUT,
+            # Without, a publish only fills the socket's buffer: what a dying RabbitMQ had not
+            # read, or had not written down, would be lost (its guide on publisher confirms).
+            "confirm_publish": True,
+        }
+    return {}
 
 
 @contextlib.contextmanager

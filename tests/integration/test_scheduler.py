@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -637,6 +638,17 @@ def test_no_waiting_for_ever(app: Celery) -> None:
     assert options == {"read_timeout": 5, "write_timeout": 5, "confirm_publish": True}
     memory = Celery("shop", broker="memory://", set_as_current=False)
     assert ZooKeeperScheduler(app=memory).connection.transport_options == {}
+
+
+def test_the_kernel_gives_up_before_the_session_ends(app: Celery, make: Make) -> None:
+    """What it still holds of a message must not arrive when another is master."""
+    one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
+    turn(one)
+    pool = one.producer.channel.client.connection_pool
+    connection = pool.get_connection()
+    held = connection._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    pool.release(connection)
+    assert held / 1000 == pytest.approx(one._election.session.timeout / 3, abs=0.001)
 
 
 def test_progress_is_seen(app: Celery) -> None:
