@@ -1,13 +1,18 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-oldest soak lint clean
+# How long `make soak` goes on.
+HOURS := 1
+
+.PHONY: help demo test test-oldest chaos soak kills lint clean
 
 help:
 	@echo "make demo   a failover to watch, about 70 seconds, on servers that it starts itself"
 	@echo "make test   lint, types, and all tests"
 	@echo "make test-oldest   all tests, with the oldest supported Celery and kazoo"
-	@echo "make soak   240 faults in a row, about 20 minutes"
+	@echo "make chaos  five minutes of random faults on real processes; SEED=n for the same again"
+	@echo "make soak   the same for HOURS=n"
+	@echo "make kills  200 kills, 20 pauses and 20 outages in a row, about 20 minutes"
 	@echo "make clean  remove what the others made"
 
 demo:
@@ -21,7 +26,16 @@ test-oldest:
 	@.ci/setup $(VENV)-oldest test celery==5.5.3 kazoo==2.10.0
 	$(VENV)-oldest/bin/pytest
 
+chaos:
+	@.ci/setup $(VENV) test
+	$(BIN)/python -m tests.chaos --minutes 5 $(if $(SEED),--seed $(SEED))
+
 soak:
+	@.ci/setup $(VENV) test
+	$(BIN)/python -m tests.chaos --minutes $$(python3 -c 'print(60 * $(HOURS))') \
+		$(if $(SEED),--seed $(SEED))
+
+kills:
 	@.ci/setup $(VENV) test
 	$(BIN)/python -m tests.soak.kills --times 200
 	$(BIN)/python -m tests.soak.kills --times 20 --pause

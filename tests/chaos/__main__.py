@@ -22,6 +22,7 @@ from pathlib import Path
 from . import nemesis
 from .checker import check, summary
 from .contenders import OURS, Contender
+from .plot import plot
 from .record import Record, read
 from .site import (
     ENTRIES,
@@ -109,7 +110,9 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-history-"))
     folder.mkdir(parents=True, exist_ok=True)
     history = campaign(folder, OURS, options.seed, options.minutes)
-    verdict = check(read(history))
+    events = read(history)
+    (folder / "timeline.svg").write_text(plot(events))
+    verdict = check(events)
     text = summary(verdict)
     (folder / "summary.txt").write_text(text)
     print(text)

@@ -102,7 +102,7 @@ def check(history: Sequence[Event]) -> Verdict:
         _check_repeats(verdict, entry, sent)
         _check_states(verdict, entry, states)
     _check_order(verdict, messages)
-    _check_silence(verdict, by_entry, _span(history), _reigns(by_kind["master"], history))
+    _check_silence(verdict, by_entry, span_of(history), reigns_of(history))
     _check_hands(verdict, by_kind)
     return verdict
 
@@ -216,27 +216,29 @@ def _check_order(verdict: Verdict, messages: Sequence[Event]) -> None:
 
 
 @dataclass(frozen=True)
-class _Reign:
+class Reign:
+    """Of `beat`, or of nobody where it is None, as the samples show it."""
+
     beat: str | None
     begin: float
     end: float
 
 
-def _reigns(masters: Sequence[Event], history: Sequence[Event]) -> list[_Reign]:
-    ends = [event["at"] for event in masters[1:]] + [history[-1]["at"]]
-    return [_Reign(event["id"], event["at"], end) for event, end in zip(masters, ends)]
+def reigns_of(history: Sequence[Event]) -> list[Reign]:
+    """Who was master when."""
+    masters = [event for event in history if event["event"] == "master"]
+    ends = [*(event["at"] for event in masters[1:]), history[-1]["at"]]
+    return [Reign(event["id"], event["at"], end) for event, end in zip(masters, ends)]
 
 
-def _span(history: Sequence[Event]) -> tuple[float, float]:
+def span_of(history: Sequence[Event]) -> tuple[float, float]:
     """From the first message to the end of the faults and a while."""
     first = next((e["at"] for e in history if e["event"] == "message"), history[0]["at"])
     healed = next((e["at"] for e in history if e["event"] == "healed"), history[-1]["at"])
     return first, healed
 
 
-def excuses(
-    verdict: Verdict, reigns: Sequence[_Reign], timeout: float
-) -> list[tuple[float, float]]:
+def excuses(verdict: Verdict, reigns: Sequence[Reign], timeout: float) -> list[tuple[float, float]]:
     """When nobody could have dispatched, or nobody had to yet: from the beginning of a fault to
     the latest time at which all must be well again."""
     found = []
@@ -261,7 +263,7 @@ def excuses(
     return _united(found)
 
 
-def _hits_master(fault: Fault, reigns: Sequence[_Reign]) -> bool:
+def _hits_master(fault: Fault, reigns: Sequence[Reign]) -> bool:
     """Whether its victim was master at any time in it, as far as samples tell."""
     return any(
         reign.beat == fault.beat and fault.touches(reign.begin - SLACK, reign.end + SLACK)
@@ -283,7 +285,7 @@ def _check_silence(
     verdict: Verdict,
     by_entry: dict[str, list[Event]],
     span: tuple[float, float],
-    reigns: Sequence[_Reign],
+    reigns: Sequence[Reign],
 ) -> None:
     excused = excuses(verdict, reigns, verdict.site["session_timeout"])
     for entry, sent in by_entry.items():

@@ -1,0 +1,114 @@
+"""Judges a campaign by times alone, so that schedulers without run numbers can be compared.
+
+    python -m tests.chaos.times HISTORY...      a table in Markdown
+
+An entry should send a message every period. An instant is missed when no message stands for it:
+two messages that are n periods apart miss n - 1. A message is one too many when it comes less than
+half a period after the one before, unless that one was late itself (both are then in place with the
+one before it), or a clock was set in between. What came with the task id of an earlier message is
+told apart, because its receiver can tell, too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checker import STEP, Fault, faults_of, span_of
+from .record import Event, read
+
+
+@dataclass
+class Times:
+    """`same_id` of the messages that were too `many` repeat an earlier task id; `longest` gap in
+    seconds, of entries with a period of seconds; `ended` counts beats that ended by themselves, and
+    `turns` those that were master again, out of `beats`, after the faults."""
+
+    site: Event
+    faults: int = 0
+    due: int = 0
+    missed: int = 0
+    many: int = 0
+    same_id: int = 0
+    longest: float = 0.0
+    ended: int = 0
+    turns: int = 0
+    beats: int = 0
+
+
+def judge(history: Sequence[Event]) -> Times:
+    """The verdict by times on a whole history."""
+    site = next(event for event in history if event["event"] == "site")
+    faults = faults_of(history)
+    times = Times(site, faults=len(faults), beats=len(site["beats"]))
+    times.ended = sum(event["event"] == "ended" for event in history)
+    times.turns = len({e["beat"] for e in history if e["event"] == "turn"} - {None})
+    begin, end = span_of(history)
+    sent: dict[str, list[Event]] = {name: [] for name in site["entries"]}
+    for event in history:
+        if event["event"] == "message" and begin <= event["at"] <= end:
+            sent[event["entry"]].append(event)
+    clocks = [fault for fault in faults if fault.on == "clock"]
+    for entry, messages in sent.items():
+        period = site["entries"][entry]
+        times.due += int((end - begin) / period)
+        _judge_gaps(times, period, [begin, *(m["at"] for m in messages), end])
+        _judge_too_many(times, period, messages, clocks)
+    return times
+
+
+def _judge_gaps(times: Times, period: float, instants: Sequence[float]) -> None:
+    for before, after in zip(instants, instants[1:]):
+        times.missed += max(0, round((after - before) / period) - 1)
+        if period < 60:
+            times.longest = max(times.longest, after - before)
+
+
+def _judge_too_many(
+    times: Times, period: float, messages: Sequence[Event], clocks: Sequence[Fault]
+) -> None:
+    ids: set[str] = set()
+    late = True  # the first may be at any time after the start
+    before: Event | None = None
+    for message in messages:
+        again = message["id"] in ids
+        ids.add(message["id"])
+        gap = period if before is None else message["at"] - before["at"]
+        begin = message["at"] - gap - STEP - 2 * period  # a step is felt for so long
+        clock = any(fault.touches(begin, message["at"]) for fault in clocks)
+        if again or (gap < period / 2 and not late and not clock):
+            times.many += 1
+            times.same_id += again
+            continue  # the next is measured from the one that was in place
+        late = gap > 1.5 * period
+        before = message
+
+
+def table(all_times: Sequence[Times]) -> str:
+    """Markdown."""
+    head = (
+        "contender",
+        "seed",
+        "minutes",
+        "faults",
+        "instants due",
+        "missed",
+        "too many",
+        "… with the same task id",
+        "longest gap, s",
+        "beats that ended",
+        "beats that took their turn",
+    )
+    rows = [head, ("---",) * len(head)]
+    for each in all_times:
+        row = (each.site["contender"], each.site["seed"], f"{each.site['minutes']:g}")
+        share = f"{each.missed} ({each.missed / max(each.due, 1):.1%})"
+        row += (each.faults, each.due, share, each.many, each.same_id, f"{each.longest:.1f}")
+        rows.append((*row, each.ended, f"{each.turns} of {each.beats}"))
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    print(table([judge(read(Path(name))) for name in sys.argv[1:]]), end="")
