@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # How long `make soak` goes on.
 HOURS := 1
 
-.PHONY: help demo test test-oldest chaos soak kills lint clean
+.PHONY: help demo test test-oldest chaos soak contenders kills lint clean
 
 help:
 	@echo "make demo   a failover to watch, about 70 seconds, on servers that it starts itself"
@@ -13,6 +13,7 @@ help:
 	@echo "make chaos  five minutes of random faults on real processes; SEED=n for the same again"
 	@echo "make soak   the same for HOURS=n"
 	@echo "make kills  200 kills, 20 pauses and 20 outages in a row, about 20 minutes"
+	@echo "make contenders  the same faults for this and for other schedulers, a table"
 	@echo "make clean  remove what the others made"
 
 demo:
@@ -35,6 +36,20 @@ soak:
 	$(BIN)/python -m tests.chaos --minutes $$(python3 -c 'print(60 * $(HOURS))') \
 		$(if $(SEED),--seed $(SEED))
 
+# What CONTENDERS in tests/chaos/contenders.py names, each with the same seed.
+contenders: SEED := 1
+contenders: MINUTES := 5
+contenders: WHO := ours redbeat multibeat leased
+contenders:
+	@.ci/setup $(VENV)-contenders redis celery-redbeat==2.4.2 \
+		celery-multibeat-scheduler==0.1.0 celery-leased-beat==0.1.0a1
+	@folder=$$(mktemp -d -t contenders-XXXXXX); \
+	for name in $(foreach who,$(WHO),$(who) $(who)-defaults); do \
+		$(VENV)-contenders/bin/python -m tests.chaos --contender $$name --common \
+			--seed $(SEED) --minutes $(MINUTES) --folder $$folder/$$name; \
+	done; \
+	$(VENV)-contenders/bin/python -m tests.chaos.times $$folder/*/history.jsonl
+
 kills:
 	@.ci/setup $(VENV) test
 	$(BIN)/python -m tests.soak.kills --times 200
@@ -48,4 +63,4 @@ lint:
 	$(BIN)/mypy celery_zk_beat
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,11 @@ import os
 from celery import Celery
 from celery.schedules import crontab
 
+if "DJANGO_SETTINGS_MODULE" in os.environ:
+    import django
+
+    django.setup()
+
 conf = json.loads(os.environ["CONF"])
 for entry in conf["beat_schedule"].values():
     if entry["schedule"] == 60:

@@ -26,8 +26,6 @@ NAMES = ("one", "two", "three")
 PERIODS = {1.0: 10, 2.0: 10, 60.0: 2}
 ENTRIES = {f"e{period:g}-{n}": period for period, count in PERIODS.items() for n in range(count)}
 ROOT = "/chaos"
-SESSION_TIMEOUT = 2.0
-PUBLISH_DEADLINE = 5.0
 PATIENCE = 60.0
 CLOCK = Path(__file__).with_name("clock.c")
 
@@ -59,6 +57,7 @@ class Site:
     broker: Redis
     ensemble: Ensemble | None = None
     beats: dict[str, Beat] = field(default_factory=dict)
+    workers: list[Process] = field(default_factory=list)
     held: dict[str, threading.Lock] = field(default_factory=dict)
     #: Process number to name, for all processes of beats that ever were.
     pids: dict[int, str] = field(default_factory=dict)
@@ -85,7 +84,8 @@ def build(stack: contextlib.ExitStack, folder: Path, contender: Contender, recor
     broker.args += ["--appendonly", "yes", "--appendfsync", "always"]
     site = Site(contender, record, folder, stack.enter_context(broker).start())
     site.clock = _compile_clock(folder / "clock.so")
-    if contender.zookeeper:
+    contender.prepare(folder)
+    if contender.session_timeout is not None:
         # Each transaction log is allocated in small steps, so that it has room on a small disk.
         ensemble = Ensemble(folder, config={"preAllocSize": 512})
         site.disk = _mount(stack, folder / ensemble.servers[-1].name)
@@ -132,24 +132,18 @@ def _beat(stack: contextlib.ExitStack, site: Site, name: str) -> Beat:
     clock = site.folder / f"{name}.clock"
     clock.write_bytes(struct.pack("=q", 0))
     url = f"redis://{broker.hosts}/0"
-    conf = {
-        "broker_url": url,
-        "beat_schedule": _schedule(),
-        "zk_beat_hosts": ",".join(road.hosts for road in zookeeper),
-        "zk_beat_root": ROOT,
-        "zk_beat_id": name,
-        "zk_beat_session_timeout": SESSION_TIMEOUT,
-        "zk_beat_publish_deadline": PUBLISH_DEADLINE,
-    }
-    if not site.contender.zookeeper:
-        conf = {key: value for key, value in conf.items() if not key.startswith("zk_beat")}
-    conf.update(site.contender.conf(url, site.folder, name))
-    env = {"CONF": json.dumps(conf), **site.contender.env(site.folder)}
+    contender = site.contender
+    conf = {"broker_url": url, "beat_schedule": _schedule(), **contender.settings}
+    if contender.url:
+        conf[contender.url] = url
+    if site.ensemble is not None:
+        hosts = ",".join(road.hosts for road in zookeeper)
+        conf.update(zk_beat_hosts=hosts, zk_beat_root=ROOT, zk_beat_id=name)
+    env = {"CONF": json.dumps(conf), **contender.env(site.folder)}
     if site.clock is not None:
         env.update(LD_PRELOAD=str(site.clock), CHAOS_CLOCK=str(clock))
-    args = ["-S", site.contender.scheduler, *site.contender.args(site.folder, name)]
+    args = ["-S", contender.scheduler]
     process = celery_beat(site.folder, name, "tests.chaos.app", env=env, args=args)
-    process.args[0] = str(site.contender.python)
     return Beat(name, stack.enter_context(process), zookeeper, broker, clock)
 
 
@@ -163,7 +157,7 @@ def _worker(stack: contextlib.ExitStack, site: Site, name: str) -> None:
     env = {"CONF": json.dumps(conf), journal.VARIABLE: str(site.record.path)}
     args = ["-Q", "work", "--include", "example_project.journal", "-l", "WARNING"]
     worker = celery_worker(site.folder, name, "tests.chaos.app", env=env, args=args)
-    stack.enter_context(worker).start()
+    site.workers.append(stack.enter_context(worker).start())
 
 
 def _schedule() -> dict[str, Any]:

@@ -8,7 +8,6 @@ import pytest
 
 from tests.chaos.__main__ import campaign
 from tests.chaos.checker import check, summary
-from tests.chaos.contenders import OURS
 from tests.chaos.plot import plot
 from tests.chaos.record import read
 
@@ -20,7 +19,7 @@ MINUTES = 0.5
 def test_campaign(tmp_path: Path) -> None:
     """[I1-I6] Whatever these faults meet, no run is lost or made twice under another id, no two
     masters overlap, and every beat is master again afterwards."""
-    history = read(campaign(tmp_path, OURS, SEED, MINUTES))
+    history = read(campaign(tmp_path, "ours", SEED, MINUTES))
     verdict = check(history)
     assert verdict.good, summary(verdict)
     assert len(verdict.faults) >= 5

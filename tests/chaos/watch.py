@@ -46,13 +46,12 @@ def watching(site: Site) -> Iterator[Messages]:
             thread.start()
         try:
             yield messages
+            if site.ensemble is not None:
+                wait_until(znodes.look_at_states, PATIENCE, "the last states")
         finally:
             over.set()
             for thread in threads:
                 thread.join(PATIENCE)
-            if site.ensemble is not None:
-                wait_until(znodes.look_at_states, PATIENCE, "the last states")
-            messages.drain()
 
 
 def _repeat(over: threading.Event, every: float, look: Any) -> None:
@@ -155,7 +154,7 @@ class Znodes:
 
 
 class Nurse:
-    """Starts beats again that ended by themselves, as any supervisor would, and writes it down."""
+    """Starts again what ended by itself, as any supervisor would; of a beat it is written down."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -172,3 +171,6 @@ class Nurse:
                     self._site.start_beat(beat)
             finally:
                 lock.release()
+        for worker in self._site.workers:
+            if not worker.alive:  # Celery's ends when the broker is full
+                worker.start()
