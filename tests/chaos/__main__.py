@@ -14,6 +14,7 @@ import contextlib
 import logging
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from importlib.metadata import version
@@ -106,6 +107,7 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, help="for what is left; default: a new one")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order, with nothing left behind
     logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # our own road to ZooKeeper ends at will
     again = f"--seed {options.seed} --minutes {options.minutes:g} --contender {options.contender}"
     again += " --common" if options.common else ""
