@@ -319,7 +319,7 @@ def summary(verdict: Verdict) -> str:
     site = verdict.site
     verbs = Counter(fault.verb for fault in verdict.faults)
     versions = ", ".join(f"{name} {number}" for name, number in site["versions"].items())
-    short = [gap for entry, gap in verdict.longest.items() if site["entries"][entry] < 60]
+    short = [gap for entry, gap in verdict.longest.items() if site["entries"][entry] < 10]
     longest = max(short, default=(0.0, 0.0))
     lines = [
         f"{site['contender']}, seed {site['seed']}, {site['minutes']:g} minutes ({versions})",

@@ -19,17 +19,25 @@ from pathlib import Path
 from .checker import STEP, Fault, faults_of, span_of
 from .record import Event, read
 
+#: Seconds; most outages are shorter than the period of an entry that is not often due.
+OFTEN = 10.0
+
 
 @dataclass
 class Times:
-    """`same_id` of the messages that were too `many` repeat an earlier task id; `longest` gap in
-    seconds, of entries with a period of seconds; `ended` counts beats that ended by themselves, and
+    """`due` and `missed` count instants, for entries that are due `OFTEN` and for the rare ones:
+    of the former most outages skip some; of the latter a missed one is a run that is lost.
+
+    `same_id` of the messages that were too `many` repeat an earlier task id; `longest` gap is
+    in seconds, of entries that are due often; `ended` counts beats that ended by themselves, and
     `turns` those that were master again, out of `beats`, after the faults."""
 
     site: Event
     faults: int = 0
     due: int = 0
     missed: int = 0
+    rare_due: int = 0
+    rare_missed: int = 0
     many: int = 0
     same_id: int = 0
     longest: float = 0.0
@@ -53,17 +61,22 @@ def judge(history: Sequence[Event]) -> Times:
     clocks = [fault for fault in faults if fault.on == "clock"]
     for entry, messages in sent.items():
         period = site["entries"][entry]
-        times.due += int((end - begin) / period)
         _judge_gaps(times, period, [begin, *(m["at"] for m in messages), end])
         _judge_too_many(times, period, messages, clocks)
     return times
 
 
 def _judge_gaps(times: Times, period: float, instants: Sequence[float]) -> None:
-    for before, after in zip(instants, instants[1:]):
-        times.missed += max(0, round((after - before) / period) - 1)
-        if period < 60:
-            times.longest = max(times.longest, after - before)
+    gaps = [after - before for before, after in zip(instants, instants[1:])]
+    due = int((instants[-1] - instants[0]) / period)
+    missed = sum(max(0, round(gap / period) - 1) for gap in gaps)
+    if period < OFTEN:
+        times.due += due
+        times.missed += missed
+        times.longest = max(times.longest, *gaps)
+    else:
+        times.rare_due += due
+        times.rare_missed += missed
 
 
 def _judge_too_many(
@@ -93,8 +106,8 @@ def table(all_times: Sequence[Times]) -> str:
         "seed",
         "minutes",
         "faults",
-        "instants due",
-        "missed",
+        "instants missed, entries of 1 and 2 s",
+        "of 10 and 60 s",
         "too many",
         "… with the same task id",
         "longest gap, s",
@@ -104,10 +117,15 @@ def table(all_times: Sequence[Times]) -> str:
     rows = [head, ("---",) * len(head)]
     for each in all_times:
         row = (each.site["contender"], each.site["seed"], f"{each.site['minutes']:g}")
-        share = f"{each.missed} ({each.missed / max(each.due, 1):.1%})"
-        row += (each.faults, each.due, share, each.many, each.same_id, f"{each.longest:.1f}")
+        row += (each.faults, _share(each.missed, each.due))
+        row += (_share(each.rare_missed, each.rare_due), each.many, each.same_id)
+        row += (f"{each.longest:.1f}",)
         rows.append((*row, each.ended, f"{each.turns} of {each.beats}"))
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / max(whole, 1):.0%})"
 
 
 if __name__ == "__main__":
