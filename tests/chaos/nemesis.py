@@ -91,7 +91,10 @@ def run(site: Site, faults: Sequence[Fault], verbs: Sequence[Verb], seconds: flo
     over = threading.Event()
     with ThreadPoolExecutor(MOST) as pool:
         while pending and time.monotonic() < begun + seconds:
-            running = [future for future in running if not (future.done() and not future.result())]
+            done = [future for future in running if future.done()]
+            for future in done:
+                future.result()  # a fault that failed ends the campaign
+            running = [future for future in running if future not in done]
             for fault in [each for each in pending if begun + each.at <= time.monotonic()]:
                 verb = by_name[fault.verb]
                 held = _hold(site, verb, fault) if len(running) < MOST else None
