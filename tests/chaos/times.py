@@ -4,9 +4,9 @@
 
 An entry should send a message every period. An instant is missed when no message stands for it:
 two messages that are n periods apart miss n - 1. A message is one too many when it comes less than
-half a period after the one before, unless that one was late itself (both are then in place with the
-one before it), or a clock was set in between. What came with the task id of an earlier message is
-told apart, because its receiver can tell, too.
+half a period after the one before, and no reason is seen why that one was late: 1.3 periods or more
+have passed since the one before it, or a clock was set meanwhile. Those that have the
+task id of an earlier one are told apart, because a receiver can tell them, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 
 from .checker import STEP, Fault, faults_of, span_of
@@ -21,6 +22,8 @@ from .record import Event, read
 
 #: Seconds; most outages are shorter than the period of an entry that is not often due.
 OFTEN = 10.0
+#: Part of a period by which a message may be early or late.
+PLAY = 0.1
 
 
 @dataclass
@@ -69,7 +72,7 @@ def judge(history: Sequence[Event]) -> Times:
 def _judge_gaps(times: Times, period: float, instants: Sequence[float]) -> None:
     gaps = [after - before for before, after in zip(instants, instants[1:])]
     due = int((instants[-1] - instants[0]) / period)
-    missed = sum(max(0, round(gap / period) - 1) for gap in gaps)
+    missed = sum(max(0, floor(gap / period + PLAY) - 1) for gap in gaps)
     if period < OFTEN:
         times.due += due
         times.missed += missed
@@ -83,20 +86,20 @@ def _judge_too_many(
     times: Times, period: float, messages: Sequence[Event], clocks: Sequence[Fault]
 ) -> None:
     ids: set[str] = set()
-    late = True  # the first may be at any time after the start
-    before: Event | None = None
+    in_place: list[float] = []
     for message in messages:
+        at = message["at"]
         again = message["id"] in ids
         ids.add(message["id"])
-        gap = period if before is None else message["at"] - before["at"]
-        begin = message["at"] - gap - STEP - 2 * period  # a step is felt for so long
-        clock = any(fault.touches(begin, message["at"]) for fault in clocks)
-        if again or (gap < period / 2 and not late and not clock):
+        close = len(in_place) > 1 and at - in_place[-1] < period / 2
+        close = close and at - in_place[-2] < 1.3 * period
+        # A step is felt until the entry is due by the new clock.
+        clock = any(fault.touches(at - STEP - 2 * period, at) for fault in clocks)
+        if again or (close and not clock):
             times.many += 1
             times.same_id += again
-            continue  # the next is measured from the one that was in place
-        late = gap > 1.5 * period
-        before = message
+        else:
+            in_place.append(at)
 
 
 def table(all_times: Sequence[Times]) -> str:
