@@ -67,7 +67,7 @@ def campaign(folder: Path, name: str, seed: int, minutes: float, *, common: bool
                     held.enter_context(site.lock(f"process {beat.name}"))
                     if beat.process.alive:
                         beat.process.terminate()
-            messages.drain()
+                messages.drain()  # with the locks held, or the beats would be started again
         record.write("end")
     return path
 
