@@ -1,19 +1,25 @@
 VENV := .venv
 BIN := $(VENV)/bin
+# Which runs `make simulate` makes.
 SEEDS := 0:10000
+# How long `make soak` goes on.
+HOURS := 1
 # test,docker: with pytest-celery, without which the tests in containers are skipped.
 EXTRAS := test
 
-.PHONY: help demo test test-oldest docker simulate soak lint clean
+.PHONY: help demo test test-oldest docker simulate chaos soak contenders kills lint clean
 
 help:
-	@echo "make demo   a failover to watch, about 70 seconds, on servers that it starts itself"
-	@echo "make test   lint, types, and all tests"
-	@echo "make test-oldest   all tests, with the oldest supported Celery and kazoo"
-	@echo "make docker the tests in containers, about 2 minutes; needs a Docker engine"
-	@echo "make simulate  10,000 simulated runs, about 20 minutes; SEEDS=first:end for others"
-	@echo "make soak   240 faults in a row, about 20 minutes"
-	@echo "make clean  remove what the others made"
+	@echo "make demo        a failover to watch, about 70 seconds, on servers that it starts itself"
+	@echo "make test        lint, types, and all tests"
+	@echo "make test-oldest all tests, with the oldest supported Celery and kazoo"
+	@echo "make docker      the tests in containers, about 2 minutes; needs a Docker engine"
+	@echo "make simulate    10,000 simulated runs, about 20 minutes; SEEDS=first:end for others"
+	@echo "make chaos       five minutes of random faults on real processes; SEED=n for the same again"
+	@echo "make soak        the same for HOURS=n"
+	@echo "make kills       200 kills, 20 pauses and 20 outages in a row, about 20 minutes"
+	@echo "make contenders  the same faults for this and for other schedulers: a table"
+	@echo "make clean       remove what the others made"
 
 demo:
 	@.ci/setup $(VENV) demo
@@ -35,11 +41,34 @@ simulate:
 	@.ci/setup $(VENV) $(EXTRAS)
 	$(BIN)/python -m tests.simulation $(SEEDS)
 
+chaos:
+	@.ci/setup $(VENV) $(EXTRAS)
+	$(BIN)/python -m tests.chaos --minutes 5 $(if $(SEED),--seed $(SEED))
+
 soak:
 	@.ci/setup $(VENV) $(EXTRAS)
-	$(BIN)/python -m tests.soak.kills --times 200
-	$(BIN)/python -m tests.soak.kills --times 20 --pause
-	$(BIN)/python -m tests.soak.kills --times 20 --outage
+	$(BIN)/python -m tests.chaos --minutes $$(python3 -c 'print(60 * $(HOURS))') \
+		$(if $(SEED),--seed $(SEED))
+
+# What CONTENDERS in tests/chaos/contenders.py names, each with the same seed.
+contenders: SEED := 1
+contenders: MINUTES := 5
+contenders: WHO := ours redbeat multibeat leased
+contenders:
+	@.ci/setup $(VENV)-contenders redis celery-redbeat==2.4.2 \
+		celery-multibeat-scheduler==0.1.0 celery-leased-beat==0.1.0a1
+	@folder=$$(mktemp -d -t contenders-XXXXXX); \
+	for name in $(foreach who,$(WHO),$(who) $(who)-defaults); do \
+		$(VENV)-contenders/bin/python -m tests.chaos --contender $$name --common \
+			--seed $(SEED) --minutes $(MINUTES) --folder $$folder/$$name; \
+	done; \
+	$(VENV)-contenders/bin/python -m tests.chaos.times $$folder/*/history.jsonl
+
+kills:
+	@.ci/setup $(VENV) $(EXTRAS)
+	$(BIN)/python -m tests.chaos.kills --times 200
+	$(BIN)/python -m tests.chaos.kills --times 20 --pause
+	$(BIN)/python -m tests.chaos.kills --times 20 --outage
 
 lint:
 	@.ci/setup $(VENV) $(EXTRAS)
@@ -48,4 +77,4 @@ lint:
 	$(BIN)/mypy celery_zk_beat
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

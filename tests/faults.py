@@ -7,11 +7,13 @@ import queue
 import selectors
 import socket
 import threading
+import time
+from collections import deque
 from types import TracebackType
 
 
 class Road:
-    """A TCP road to a server on loopback, which can be cut or blocked. Thread-safe.
+    """A TCP road to a server on loopback, which can be cut, blocked or slow. Thread-safe.
 
     Args:
         port: the server's.
@@ -24,12 +26,15 @@ class Road:
         self.hosts = f"127.0.0.1:{self.port}"
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
-        self._orders: queue.SimpleQueue[tuple[str, threading.Event]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[tuple[str, float, threading.Event]] = queue.SimpleQueue()
         #: Each end's other end; the first of a pair is the client's.
         self._other: dict[socket.socket, socket.socket] = {}
         self._clients: set[socket.socket] = set()
         self._refusing = False
         self._blocked: set[str] = set()
+        self._delay = 0.0
+        #: What is on the road: when it arrives, to whom, what; no bytes are the end.
+        self._travelling: deque[tuple[float, socket.socket, bytes]] = deque()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def cut(self) -> None:
@@ -43,6 +48,14 @@ class Road:
     def block_answers(self) -> None:
         """Requests get through; the answers do not."""
         self._order("block answers")
+
+    def block_requests(self) -> None:
+        """Answers get through; no request does."""
+        self._order("block requests")
+
+    def slow(self, seconds: float) -> None:
+        """Everything takes `seconds` to get through, in each direction."""
+        self._order("slow", seconds)
 
     def open(self) -> None:
         """All is well again; what was held back goes on its way."""
@@ -63,18 +76,21 @@ class Road:
         self._order("stop")
         self._thread.join(10)
 
-    def _order(self, what: str) -> None:
+    def _order(self, what: str, delay: float = 0.0) -> None:
         done = threading.Event()
-        self._orders.put((what, done))
+        self._orders.put((what, delay, done))
         self._wake_writer.send(b"!")
         assert done.wait(10)
 
     def _run(self) -> None:
         while True:
-            for key, _ in self._selector.select():
+            wait = max(0.0, self._travelling[0][0] - time.monotonic()) if self._travelling else None
+            events = self._selector.select(wait)
+            self._deliver()
+            for key, _ in events:
                 if key.fileobj is self._wake_reader:
                     self._wake_reader.recv(1)
-                    what, done = self._orders.get()
+                    what, self._delay, done = self._orders.get()
                     self._obey(what)
                     done.set()
                     if what == "stop":
@@ -86,9 +102,11 @@ class Road:
 
     def _obey(self, what: str) -> None:
         self._refusing = what == "cut"
-        self._blocked = {"block": {"requests", "answers"}, "block answers": {"answers"}}.get(
-            what, set()
-        )
+        self._blocked = {
+            "block": {"requests", "answers"},
+            "block requests": {"requests"},
+            "block answers": {"answers"},
+        }.get(what, set())
         if what in ("cut", "stop"):
             for client in list(self._clients):
                 self._close(client)
@@ -123,14 +141,31 @@ class Road:
             self._selector.register(end, selectors.EVENT_READ)
 
     def _forward(self, end: socket.socket) -> None:
-        try:
+        data = b""
+        with contextlib.suppress(OSError):
             data = end.recv(1 << 20)
-            if data:
-                self._other[end].sendall(data)
-                return
-        except OSError:
-            pass
-        self._close(end)
+        if not data:
+            self._selector.unregister(end)
+        # What left before arrives before, also when the road is slow no longer.
+        arrival = time.monotonic() + self._delay
+        if self._travelling:
+            arrival = max(arrival, self._travelling[-1][0])
+        self._travelling.append((arrival, self._other[end], data))
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hands over what has arrived."""
+        while self._travelling and self._travelling[0][0] <= time.monotonic():
+            _, end, data = self._travelling.popleft()
+            if end not in self._other:
+                continue  # closed meanwhile
+            try:
+                if data:
+                    end.sendall(data)
+                    continue
+            except OSError:
+                pass
+            self._close(end)
 
     def _close(self, end: socket.socket) -> None:
         for each in (end, self._other[end]):

@@ -1,8 +1,8 @@
 """Hurts the master again and again, and then judges what the broker got.
 
-    python -m tests.soak.kills --times 200              SIGKILL at random instants
-    python -m tests.soak.kills --times 20 --pause       SIGSTOP for three session time-outs
-    python -m tests.soak.kills --times 20 --outage      no beat reaches the broker for ten seconds
+    python -m tests.chaos.kills --times 200              SIGKILL at random instants
+    python -m tests.chaos.kills --times 20 --pause       SIGSTOP for three session time-outs
+    python -m tests.chaos.kills --times 20 --outage      no beat reaches the broker for ten seconds
 
 Three beats, fifty entries of one second, a session time-out of one second. Exit status 1 if a run
 was lost, or made twice under another task id. Late is what a master that was stopped sent after its
@@ -30,7 +30,7 @@ from tests.history import check, late, messages
 
 ENTRIES = 50
 SESSION_TIMEOUT = 1.0
-ROOT = "/soak"
+ROOT = "/kills"
 PATIENCE = 60.0
 #: Seconds.
 OUTAGE = 10.0
@@ -45,7 +45,7 @@ def main() -> int:
     kind.add_argument("--outage", action="store_true")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kills-")))
         zookeeper = stack.enter_context(ZooKeeper(folder, tick_time=200)).start()
         broker = stack.enter_context(Redis(folder)).start()
         road = stack.enter_context(Road(broker.port))
