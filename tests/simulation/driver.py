@@ -51,6 +51,7 @@ def _run(seed: int, steps: int, only: Collection[int] | None, log: bool = False)
     logging.disable(logging.NOTSET if log else logging.CRITICAL)
     run = Run(seed, only)
     run.go(steps)
+    run.end()
     return run
 
 

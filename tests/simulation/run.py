@@ -214,6 +214,11 @@ class Run:
             self._hand_over()
             checker.finish(self.alive())
 
+    def end(self) -> None:
+        """Lets go of the threads, which would be kept for ever."""
+        for beat in self.alive():
+            beat.machine.die()
+
     def _get_well(self, count: int) -> None:
         checker = self.checker
         since = self.world.now
