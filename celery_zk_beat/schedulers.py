@@ -17,7 +17,6 @@ import logging
 import math
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
@@ -32,9 +31,10 @@ from celery.schedules import BaseSchedule
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
+from .broker import BackOff, comes_from, transport_options
 from .election import MasterElection
 from .errors import SettingsError, ZkBeatError
-from .ledger import MOST_RUNS, RETENTION, SAFE_PART, Run, RunLedger
+from .ledger import MOST_RUNS, RETENTION, Run, RunLedger
 from .session import boottime
 from .settings import DROP, Settings
 from .znodes import to_text
@@ -57,12 +57,6 @@ _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
 _LEAST_PATIENCE = 60.0
-#: Seconds that a broker may leave a request unanswered; without, a black-holed one would hold the
-#: dispatch loop for ever.
-_SOCKET_TIMEOUT = 5.0
-#: First pause after a publish that failed, seconds; the longest, when the broker is away (which is
-#: how late the runs are when it is back), and when it is one entry's fault.
-_BACK_OFF, _LONGEST_AWAY, _LONGEST_FAULT = 0.1, 2.0, 10.0
 
 
 class _Event(NamedTuple):
@@ -94,7 +88,7 @@ class ZooKeeperScheduler(Scheduler):
         self._heap: list[_Event] = []
         self._heap_is_current = False
         self._order = itertools.count()
-        self._back_off = _BackOff()
+        self._back_off = BackOff()
         #: On boottime(): when publishing began to fail for want of a broker.
         self._failing_since: float | None = None
         #: On boottime(): when the run states were read.
@@ -177,7 +171,7 @@ class ZooKeeperScheduler(Scheduler):
     def connection(self) -> Any:
         """To the broker, not yet connected."""
         connection = self.app.connection_for_write()
-        ours = _transport_options(connection.transport_cls, self._session_timeout)
+        ours = transport_options(connection.transport_cls, self._session_timeout)
         connection.transport_options = {**ours, **connection.transport_options}
         return connection
 
@@ -358,7 +352,7 @@ class ZooKeeperScheduler(Scheduler):
             return _CONFIRM_AFTER
         next_at = self._heap[0].at if self._heap else math.inf
         unpublished = [name for name in self._ledger.outbox if name in self.schedule]
-        return min(next_at, self._back_off.over_at(unpublished)) - time.time()
+        return min(next_at - time.time(), self._back_off.left(unpublished))
 
     def _build_heap(self) -> None:
         """All entries with their states from the ledger, in the order of when to ask them."""
@@ -403,7 +397,7 @@ class ZooKeeperScheduler(Scheduler):
                 continue
             if name in self._ledger.outbox:
                 # Its last run waits for the broker, and so does the next: not a flood afterwards.
-                self._push(name, max(_SHORTEST_WAIT, self._back_off.over_at([name]) - time.time()))
+                self._push(name, max(_SHORTEST_WAIT, self._back_off.left([name])))
                 continue
             try:
                 with _at_one_instant(entry.schedule):
@@ -437,7 +431,7 @@ class ZooKeeperScheduler(Scheduler):
 
     def _publish(self, runs: Iterable[Run]) -> None:
         for run in list(runs):
-            if self._back_off.over_at([run.entry]) > time.time() or run.entry not in self.schedule:
+            if self._back_off.left([run.entry]) > 0 or run.entry not in self.schedule:
                 continue
             if self._closing:
                 return
@@ -501,7 +495,7 @@ class ZooKeeperScheduler(Scheduler):
         connection = self.connection
         errors = (OperationalError, ConnectionError, TimeoutError, *connection.connection_errors)
         #: Whether other runs would fare no better.
-        broker = _comes_from(exc, errors)
+        broker = comes_from(exc, errors)
         if broker and self._failing_since is None:
             self._failing_since = begun
         pause = self._back_off.punish(None if broker else run.entry)
@@ -513,7 +507,7 @@ class ZooKeeperScheduler(Scheduler):
             exc,
             exc_info=None if broker else exc,
         )
-        if broker or _comes_from(exc, connection.channel_errors):
+        if broker or comes_from(exc, connection.channel_errors):
             self._drop_connection()  # it is half dead, or its channel is closed
 
     def _digest(self) -> str:
@@ -522,68 +516,8 @@ class ZooKeeperScheduler(Scheduler):
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 
-class _BackOff:
-    """Who has to wait after a failure: one entry, or (None) all of them."""
-
-    def __init__(self) -> None:
-        self._pauses: dict[str | None, tuple[float, float]] = {}
-
-    def punish(self, who: str | None) -> float:
-        """Has `who` wait; twice as long each time. Returns the seconds."""
-        before, _ = self._pauses.get(who, (_BACK_OFF / 2, 0.0))
-        pause = min(2 * before, _LONGEST_AWAY if who is None else _LONGEST_FAULT)
-        self._pauses[who] = pause, time.time() + pause
-        return pause
-
-    def forgive(self, entry: str) -> None:
-        self._pauses.pop(entry, None)
-        self._pauses.pop(None, None)
-
-    def clear(self) -> None:
-        self._pauses.clear()
-
-    def over_at(self, entries: Iterable[str]) -> float:
-        """When the first of the entries may be tried, seconds since 1970; never, of none."""
-        all_wait = self._until(None)
-        return min((max(all_wait, self._until(entry)) for entry in entries), default=math.inf)
-
-    def _until(self, who: str | None) -> float:
-        return self._pauses.get(who, (0.0, 0.0))[1]
-
-
-def _comes_from(exc: Exception, errors: Iterable[type[BaseException]]) -> bool:
-    """Whether it is one of these, or Celery's wrapping of one."""
-    chain = (exc, exc.__cause__, exc.__context__)
-    return any(isinstance(each, tuple(errors)) for each in chain)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
-
-
-def _transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
-    """What `broker_transport_options` are with us, unless the user says otherwise."""
-    if transport in ("redis", "rediss", "sentinel"):
-        options: dict[str, Any] = {
-            "socket_timeout": _SOCKET_TIMEOUT,
-            "socket_connect_timeout": _SOCKET_TIMEOUT,
-        }
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # A message that was handed to the kernel in time must not arrive after the session:
-            # the kernel gives up on it (tcp(7)). py-amqp has it so for itself, after 1 s.
-            milliseconds = math.ceil(1000 * (1 - SAFE_PART) * session_timeout)
-            options["socket_keepalive"] = True
-            options["socket_keepalive_options"] = {socket.TCP_USER_TIMEOUT: milliseconds}
-        return options
-    if transport in ("amqp", "amqps", "pyamqp"):
-        return {
-            "read_timeout": _SOCKET_TIMEOUT,
-            "write_timeout": _SOCKET_TIMEOUT,
-            # Without, a publish only fills the socket's buffer: what a dying RabbitMQ had not
-            # read, or had not written down, would be lost (its guide on publisher confirms).
-            "confirm_publish": True,
-        }
-    return {}
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from kazoo.client import KazooClient
+from kazoo.client import KazooClient, TransactionRequest
 
 from celery_zk_beat import MasterElection
 from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
@@ -17,6 +17,7 @@ from celery_zk_beat.ledger import (
     MOST_BYTES,
     MOST_RUNS,
     RETENTION,
+    SAFE_PART,
     Run,
     RunLedger,
     RunState,
@@ -159,6 +160,25 @@ def test_a_write_vouches_for_a_while(ledger: RunLedger) -> None:
     ledger._entitled_until = 0.0
     ledger.assure()
     assert ledger._entitled_until > after
+
+
+def test_the_deadline_counts_from_before_the_sending(
+    election: MasterElection, ledger: RunLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is stopped while it sends has no more time afterwards."""
+    sending = 0.0
+    commit = TransactionRequest.commit_async
+
+    def stopped(transaction: TransactionRequest) -> object:
+        nonlocal sending
+        sending = boottime()
+        result = commit(transaction)
+        wait_until(lambda: boottime() > sending + 0.1, PATIENCE, "the end of the stop")
+        return result
+
+    monkeypatch.setattr(TransactionRequest, "commit_async", stopped)
+    ledger.first_seen({"a": NOW})
+    assert ledger._entitled_until <= sending + SAFE_PART * election.session.timeout
 
 
 def test_lost_answer(candidate: Candidate, road: Road) -> None:

@@ -167,8 +167,7 @@ class Checker:
     def is_well(self, beats: Sequence[Any], count: int, since: float) -> bool:
         """Whether `count` beats live, one of them is master, no run of its schedule waits, and all
         entries had a run after `since`."""
-        elections = [(beat, beat.scheduler._election) for beat in beats]
-        masters = [beat for beat, election in elections if election and election.is_master]
+        masters = [beat for beat in beats if beat.is_master]
         if len(beats) != count or len(masters) != 1 or masters[0].name in self.useless:
             return False
         known = masters[0].scheduler.schedule

@@ -14,7 +14,7 @@ from unittest import mock
 from celery import Celery
 from kombu.messaging import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, election, ledger, schedulers, session
+from celery_zk_beat import ZooKeeperScheduler, broker, election, ledger, schedulers, session
 
 from . import world as simulated
 from .broker import Broker
@@ -81,6 +81,7 @@ def simulation() -> Iterator[None]:
             (election, {"time": time, "queue": queue, "threading": threading}),
             (election, {"datetime": simulated.Datetime}),
             (ledger, {"boottime": simulated.boottime}),
+            (broker, {"boottime": simulated.boottime}),
             (schedulers, {"time": time, "queue": queue, "threading": threading}),
             (schedulers, {"datetime": simulated.Datetime, "boottime": simulated.boottime}),
         ):
@@ -133,6 +134,11 @@ class Beat:
             self.scheduler = scheduler = ZooKeeperScheduler(app=app)
             simulated.Thread(target=lambda: self._serve(scheduler), name="main").start()
 
+    @property
+    def is_master(self) -> bool:
+        election = self.scheduler and self.scheduler._election
+        return election is not None and election.is_master
+
     def _serve(self, scheduler: ZooKeeperScheduler) -> None:
         while not scheduler._closing:
             scheduler.tick()
@@ -173,7 +179,8 @@ class Run:
     def __init__(self, seed: int, only: Collection[int] | None = None) -> None:
         plan = random.Random(f"plan {seed}")
         self.seed = seed
-        self.world = World(seed, slow=plan.choice((0.0, 0.002, 0.05)))
+        slow, distance = plan.choice(((0.0, 1.0), (0.0, 10.0), (0.002, 1.0), (0.05, 1.0)))
+        self.world = World(seed, slow, distance)
         self.recovery = plan.choice(("resend", "resend", "drop"))
         self.ensemble = Ensemble(self.world)
         self.broker = Broker(self.world)
@@ -231,7 +238,7 @@ class Run:
 
     def _hand_over(self) -> None:
         beats = self.alive()
-        masters = [beat for beat in beats if beat.scheduler._election.is_master]
+        masters = [beat for beat in beats if beat.is_master]
         if self.checker.violation or not masters:
             return
         (master,) = masters

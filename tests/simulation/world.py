@@ -133,7 +133,7 @@ class World:
 
     active: World
 
-    def __init__(self, seed: int, slow: float = 0.01) -> None:
+    def __init__(self, seed: int, slow: float = 0.01, distance: float = 1.0) -> None:
         World.active = self
         self.random = random.Random(seed)
         self.now = 0.0
@@ -146,6 +146,8 @@ class World:
         self._order = itertools.count()
         #: How often a step takes long.
         self._slow = slow
+        #: How much longer it takes to somewhere else than on the spot.
+        self.distance = distance
 
     @property
     def here(self) -> Machine:
@@ -244,7 +246,8 @@ class Lane:
 
     def put(self, action: Callable[[], None]) -> None:
         self._waiting.append(action)
-        self.world.after(self.world.moment() + self.delay, self._next, self.machine)
+        delay = self.world.moment() * self.world.distance + self.delay
+        self.world.after(delay, self._next, self.machine)
 
     def _next(self) -> None:
         self._waiting.popleft()()
