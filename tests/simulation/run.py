@@ -279,7 +279,7 @@ class Run:
         logger.info("%s", fault)
         self.happened.append(number)
         if fault.what not in ("stop", "deploy"):
-            self.checker.on_fault(fault.who, fault.at, fault.length)
+            self.checker.on_fault(fault.who, self.world.now, fault.length)
         begin, end = self._verb(fault)
         begin()
         self.world.after(fault.length, lambda: None if self._healed else end())
