@@ -177,17 +177,17 @@ class ZooKeeperScheduler(Scheduler):
 
     @cached_property
     def producer(self) -> Any:
-        """To the broker, connected; it looks at the clock once more when a message is made and only
-        to be sent, as late as anything but the broker can."""
+        """To the broker, connected; its channel looks at the clock once more when a message is made
+        and all is declared, as late as anything but the broker can."""
         producer = self.Producer(self._ensure_connected(), auto_declare=False)
-        _ = producer.channel  # opened now, rather than between that look and the sending
-        publish = producer._publish
+        channel = producer.channel  # opened now, not between that look and the sending
+        publish = channel.basic_publish
 
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
             self._ledger.assure()
             return publish(*args, **kwargs)
 
-        producer._publish = publish_if_master
+        channel.basic_publish = publish_if_master
         return producer
 
     @property

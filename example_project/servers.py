@@ -138,7 +138,7 @@ class ZooKeeper(Process):
 
     def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
         """Waits until it serves clients, alone or as a member of a quorum."""
-        _wait_serving(self, lambda: bool(self.mode), timeout)
+        wait_serving(self, lambda: bool(self.mode), timeout)
 
     @property
     def mode(self) -> str:
@@ -246,7 +246,7 @@ class Redis(Process):
         if missing := _missing_redis():
             raise RuntimeError(missing)
         super().start()
-        _wait_serving(self, self._answers, START_TIMEOUT)
+        wait_serving(self, self._answers, START_TIMEOUT)
         return self
 
     def _answers(self) -> bool:
@@ -266,7 +266,7 @@ def _ask(port: int, question: bytes, timeout: float) -> bytes:
         return answer
 
 
-def _wait_serving(server: Process, serves: Callable[[], bool], timeout: float) -> None:
+def wait_serving(server: Process, serves: Callable[[], bool], timeout: float) -> None:
     try:
         wait_until(lambda: not server.alive or serves(), timeout, f"{server.name} to serve")
         if not server.alive:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from example_project.processes import LOOPBACK, PathLike, Process, free_port
-from example_project.servers import START_TIMEOUT, _wait_serving
+from example_project.servers import START_TIMEOUT, wait_serving
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,7 +72,7 @@ class RabbitMQ(Process):
         self._home.mkdir(parents=True, exist_ok=True)
         self._config.write_text(f"listeners.tcp.1 = {LOOPBACK}:{self.port}\n")
         super().start()
-        _wait_serving(self, self._answers, START_TIMEOUT)
+        wait_serving(self, self._answers, START_TIMEOUT)
         return self
 
     def _answers(self) -> bool:

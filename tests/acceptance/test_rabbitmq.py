@@ -92,7 +92,7 @@ def test_an_idle_connection(site: Site, rabbitmq: RabbitMQ) -> None:
     assert [message.run for message in history] == [1, 2]
 
 
-def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_it_leaves_nothing_behind(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """Our server: none of the processes that Erlang starts around it outlives it."""
 
     def left() -> list[str]:
@@ -105,8 +105,6 @@ def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
                 continue
         return found
 
-    with RabbitMQ(tmp_path) as server:
-        server.start()
-        assert len(left()) > 1
-        server.stop()
-        wait_until(lambda: not left(), PATIENCE, "the end of all of it")
+    assert len(left()) > 1
+    rabbitmq.stop()
+    wait_until(lambda: not left(), PATIENCE, "the end of all of it")

@@ -296,6 +296,8 @@ def _check_silence(
             gap = end - begin
             if gap > verdict.longest.get(entry, (0.0, 0.0))[0]:
                 verdict.longest[entry] = gap, begin
+            if gap <= 2 * period + SLACK:
+                continue
             excuse = sum(max(0.0, min(end, b) - max(begin, a)) for a, b in excused)
             if gap - excuse > 2 * period + SLACK:
                 text = f"{entry}: silent for {gap:.1f} s, of which faults explain {excuse:.1f} s, "

@@ -52,6 +52,8 @@ class Contender:
         }
 
 
+#: Seconds; of those who are tuned to notice a dead master fast.
+SESSION_TIMEOUT = 2.0
 #: As ours has for requests to the broker; without, these wait for ever in a black hole.
 _TIMEOUTS = {"socket_timeout": 5, "socket_connect_timeout": 5}
 _REDBEAT = ("celery", "celery-redbeat", "redis")
@@ -62,9 +64,9 @@ _OURS = ("celery", "kombu", "redis", "kazoo")
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(
         "zookeeper",
-        {"zk_beat_session_timeout": 2.0, "zk_beat_publish_deadline": 5.0},
+        {"zk_beat_session_timeout": SESSION_TIMEOUT, "zk_beat_publish_deadline": 5.0},
         packages=_OURS,
-        session_timeout=2.0,
+        session_timeout=SESSION_TIMEOUT,
     ),
     "ours-defaults": Contender("zookeeper", packages=_OURS, session_timeout=10.0),
     "redbeat": Contender(

@@ -15,13 +15,13 @@ import argparse
 import contextlib
 import json
 import random
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from kazoo.client import KazooClient
+from kazoo.exceptions import NoNodeError
 
 from celery_zk_beat.znodes import MasterRecord
 from example_project.servers import Redis, ZooKeeper, celery_beat, wait_until
@@ -69,12 +69,12 @@ def main() -> int:
 
         def master(after: int) -> MasterRecord | None:
             """The master, if it is of a later epoch."""
-            if not client.exists(f"{ROOT}/master"):
+            try:
+                data, _ = client.get(f"{ROOT}/master")
+            except NoNodeError:
                 return None
-            with contextlib.suppress(Exception):
-                record = MasterRecord.decode(ROOT, client.get(f"{ROOT}/master")[0])
-                return record if record.epoch > after else None
-            return None
+            record = MasterRecord.decode(f"{ROOT}/master", data)
+            return record if record.epoch > after else None
 
         epoch = 0
         for turn in range(1, options.times + 1):
@@ -100,8 +100,7 @@ def main() -> int:
                 time.sleep(3 * SESSION_TIMEOUT)  # the pause itself
                 beat.resume()
             else:
-                beat.send(signal.SIGKILL)
-                beat.wait(PATIENCE)
+                beat.kill()
                 beat.start()
             print(f"{turn}: {record.id}, epoch {epoch}", end="\r", flush=True)
         last = wait_until(lambda: master(epoch), PATIENCE, "the last master")

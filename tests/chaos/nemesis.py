@@ -18,10 +18,10 @@ import redis
 
 from example_project.servers import ZooKeeper
 
+from .checker import STEP
+from .contenders import SESSION_TIMEOUT
 from .site import PATIENCE, Beat, Site, resize
 
-#: Of those who are tuned to notice a dead master fast; a stop is shorter or longer than this.
-SESSION_TIMEOUT = 2.0
 #: Mean time from the beginning of one fault to that of the next.
 EVERY = 4.0
 #: How many may be under way at the same time.
@@ -188,7 +188,7 @@ def _road(to: str, order: str) -> Callable[[Site, Beat, Fault], Any]:
 
 @contextlib.contextmanager
 def _step(site: Site, beat: Beat, fault: Fault) -> Iterator[None]:
-    beat.step_clock(5 if fault.argument < 0.5 else -5)
+    beat.step_clock(STEP if fault.argument < 0.5 else -STEP)
     yield
     beat.step_clock(0)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from .checker import Fault, check, faults_of, reigns_of
+from .checker import Fault, Reign, check, faults_of, reigns_of
 from .record import Event, read
 
 #: Seconds in one strip of the picture, pixels of a second, of the names at the left.
@@ -35,12 +35,13 @@ def plot(history: Sequence[Event]) -> str:
     site = next(event for event in history if event["event"] == "site")
     colours = dict(zip(site["beats"], COLOURS))
     begin, end = history[0]["at"], history[-1]["at"]
-    faults = faults_of(history)
+    faults, reigns = faults_of(history), reigns_of(history)
+    sent = [event for event in history if event["event"] == "message"]
     parts: list[str] = []
     y = _legend(parts, history, site, colours)
     at = begin
     while at < end:
-        y = _strip(parts, history, faults, colours, begin, at, y) + 22
+        y = _strip(parts, sent, reigns, faults, colours, begin, at, y) + 22
         at += STRIP
     style = "text{font:9px sans-serif}.name{font-weight:bold;font-size:11px}.dim{fill:#888}"
     return (
@@ -80,7 +81,8 @@ def _legend(
 
 def _strip(
     parts: list[str],
-    history: Sequence[Event],
+    sent: Sequence[Event],
+    reigns: Sequence[Reign],
     faults: Sequence[Fault],
     colours: dict[str, str],
     zero: float,
@@ -99,7 +101,7 @@ def _strip(
         mine = [fault for fault in faults if _lane(fault) == lane and fault.touches(begin, end)]
         parts.append(_text(6, y + 10, lane, "name"))
         if lane in colours:
-            for reign in reigns_of(history):
+            for reign in reigns:
                 if reign.beat == lane and reign.begin < end and reign.end > begin:
                     x, width = _place(reign.begin, reign.end, begin)
                     parts.append(_rect(x, y + 3, width, 7, colours[lane]))
@@ -107,7 +109,7 @@ def _strip(
         y = _bars(parts, mine, begin, y)
         parts.append(_line(y + 1))
         y += 3
-    y = _chart(parts, history, colours, begin, y)
+    y = _chart(parts, sent, colours, begin, y)
     for second in range(0, STRIP + 1, 10):
         x = LEFT + second * SECOND
         parts.append(f'<path d="M{x} {top}V{y:.0f}" stroke="#ddd" stroke-width="0.5"/>')
@@ -147,7 +149,7 @@ def _bars(parts: list[str], faults: Iterable[Fault], begin: float, y: float) -> 
 
 def _chart(
     parts: list[str],
-    history: Sequence[Event],
+    sent: Sequence[Event],
     colours: dict[str, str],
     begin: float,
     y: float,
@@ -157,7 +159,6 @@ def _chart(
     newest = 0
     counts: dict[int, Counter[str]] = {}
     marks: list[tuple[float, str]] = []
-    sent = [event for event in history if event["event"] == "message"]
     for event in sent:
         late = (event["epoch"] or 0) < newest
         newest = max(newest, event["epoch"] or 0)

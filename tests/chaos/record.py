@@ -4,7 +4,7 @@ Every line has `event` and `at`, seconds since 1970 on the harness's own clock, 
 touches. What the events are:
 
 - `site`: what was set up: `contender`, `seed`, `minutes`, `entries` (name to period), `beats`,
-  `session_timeout`, `publish_deadline`, `versions`.
+  `session_timeout` and `patience` (seconds), `versions`.
 - `fault`: `number`, `phase` ("begin" or "end"), `verb`, `on` (what it hurts), `beat`, `seconds`,
   `argument`.
 - `skipped`: a `verb` that cannot be done here, and `why`.

@@ -42,10 +42,10 @@ class Beat:
     broker: Road
     clock: Path
 
-    def step_clock(self, seconds: int) -> None:
+    def step_clock(self, seconds: float) -> None:
         """Its clock of day is so much off from now on; the monotonic ones are not."""
         with self.clock.open("r+b") as file:
-            file.write(struct.pack("=q", seconds))
+            file.write(struct.pack("=q", int(seconds)))
 
 
 @dataclass

@@ -34,11 +34,8 @@ class Sent:
 
 
 class Broker:
-    """What the machines reach, or not: each has one of MOODS for it."""
-
-    #: Fine; takes long; refuses connections; takes the message and hangs up; neither answers nor
-    #: refuses.
-    MOODS = ("fine", "slow", "refusing", "answer lost", "black hole")
+    """What the machines reach, or not. Each has a mood for it: fine; slow; refusing (connections);
+    answer lost (it takes the message and hangs up); black hole (neither answers nor refuses)."""
 
     current: Broker
 

@@ -17,7 +17,8 @@ from .world import World
 
 #: Seconds by which a due instant may be off.
 TOLERANCE = 0.000_001
-#: Of the session time-out, for which a write vouches.
+#: Of the session time-out, for which a write vouches. Not the ledger's own, which a mutation
+#: changes.
 SAFE_PART = 2 / 3
 
 

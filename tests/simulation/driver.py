@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Collection, Iterable
 
@@ -39,7 +41,7 @@ def simulate(
                 return 1
             if time.monotonic() - reported > _REPORT_EVERY:
                 reported = time.monotonic()
-                print(f"... {runs} runs", flush=True)
+                print(f"... {runs} runs", file=sys.stderr)
     print(
         f"{runs} runs, {total} steps, {seconds} simulated seconds, {faults} faults, "
         f"{masters} masters, {messages} messages: no violation, {time.monotonic() - begun:.0f} s"
@@ -66,4 +68,6 @@ def _shrink(run: Run, steps: int) -> None:
     for number in sorted(needed):
         print(f"  {number}: {shrunk.faults[number]}")
     numbers = ",".join(map(str, sorted(needed))) or "''"
-    print(f"again: python -m tests.simulation {run.seed} --steps {steps} --only {numbers} --log")
+    python = os.path.relpath(sys.executable)
+    args = f"{run.seed} --steps {steps} --only {numbers} --log"
+    print(f"again: {python} -m tests.simulation {args}")

@@ -65,12 +65,11 @@ class Znode:
     version: int
     owner: int
     modified: float
-    zxid: int
 
     def stat(self) -> ZnodeStat:
         at = int(1000 * self.modified)
         size = len(self.data)
-        return ZnodeStat(self.zxid, self.zxid, at, at, self.version, 0, 0, self.owner, size, 0, 0)
+        return ZnodeStat(0, 0, at, at, self.version, 0, 0, self.owner, size, 0, 0)
 
 
 Tree = dict[str, Znode]
@@ -136,7 +135,7 @@ class Ensemble:
         self.world = world
         self.clock_offset = 0.0
         self.up = True
-        self.tree: Tree = {"/": Znode(b"", 0, 0, 0.0, 0)}
+        self.tree: Tree = {"/": Znode(b"", 0, 0, 0.0)}
         self.sessions: dict[int, Session] = {}
         self.replicas = [Replica(self) for _ in range(REPLICAS)]
         self.observers: list[Callable[[Write, int], None]] = []
@@ -229,7 +228,6 @@ class Ensemble:
         path = operation.path
         node = changes[path] if path in changes else self.tree.get(path)
         now = BEGINNING + self.world.now + self.clock_offset
-        zxid = 0
         if isinstance(operation, Create):
             parent = path.rpartition("/")[0] or "/"
             if node is not None:
@@ -237,7 +235,7 @@ class Ensemble:
             if (changes[parent] if parent in changes else self.tree.get(parent)) is None:
                 raise NoNodeError
             owner = session if operation.flags & 1 else 0
-            changes[path] = Znode(operation.data, 0, owner, now, zxid)
+            changes[path] = Znode(operation.data, 0, owner, now)
             return path
         if node is None:
             raise NoNodeError

@@ -58,6 +58,8 @@ class Ledgers(RuleBasedStateMachine):
         self.do(who, lambda: self.ledgers[who].first_seen(dict.fromkeys(NAMES[:3], START)))
 
     def teardown(self) -> None:
+        for machine in self.machines:
+            machine.die()
         self.simulation.__exit__(None, None, None)
 
     @rule()

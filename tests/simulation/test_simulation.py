@@ -12,6 +12,8 @@ from example_project.processes import REPOSITORY
 
 from .mutations import MUTATIONS
 
+pytestmark = pytest.mark.timeout(600)
+
 #: `make simulate` runs many more.
 RUNS = 200
 #: Within which each mutation is found; most are within the first ten.
@@ -35,6 +37,7 @@ def test_a_mutation_is_found(mutation: str) -> None:
     done = simulate(f"0:{RUNS_TO_FIND}", "--no-shrink", "--mutate", mutation)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.match(r"seed \d+: \d+\.\d+ s: I\d: ", done.stdout), done.stdout + done.stderr
+    assert "ended by itself" not in done.stdout, "a mutation that does not even run"
 
 
 def test_a_seed_gives_the_same_run_again() -> None:
@@ -47,7 +50,7 @@ def test_a_failing_run_is_shrunk() -> None:
     """To the faults that it takes; the command that is printed fails the same way."""
     mutation = "the outbox is not read on take-over"
     done = simulate("0:10", "--mutate", mutation)
-    again = re.search(r"^again: python -m tests.simulation (.*) --log$", done.stdout, re.M)
+    again = re.search(r"^again: \S+ -m tests.simulation (.*) --log$", done.stdout, re.M)
     assert again, done.stdout
     shrunk = re.search(r"^with \d+ of its \d+ faults: (.*)$", done.stdout, re.M)
     assert shrunk
