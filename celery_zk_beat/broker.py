@@ -21,16 +21,19 @@ _BACK_OFF, _LONGEST_AWAY, _LONGEST_FAULT = 0.1, 2.0, 10.0
 def transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
     """What `broker_transport_options` are with us, unless the user says otherwise."""
     if transport in ("redis", "rediss", "sentinel"):
+        rest = (1 - SAFE_PART) * session_timeout
         options: dict[str, Any] = {
             "socket_timeout": _SOCKET_TIMEOUT,
-            "socket_connect_timeout": _SOCKET_TIMEOUT,
+            # Between the last look at the clock and the sending, redis-py may connect anew, or
+            # ask first whether the server still lives.
+            "socket_connect_timeout": min(_SOCKET_TIMEOUT, rest),
+            "health_check_interval": 0,
         }
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # A message that was handed to the kernel in time must not arrive after the session:
             # the kernel gives up on it (tcp(7)). py-amqp has it so for itself, after 1 s.
-            milliseconds = math.ceil(1000 * (1 - SAFE_PART) * session_timeout)
             options["socket_keepalive"] = True
-            options["socket_keepalive_options"] = {socket.TCP_USER_TIMEOUT: milliseconds}
+            options["socket_keepalive_options"] = {socket.TCP_USER_TIMEOUT: math.ceil(1000 * rest)}
         return options
     if transport in ("amqp", "amqps", "pyamqp"):
         return {

@@ -269,6 +269,9 @@ class MasterElection:
                     delay = self._turn()
         except ZkBeatError as exc:
             self._failure = exc
+        except Exception as exc:
+            logger.exception("the election ends by a mistake of its own")
+            self._failure = ZkBeatError(f"the election ended: {exc!r}")
         finally:
             self._demote("stopped" if self._failure is None else str(self._failure))
             self.session.stop(timeout=3.0)
@@ -298,8 +301,9 @@ class MasterElection:
                 if pause > 0:
                     return pause
                 self._contend()
-            self._decided = True
-            self._tell()
+            if not self._decided:
+                self._decided = True
+                self._tell()
             return None if self._show() else _RETRY_AFTER
         except Uncertain as exc:
             logger.debug("asking again: %s", exc)
@@ -352,8 +356,7 @@ class MasterElection:
     def _begin(self, connection: int, seen: MasterRecord) -> None:
         """The master znode is of our session: begin a reign, if the epoch is ours too."""
         node = self.session.read(self.paths.epoch)
-        record = EpochRecord.decode(self.paths.epoch, node.data) if node and node.data else None
-        if node is None or record is None or record.session != self._session_name():
+        if node is None or self._made_by(node.data) != self._session_name():
             # Somebody wrote the epoch by hand: nothing may be done under it, so start afresh.
             self._demote(f"{self.paths.epoch} is not as this master left it")
             self.session.commit(Delete(self.paths.master))
@@ -369,6 +372,14 @@ class MasterElection:
             self._elected_epoch = node.version
             logger.info("%s: %s is master, epoch %d", how, self.id, reign.epoch)
             self._call(self._on_elected, reign.epoch)
+
+    def _made_by(self, epoch: bytes) -> str | None:
+        """The session that made an epoch; None where that is not to be understood."""
+        try:
+            return EpochRecord.decode(self.paths.epoch, epoch).session
+        except RootError as exc:
+            logger.warning("%s", exc)
+            return None
 
     def _contend(self) -> None:
         """Tries to become master; whether it worked is for :meth:`_settle` to read."""

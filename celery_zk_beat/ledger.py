@@ -161,12 +161,17 @@ class RunLedger:
         return bool(self._damaged)
 
     def first_seen(self, entries: dict[str, datetime]) -> None:
-        """Gives entries that have none a state.
+        """Gives entries that have none a state; one whose last run waits in the outbox, as after
+        its page was deleted, that of this run.
 
         Args:
             entries: name to `last_run_at`, the instant from which their clock runs.
         """
-        self._commit_all({name: RunState(at) for name, at in entries.items()})
+        states = {name: RunState(at) for name, at in entries.items()}
+        for name in states.keys() & self.outbox.keys():
+            run = self.outbox[name]
+            states[name] = RunState(run.claimed, run.number, run.due)
+        self._commit_all(states)
 
     def claim(self, runs: Sequence[Run]) -> list[Run]:
         """Claims runs, in one transaction.
@@ -203,7 +208,7 @@ class RunLedger:
 
     def note_named(self, named: Container[str], now: datetime) -> list[str]:
         """Marks the states of entries that `named`, this master's schedule, does not name, and
-        removes those that have been marked for longer than RETENTION.
+        removes those that have been marked for longer than RETENTION and have no run that waits.
 
         Returns:
             the names of the removed.
@@ -236,6 +241,10 @@ class RunLedger:
         del self.outbox[run.entry]
         self._published[run.entry] = run
         self._outbox_changed = True
+
+    def put_last(self, run: Run) -> None:
+        """Has a run be the last of the outbox: no other waits for it any more."""
+        self.outbox[run.entry] = self.outbox.pop(run.entry)
 
     def confirm(self) -> None:
         """Writes down what was published, without waiting; only one such write is on its way at
@@ -355,7 +364,7 @@ class RunLedger:
     # Reading ------------------------------------------------------------------------------------
 
     def _take_outbox(self, node: Node | None, reign: Reign) -> None:
-        path, aside = self._paths.outbox, self._paths.damaged_outbox(reign.epoch)
+        path = self._paths.outbox
         fenced = Check(self._paths.epoch, reign.epoch)
         if node is None:
             self._session.commit(fenced, Create(path, _encode_outbox(())))
@@ -365,6 +374,7 @@ class RunLedger:
             runs = _decode_outbox(path, node.data)
         except RootError as exc:
             # Without an outbox nothing can be claimed. Nothing is lost: it is kept.
+            aside = self._paths.damaged_outbox(node.version)
             self._session.commit(
                 fenced, Create(aside, node.data), SetData(path, _encode_outbox(()), node.version)
             )
@@ -475,7 +485,7 @@ def _instant(path: str, fields: Any, name: str) -> datetime:
     text = _field(path, fields, name, str)
     try:
         return from_text(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise RootError(
             f"{path}: the field {name!r} is {text!r:.80}, no ISO 8601 instant"
         ) from None

@@ -55,6 +55,8 @@ _STOP_PATIENCE = 3.0
 #: Seconds after which the run states are read anew, as after a take-over.
 _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
+#: Most runs of the outbox that a take-over tells of, each in a line.
+_MOST_TOLD = 20
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
 _LEAST_PATIENCE = 60.0
 
@@ -145,7 +147,7 @@ class ZooKeeperScheduler(Scheduler):
         self._closing = True
         self._wake()
         thread = self._thread
-        if thread is not None:
+        if thread is not None and thread.is_alive():
             thread.join(max(0.0, self._patience_ends - boottime()))
         if self._election is not None:
             self._election.stop()
@@ -156,16 +158,17 @@ class ZooKeeperScheduler(Scheduler):
             self._raise_failure()
 
     def add(self, **kwargs: Any) -> Any:
+        entry = super().add(**kwargs)
         self._heap_is_current = False
-        return super().add(**kwargs)
+        return entry
 
     def update_from_dict(self, dict_: Any) -> None:
-        self._heap_is_current = False
         super().update_from_dict(dict_)
+        self._heap_is_current = False
 
     def merge_inplace(self, b: Any) -> None:
-        self._heap_is_current = False
         super().merge_inplace(b)
+        self._heap_is_current = False
 
     @cached_property
     def connection(self) -> Any:
@@ -248,8 +251,7 @@ class ZooKeeperScheduler(Scheduler):
             self._election.start(self.settings.connect_timeout)
             while not self._closing:
                 wait = self._turn()
-                if self._progress.empty():
-                    self._progress.put(None)
+                self._show_progress()
                 self._wait(wait)
             self._say_goodbye()
         except ZkBeatError as exc:
@@ -258,6 +260,10 @@ class ZooKeeperScheduler(Scheduler):
         except BaseException as exc:
             self._failure = exc
         finally:
+            self._progress.put(None)
+
+    def _show_progress(self) -> None:
+        if self._progress.empty():
             self._progress.put(None)
 
     def _wake(self) -> None:
@@ -278,6 +284,7 @@ class ZooKeeperScheduler(Scheduler):
         reign = self._election.reign
         if reign is None:
             self._ledger.forget()
+            self._failing_since = None
             return _LONGEST_WAIT
         try:
             if self._ledger.reign != reign or self._is_time_to_look_again():
@@ -311,7 +318,6 @@ class ZooKeeperScheduler(Scheduler):
         self._loaded_at = boottime()
         self._heap_is_current = False
         self._back_off.clear()
-        self._failing_since = None
         self._recover(reign.epoch)
         for name in self._ledger.note_named(self.schedule, datetime.now(timezone.utc)):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
@@ -321,16 +327,20 @@ class ZooKeeperScheduler(Scheduler):
         """Decides what becomes of the runs that an earlier master claimed and perhaps did not
         publish. Those of this epoch were certainly not: they are published in any case."""
         drop = []
-        for run in self._ledger.outbox.values():
+        for number, run in enumerate(self._ledger.outbox.values()):
             if run.entry not in self.schedule:
                 fate = "kept, for this beat's schedule does not name it"
-            elif self.settings.recovery == DROP and run.epoch != epoch:
-                fate = "dropped"
-                if not self._ledger.damaged(run.entry):
-                    drop.append(run)
-            else:
+            elif self.settings.recovery != DROP or run.epoch == epoch:
                 fate = "published"
-            logger.warning(
+            elif self._ledger.state(run.entry) is None:
+                fate = "published, for there is no state in which to note that it is dropped"
+            else:
+                fate = "dropped"
+                drop.append(run)
+            # Where beats without a broker take turns, each has the same long list to tell.
+            told = fate == "dropped" or number < _MOST_TOLD
+            logger.log(
+                logging.WARNING if told else logging.DEBUG,
                 "%s: run %d, due %s, was claimed in epoch %d and perhaps not published: it is %s",
                 run.entry,
                 run.number,
@@ -338,6 +348,8 @@ class ZooKeeperScheduler(Scheduler):
                 run.epoch,
                 fate,
             )
+        if len(self._ledger.outbox) > _MOST_TOLD:
+            logger.warning("%d runs in all were perhaps not published", len(self._ledger.outbox))
         self._ledger.drop(drop)
 
     def _dispatch(self) -> float:
@@ -350,28 +362,40 @@ class ZooKeeperScheduler(Scheduler):
             # The write before is still on its way: come back for this one, for it is what a
             # crash would repeat.
             return _CONFIRM_AFTER
-        next_at = self._heap[0].at if self._heap else math.inf
-        unpublished = [name for name in self._ledger.outbox if name in self.schedule]
-        return min(next_at - time.time(), self._back_off.left(unpublished))
+        waiting = self._waiting()
+        next_at = self._heap[0].at if self._heap and len(waiting) < MOST_RUNS else math.inf
+        return min(next_at - time.time(), self._back_off.left(waiting))
+
+    def _waiting(self) -> list[str]:
+        """The entries whose last run is still to be published, by this beat."""
+        return [name for name in self._ledger.outbox if name in self.schedule]
 
     def _build_heap(self) -> None:
         """All entries with their states from the ledger, in the order of when to ask them."""
-        ledger, schedule = self._ledger, self.schedule
-        ledger.first_seen(
-            {
-                name: self._clock_starts(entry)
-                for name, entry in schedule.items()
-                if ledger.state(name) is None and not ledger.damaged(name)
-            }
-        )
+        self._heap_is_current = True  # now, for an entry may be added meanwhile
+        ledger, entries = self._ledger, list(self.schedule.items())
+        unseen = {}
+        for name, entry in entries:
+            if ledger.state(name) is None and not ledger.damaged(name):
+                with self._only_logged(name):
+                    unseen[name] = self._clock_starts(entry)
+        ledger.first_seen(unseen)
         self._heap = []
-        for name, entry in schedule.items():
+        for name, entry in entries:
             state = ledger.state(name)
             if state is not None:
-                entry.last_run_at = _as_of(entry, state.last_run_at)
-                entry.total_run_count = state.total_run_count
-                self._push(name, 0.0)
-        self._heap_is_current = True
+                with self._only_logged(name):
+                    entry.last_run_at = _as_of(entry, state.last_run_at)
+                    entry.total_run_count = state.total_run_count
+                    self._push(name, 0.0)
+
+    @contextlib.contextmanager
+    def _only_logged(self, name: str) -> Iterator[None]:
+        """What goes wrong with one entry must not harm the others."""
+        try:
+            yield
+        except Exception:
+            logger.exception("%s: cannot be scheduled, left out", name)
 
     def _clock_starts(self, entry: Any) -> datetime:
         """The `last_run_at` of an entry that is seen for the first time: now, whenever this beat
@@ -388,9 +412,11 @@ class ZooKeeperScheduler(Scheduler):
         heapq.heappush(self._heap, _Event(time.time() + delay, next(self._order), name))
 
     def _claim(self) -> None:
-        """Claims and publishes what is due."""
+        """Claims and publishes what is due, as long as not too much waits for the broker: the
+        outbox is written whole. What is not claimed stays due."""
         due: dict[str, tuple[Run, Any, Any]] = {}
-        while len(due) < MOST_RUNS and self._heap and self._heap[0].at <= time.time():
+        now, room = time.time(), MOST_RUNS - len(self._waiting())
+        while len(due) < room and self._heap and self._heap[0].at <= now:
             name = heapq.heappop(self._heap).name
             entry = self.schedule.get(name)
             if entry is None:
@@ -443,12 +469,14 @@ class ZooKeeperScheduler(Scheduler):
                 if isinstance(exc.__context__, ZkBeatError):
                     raise exc.__context__ from None  # the producer's, in Celery's wrapping
                 self._publish_failed(run, exc, begun)
+                self._ledger.put_last(run)  # it may be the fault of this one alone
                 self._resign_if_useless()
             else:
                 self._back_off.forgive(run.entry)
                 self._failing_since = None
                 self._ledger.published(run)
                 self._ledger.confirm()
+                self._show_progress()
 
     def _send(self, run: Run) -> None:
         entry = copy.copy(self.schedule[run.entry])
@@ -512,8 +540,17 @@ class ZooKeeperScheduler(Scheduler):
 
     def _digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
-        entries = sorted((n, str(e.task), repr(e.schedule)) for n, e in self.schedule.items())
+        entries = sorted(
+            (str(name), str(entry.task), _shown(entry.schedule))
+            for name, entry in self.schedule.items()
+        )
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def _shown(schedule: Any) -> str:
+    """The same in every process, also where a class shows no more than its address."""
+    kind: Any = type(schedule)
+    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(schedule)
 
 
 def _is_number(value: Any) -> bool:

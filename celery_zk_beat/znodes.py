@@ -44,10 +44,9 @@ class Paths:
     def runs(self) -> str:
         return f"{self.root}/runs"
 
-    def damaged_outbox(self, epoch: int) -> str:
-        """Persistent; an outbox that could not be understood, put aside by the master of
-        `epoch`."""
-        return f"{self.root}/outbox-damaged-{epoch}"
+    def damaged_outbox(self, version: int) -> str:
+        """Persistent; an outbox that could not be understood, put aside, with its data version."""
+        return f"{self.root}/outbox-damaged-{version}"
 
     @property
     def outbox(self) -> str:
@@ -69,6 +68,10 @@ def page_of(entry: str) -> str:
     return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:2]
 
 
+#: What the annotations of records stand for.
+_KINDS: dict[str, Any] = {"str": str, "int": int, "str | None": (str, type(None))}
+
+
 class Record:
     """A frozen dataclass that is stored as a JSON object."""
 
@@ -83,11 +86,13 @@ class Record:
             RootError: `data` is no such record; the message names `path`.
         """
         fields = decode(path, data)
-        names = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        try:
-            return cls(**{name: fields[name] for name in names})
-        except KeyError as exc:
-            raise RootError(f"{path}: holds no field {exc}; {_remedy(path)}") from None
+        for name, field in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
+            if not isinstance(fields.get(name), _KINDS[field.type]):
+                raise RootError(
+                    f"{path}: the field {name!r} is {fields.get(name)!r:.80}, expected "
+                    f"{field.type}; {_remedy(path)}"
+                )
+        return cls(**{name: fields[name] for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

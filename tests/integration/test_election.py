@@ -156,6 +156,31 @@ def test_written_by_hand(candidate: Candidate, client: KazooClient) -> None:
     client.set(one.paths.epoch, EpochRecord("stranger", "0x0").encode())
     one.recheck()
     until(lambda: (one.epoch or 0) > 3, "a new election")
+    client.set(one.paths.epoch, b"not JSON")
+    one.recheck()
+    until(lambda: (one.epoch or 0) > 5, "another one")
+
+
+def test_nothing_new_is_not_told(candidate: Candidate) -> None:
+    """Or whoever has it look again after a refusal would be woken at once, again and again."""
+    one = elect(candidate("one"))
+    told: list[None] = []
+    one.subscribe(lambda: told.append(None))
+    one.recheck()
+    assert one.resign()  # dealt with after it
+    assert len(told) == 1  # of the resignation
+
+
+def test_a_mistake_of_ones_own_is_a_failure(
+    candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not leave a candidate that nobody knows to be dead."""
+    one = elect(candidate("one"))
+    monkeypatch.setattr(one, "_settle", lambda: 1 / 0)
+    one.recheck()
+    until(lambda: one.failure is not None, "the failure")
+    assert "ZeroDivisionError" in str(one.failure)
+    assert not one.is_master
 
 
 def test_all_deleted_by_hand(candidate: Candidate, client: KazooClient) -> None:
@@ -350,10 +375,19 @@ def test_root_of_the_future(candidate: Candidate, client: KazooClient, data: byt
         one.start(PATIENCE)
 
 
-def test_master_znode_of_a_stranger(candidate: Candidate, client: KazooClient) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"not ours",
+        b'{"format":1,"id":"x","host":"x","pid":1,"since":"","epoch":"7","version":"","schedule":null}',
+        b'{"format":1,"id":[],"host":"x","pid":1,"since":"","epoch":7.5,"version":"","schedule":null}',
+    ],
+    ids=["no JSON", "a text for the epoch", "other types"],
+)
+def test_master_znode_of_a_stranger(candidate: Candidate, client: KazooClient, data: bytes) -> None:
     """Whatever is in it, somebody else is master; when it goes, the election goes on."""
     one = candidate("one")
-    client.create(one.paths.master, b"not ours", makepath=True)
+    client.create(one.paths.master, data, makepath=True)
     one.start(PATIENCE)
     assert not one.is_master
     client.delete(one.paths.master)

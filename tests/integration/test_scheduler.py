@@ -23,6 +23,7 @@ from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.errors import NotMaster, Uncertain
+from celery_zk_beat.ledger import MOST_RUNS, RunLedger
 from celery_zk_beat.znodes import page_of
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
@@ -574,6 +575,11 @@ def test_digest(app: Celery) -> None:
         return ZooKeeperScheduler(app=app)._digest()
 
     assert digest(a=every(1), b=every(2)) == digest(b=every(2), a=every(1))
+
+    class Bare(schedule):
+        __repr__ = object.__repr__
+
+    assert len({digest(a={"task": "x", "schedule": Bare(1)}) for _ in range(3)}) == 1
     several = [digest(a=every(1)), digest(a=every(2)), digest(b=every(1)), digest(a=every(1, "x"))]
     assert len(set(several)) == len(several)
 
@@ -631,7 +637,7 @@ def test_no_waiting_for_ever(app: Celery) -> None:
     app.conf.broker_transport_options = {"socket_timeout": 60, "priority_steps": [0]}
     options = ZooKeeperScheduler(app=app).connection.transport_options
     assert options["socket_timeout"] == 60
-    assert options["socket_connect_timeout"] == 5
+    assert options["socket_connect_timeout"] == pytest.approx(4.0 / 3)  # the rest of the session
     assert options["priority_steps"] == [0]
     amqp = Celery("shop", broker="amqp://127.0.0.1", set_as_current=False)
     options = ZooKeeperScheduler(app=amqp).connection.transport_options
@@ -664,3 +670,118 @@ def test_progress_is_seen(app: Celery) -> None:
     finally:
         scheduler.close()
         scheduler.close()
+
+
+def raises() -> None:
+    raise FileNotFoundError("what the transport takes for a lost connection")
+
+
+def test_one_that_looks_like_a_broker_that_is_away(app: Celery, make: Make) -> None:
+    """It is the oldest in the outbox, and yet the others have their turn."""
+    bad = every(60, "bad", args=[BeatLazyFunc(raises)], last_run_at=LONG_AGO)
+    one = make(beat_schedule={"bad": bad, "good": every(0.05, "good")})
+    wait_until(lambda: turn(one) and len(history(app)) >= 3, PATIENCE, "runs of the good one")
+    assert {message.task for message in history(app)} == {"good"}
+    assert "bad" in one._ledger.outbox
+
+
+def test_a_broker_away_under_many_entries(app: Celery, make: Make) -> None:
+    """The outbox is bounded, no turn is endless, and each entry has one run afterwards."""
+    good = app.conf.broker_url
+    app.conf.broker_write_url = app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    names = [f"e{number}" for number in range(3 * MOST_RUNS)]
+    one = make(beat_schedule={name: every(3600, name, last_run_at=LONG_AGO) for name in names})
+    turn(one)
+    for _ in range(5):
+        assert 0 < one._turn() < PATIENCE
+        assert len(one._ledger.outbox) == MOST_RUNS
+    app.conf.broker_write_url = app.conf.broker_url = good
+    one._drop_connection()
+
+    def all_sent() -> bool:
+        one._turn()
+        return len(history(app)) >= len(names)
+
+    wait_until(all_sent, 3 * PATIENCE, "all of them")
+    assert check(history(app)) == []
+    assert sorted(message.task for message in history(app)) == sorted(names)
+
+
+def test_a_long_list_is_not_told_at_each_take_over(
+    app: Celery, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a broker, beats take turns, and each finds the same outbox."""
+    entries = {f"e{number}": every(3600, last_run_at=LONG_AGO) for number in range(100)}
+    one = make(beat_schedule=entries)
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    caplog.clear()
+    one._ledger.forget()
+    turn(one)
+    told = [record for record in caplog.records if "perhaps not published" in record.message]
+    assert 0 < len(told) < 50
+    assert "100 runs in all" in told[-1].message
+
+
+def test_progress_is_seen_in_a_long_turn(app: Celery, make: Make) -> None:
+    """A broker that is slow, but takes each message, is no reason to end."""
+    entries = {name: every(3600, name, last_run_at=LONG_AGO) for name in ("a", "b", "c")}
+    one = make(beat_schedule=entries)
+    seen = []
+    send = one._send
+
+    def slow(run: Any) -> None:
+        while not one._progress.empty():
+            seen.append(one._progress.get())
+        send(run)
+
+    one._send = slow  # type: ignore[method-assign]
+    turn(one)
+    assert len(seen) == 2  # after the first, and after the second
+
+
+def test_dropped_without_a_state(app: Celery, make: Make, client: KazooClient) -> None:
+    """There is nothing to note it in: then it is published, and the log says so."""
+    one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_recovery="drop")
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    client.delete(one._election.paths.page(page_of("e")))
+    one.close()
+    two = make()
+    turn(two)
+    assert [message.run for message in history(app)] == [1]
+
+
+def test_an_entry_that_cannot_be_scheduled(app: Celery, make: Make) -> None:
+    """An instant before all time, in a zone west of UTC: the others run."""
+    app.conf.timezone = "America/New_York"
+    entries = {
+        "bad": every(60, "bad", last_run_at=datetime.min),
+        "good": every(60, "good", last_run_at=LONG_AGO),
+    }
+    turn(make(beat_schedule=entries))
+    assert [message.task for message in history(app)] == ["good"]
+
+
+def test_added_while_the_heap_is_built(app: Celery, make: Make) -> None:
+    """By another thread: it is not forgotten."""
+    one = make(beat_schedule={"a": every(3600, "a", last_run_at=LONG_AGO)})
+    assert one._election.wait(PATIENCE)
+    first_seen = RunLedger.first_seen
+
+    def add_meanwhile(ledger: RunLedger, entries: dict[str, datetime]) -> None:
+        first_seen(ledger, entries)
+        one._ledger.first_seen = lambda entries: first_seen(ledger, entries)
+        one.update_from_dict({"b": every(3600, "b", last_run_at=LONG_AGO)})
+
+    one._ledger.first_seen = lambda entries: add_meanwhile(one._ledger, entries)
+    one._turn()
+    one._turn()
+    assert {message.task for message in history(app)} == {"a", "b"}
+
+
+def test_closed_before_its_thread_runs(app: Celery) -> None:
+    """By a signal, between two lines of the first tick."""
+    scheduler = ZooKeeperScheduler(app=app)
+    scheduler._thread = threading.Thread()
+    scheduler.close()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_zk_beat.errors import RootError
 from celery_zk_beat.ledger import (
     DROPS_REMEMBERED,
     Run,
@@ -17,6 +19,7 @@ from celery_zk_beat.ledger import (
     _encode_page,
     _size,
 )
+from celery_zk_beat.znodes import encode
 
 NAMES = st.text(st.characters(), max_size=400)
 COUNTS = st.integers(0, 10**9)
@@ -38,6 +41,16 @@ def test_pages(states: dict[str, RunState]) -> None:
     assert _decode_page("/page", data) == states
     reckoned = sum(_size(name, state) for name, state in states.items())
     assert len(data) <= reckoned + len(_encode_page({}))
+
+
+@pytest.mark.parametrize(
+    "instant", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", "2026-01-01", "x"]
+)
+def test_no_instant(instant: str) -> None:
+    """A page that holds one is damaged, whatever is wrong with it."""
+    fields = {"last_run_at": instant, "total_run_count": 1}
+    with pytest.raises(RootError, match="no ISO 8601 instant"):
+        _decode_page("/page", encode({"entries": {"e": fields}}))
 
 
 @given(st.lists(RUNS, max_size=5))
