@@ -62,12 +62,12 @@ def campaign(folder: Path, name: str, seed: int, minutes: float, *, common: bool
             nemesis.run(site, faults, verbs, 60 * minutes)
             record.write("healed")
             _take_turns(site)
-            with contextlib.ExitStack() as held:
-                for beat in site.beats.values():
-                    held.enter_context(site.lock(f"process {beat.name}"))
-                    if beat.process.alive:
-                        beat.process.terminate()
-                messages.drain()  # with the locks held, or the beats would be started again
+            for beat in site.beats.values():
+                # Held to the very end, or it would be started again.
+                stack.enter_context(site.lock(f"process {beat.name}"))
+                if beat.process.alive:
+                    beat.process.terminate()
+            messages.drain()
         record.write("end")
     return path
 
