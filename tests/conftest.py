@@ -4,6 +4,7 @@ where RabbitMQ is not they are skipped: `make test` sets up all that it can."""
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,13 @@ def _no_settings_of_the_developer() -> None:
     for name in list(os.environ):
         if name.startswith(("CELERY_", "ZK_BEAT_")):
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sigint_is_obeyed() -> None:
+    """A shell has what it starts in the background ignore it, and so would all that we start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
