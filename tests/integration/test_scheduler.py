@@ -182,6 +182,26 @@ def test_a_schedule_class_of_ones_own(app: Celery, make: Make) -> None:
     assert abs(message.due - before) < timedelta(seconds=PATIENCE)
 
 
+def test_a_schedule_class_without_celerys_attributes(app: Celery, make: Make) -> None:
+    """Derived from Celery's, and made without it."""
+
+    class Bare(schedule):
+        def __init__(self) -> None:
+            pass
+
+        def now(self) -> datetime:
+            return datetime.now(timezone.utc)
+
+        def is_due(self, last_run_at: datetime) -> tuple[bool, float]:
+            return True, 60.0
+
+        def __repr__(self) -> str:
+            return "bare"
+
+    turn(make(beat_schedule={"e": {"task": "e", "schedule": Bare()}}))
+    assert [message.task for message in history(app)] == ["e"]
+
+
 def test_a_naive_clock(app: Celery, make: Make) -> None:
     """`nowfun` may return naive datetimes, in UTC."""
 

@@ -39,7 +39,7 @@ class Checker:
         #: When each run was claimed, and when an epoch first wrote run states.
         self.claimed: dict[tuple[str, int], float] = {}
         self.began: dict[int, float] = {}
-        #: When it last wrote any, and of which session it was.
+        #: When each last wrote any.
         self.wrote: dict[int, float] = {}
         #: Epochs whose master's znode was deleted by hand: it learns of it a while later.
         self.deposed: set[int] = set()
