@@ -10,7 +10,8 @@ import time
 from datetime import datetime, timezone
 
 from celery_zk_beat import MasterElection
-from celery_zk_beat.ledger import Run, RunLedger
+from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.runs import Run
 from example_project.servers import ZooKeeper
 
 from .bench import PATIENCE

@@ -15,14 +15,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .election import MasterElection, Reign
 from .errors import NotMaster, RootError, ZkBeatError
+from .runs import Run, RunState, decode_outbox, decode_page, encode_outbox, encode_page
 from .session import Check, Create, Node, Operation, Pending, SetData, boottime
-from .znodes import decode, encode, from_text, page_of, to_text
+from .znodes import page_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,44 +42,6 @@ RETENTION = timedelta(days=30)
 #: from when it was sent. Not all of it: a follower passes on to the leader that it heard of us
 #: with a delay of up to half a tick, and a tick is at most half a session time-out.
 SAFE_PART = 2 / 3
-
-
-@dataclass(frozen=True)
-class RunState:
-    """What is remembered of an entry. Instants are aware, UTC.
-
-    Attributes:
-        last_run_at: when its last run was claimed; before the first, when it was first seen.
-        total_run_count: number of its last run, 0 before the first.
-        due: the instant that the last run was for, None before the first.
-        dropped: numbers of the last runs that were dropped, by the recovery policy.
-        unnamed_since: since when no master's schedule named the entry, None while one does.
-    """
-
-    last_run_at: datetime
-    total_run_count: int = 0
-    due: datetime | None = None
-    dropped: tuple[int, ...] = ()
-    unnamed_since: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One due execution of one entry. Instants are aware, UTC.
-
-    Attributes:
-        entry: the entry's name.
-        number: counts the entry's runs from 1, for ever.
-        due: the earliest instant at which the entry was due and had not run.
-        claimed: when it is claimed: the entry's next ``last_run_at``.
-        epoch: of the master that claims it.
-    """
-
-    entry: str
-    number: int
-    due: datetime
-    claimed: datetime
-    epoch: int
 
 
 @dataclass
@@ -304,7 +267,7 @@ class RunLedger:
             else:
                 page.states[entry] = state
         for name, page in touched.items():
-            data = _encode_page(page.states)
+            data = encode_page(page.states)
             path = self._paths.page(name)
             if page.version is None:
                 operations.append(Create(path, data))
@@ -312,7 +275,7 @@ class RunLedger:
             else:
                 operations.append(SetData(path, data, page.version))
                 page.version += 1
-        data = _encode_outbox(outbox.values())
+        data = encode_outbox(outbox.values())
         operations.append(SetData(self._paths.outbox, data, self._outbox_version))
         self._outbox_version += 1
         self._outbox_changed = False
@@ -340,7 +303,7 @@ class RunLedger:
     def _fitting(self, states: Mapping[str, RunState | None]) -> set[str]:
         """As many of the entries as fit into one transaction, at least one. Page by page, since
         every page that is touched is written whole."""
-        room = MOST_BYTES - len(_encode_outbox(self.outbox.values()))
+        room = MOST_BYTES - len(encode_outbox(self.outbox.values()))
         fitting: set[str] = set()
         pages: set[str] = set()
         for name in sorted(states, key=page_of):
@@ -367,16 +330,16 @@ class RunLedger:
         path = self._paths.outbox
         fenced = Check(self._paths.epoch, reign.epoch)
         if node is None:
-            self._session.commit(fenced, Create(path, _encode_outbox(())))
+            self._session.commit(fenced, Create(path, encode_outbox(())))
             return
         self._outbox_version = node.version
         try:
-            runs = _decode_outbox(path, node.data)
+            runs = decode_outbox(path, node.data)
         except RootError as exc:
             # Without an outbox nothing can be claimed. Nothing is lost: it is kept.
             aside = self._paths.damaged_outbox(node.version)
             self._session.commit(
-                fenced, Create(aside, node.data), SetData(path, _encode_outbox(()), node.version)
+                fenced, Create(aside, node.data), SetData(path, encode_outbox(()), node.version)
             )
             self._outbox_version += 1
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
@@ -393,7 +356,7 @@ class RunLedger:
                     f"{path}: has {len(node.data)} bytes, and a page of more than {LARGEST_PAGE} "
                     "cannot be written: delete states in it that are not needed"
                 )
-            self._pages[name] = _Page(_decode_page(path, node.data), node.version)
+            self._pages[name] = _Page(decode_page(path, node.data), node.version)
         except RootError as exc:
             self._damaged.add(name)
             logger.error("%s; until then the entries on this page do not run", exc)
@@ -403,89 +366,3 @@ def _size(name: str, state: RunState | None) -> int:
     """At least the bytes of a state, or of a run, as JSON."""
     dropped = 0 if state is None else 12 * len(state.dropped)
     return len(json.dumps(name)) + dropped + 230
-
-
-def _encode_page(states: dict[str, RunState]) -> bytes:
-    return encode({"entries": {name: _state_fields(state) for name, state in states.items()}})
-
-
-def _state_fields(state: RunState) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "last_run_at": to_text(state.last_run_at),
-        "total_run_count": state.total_run_count,
-    }
-    # What most entries have not is left out: a page is written whole.
-    if state.due is not None:
-        fields["due"] = to_text(state.due)
-    if state.dropped:
-        fields["dropped"] = list(state.dropped)
-    if state.unnamed_since is not None:
-        fields["unnamed_since"] = to_text(state.unnamed_since)
-    return fields
-
-
-def _decode_page(path: str, data: bytes) -> dict[str, RunState]:
-    entries = _field(path, decode(path, data), "entries", dict)
-    return {name: _decode_state(path, fields) for name, fields in entries.items()}
-
-
-def _decode_state(path: str, fields: Any) -> RunState:
-    state = RunState(_instant(path, fields, "last_run_at"), _count(path, fields, "total_run_count"))
-    if "due" in fields:
-        state = replace(state, due=_instant(path, fields, "due"))
-    if "dropped" in fields:
-        state = replace(state, dropped=tuple(_field(path, fields, "dropped", list)))
-    if "unnamed_since" in fields:
-        state = replace(state, unnamed_since=_instant(path, fields, "unnamed_since"))
-    return state
-
-
-def _encode_outbox(runs: Iterable[Run]) -> bytes:
-    return encode(
-        {
-            "runs": [
-                {**asdict(run), "due": to_text(run.due), "claimed": to_text(run.claimed)}
-                for run in runs
-            ]
-        }
-    )
-
-
-def _decode_outbox(path: str, data: bytes) -> list[Run]:
-    return [
-        Run(
-            _field(path, fields, "entry", str),
-            _count(path, fields, "number"),
-            _instant(path, fields, "due"),
-            _instant(path, fields, "claimed"),
-            _count(path, fields, "epoch"),
-        )
-        for fields in _field(path, decode(path, data), "runs", list)
-    ]
-
-
-def _field(path: str, fields: Any, name: str, kind: type) -> Any:
-    value = fields.get(name) if isinstance(fields, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise RootError(
-            f"{path}: the field {name!r} is {value!r:.80}, expected {kind.__name__}: mend it "
-            f"(zkCli.sh get {path}), or delete the znode to start anew"
-        )
-    return value
-
-
-def _count(path: str, fields: Any, name: str) -> int:
-    value: int = _field(path, fields, name, int)
-    if value < 0:
-        raise RootError(f"{path}: the field {name!r} is {value}, expected 0 or more")
-    return value
-
-
-def _instant(path: str, fields: Any, name: str) -> datetime:
-    text = _field(path, fields, name, str)
-    try:
-        return from_text(text)
-    except (ValueError, OverflowError):
-        raise RootError(
-            f"{path}: the field {name!r} is {text!r:.80}, no ISO 8601 instant"
-        ) from None

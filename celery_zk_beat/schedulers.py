@@ -33,7 +33,8 @@ from kombu.utils.objects import cached_property
 from .broker import BackOff, comes_from, transport_options
 from .election import MasterElection
 from .errors import SettingsError, ZkBeatError
-from .ledger import MOST_RUNS, RETENTION, Run, RunLedger
+from .ledger import MOST_RUNS, RETENTION, RunLedger
+from .runs import Run
 from .session import boottime
 from .settings import DROP, Settings
 from .znodes import to_text

@@ -159,6 +159,40 @@ def decode(path: str, data: bytes) -> dict[str, Any]:
     return fields
 
 
+def field(path: str, fields: Any, name: str, kind: type) -> Any:
+    """The field `name` of a record that was read from `path`, of type `kind`.
+
+    Raises:
+        RootError: it is not there, or of another type; so do the next two.
+    """
+    value = fields.get(name) if isinstance(fields, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RootError(
+            f"{path}: the field {name!r} is {value!r:.80}, expected {kind.__name__}: mend it "
+            f"(zkCli.sh get {path}), or delete the znode to start anew"
+        )
+    return value
+
+
+def count(path: str, fields: Any, name: str) -> int:
+    """As :func:`field`, a number that counts something."""
+    value: int = field(path, fields, name, int)
+    if value < 0:
+        raise RootError(f"{path}: the field {name!r} is {value}, expected 0 or more")
+    return value
+
+
+def instant(path: str, fields: Any, name: str) -> datetime:
+    """As :func:`field`, an instant as :func:`to_text` writes it."""
+    text = field(path, fields, name, str)
+    try:
+        return from_text(text)
+    except (ValueError, OverflowError):
+        raise RootError(
+            f"{path}: the field {name!r} is {text!r:.80}, no ISO 8601 instant"
+        ) from None
+
+
 def _remedy(path: str) -> str:
     return f"look at it (zkCli.sh get {path}) and delete it if it is not needed"
 

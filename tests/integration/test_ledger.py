@@ -18,10 +18,9 @@ from celery_zk_beat.ledger import (
     MOST_RUNS,
     RETENTION,
     SAFE_PART,
-    Run,
     RunLedger,
-    RunState,
 )
+from celery_zk_beat.runs import Run, RunState
 from celery_zk_beat.session import boottime
 from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper, wait_until

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from celery_zk_beat import MasterElection
 from celery_zk_beat.errors import ZkBeatError
-from celery_zk_beat.ledger import Run, RunLedger
+from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.runs import Run
 
 from .checker import Checker
 from .client import SimulatedKazoo

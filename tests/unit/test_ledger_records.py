@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_zk_beat.errors import RootError
-from celery_zk_beat.ledger import (
-    DROPS_REMEMBERED,
+from celery_zk_beat.ledger import DROPS_REMEMBERED, _size
+from celery_zk_beat.runs import (
     Run,
     RunState,
-    _decode_outbox,
-    _decode_page,
-    _encode_outbox,
-    _encode_page,
-    _size,
+    decode_outbox,
+    decode_page,
+    encode_outbox,
+    encode_page,
 )
 from celery_zk_beat.znodes import encode
 
@@ -37,10 +36,10 @@ RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS)
 
 @given(st.dictionaries(NAMES, STATES, max_size=5))
 def test_pages(states: dict[str, RunState]) -> None:
-    data = _encode_page(states)
-    assert _decode_page("/page", data) == states
+    data = encode_page(states)
+    assert decode_page("/page", data) == states
     reckoned = sum(_size(name, state) for name, state in states.items())
-    assert len(data) <= reckoned + len(_encode_page({}))
+    assert len(data) <= reckoned + len(encode_page({}))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +49,12 @@ def test_no_instant(instant: str) -> None:
     """A page that holds one is damaged, whatever is wrong with it."""
     fields = {"last_run_at": instant, "total_run_count": 1}
     with pytest.raises(RootError, match="no ISO 8601 instant"):
-        _decode_page("/page", encode({"entries": {"e": fields}}))
+        decode_page("/page", encode({"entries": {"e": fields}}))
 
 
 @given(st.lists(RUNS, max_size=5))
 def test_outbox(runs: list[Run]) -> None:
-    data = _encode_outbox(runs)
-    assert _decode_outbox("/outbox", data) == runs
+    data = encode_outbox(runs)
+    assert decode_outbox("/outbox", data) == runs
     reckoned = sum(_size(run.entry, None) for run in runs)
-    assert len(data) <= reckoned + len(_encode_outbox([]))
+    assert len(data) <= reckoned + len(encode_outbox([]))
