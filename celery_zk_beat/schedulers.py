@@ -26,7 +26,10 @@ from datetime import datetime, timedelta, timezone
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
+import celery.schedules
 from celery.beat import Scheduler
+from celery.schedules import crontab
+from celery.utils.time import remaining
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
@@ -240,7 +243,7 @@ class ZooKeeperScheduler(Scheduler):
             id=self.settings.id,
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
-            schedule=self._digest(),
+            schedule=self.digest(),
         )
         self._ledger = RunLedger(self._election)
         self._election.subscribe(self._wake)
@@ -488,7 +491,7 @@ class ZooKeeperScheduler(Scheduler):
         }
         # Both are new dictionaries: Celery adds headers of its own to the ones it is given.
         entry.options = {
-            "task_id": self._task_id(run),
+            "task_id": self.task_id(run.entry, run.number),
             **entry.options,
             "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
             # The outbox is what retries; Celery's own would do so without a look at the election,
@@ -500,10 +503,13 @@ class ZooKeeperScheduler(Scheduler):
         )
         self.apply_async(entry, producer=self.producer, advance=False)
 
-    def _task_id(self, run: Run) -> str:
-        """The same for the same run, whoever publishes it."""
+    def task_id(self, entry: str, number: int) -> str:
+        """The same for the same run, whoever publishes it, and whoever asks."""
+        known = self.schedule.get(entry)
+        if known is not None and known.options.get("task_id"):
+            return str(known.options["task_id"])
         namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
-        return str(uuid.uuid5(namespace, f"{run.entry}/{run.number}"))
+        return str(uuid.uuid5(namespace, f"{entry}/{number}"))
 
     def _resign_if_useless(self) -> None:
         """A master without a road to the broker makes way for one that may have it."""
@@ -538,13 +544,42 @@ class ZooKeeperScheduler(Scheduler):
         if broker or comes_from(exc, connection.channel_errors):
             self._drop_connection()  # it is half dead, or its channel is closed
 
-    def _digest(self) -> str:
+    def digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
         entries = sorted(
             (str(name), str(entry.task), _shown(entry.schedule))
             for name, entry in self.schedule.items()
         )
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
+    """When an entry that last ran at `last_run_at` (aware) is due again, in UTC; perhaps in the
+    past. None where its schedule cannot tell."""
+    schedule: Any = entry.schedule
+    try:
+        last: datetime = schedule.maybe_make_aware(_as_of(entry, last_run_at))
+        # Celery's own say it exactly; of others there is only the time that is left, from a now
+        # that is not ours.
+        if type(schedule) is crontab:
+            start, delta, _ = schedule.remaining_delta(last)
+            return _to_utc(start + delta)
+        if type(schedule) is celery.schedules.schedule:
+            left: timedelta = remaining(last, schedule.run_every, last, schedule.relative)
+            return _to_utc(last) + left
+        left = schedule.remaining_estimate(last)
+        return datetime.now(timezone.utc) + left
+    except Exception:
+        return None
+
+
+def schedule_text(schedule: Any) -> str:
+    """For people: ``every 10 s``, ``crontab 0 3 * * 1``, or what its class shows."""
+    if type(schedule) is celery.schedules.schedule:
+        return f"every {schedule.run_every.total_seconds():g} s"
+    if type(schedule) is crontab:
+        return repr(schedule)[1:].replace(":", "", 1).partition(" (")[0]
+    return _shown(schedule)
 
 
 def _shown(schedule: Any) -> str:

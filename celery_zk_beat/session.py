@@ -79,11 +79,13 @@ def boottime() -> float:
 
 @dataclass(frozen=True)
 class Node:
-    """A znode as it was read. `owner` is the session of an ephemeral one, else 0."""
+    """A znode as it was read. `owner` is the session of an ephemeral one, else 0; `mtime` when it
+    was last written, seconds since 1970 on the server's clock."""
 
     data: bytes
     version: int
     owner: int
+    mtime: float
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class ZooKeeperSession:
         for path, result in pending:
             try:
                 data, stat = _translated(path, result.get, timeout=self.timeout)
-                nodes.append(Node(data, stat.version, stat.ephemeralOwner))
+                nodes.append(Node(data, stat.version, stat.ephemeralOwner, stat.mtime / 1000))
             except Conflict:
                 nodes.append(None)
         return nodes
