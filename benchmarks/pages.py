@@ -44,7 +44,7 @@ def measure(count: int, hosts: str) -> list[str]:
             begun = time.perf_counter()
             (run,) = ledger.claim([Run(name, 1, now, now, reign.epoch)])
             claims.append(time.perf_counter() - begun)
-            ledger.published(run)
+            ledger.published(run, run.claimed)
         ledger.flush()
         session, paths = election.session, election.paths
         pages = session.read_all([paths.page(name) for name in session.children(paths.runs)])

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 from kazoo.client import KazooClient
@@ -80,12 +80,12 @@ def boottime() -> float:
 @dataclass(frozen=True)
 class Node:
     """A znode as it was read. `owner` is the session of an ephemeral one, else 0; `mtime` when it
-    was last written, seconds since 1970 on the server's clock."""
+    was written, by the server's clock, seconds since 1970."""
 
     data: bytes
     version: int
     owner: int
-    mtime: float
+    mtime: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from celery_zk_beat.errors import RootError
 from celery_zk_beat.ledger import DROPS_REMEMBERED, _size
 from celery_zk_beat.runs import (
+    PastRun,
     Run,
     RunState,
     decode_outbox,
@@ -30,8 +31,19 @@ STATES = st.builds(
     st.none() | INSTANTS,
     st.lists(COUNTS, max_size=DROPS_REMEMBERED).map(tuple),
     st.none() | INSTANTS,
+    st.lists(
+        st.builds(
+            PastRun.of,
+            st.none() | COUNTS,
+            INSTANTS,
+            INSTANTS,
+            COUNTS,
+            st.none() | st.text(min_size=1, max_size=20),
+        ),
+        max_size=3,
+    ).map(tuple),
 )
-RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS)
+RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS, st.booleans())
 
 
 @given(st.dictionaries(NAMES, STATES, max_size=5))
@@ -58,3 +70,13 @@ def test_outbox(runs: list[Run]) -> None:
     assert decode_outbox("/outbox", data) == runs
     reckoned = sum(_size(run.entry, None) for run in runs)
     assert len(data) <= reckoned + len(encode_outbox([]))
+
+
+@pytest.mark.parametrize(
+    "item", [None, {}, [], [1, 2, 3], ["1", 2, 3, 4], [1, -2, 3, 4], [1, 2, 10**30, 4], [True] * 4]
+)
+def test_a_past_that_is_not_understood(item: object) -> None:
+    """It is left out; the state is not damaged by it."""
+    state = RunState(datetime(2026, 1, 1, tzinfo=timezone.utc), 1)
+    fields = {"last_run_at": "2026-01-01T00:00:00+00:00", "total_run_count": 1, "history": [item]}
+    assert decode_page("/page", encode({"entries": {"e": fields}})) == {"e": state}
