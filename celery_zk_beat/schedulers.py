@@ -471,7 +471,7 @@ class ZooKeeperScheduler(Scheduler):
         now = datetime.now(timezone.utc)
         number = state.total_run_count + 1
         run = Run(name, number, now, now, self._ledger.reign.epoch, extra=True)
-        answer = Answer(True, "claimed", number, self._task_id(run))
+        answer = Answer(True, "claimed", number, self.task_id(name, number))
         self._claim_runs([run], request.answer(answer))
         entry.total_run_count = number
         self._publish([run])
@@ -707,6 +707,11 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
         return datetime.now(timezone.utc) + left
     except Exception:
         return None
+
+
+def is_steady(schedule: Any) -> bool:
+    """Whether :func:`next_run` has one answer, whenever it is asked."""
+    return type(schedule) in (crontab, celery.schedules.schedule)
 
 
 def schedule_text(schedule: Any) -> str:

@@ -7,24 +7,25 @@ understood is named in `warnings`: a look at a half-broken root must not fail.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-import logging
+import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from .errors import RootError
-from .runs import Run, RunState, decode_outbox, decode_page
-from .schedulers import ZooKeeperScheduler, next_run, schedule_text
-from .session import Node, ZooKeeperSession
+from .control import Pauses
+from .errors import RootError, ZkBeatError
+from .runs import PastRun, Run, RunState, decode_outbox, decode_page
+from .schedulers import ZooKeeperScheduler, is_steady, next_run, schedule_text
+from .session import Node, ZooKeeperSession, changed_path
 from .settings import Settings
 from .znodes import FORMAT, Paths, RootRecord, decode, from_text, to_text
 
-logger = logging.getLogger(__name__)
-
-#: A master that has not written the outbox for so long is not ticking; it does so every 30 s.
-TICKING_WITHIN = timedelta(seconds=120)
+#: Seconds after which a master that has not written the outbox is not ticking; it does so every
+#: 30 s at the latest.
+TICKING_WITHIN = 120.0
 #: How long a run is in the outbox without a word of warning.
 _WAITS_QUIETLY = timedelta(seconds=10)
 #: Seconds that a beat's clock may be off without a warning.
@@ -40,7 +41,7 @@ class Master:
     Attributes:
         heir: the id of the standby to whom it is handing over, if it is.
         ticked_at: when its dispatch loop last wrote the outbox, by the server's clock.
-        ticking: whether that was less than TICKING_WITHIN ago.
+        ticking: whether that, or its election, was less than TICKING_WITHIN ago.
     """
 
     id: str
@@ -183,13 +184,19 @@ def read(session: ZooKeeperSession, settings: Settings, scheduler: ZooKeeperSche
     return Reader(session, settings, scheduler).read()
 
 
+def paths_of(settings: Settings) -> Paths:
+    chroot = settings.hosts.partition("/")[2]
+    return Paths((f"/{chroot}" if chroot else "") + settings.root)
+
+
 class Reader:
     """Looks again and again, and asks only for what has changed. For one thread at a time.
 
     Args:
         session, settings, scheduler: as for :func:`read`.
         on_change: called on kazoo's thread, which it must not block, whenever the next look may
-            find something new. Without it no watch is set, and every look reads everything.
+            find something new; not when the connection comes back, which the session tells.
+            Without it no watch is set, and every look reads everything.
     """
 
     def __init__(
@@ -202,232 +209,207 @@ class Reader:
         self._session = session
         self._settings = settings
         self._scheduler = scheduler
-        chroot = settings.hosts.partition("/")[2]
-        self._paths = Paths((f"/{chroot}" if chroot else "") + settings.root)
+        self._paths = paths = paths_of(settings)
         self._on_change = on_change
+        self._digest = scheduler.digest()
+        #: What is always looked at, and what may be missing and come.
+        self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
+        self._parents = (paths.root, paths.members, paths.runs)
+        #: Paths that changed since they were read; None for all of them.
+        self._changed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._changed.put(None)
+        self._nodes: dict[str, Node | None] = {}
+        self._pages: dict[str, _Page] = {}
+        #: An entry as it was last shown, and what it was made of.
+        self._shown: dict[str, tuple[tuple[Any, ...], Entry]] = {}
 
     def read(self) -> Snapshot:
-        """Raises as :func:`read`."""
-        paths = self._paths
-        below = [paths.members, paths.runs]
-        names = [self._session.children(path) for path in below]
-        all_paths = [
-            paths.root,
-            paths.master,
-            f"{paths.root}/masters",
-            f"{paths.root}/pauses",
-            *(f"{path}/{name}" for path, found in zip(below, names) for name in sorted(found)),
-            paths.outbox,  # after the pages: what it says is never older than they are
-        ]
-        nodes = dict(zip(all_paths, self._session.read_all(all_paths)))
-        now = datetime.now(timezone.utc)
-        return _Look(paths, self._settings, self._scheduler, nodes, now).snapshot()
+        """Raises as :func:`read`; the next look then begins from nothing."""
+        try:
+            self._refresh()
+        except ZkBeatError:
+            self._changed.put(None)
+            raise
+        return self._snapshot(datetime.now(timezone.utc))
 
-
-class _Look:
-    """Makes sense of what was read. Pure."""
-
-    def __init__(
-        self,
-        paths: Paths,
-        settings: Settings,
-        scheduler: ZooKeeperScheduler,
-        nodes: Mapping[str, Node | None],
-        now: datetime,
-    ) -> None:
-        self._paths = paths
-        self._settings = settings
-        self._scheduler = scheduler
-        self._nodes = nodes
-        self._now = now
-        self._warnings: list[str] = []
-
-    def snapshot(self) -> Snapshot:
-        app = self._app()
-        digest = self._scheduler.digest()
-        master = self._master()
-        members = self._members()
-        outbox = self._outbox()
-        states = self._states()
-        masters = self._masters()
-        pauses = self._record(f"{self._paths.root}/pauses")
-        paused = _since(pauses.get("all"))
-        entries = self._entries(states, outbox, pauses.get("entries"), paused)
-        recent = self._recent(states, masters)
-        warnings = (
-            *_about_master(master),
-            *_about_clocks(members),
-            *_about_schedules(digest, members),
-            *_about_outbox(outbox, self._now),
-            *([f"everything is paused since {_short(paused)}"] if paused else []),
-            *self._warnings,
+    def history(self, entry: str | None, limit: int) -> list[RecentRun]:
+        """The last runs, newest first, of one entry or of all, as far as the last :meth:`read`
+        saw them."""
+        past = (
+            (run, name)
+            for page in self._pages.values()
+            for name in (page.states if entry is None else {entry} & page.states.keys())
+            for run in page.states[name].history
         )
+        masters = _masters(self._record(self._paths.masters, []))
+        return self._recent(_newest(limit, past), masters)
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        changed = self._take_changed()
+        if not changed and self._on_change is not None:
+            return
+        everything = None in changed or self._on_change is None
+        watch = None if self._on_change is None else self._on_watch
+        wanted = {path for path in changed if path in self._nodes}
+        if everything or self._paths.root in changed:
+            wanted.update(self._fixed)
+        for parent in self._parents:
+            if everything or parent in changed:
+                names = self._session.children(parent, watch)
+                if parent != self._paths.root:
+                    wanted |= self._follow(parent, names, everything)
+        # The outbox after the pages: what it says is then never older than what they say.
+        paths = sorted(wanted, key=lambda path: (path == self._paths.outbox, path))
+        for path, node in zip(paths, self._session.read_all(paths, watch) if paths else ()):
+            self._nodes[path] = node
+            self._pages.pop(path, None)
+
+    def _take_changed(self) -> set[str | None]:
+        changed = set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                changed.add(self._changed.get_nowait())
+        return changed
+
+    def _follow(self, parent: str, names: Iterable[str], everything: bool) -> set[str]:
+        """Forgets the znodes that are no longer below `parent`; returns those to be read."""
+        there = {f"{parent}/{name}" for name in names}
+        known = {path for path in self._nodes if path.startswith(f"{parent}/")}
+        for path in known - there:
+            del self._nodes[path]
+            self._pages.pop(path, None)
+        return there if everything else there - known
+
+    def _on_watch(self, event: object) -> None:
+        self._changed.put(changed_path(event))
+        if self._on_change is not None:
+            self._on_change()
+
+    # What is where ------------------------------------------------------------------------------
+
+    def _snapshot(self, now: datetime) -> Snapshot:
+        warnings: list[str] = []
+        app = self._app(warnings)
+        master = self._master(warnings, now)
+        members = self._members(warnings)
+        outbox = self._outbox(warnings)
+        pages = self._read_pages(warnings)
+        masters = _masters(self._record(self._paths.masters, warnings))
+        pauses = self._pauses(warnings)
+        everything = pauses.everything
+        paused = None if everything is None or everything.until is not None else everything.since
+        past = (each for page in pages for each in page.newest)
+        warnings[:0] = [
+            *_about_master(master, now),
+            *_about_pause(paused),
+            *_about_clocks(members),
+            *_about_schedules(self._digest, members),
+            *_about_outbox(outbox, now),
+        ]
         return Snapshot(
             hosts=self._settings.hosts,
             root=self._settings.root,
             app=app,
-            read_at=self._now,
+            read_at=now,
             master=master,
             members=tuple(members),
-            schedule=digest,
+            schedule=self._digest,
             paused=paused,
-            entries=tuple(entries),
+            entries=tuple(self._entries(pages, outbox, pauses, now)),
             outbox=tuple(outbox),
-            recent=tuple(recent),
+            recent=tuple(self._recent(_newest(MOST_RECENT, past), masters)),
             masters=tuple(masters),
-            warnings=warnings,
+            warnings=tuple(warnings),
         )
 
-    # What is where ------------------------------------------------------------------------------
-
-    def _app(self) -> str | None:
-        node = self._nodes.get(self._paths.root)
+    def _app(self, warnings: list[str]) -> str | None:
+        path = self._paths.root
+        node = self._nodes.get(path)
+        if node is None:
+            warnings.append(
+                f"{path}: no such znode: no beat has run there yet (zk_beat_hosts, zk_beat_root)"
+            )
         if node is None or not node.data:
             return None
-        owner = RootRecord.decode(self._paths.root, node.data).app
+        owner = RootRecord.decode(path, node.data).app
         if self._settings.app is not None and owner != self._settings.app:
             raise RootError(
-                f"{self._paths.root} belongs to the app {owner!r}, and this is "
-                f"{self._settings.app!r}: give each app a root of its own (zk_beat_root)"
+                f"{path} belongs to the app {owner!r}, and this is {self._settings.app!r}: give "
+                "each app a root of its own (zk_beat_root)"
             )
         return owner
 
-    def _master(self) -> Master | None:
-        fields = self._record(self._paths.master)
-        if not fields:
+    def _master(self, warnings: list[str], now: datetime) -> Master | None:
+        node = self._nodes.get(self._paths.master)
+        fields = self._record(self._paths.master, warnings)
+        if node is None:
             return None
         outbox = self._nodes.get(self._paths.outbox)
         ticked_at = None if outbox is None else datetime.fromtimestamp(outbox.mtime, timezone.utc)
+        # One that was elected just now may not have ticked yet.
+        alive_at = max(node.mtime, 0.0 if outbox is None else outbox.mtime)
         return Master(
-            id=str(fields.get("id")),
-            host=str(fields.get("host")),
+            id=_text(fields.get("id")),
+            host=_text(fields.get("host")),
             pid=_number(fields.get("pid")),
             epoch=_number(fields.get("epoch")),
             since=_instant(fields.get("since")),
-            version=str(fields.get("version")),
-            schedule=fields.get("schedule"),
-            heir=fields.get("heir"),
+            version=_text(fields.get("version")),
+            schedule=_text_or_none(fields.get("schedule")),
+            heir=_text_or_none(fields.get("heir")),
             ticked_at=ticked_at,
-            ticking=ticked_at is not None and self._now - ticked_at < TICKING_WITHIN,
+            ticking=now.timestamp() - alive_at < TICKING_WITHIN,
         )
 
-    def _members(self) -> list[Member]:
-        members = [
-            Member(
-                id=str(fields.get("id")),
-                host=str(fields.get("host")),
-                pid=_number(fields.get("pid")),
-                state=str(fields.get("state")),
-                since=_instant(fields.get("since")),
-                version=fields.get("version"),
-                schedule=fields.get("schedule"),
-                clock_offset=_offset(_instant(fields.get("written")), node),
-            )
-            for path, node, fields in self._records_below(self._paths.members)
-        ]
+    def _members(self, warnings: list[str]) -> list[Member]:
+        members = []
+        for path, node in self._below(self._paths.members):
+            if fields := self._record(path, warnings):
+                members.append(
+                    Member(
+                        id=_text(fields.get("id")),
+                        host=_text(fields.get("host")),
+                        pid=_number(fields.get("pid")),
+                        state=_text(fields.get("state")),
+                        since=_instant(fields.get("since")),
+                        version=_text_or_none(fields.get("version")),
+                        schedule=_text_or_none(fields.get("schedule")),
+                        clock_offset=_offset(_instant(fields.get("written")), node),
+                    )
+                )
         return sorted(members, key=lambda member: (member.state != "master", member.id))
 
-    def _outbox(self) -> list[Run]:
+    def _outbox(self, warnings: list[str]) -> list[Run]:
         node = self._nodes.get(self._paths.outbox)
         try:
             return [] if node is None else decode_outbox(self._paths.outbox, node.data)
         except RootError as exc:
-            self._warnings.append(str(exc))
+            warnings.append(str(exc))
             return []
 
-    def _states(self) -> dict[str, RunState]:
-        states: dict[str, RunState] = {}
-        for path, node in self._nodes_below(self._paths.runs):
-            try:
-                states.update(decode_page(path, node.data))
-            except RootError as exc:
-                self._warnings.append(f"{exc}; until then the entries on this page do not run")
-        return states
+    def _pauses(self, warnings: list[str]) -> Pauses:
+        node = self._nodes.get(self._paths.pauses)
+        try:
+            return Pauses() if node is None else Pauses.decode(self._paths.pauses, node.data)
+        except RootError as exc:
+            warnings.append(f"{exc}; until then nothing is dispatched")
+            return Pauses()
 
-    def _masters(self) -> list[Term]:
-        listed = self._record(f"{self._paths.root}/masters").get("masters")
-        return [
-            Term(
-                epoch=_number(fields.get("epoch")),
-                id=str(fields.get("id")),
-                host=str(fields.get("host")),
-                pid=_number(fields.get("pid")),
-                since=_instant(fields.get("since")),
-                until=_instant(fields.get("until")),
-                why=fields.get("why"),
-            )
-            for fields in reversed(listed if isinstance(listed, list) else [])
-            if isinstance(fields, dict)
-        ]
+    def _read_pages(self, warnings: list[str]) -> list[_Page]:
+        for path, node in self._below(self._paths.runs):
+            if path not in self._pages:
+                self._pages[path] = _Page.of(path, node.data)
+        warnings += [page.damage for page in self._pages.values() if page.damage]
+        return list(self._pages.values())
 
-    # What follows from it -----------------------------------------------------------------------
-
-    def _entries(
-        self,
-        states: Mapping[str, RunState],
-        outbox: Iterable[Run],
-        pauses: Any,
-        all_paused: datetime | None,
-    ) -> Iterator[Entry]:
-        pauses = pauses if isinstance(pauses, dict) else {}
-        schedule = dict(self._scheduler.schedule)
-        waiting = {run.entry: run.number for run in outbox}
-        for name in sorted({*schedule, *states}):
-            entry, state = schedule.get(name), states.get(name)
-            paused = _since(pauses.get(name))
-            next_run_at = None
-            if entry is not None and state is not None and not (paused or all_paused):
-                next_run_at = next_run(entry, state.last_run_at)
-            yield Entry(
-                name=name,
-                task=None if entry is None else str(entry.task),
-                schedule=None if entry is None else schedule_text(entry.schedule),
-                paused=paused,
-                last_run_at=None if state is None else state.last_run_at,
-                total_run_count=0 if state is None else state.total_run_count,
-                last_due=None if state is None else state.due,
-                next_run_at=next_run_at,
-                waiting=waiting.get(name),
-                in_schedule=entry is not None,
-            )
-
-    def _recent(
-        self, states: Mapping[str, RunState], masters: Iterable[Term]
-    ) -> Iterator[RecentRun]:
-        ids = {master.epoch: master.id for master in masters}
-        past = (
-            (past.at, name, past)
-            for name, state in states.items()
-            for past in getattr(state, "history", ())
-        )
-        for _, name, run in heapq.nlargest(MOST_RECENT, past, key=lambda each: each[0]):
-            task_id = None
-            if run.number is not None:
-                task_id = self._scheduler.task_id(name, run.number)
-            yield RecentRun(
-                entry=name,
-                run=run.number,
-                due=run.due,
-                at=run.at,
-                epoch=run.epoch,
-                by=ids.get(run.epoch),
-                task_id=task_id,
-                note=run.note,
-            )
-
-    # Reading ------------------------------------------------------------------------------------
-
-    def _nodes_below(self, parent: str) -> Iterator[tuple[str, Node]]:
+    def _below(self, parent: str) -> Iterator[tuple[str, Node]]:
         for path, node in self._nodes.items():
             if node is not None and path.startswith(f"{parent}/"):
                 yield path, node
 
-    def _records_below(self, parent: str) -> Iterator[tuple[str, Node, dict[str, Any]]]:
-        for path, node in self._nodes_below(parent):
-            if fields := self._record(path):
-                yield path, node, fields
-
-    def _record(self, path: str) -> dict[str, Any]:
+    def _record(self, path: str, warnings: list[str]) -> dict[str, Any]:
         """The fields of a record; none, and perhaps a warning, where there is no such record."""
         node = self._nodes.get(path)
         if node is None or not node.data:
@@ -435,16 +417,137 @@ class _Look:
         try:
             return decode(path, node.data)
         except RootError as exc:
-            self._warnings.append(str(exc))
+            warnings.append(str(exc))
             return {}
 
+    # What follows from it -----------------------------------------------------------------------
 
-def _about_master(master: Master | None) -> Iterator[str]:
+    def _entries(
+        self,
+        pages: Iterable[_Page],
+        outbox: Iterable[Run],
+        pauses: Pauses,
+        now: datetime,
+    ) -> list[Entry]:
+        schedule = dict(self._scheduler.schedule)
+        waiting = {run.entry: run.number for run in outbox}
+        states = {name: state for page in pages for name, state in page.states.items()}
+        before, self._shown = self._shown, {}
+        for name in sorted({*schedule, *states}):
+            entry, pause = schedule.get(name), pauses.entries.get(name)
+            made_of = (
+                states.get(name),
+                waiting.get(name),
+                None if pause is None or pause.until is not None else pause.since,
+                pauses.since(name) is not None,
+                None if entry is None or is_steady(entry.schedule) else now,
+                entry,
+            )
+            known = before.get(name)
+            if known is None or known[0] != made_of:
+                known = made_of, _entry(name, *made_of)
+            self._shown[name] = known
+        return [entry for _, entry in self._shown.values()]
+
+    def _recent(
+        self, past: Iterable[tuple[PastRun, str]], masters: Iterable[Term]
+    ) -> list[RecentRun]:
+        ids = {master.epoch: master.id for master in masters}
+        return [
+            RecentRun(
+                entry=name,
+                run=run.number,
+                due=run.due,
+                at=run.at,
+                epoch=run.epoch,
+                by=ids.get(run.epoch),
+                task_id=None if run.number is None else self._scheduler.task_id(name, run.number),
+                note=run.note,
+            )
+            for run, name in past
+        ]
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What a page holds; `damage` says why that is not to be understood."""
+
+    states: dict[str, RunState]
+    newest: list[tuple[PastRun, str]]
+    damage: str = ""
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> _Page:
+        try:
+            states = decode_page(path, data)
+        except RootError as exc:
+            return cls({}, [], f"{exc}; until then the entries on this page do not run")
+        past = ((run, name) for name, state in states.items() for run in state.history)
+        return cls(states, _newest(MOST_RECENT, past))
+
+
+def _newest(limit: int, past: Iterable[tuple[PastRun, str]]) -> list[tuple[PastRun, str]]:
+    return heapq.nlargest(limit, past, key=lambda each: (each[0].at_ms, each[1]))
+
+
+def _entry(
+    name: str,
+    state: RunState | None,
+    waiting: int | None,
+    paused: datetime | None,
+    held: bool,
+    now: datetime | None,
+    entry: Any,
+) -> Entry:
+    next_run_at = None
+    if entry is not None and state is not None and not held:
+        next_run_at = next_run(entry, state.last_run_at)
+    return Entry(
+        name=name,
+        task=None if entry is None else str(entry.task),
+        schedule=None if entry is None else schedule_text(entry.schedule),
+        paused=paused,
+        last_run_at=None if state is None else state.last_run_at,
+        total_run_count=0 if state is None else state.total_run_count,
+        last_due=None if state is None else state.due,
+        next_run_at=next_run_at,
+        waiting=waiting,
+        in_schedule=entry is not None,
+    )
+
+
+def _masters(record: Mapping[str, Any]) -> list[Term]:
+    listed = record.get("masters")
+    return [
+        Term(
+            epoch=_number(fields.get("epoch")),
+            id=_text(fields.get("id")),
+            host=_text(fields.get("host")),
+            pid=_number(fields.get("pid")),
+            since=_instant(fields.get("since")),
+            until=_instant(fields.get("until")),
+            why=_text_or_none(fields.get("why")),
+        )
+        for fields in reversed(listed if isinstance(listed, list) else [])
+        if isinstance(fields, dict)
+    ]
+
+
+def _about_master(master: Master | None, now: datetime) -> Iterator[str]:
     if master is None:
         yield "there is no master: nothing is dispatched"
     elif not master.ticking:
-        since = "yet" if master.ticked_at is None else f"since {_short(master.ticked_at)}"
-        yield f"{master.id} is master, but has not ticked {since}: it hangs, or is cut off"
+        since = "" if master.ticked_at is None else f" since {_short(master.ticked_at)}"
+        yield f"{master.id} is master, but has not ticked{since}: does it hang?"
+    if master is not None and master.ticked_at is not None:
+        ahead = (master.ticked_at - now).total_seconds()
+        if ahead > _CLOCK_TOLERANCE:
+            yield f"the clock of this machine is {ahead:.1f} s behind ZooKeeper's"
+
+
+def _about_pause(paused: datetime | None) -> Iterator[str]:
+    if paused is not None:
+        yield f"everything is paused since {_short(paused)}"
 
 
 def _about_clocks(members: Iterable[Member]) -> Iterator[str]:
@@ -458,21 +561,17 @@ def _about_clocks(members: Iterable[Member]) -> Iterator[str]:
 def _about_schedules(digest: str, members: Iterable[Member]) -> Iterator[str]:
     other = [member.id for member in members if member.schedule not in (digest, None)]
     if other:
-        yield f"another schedule than the one here: {', '.join(other)}; is a deploy under way?"
+        yield (
+            f"another schedule than the one here: {', '.join(other)}; is a deploy under way, or "
+            "is this another configuration?"
+        )
 
 
 def _about_outbox(outbox: Iterable[Run], now: datetime) -> Iterator[str]:
     waiting = [run.claimed for run in outbox if now - run.claimed > _WAITS_QUIETLY]
     if waiting:
         runs = "1 run waits" if len(waiting) == 1 else f"{len(waiting)} runs wait"
-        yield f"{runs} for the broker since {_short(min(waiting))}"
-
-
-def _since(pause: Any) -> datetime | None:
-    """Since when, by the record of a pause; None once it is over."""
-    if not isinstance(pause, dict) or pause.get("until") is not None:
-        return None
-    return _instant(pause.get("since"))
+        yield f"outbox: {runs} for the broker since {_short(min(waiting))}"
 
 
 def _offset(written: datetime | None, node: Node) -> float | None:
@@ -488,6 +587,14 @@ def _instant(value: Any) -> datetime | None:
 
 def _number(value: Any) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _short(instant: datetime) -> str:
