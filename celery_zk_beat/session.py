@@ -352,14 +352,14 @@ def changed_path(event: object) -> str | None:
 
 @contextlib.contextmanager
 def connected(
-    hosts: str, timeout: float, on_change: Callable[[], None] = lambda: None
+    hosts: str, session_timeout: float, timeout: float, on_change: Callable[[], None]
 ) -> Iterator[ZooKeeperSession]:
     """A session that is connected, for as long as the block lasts.
 
     Args:
         hosts: ZooKeeper connection string; a chroot in it is ignored, for paths are absolute.
-        timeout: seconds to wait for ZooKeeper, and the session time-out to ask for.
-        on_change: as that of :class:`ZooKeeperSession`.
+        session_timeout, on_change: as those of :class:`ZooKeeperSession`.
+        timeout: seconds to wait for ZooKeeper.
 
     Raises:
         ConnectTimeout: ZooKeeper did not answer in time.
@@ -371,7 +371,7 @@ def connected(
         news.put(None)
         on_change()
 
-    session = ZooKeeperSession(hosts.partition("/")[0], timeout, tell)
+    session = ZooKeeperSession(hosts.partition("/")[0], session_timeout, tell)
     session.start()
     try:
         deadline = time.monotonic() + timeout

@@ -162,10 +162,10 @@ class Snapshot:
 
     def to_json(self) -> dict[str, Any]:
         """As docs/status.md says: instants are ISO 8601 texts in UTC, seconds numbers."""
-        plain: dict[str, Any] = _plain(self)
-        for run in plain["outbox"]:
+        fields = plain(self)
+        for run in fields["outbox"]:
             run["run"] = run.pop("number")
-        return {"format": FORMAT, **plain}
+        return {"format": FORMAT, **fields}
 
 
 def read(session: ZooKeeperSession, settings: Settings, scheduler: ZooKeeperScheduler) -> Snapshot:
@@ -601,11 +601,12 @@ def _short(instant: datetime) -> str:
     return instant.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What :mod:`json` takes, of any of the above."""
     if isinstance(value, datetime):
         return to_text(value)
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if fields := getattr(value, "__dataclass_fields__", None):
-        return {name: _plain(getattr(value, name)) for name in fields}
+        return {name: plain(getattr(value, name)) for name in fields}
     return value
