@@ -20,7 +20,7 @@ import queue
 import socket
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Callable
@@ -235,10 +235,10 @@ class MasterElection:
             Whether it gave it up; False where it was not master, `to` is no other candidate, or
             within `timeout` seconds no answer came.
         """
-        resignation = _Resignation(to, f"resigned{f': {why}' if why else ''}")
-        self._inbox.put(resignation)
+        reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._inbox.put(_Resignation(to, f"resigned: {why}" if why else "resigned", reply))
         try:
-            return resignation.reply.get(timeout=timeout)
+            return reply.get(timeout=timeout)
         except queue.Empty:
             return False
 
@@ -292,7 +292,7 @@ class MasterElection:
                 self._hear(delay)
                 if not self._stopping:
                     delay = self._turn()
-            self._resign(_Resignation(None, "stopped"))
+            self._resign(None, "stopped")
         except ZkBeatError as exc:
             self._failure = exc
         except Exception as exc:
@@ -311,7 +311,7 @@ class MasterElection:
         except queue.Empty:
             return
         if resignation is not None:
-            resignation.reply.put(self._resign(resignation))
+            resignation.reply.put(self._resign(resignation.to, resignation.why))
 
     def _turn(self) -> float:
         """Decides the role anew, and says after how many seconds to do so without being told by
@@ -464,11 +464,10 @@ class MasterElection:
             return False
         return True
 
-    def _resign(self, resignation: _Resignation) -> bool:
+    def _resign(self, to: str | None, why: str) -> bool:
         reign = self.reign
         if reign is None or self._master is None:
             return False
-        to = resignation.to
         try:
             if to is None:
                 leave: Operation = Delete(self.paths.master)
@@ -481,13 +480,13 @@ class MasterElection:
             self.session.commit(
                 Check(self.paths.epoch, reign.epoch),
                 leave,
-                *self._end_of_term(reign.epoch, resignation.why),
+                *self._end_of_term(reign.epoch, why),
             )
         except ZkBeatError as exc:
             logger.warning("could not resign: %s", exc)
             return False
         self._abstain_until = time.monotonic() + RESIGN_PAUSE
-        self._demote(resignation.why)
+        self._demote(why)
         return True
 
     def _demote(self, why: str) -> None:
@@ -680,7 +679,7 @@ class MasterElection:
 class _Resignation:
     to: str | None
     why: str
-    reply: queue.SimpleQueue[bool] = field(default_factory=queue.SimpleQueue)
+    reply: queue.SimpleQueue[bool]
 
 
 def _now() -> str:

@@ -201,10 +201,12 @@ def test_no_release_of_a_successor(candidate: Candidate, client: KazooClient) ->
     with_successor.delete(one.paths.master)
     with_successor.create(one.paths.master, b"{}")
     with_successor.set_data(one.paths.epoch, b"")
-    one._inbox.put(_Resignation(None, "resigned"))  # resigns before it can hear of what follows
+    one._inbox.put(
+        _Resignation(None, "resigned", queue.SimpleQueue())
+    )  # resigns before it can hear of what follows
     with_successor.commit()
     one._reign = reign
-    one._resign(_Resignation(None, "resigned"))
+    one._resign(None, "resigned")
     assert client.exists(one.paths.master)
 
 
