@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import getpass
 import json
 import math
@@ -176,6 +177,7 @@ def zk_beat(ctx: click.Context, **kwargs: Any) -> None:
     Example:
       $ celery -A proj zk-beat status
     """
+    gc.disable()  # a command lives for a second, and what it makes is no garbage before its end
 
 
 @zk_beat.command(cls=CeleryCommand)
@@ -222,6 +224,7 @@ def watch(ctx: click.Context, timeout: float) -> None:
         raise Unreachable(f"{exc}: pip install 'celery-zk-beat[watch]'") from None
     if not sys.stdout.isatty():
         raise Unreachable("watch needs a terminal; `zk-beat status` does not")
+    gc.enable()
     news = _News()
     with _site(ctx, timeout, news) as site:
         reader = Reader(site.session, site.settings, site.scheduler, news.tell)

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple, NoReturn
 import celery.schedules
 from celery.beat import Scheduler
 from celery.schedules import crontab
-from celery.utils.time import remaining
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
@@ -691,27 +690,32 @@ class ZooKeeperScheduler(Scheduler):
 
 def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
     """When an entry that last ran at `last_run_at` (aware) is due again, in UTC; perhaps in the
-    past. None where its schedule cannot tell."""
-    schedule: Any = entry.schedule
+    past. None where its schedule cannot tell. From any thread."""
+    schedule = entry.schedule
     try:
-        last: datetime = schedule.maybe_make_aware(_as_of(entry, last_run_at))
-        # Celery's own say it exactly; of others there is only the time that is left, from a now
-        # that is not ours.
-        if type(schedule) is crontab:
-            start, delta, _ = schedule.remaining_delta(last)
-            return _to_utc(start + delta)
-        if type(schedule) is celery.schedules.schedule:
-            left: timedelta = remaining(last, schedule.run_every, last, schedule.relative)
-            return _to_utc(last) + left
-        left = schedule.remaining_estimate(last)
-        return datetime.now(timezone.utc) + left
+        if is_steady(schedule):
+            # What is left, from any instant, and that instant make the next run, exactly; and it
+            # takes half the time when the clock need not be asked. A copy, for beat uses it, too.
+            last = now = last_run_at.astimezone(schedule.tz)
+            schedule = _copy_at(schedule, now)
+        else:
+            now, last = entry.default_now(), _as_of(entry, last_run_at)
+        return _to_utc(now + schedule.remaining_estimate(last))
     except Exception:
         return None
 
 
 def is_steady(schedule: Any) -> bool:
     """Whether :func:`next_run` has one answer, whenever it is asked."""
-    return type(schedule) in (crontab, celery.schedules.schedule)
+    kinds = (crontab, celery.schedules.schedule)
+    return type(schedule) in kinds and schedule.nowfun is None
+
+
+def _copy_at(schedule: Any, now: datetime) -> Any:
+    """For which it is always `now`; much faster than :mod:`copy`, which parses a crontab anew."""
+    copied = object.__new__(type(schedule))
+    vars(copied).update(vars(schedule), nowfun=lambda: now)
+    return copied
 
 
 def schedule_text(schedule: Any) -> str:

@@ -31,7 +31,7 @@ def safe(text: str) -> str:
 
 def iso(instant: datetime | None) -> str:
     """To the second, in UTC."""
-    return "-" if instant is None else instant.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return "-" if instant is None else f"{instant.isoformat(timespec='seconds')[:19]}Z"
 
 
 def duration(seconds: float) -> str:
