@@ -391,11 +391,9 @@ class MasterElection:
                 )
         self._master = seen
         self._last_epoch = seen.epoch or None
-        if heir == self.id:
-            # What was read may be old: then the watch that was armed with it tells.
-            self._last_epoch = None
-            if self._elect(seen.epoch, Delete(self.paths.master, node.version)):
-                return self._settle()
+        # What was read may be old, and this be refused: then the watch that was armed tells.
+        if heir == self.id and self._elect(seen.epoch, Delete(self.paths.master, node.version)):
+            return self._settle()
         return True
 
     def _begin(self, connection: int, seen: MasterRecord) -> None:
@@ -439,6 +437,7 @@ class MasterElection:
     def _elect(self, epoch: int, *before: Operation) -> bool:
         """The election: the one transaction that makes a master, after `epoch`. Whether it was
         not refused."""
+        self._last_epoch = None
         mine = MasterRecord(
             self.id,
             socket.gethostname(),
