@@ -36,6 +36,7 @@ from .errors import SettingsError, ZkBeatError
 from .ledger import MOST_RUNS, RETENTION, Run, RunLedger
 from .session import boottime
 from .settings import DROP, Settings
+from .systemd import Unit
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class ZooKeeperScheduler(Scheduler):
         self._loaded_at = 0.0
         self._election: Any = None
         self._ledger: Any = None
+        self._unit = Unit()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
@@ -135,6 +137,7 @@ class ZooKeeperScheduler(Scheduler):
         self._wait_for_progress()
         if self._failure is not None:
             self._raise_failure()
+        self._unit.ticked(self._role())
         return 0
 
     def close(self) -> None:
@@ -143,6 +146,7 @@ class ZooKeeperScheduler(Scheduler):
         twice, and from a signal handler, as Celery does."""
         if not self._closing:
             self._patience_ends = boottime() + _STOP_PATIENCE
+            self._unit.stopping()
         self._closing = True
         self._wake()
         thread = self._thread
@@ -203,6 +207,15 @@ class ZooKeeperScheduler(Scheduler):
         # with an eye on the election.
         connection = self.connection
         return connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
+
+    def _role(self) -> str:
+        """For systemd, in a few words."""
+        reign, master = self._election.reign, self._election.master
+        if reign is not None:
+            return f"master, epoch {reign.epoch}"
+        if not self._election.session.connected:
+            return "standby, ZooKeeper does not answer"
+        return "standby, no master" if master is None else f"standby, {master.id} is master"
 
     def _wait_for_progress(self) -> None:
         deadline = self.settings.publish_deadline
