@@ -10,7 +10,8 @@ import time
 from datetime import datetime, timezone
 
 from celery_zk_beat import MasterElection
-from celery_zk_beat.ledger import Run, RunLedger
+from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.runs import Run
 from example_project.servers import ZooKeeper
 
 from .bench import PATIENCE
@@ -43,7 +44,7 @@ def measure(count: int, hosts: str) -> list[str]:
             begun = time.perf_counter()
             (run,) = ledger.claim([Run(name, 1, now, now, reign.epoch)])
             claims.append(time.perf_counter() - begun)
-            ledger.published(run)
+            ledger.published(run, run.claimed)
         ledger.flush()
         session, paths = election.session, election.paths
         pages = session.read_all([paths.page(name) for name in session.children(paths.runs)])

@@ -31,10 +31,13 @@ from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
 from .broker import BackOff, comes_from, transport_options
+from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
-from .errors import SettingsError, ZkBeatError
-from .ledger import MOST_RUNS, RETENTION, Run, RunLedger
-from .session import boottime
+from .errors import Conflict, SettingsError, ZkBeatError
+from .ledger import MOST_RUNS, RETENTION, RunLedger
+from .metrics import Metrics
+from .runs import Run
+from .session import Operation, boottime
 from .settings import DROP, Settings
 from .systemd import Unit
 from .znodes import to_text
@@ -95,8 +98,14 @@ class ZooKeeperScheduler(Scheduler):
         self._failing_since: float | None = None
         #: On boottime(): when the run states were read.
         self._loaded_at = 0.0
+        #: What this beat has done so far; for any thread to read.
+        self.metrics = Metrics()
+        #: Entries of which a publish failed, so that the broker may have the message or not.
+        self._in_doubt: set[str] = set()
+        self._dispatching_epoch = 0
         self._election: Any = None
         self._ledger: Any = None
+        self._control: Any = None
         self._unit = Unit()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -252,9 +261,10 @@ class ZooKeeperScheduler(Scheduler):
             id=self.settings.id,
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
-            schedule=self._digest(),
+            schedule=self.digest(),
         )
         self._ledger = RunLedger(self._election)
+        self._control = Control(self._election.session, self._election.paths, self._wake)
         self._election.subscribe(self._wake)
 
     def _run(self) -> None:
@@ -275,6 +285,7 @@ class ZooKeeperScheduler(Scheduler):
             self._progress.put(None)
 
     def _show_progress(self) -> None:
+        self.metrics.ticked = boottime()
         if self._progress.empty():
             self._progress.put(None)
 
@@ -297,6 +308,7 @@ class ZooKeeperScheduler(Scheduler):
         if reign is None:
             self._ledger.forget()
             self._failing_since = None
+            self.metrics.outbox = 0
             return _LONGEST_WAIT
         try:
             if self._ledger.reign != reign or self._is_time_to_look_again():
@@ -327,6 +339,7 @@ class ZooKeeperScheduler(Scheduler):
     def _take_over(self, reign: Any) -> None:
         """Goes on where the last master left off."""
         self._ledger.load(reign)
+        self._control.forget()
         self._loaded_at = boottime()
         self._heap_is_current = False
         self._back_off.clear()
@@ -334,6 +347,9 @@ class ZooKeeperScheduler(Scheduler):
         for name in self._ledger.note_named(self.schedule, datetime.now(timezone.utc)):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
         logger.info("dispatching %d entries as master, epoch %d", len(self.schedule), reign.epoch)
+        if reign.epoch != self._dispatching_epoch:
+            self._dispatching_epoch = reign.epoch
+            self.metrics.elections += 1
 
     def _recover(self, epoch: int) -> None:
         """Decides what becomes of the runs that an earlier master claimed and perhaps did not
@@ -362,14 +378,23 @@ class ZooKeeperScheduler(Scheduler):
             )
         if len(self._ledger.outbox) > _MOST_TOLD:
             logger.warning("%d runs in all were perhaps not published", len(self._ledger.outbox))
-        self._ledger.drop(drop)
+        self._drop(drop, f"zk_beat_recovery, perhaps published in epoch {epoch - 1} or before")
+
+    def _drop(self, runs: list[Run], why: str) -> None:
+        self._ledger.drop(runs, why)
+        self.metrics.dropped += len(runs)
 
     def _dispatch(self) -> float:
+        if self._control.stale:
+            self._hear_operators()
+            if self._election.reign != self._ledger.reign:
+                return 0.0  # they had it resign
         if not self._heap_is_current:
             self._build_heap()
         self._publish(self._ledger.outbox.values())
         self._claim()
         self._ledger.confirm()
+        self.metrics.outbox = len(self._ledger.outbox)
         if self._ledger.unconfirmed:
             # The write before is still on its way: come back for this one, for it is what a
             # crash would repeat.
@@ -380,12 +405,100 @@ class ZooKeeperScheduler(Scheduler):
 
     def _waiting(self) -> list[str]:
         """The entries whose last run is still to be published, by this beat."""
-        return [name for name in self._ledger.outbox if name in self.schedule]
+        return [name for name, run in self._ledger.outbox.items() if self._may_publish(run)]
+
+    def _may_publish(self, run: Run) -> bool:
+        return run.entry in self.schedule and (run.extra or not self._control.holds(run.entry))
+
+    def _hear_operators(self) -> None:
+        """Does what they ask. What they hold back is looked at by :meth:`_claim`."""
+        control = self._control
+        requests = control.read()
+        self._heap_is_current = False
+        if control.damage is not None:
+            logger.error("%s; until then nothing is dispatched", control.damage)
+        if control.pauses.ended:
+            self._skip_missed()
+            control.forget_ended(self._ledger.reign.epoch)
+        for request in requests:
+            if self._election.reign == self._ledger.reign:
+                self._answer(request)
+
+    def _skip_missed(self) -> None:
+        """What was due while entries were held back, and is not to be caught up with."""
+        why = "skipped: an operator resumed without catching up"
+        missed = {}
+        for name, entry in self.schedule.items():
+            until, state = self._control.pauses.skip_until(name), self._ledger.state(name)
+            if until is None or state is None:
+                continue
+            with self._only_logged(name):
+                entry.last_run_at = _as_of(entry, state.last_run_at)
+                due = _due(entry)
+                if due <= until:
+                    missed[name] = due, until
+        waiting = [
+            run
+            for name, run in self._ledger.outbox.items()
+            if not run.extra and self._ledger.state(name) is not None
+            for until in [self._control.pauses.skip_until(name)]
+            if until is not None and run.claimed <= until
+        ]
+        self._drop(waiting, why)
+        self._skip(missed, why)
+
+    def _skip(self, missed: dict[str, tuple[datetime, datetime]], why: str) -> None:
+        if missed:
+            self._ledger.skip(missed, why)
+            self.metrics.skipped += len(missed)
+            for name, (due, _) in missed.items():
+                logger.warning("%s: due %s, %s", name, to_text(due), why)
+
+    def _answer(self, request: Request) -> None:
+        record, session = request.record, self._election.session
+        logger.info("asked by %s to %s %s", record.by, record.do, record.entry or record.to or "")
+        if record.do == RUN:
+            answer = self._run_now(request, record.entry or "")
+        elif record.do == RESIGN:
+            self._ledger.flush()
+            done = self._election.resign(to=record.to, why=f"asked by {record.by}")
+            answer = Answer(done, "resigned" if done else "could not resign: see the master's log")
+        else:
+            answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
+        if answer.run is None:
+            with contextlib.suppress(Conflict):  # it was taken back
+                session.commit(request.answer(answer))
+
+    def _run_now(self, request: Request, name: str) -> Answer:
+        """An extra run; of one that is claimed, the answer is part of the claim."""
+        entry, state = self.schedule.get(name), self._ledger.state(name)
+        if entry is None:
+            return Answer(False, f"the master's schedule has no entry {name!r}")
+        if name in self._ledger.outbox:
+            return Answer(False, f"run {self._ledger.outbox[name].number} waits for the broker")
+        if state is None:
+            return Answer(False, "its run state is missing or damaged: see the master's log")
+        now = datetime.now(timezone.utc)
+        number = state.total_run_count + 1
+        run = Run(name, number, now, now, self._ledger.reign.epoch, extra=True)
+        answer = Answer(True, "claimed", number, self._task_id(run))
+        self._claim_runs([run], request.answer(answer))
+        entry.total_run_count = number
+        self._publish([run])
+        return answer
+
+    def _claim_runs(self, runs: list[Run], *also: Operation) -> list[Run]:
+        begun = boottime()
+        claimed: list[Run] = self._ledger.claim(runs, *also)
+        self.metrics.claim_seconds.observe(boottime() - begun)
+        self.metrics.claimed += len(claimed)
+        return claimed
 
     def _build_heap(self) -> None:
         """All entries with their states from the ledger, in the order of when to ask them."""
         self._heap_is_current = True  # now, for an entry may be added meanwhile
         ledger, entries = self._ledger, list(self.schedule.items())
+        self.metrics.entries = len(entries)
         unseen = {}
         for name, entry in entries:
             if ledger.state(name) is None and not ledger.damaged(name):
@@ -395,7 +508,7 @@ class ZooKeeperScheduler(Scheduler):
         self._heap = []
         for name, entry in entries:
             state = ledger.state(name)
-            if state is not None:
+            if state is not None and not self._control.holds(name):
                 with self._only_logged(name):
                     entry.last_run_at = _as_of(entry, state.last_run_at)
                     entry.total_run_count = state.total_run_count
@@ -426,7 +539,10 @@ class ZooKeeperScheduler(Scheduler):
     def _claim(self) -> None:
         """Claims and publishes what is due, as long as not too much waits for the broker: the
         outbox is written whole. What is not claimed stays due."""
+        if self._control.stale:
+            return
         due: dict[str, tuple[Run, Any, Any]] = {}
+        skipped: dict[str, tuple[datetime, datetime]] = {}
         now, room = time.time(), MOST_RUNS - len(self._waiting())
         while len(due) < room and self._heap and self._heap[0].at <= now:
             name = heapq.heappop(self._heap).name
@@ -444,13 +560,20 @@ class ZooKeeperScheduler(Scheduler):
                         successor = next(entry)
                         due[name] = self._run_of(entry, successor), successor, delay
                         continue
+                    if self._has_starting_deadline:
+                        at = _to_utc(entry.default_now())
+                        if (missed := _due(entry)) < at:
+                            skipped[name] = missed, at
+                            entry.last_run_at = _as_of(entry, at)
             except Exception:
                 logger.exception("%s: cannot tell when it is due, trying again later", name)
                 delay = self.max_interval
             self._push(name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
+        self._skip(skipped, "skipped: older than beat_cron_starting_deadline")
         if not due:
             return
-        claimed = self._ledger.claim([run for run, _, _ in due.values()])
+        runs = [run for run, _, _ in due.values()]
+        claimed = self._claim_runs(runs, self._control.unchanged)
         for run in claimed:
             _, self.schedule[run.entry], delay = due.pop(run.entry)
             self._push(run.entry, delay)
@@ -458,20 +581,22 @@ class ZooKeeperScheduler(Scheduler):
             self._push(name, 0.0)
         self._publish(claimed)
 
+    @property
+    def _has_starting_deadline(self) -> bool:
+        """Whether Celery does not start what is older than that: then an entry is not due, and
+        yet is past an instant at which it was."""
+        return self.app.conf.beat_cron_starting_deadline is not None
+
     def _run_of(self, entry: Any, successor: Any) -> Run:
-        now = _to_utc(entry.default_now())
-        try:
-            due = _to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
-        except Exception:  # a schedule class that has only is_due()
-            due = now
         claimed = _to_utc(successor.last_run_at)
-        return Run(entry.name, successor.total_run_count, due, claimed, self._ledger.reign.epoch)
+        number, epoch = successor.total_run_count, self._ledger.reign.epoch
+        return Run(entry.name, number, _due(entry), claimed, epoch)
 
     def _publish(self, runs: Iterable[Run]) -> None:
         for run in list(runs):
-            if self._back_off.left([run.entry]) > 0 or run.entry not in self.schedule:
+            if self._back_off.left([run.entry]) > 0 or not self._may_publish(run):
                 continue
-            if self._closing:
+            if self._closing or self._control.stale:
                 return
             self._ledger.assure()
             begun = boottime()
@@ -486,9 +611,18 @@ class ZooKeeperScheduler(Scheduler):
             else:
                 self._back_off.forgive(run.entry)
                 self._failing_since = None
-                self._ledger.published(run)
+                at = datetime.now(timezone.utc)
+                self._note_published(run, at)
+                self._ledger.published(run, at)
                 self._ledger.confirm()
                 self._show_progress()
+
+    def _note_published(self, run: Run, at: datetime) -> None:
+        self.metrics.published += 1
+        if run.epoch != self._ledger.reign.epoch or run.entry in self._in_doubt:
+            self.metrics.resent += 1
+        self._in_doubt.discard(run.entry)
+        self.metrics.lateness.observe((at - run.due).total_seconds())
 
     def _send(self, run: Run) -> None:
         entry = copy.copy(self.schedule[run.entry])
@@ -529,13 +663,16 @@ class ZooKeeperScheduler(Scheduler):
             )
             self._ledger.flush()
             self._failing_since = None
-            self._election.resign()
+            self._election.resign(why=f"could not publish for {deadline:g} s")
 
     def _publish_failed(self, run: Run, exc: Exception, begun: float) -> None:
         connection = self.connection
         errors = (OperationalError, ConnectionError, TimeoutError, *connection.connection_errors)
         #: Whether other runs would fare no better.
         broker = comes_from(exc, errors)
+        self.metrics.failed += 1
+        if broker:
+            self._in_doubt.add(run.entry)
         if broker and self._failing_since is None:
             self._failing_since = begun
         pause = self._back_off.punish(None if broker else run.entry)
@@ -550,7 +687,7 @@ class ZooKeeperScheduler(Scheduler):
         if broker or comes_from(exc, connection.channel_errors):
             self._drop_connection()  # it is half dead, or its channel is closed
 
-    def _digest(self) -> str:
+    def digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
         entries = sorted(
             (str(name), str(entry.task), _shown(entry.schedule))
@@ -563,6 +700,16 @@ def _shown(schedule: Any) -> str:
     """The same in every process, also where a class shows no more than its address."""
     kind: Any = type(schedule)
     return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(schedule)
+
+
+def _due(entry: Any) -> datetime:
+    """The earliest instant, UTC, at which an entry is due after its last run; the present one
+    where its schedule's class does not say."""
+    now = _to_utc(entry.default_now())
+    try:
+        return _to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
+    except Exception:  # a class that has only is_due()
+        return now
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 from kazoo.client import KazooClient
@@ -79,11 +79,13 @@ def boottime() -> float:
 
 @dataclass(frozen=True)
 class Node:
-    """A znode as it was read. `owner` is the session of an ephemeral one, else 0."""
+    """A znode as it was read. `owner` is the session of an ephemeral one, else 0; `mtime` when it
+    was written, by the server's clock, seconds since 1970."""
 
     data: bytes
     version: int
     owner: int
+    mtime: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class ZooKeeperSession:
         for path, result in pending:
             try:
                 data, stat = _translated(path, result.get, timeout=self.timeout)
-                nodes.append(Node(data, stat.version, stat.ephemeralOwner))
+                nodes.append(Node(data, stat.version, stat.ephemeralOwner, stat.mtime / 1000))
             except Conflict:
                 nodes.append(None)
         return nodes

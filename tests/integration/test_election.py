@@ -18,6 +18,7 @@ from kazoo.exceptions import NoNodeError, SessionExpiredError
 from kazoo.security import make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
+from celery_zk_beat.election import _Resignation
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.session import ZooKeeperSession
 from celery_zk_beat.znodes import EpochRecord, MasterRecord
@@ -209,10 +210,10 @@ def test_no_release_of_a_successor(candidate: Candidate, client: KazooClient) ->
     with_successor.delete(one.paths.master)
     with_successor.create(one.paths.master, b"{}")
     with_successor.set_data(one.paths.epoch, b"")
-    one._inbox.put(queue.SimpleQueue())  # resigns before it can hear of what follows
+    one._inbox.put(_Resignation(None, "resigned"))  # resigns before it can hear of what follows
     with_successor.commit()
     one._reign = reign
-    one._resign()
+    one._resign(_Resignation(None, "resigned"))
     assert client.exists(one.paths.master)
 
 
@@ -311,7 +312,7 @@ def test_old_session_of_ones_own(
     other = KazooClient(zookeeper.hosts)
     other.start(PATIENCE)
     one = candidate("one")
-    old = MasterRecord("one", "host", 1, "2026-01-01T00:00:00.000000+00:00", 1, "0.1.0", None)
+    old = MasterRecord("one", "host", 1, "2026-01-01T00:00:00.000000+00:00", 1, "0.1.0", None, None)
     other.create(one.paths.master, old.encode(), ephemeral=True, makepath=True)
     one.start(PATIENCE)
     assert not one.is_master

@@ -592,7 +592,7 @@ def test_digest(app: Celery) -> None:
 
     def digest(**entries: Any) -> str:
         app.conf.beat_schedule = entries
-        return ZooKeeperScheduler(app=app)._digest()
+        return ZooKeeperScheduler(app=app).digest()
 
     assert digest(a=every(1), b=every(2)) == digest(b=every(2), a=every(1))
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from celery_zk_beat.ledger import RunState, _decode_page
+from celery_zk_beat.runs import RunState, decode_page
 from celery_zk_beat.znodes import Paths
 
 from .broker import Sent
@@ -88,7 +88,7 @@ class Checker:
         for path in pages:
             node = changes[path]
             assert node is not None
-            for entry, state in _decode_page(path, node.data).items():
+            for entry, state in decode_page(path, node.data).items():
                 claimed |= self._on_state(entry, state)
         if self._paths.outbox in changes:
             node = changes[self._paths.outbox]

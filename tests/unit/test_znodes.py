@@ -20,7 +20,7 @@ from celery_zk_beat.znodes import (
     to_text,
 )
 
-RECORD = MasterRecord("a", "host", 1, "2026-01-01T00:00:00.000000+00:00", 7, "0.1.0", None)
+RECORD = MasterRecord("a", "host", 1, "2026-01-01T00:00:00.000000+00:00", 7, "0.1.0", None, None)
 
 
 @given(st.text(st.characters()))
