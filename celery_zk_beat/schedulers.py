@@ -39,6 +39,7 @@ from .metrics import Metrics
 from .runs import Run
 from .session import Operation, boottime
 from .settings import DROP, Settings
+from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
 from .systemd import Unit
 from .znodes import to_text
 
@@ -107,6 +108,8 @@ class ZooKeeperScheduler(Scheduler):
         self._ledger: Any = None
         self._control: Any = None
         self._unit = Unit()
+        self._announcer = Announcer(self)
+        self._announced_epoch = 0
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
@@ -163,6 +166,7 @@ class ZooKeeperScheduler(Scheduler):
             thread.join(max(0.0, self._patience_ends - boottime()))
         if self._election is not None:
             self._election.stop()
+        self._announcer.close()
         if thread is None or not thread.is_alive():
             self._drop_connection()
         self._progress.put(None)
@@ -226,6 +230,13 @@ class ZooKeeperScheduler(Scheduler):
             return "standby, ZooKeeper does not answer"
         return "standby, no master" if master is None else f"standby, {master.id} is master"
 
+    def _announce_elected(self, epoch: int) -> None:
+        self._announced_epoch = epoch
+        self._announcer.send(beat_elected, epoch=epoch, id=self.settings.id)
+
+    def _announce_demoted(self, reason: str) -> None:
+        self._announcer.send(beat_demoted, epoch=self._announced_epoch, reason=reason)
+
     def _wait_for_progress(self) -> None:
         deadline = self.settings.publish_deadline
         patience = None if deadline is None else max(deadline, _LEAST_PATIENCE)
@@ -262,6 +273,8 @@ class ZooKeeperScheduler(Scheduler):
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
             schedule=self.digest(),
+            on_elected=self._announce_elected,
+            on_demoted=self._announce_demoted,
         )
         self._ledger = RunLedger(self._election)
         self._control = Control(self._election.session, self._election.paths, self._wake)
@@ -383,6 +396,15 @@ class ZooKeeperScheduler(Scheduler):
     def _drop(self, runs: list[Run], why: str) -> None:
         self._ledger.drop(runs, why)
         self.metrics.dropped += len(runs)
+        for run in runs:
+            self._announcer.send(
+                run_dropped,
+                entry=run.entry,
+                run=run.number,
+                due=run.due,
+                epoch=self._ledger.reign.epoch,
+                reason=why,
+            )
 
     def _dispatch(self) -> float:
         if self._control.stale:
@@ -614,6 +636,7 @@ class ZooKeeperScheduler(Scheduler):
                 at = datetime.now(timezone.utc)
                 self._note_published(run, at)
                 self._ledger.published(run, at)
+                self._announce_published(run)
                 self._ledger.confirm()
                 self._show_progress()
 
@@ -623,6 +646,18 @@ class ZooKeeperScheduler(Scheduler):
             self.metrics.resent += 1
         self._in_doubt.discard(run.entry)
         self.metrics.lateness.observe((at - run.due).total_seconds())
+
+    def _announce_published(self, run: Run) -> None:
+        entry = self.schedule[run.entry]
+        self._announcer.send(
+            run_published,
+            entry=run.entry,
+            task=entry.task,
+            run=run.number,
+            due=run.due,
+            epoch=self._ledger.reign.epoch,
+            task_id=entry.options.get("task_id", self._task_id(run)),
+        )
 
     def _send(self, run: Run) -> None:
         entry = copy.copy(self.schedule[run.entry])
