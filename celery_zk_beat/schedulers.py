@@ -39,6 +39,8 @@ from .metrics import Metrics
 from .runs import Run
 from .session import Operation, boottime
 from .settings import DROP, Settings
+from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
+from .systemd import Unit
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,9 @@ class ZooKeeperScheduler(Scheduler):
         self._election: Any = None
         self._ledger: Any = None
         self._control: Any = None
+        self._unit = Unit()
+        self._announcer = Announcer(self)
+        self._announced_epoch = 0
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
@@ -144,6 +149,7 @@ class ZooKeeperScheduler(Scheduler):
         self._wait_for_progress()
         if self._failure is not None:
             self._raise_failure()
+        self._unit.ticked(self._role())
         return 0
 
     def close(self) -> None:
@@ -152,6 +158,7 @@ class ZooKeeperScheduler(Scheduler):
         twice, and from a signal handler, as Celery does."""
         if not self._closing:
             self._patience_ends = boottime() + _STOP_PATIENCE
+            self._unit.stopping()
         self._closing = True
         self._wake()
         thread = self._thread
@@ -159,6 +166,7 @@ class ZooKeeperScheduler(Scheduler):
             thread.join(max(0.0, self._patience_ends - boottime()))
         if self._election is not None:
             self._election.stop()
+        self._announcer.close()
         if thread is None or not thread.is_alive():
             self._drop_connection()
         self._progress.put(None)
@@ -213,6 +221,22 @@ class ZooKeeperScheduler(Scheduler):
         connection = self.connection
         return connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
 
+    def _role(self) -> str:
+        """For systemd, in a few words."""
+        reign, master = self._election.reign, self._election.master
+        if reign is not None:
+            return f"master, epoch {reign.epoch}"
+        if not self._election.session.connected:
+            return "standby, ZooKeeper does not answer"
+        return "standby, no master" if master is None else f"standby, {master.id} is master"
+
+    def _announce_elected(self, epoch: int) -> None:
+        self._announced_epoch = epoch
+        self._announcer.send(beat_elected, epoch=epoch, id=self.settings.id)
+
+    def _announce_demoted(self, reason: str) -> None:
+        self._announcer.send(beat_demoted, epoch=self._announced_epoch, reason=reason)
+
     def _wait_for_progress(self) -> None:
         deadline = self.settings.publish_deadline
         patience = None if deadline is None else max(deadline, _LEAST_PATIENCE)
@@ -249,6 +273,8 @@ class ZooKeeperScheduler(Scheduler):
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
             schedule=self.digest(),
+            on_elected=self._announce_elected,
+            on_demoted=self._announce_demoted,
         )
         self._ledger = RunLedger(self._election)
         self._control = Control(self._election.session, self._election.paths, self._wake)
@@ -370,6 +396,15 @@ class ZooKeeperScheduler(Scheduler):
     def _drop(self, runs: list[Run], why: str) -> None:
         self._ledger.drop(runs, why)
         self.metrics.dropped += len(runs)
+        for run in runs:
+            self._announcer.send(
+                run_dropped,
+                entry=run.entry,
+                run=run.number,
+                due=run.due,
+                epoch=self._ledger.reign.epoch,
+                reason=why,
+            )
 
     def _dispatch(self) -> float:
         if self._control.stale:
@@ -601,6 +636,7 @@ class ZooKeeperScheduler(Scheduler):
                 at = datetime.now(timezone.utc)
                 self._note_published(run, at)
                 self._ledger.published(run, at)
+                self._announce_published(run)
                 self._ledger.confirm()
                 self._show_progress()
 
@@ -610,6 +646,18 @@ class ZooKeeperScheduler(Scheduler):
             self.metrics.resent += 1
         self._in_doubt.discard(run.entry)
         self.metrics.lateness.observe((at - run.due).total_seconds())
+
+    def _announce_published(self, run: Run) -> None:
+        entry = self.schedule[run.entry]
+        self._announcer.send(
+            run_published,
+            entry=run.entry,
+            task=entry.task,
+            run=run.number,
+            due=run.due,
+            epoch=self._ledger.reign.epoch,
+            task_id=entry.options.get("task_id", self._task_id(run)),
+        )
 
     def _send(self, run: Run) -> None:
         entry = copy.copy(self.schedule[run.entry])
