@@ -119,6 +119,7 @@ class MasterElection:
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._thread: threading.Thread | None = None
+        self._caller: threading.Thread | None = None
         self._stopping = False
         self._failure: ZkBeatError | None = None
         self._reign: Reign | None = None
@@ -165,7 +166,10 @@ class MasterElection:
         self._thread = threading.Thread(target=self._run, name="zk-beat-election", daemon=True)
         self._thread.start()
         if self._on_elected or self._on_demoted:
-            threading.Thread(target=self._run_calls, name="zk-beat-callbacks", daemon=True).start()
+            self._caller = threading.Thread(
+                target=self._run_calls, name="zk-beat-callbacks", daemon=True
+            )
+            self._caller.start()
         if timeout is not None and not self._wait_until(lambda: self._decided, timeout):
             self.stop()
             raise ConnectTimeout(
@@ -248,14 +252,16 @@ class MasterElection:
         self._inbox.put(None)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Ends the session, and with it a mastership at once. Returns within `timeout` seconds.
-        May be called twice, from a signal handler, and where nothing was started."""
+        """Ends the session, and with it a mastership at once; waits for callbacks that are still
+        to be called. Returns within `timeout` seconds. May be called twice, from a signal handler,
+        and where nothing was started."""
         self._stopping = True
         self._inbox.put(None)
-        self._calls.put(None)
-        thread = self._thread
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        for thread in (self._thread, self._caller):
+            ours = thread is threading.current_thread()
+            if thread is not None and thread.is_alive() and not ours:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Has `listener` called whenever something may have changed, on threads that it must
@@ -302,6 +308,7 @@ class MasterElection:
             self._demote("stopped" if self._failure is None else str(self._failure))
             self.session.stop(timeout=3.0)
             self._stopping = True
+            self._calls.put(None)
             self._tell()
 
     def _hear(self, timeout: float | None) -> None:
@@ -391,11 +398,9 @@ class MasterElection:
                 )
         self._master = seen
         self._last_epoch = seen.epoch or None
-        if heir == self.id:
-            # What was read may be old: then the watch that was armed with it tells.
-            self._last_epoch = None
-            if self._elect(seen.epoch, Delete(self.paths.master, node.version)):
-                return self._settle()
+        # What was read may be old, and this be refused: then the watch that was armed tells.
+        if heir == self.id and self._elect(seen.epoch, Delete(self.paths.master, node.version)):
+            return self._settle()
         return True
 
     def _begin(self, connection: int, seen: MasterRecord) -> None:
@@ -439,6 +444,7 @@ class MasterElection:
     def _elect(self, epoch: int, *before: Operation) -> bool:
         """The election: the one transaction that makes a master, after `epoch`. Whether it was
         not refused."""
+        self._last_epoch = None
         mine = MasterRecord(
             self.id,
             socket.gethostname(),

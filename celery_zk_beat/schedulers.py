@@ -41,6 +41,8 @@ from .metrics import Metrics
 from .runs import Run
 from .session import Operation, boottime
 from .settings import DROP, Settings
+from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
+from .systemd import Unit
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -107,6 +109,9 @@ class ZooKeeperScheduler(Scheduler):
         self._election: Any = None
         self._ledger: Any = None
         self._control: Any = None
+        self._unit = Unit()
+        self._announcer = Announcer(self)
+        self._announced_epoch = 0
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
@@ -146,6 +151,7 @@ class ZooKeeperScheduler(Scheduler):
         self._wait_for_progress()
         if self._failure is not None:
             self._raise_failure()
+        self._unit.ticked(self._role())
         return 0
 
     def close(self) -> None:
@@ -154,6 +160,7 @@ class ZooKeeperScheduler(Scheduler):
         twice, and from a signal handler, as Celery does."""
         if not self._closing:
             self._patience_ends = boottime() + _STOP_PATIENCE
+            self._unit.stopping()
         self._closing = True
         self._wake()
         thread = self._thread
@@ -161,6 +168,7 @@ class ZooKeeperScheduler(Scheduler):
             thread.join(max(0.0, self._patience_ends - boottime()))
         if self._election is not None:
             self._election.stop()
+        self._announcer.close()
         if thread is None or not thread.is_alive():
             self._drop_connection()
         self._progress.put(None)
@@ -215,6 +223,22 @@ class ZooKeeperScheduler(Scheduler):
         connection = self.connection
         return connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
 
+    def _role(self) -> str:
+        """For systemd, in a few words."""
+        reign, master = self._election.reign, self._election.master
+        if reign is not None:
+            return f"master, epoch {reign.epoch}"
+        if not self._election.session.connected:
+            return "standby, ZooKeeper does not answer"
+        return "standby, no master" if master is None else f"standby, {master.id} is master"
+
+    def _announce_elected(self, epoch: int) -> None:
+        self._announced_epoch = epoch
+        self._announcer.send(beat_elected, epoch=epoch, id=self.settings.id)
+
+    def _announce_demoted(self, reason: str) -> None:
+        self._announcer.send(beat_demoted, epoch=self._announced_epoch, reason=reason)
+
     def _wait_for_progress(self) -> None:
         deadline = self.settings.publish_deadline
         patience = None if deadline is None else max(deadline, _LEAST_PATIENCE)
@@ -251,6 +275,8 @@ class ZooKeeperScheduler(Scheduler):
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
             schedule=self.digest(),
+            on_elected=self._announce_elected,
+            on_demoted=self._announce_demoted,
         )
         self._ledger = RunLedger(self._election)
         self._control = Control(self._election.session, self._election.paths, self._wake)
@@ -372,6 +398,15 @@ class ZooKeeperScheduler(Scheduler):
     def _drop(self, runs: list[Run], why: str) -> None:
         self._ledger.drop(runs, why)
         self.metrics.dropped += len(runs)
+        for run in runs:
+            self._announcer.send(
+                run_dropped,
+                entry=run.entry,
+                run=run.number,
+                due=run.due,
+                epoch=self._ledger.reign.epoch,
+                reason=why,
+            )
 
     def _dispatch(self) -> float:
         if self._control.stale:
@@ -415,7 +450,7 @@ class ZooKeeperScheduler(Scheduler):
 
     def _skip_missed(self) -> None:
         """What was due while entries were held back, and is not to be caught up with."""
-        why = "skipped: an operator resumed without catching up"
+        why = "an operator resumed without catching up"
         missed = {}
         for name, entry in self.schedule.items():
             until, state = self._control.pauses.skip_until(name), self._ledger.state(name)
@@ -438,10 +473,10 @@ class ZooKeeperScheduler(Scheduler):
 
     def _skip(self, missed: dict[str, tuple[datetime, datetime]], why: str) -> None:
         if missed:
-            self._ledger.skip(missed, why)
+            self._ledger.skip(missed, f"skipped: {why}")
             self.metrics.skipped += len(missed)
             for name, (due, _) in missed.items():
-                logger.warning("%s: due %s, %s", name, to_text(due), why)
+                logger.warning("%s: due %s, is skipped: %s", name, to_text(due), why)
 
     def _answer(self, request: Request) -> None:
         record, session = request.record, self._election.session
@@ -558,7 +593,7 @@ class ZooKeeperScheduler(Scheduler):
                 logger.exception("%s: cannot tell when it is due, trying again later", name)
                 delay = self.max_interval
             self._push(name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
-        self._skip(skipped, "skipped: older than beat_cron_starting_deadline")
+        self._skip(skipped, "older than beat_cron_starting_deadline")
         if not due:
             return
         runs = [run for run, _, _ in due.values()]
@@ -603,6 +638,7 @@ class ZooKeeperScheduler(Scheduler):
                 at = datetime.now(timezone.utc)
                 self._note_published(run, at)
                 self._ledger.published(run, at)
+                self._announce_published(run)
                 self._ledger.confirm()
                 self._show_progress()
 
@@ -612,6 +648,18 @@ class ZooKeeperScheduler(Scheduler):
             self.metrics.resent += 1
         self._in_doubt.discard(run.entry)
         self.metrics.lateness.observe((at - run.due).total_seconds())
+
+    def _announce_published(self, run: Run) -> None:
+        entry = self.schedule[run.entry]
+        self._announcer.send(
+            run_published,
+            entry=run.entry,
+            task=entry.task,
+            run=run.number,
+            due=run.due,
+            epoch=self._ledger.reign.epoch,
+            task_id=entry.options.get("task_id", self._task_id(run)),
+        )
 
     def _send(self, run: Run) -> None:
         entry = copy.copy(self.schedule[run.entry])

@@ -29,7 +29,7 @@ PATIENCE = 30.0
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_of_the_developer() -> None:
     for name in list(os.environ):
-        if name.startswith(("CELERY_", "ZK_BEAT_")):
+        if name.startswith(("CELERY_", "ZK_BEAT_", "NOTIFY_SOCKET")):
             del os.environ[name]
 
 

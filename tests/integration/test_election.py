@@ -110,6 +110,15 @@ def test_callbacks(candidate: Candidate) -> None:
     assert calls.get(timeout=PATIENCE) == "resigned"
 
 
+def test_stopping_is_told(candidate: Candidate) -> None:
+    """By the time stop() returns, on_demoted has been called."""
+    calls: list[Any] = []
+    one = candidate("one", on_elected=calls.append, on_demoted=calls.append)
+    elect(one)
+    one.stop()
+    assert calls == [1, "stopped"]
+
+
 def test_resign(candidate: Candidate) -> None:
     """The other is elected, though the one that resigned goes on as a candidate."""
     one, two = elect(candidate("one")), candidate("two")

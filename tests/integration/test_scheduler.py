@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import json
+import queue
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from kazoo.client import KazooClient
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.errors import NotMaster, Uncertain
 from celery_zk_beat.ledger import MOST_RUNS, RunLedger
+from celery_zk_beat.signals import run_dropped
 from celery_zk_beat.znodes import page_of
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
@@ -342,12 +344,27 @@ def test_dropped(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> N
     turn(one)
     one.close()
     two = make()
+    told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def receiver(**event: Any) -> None:
+        told.put(event)
+
+    run_dropped.connect(receiver, sender=two)
     turn(two)
     assert history(app) == []
     assert "e: run 1, due 2020-01-01T00:01:00" in caplog.text
     assert "it is dropped" in caplog.text
     assert two._ledger.state("e").dropped == (1,)
     assert two._ledger.outbox == {}
+    assert told.get(timeout=PATIENCE) == {
+        "signal": run_dropped,
+        "sender": two,
+        "entry": "e",
+        "run": 1,
+        "due": datetime(2020, 1, 1, 0, 1, tzinfo=timezone.utc),
+        "epoch": 2,
+        "reason": "zk_beat_recovery, perhaps published in epoch 1 or before",
+    }
 
 
 def test_ones_own_runs_are_not_dropped(app: Celery, make: Make, road: Road) -> None:
