@@ -689,7 +689,10 @@ class ZooKeeperScheduler(Scheduler):
         if known is not None and known.options.get("task_id"):
             return str(known.options["task_id"])
         namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
-        return str(uuid.uuid5(namespace, f"{entry}/{number}"))
+        # What uuid.uuid5() does, but any text can be an entry's name.
+        name = f"{entry}/{number}".encode("utf-8", "surrogatepass")
+        digest = hashlib.sha1(namespace.bytes + name, usedforsecurity=False).digest()
+        return str(uuid.UUID(bytes=digest[:16], version=5))
 
     def _resign_if_useless(self) -> None:
         """A master without a road to the broker makes way for one that may have it."""
@@ -748,7 +751,8 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
             schedule = _copy_at(schedule, now)
         else:
             now, last = entry.default_now(), _as_of(entry, last_run_at)
-        return _to_utc(now + schedule.remaining_estimate(last))
+        left: timedelta = schedule.remaining_estimate(last)
+        return _to_utc(now) + left
     except Exception:
         return None
 
