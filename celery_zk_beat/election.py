@@ -28,7 +28,7 @@ from typing import Any, Callable
 from .errors import Conflict as _Conflict
 from .errors import ConnectTimeout, RootError, SettingsError, Uncertain, ZkBeatError, ZooKeeperError
 from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
-from .settings import check_hosts, check_id, check_path, check_seconds, default_id
+from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
 from .version import __version__
 from .znodes import (
     EpochRecord,
@@ -477,7 +477,7 @@ class MasterElection:
         try:
             if to is None:
                 leave: Operation = Delete(self.paths.master)
-            elif to == self.id or self.session.read(self.paths.member(to)) is None:
+            elif not self._is_other_member(to):
                 logger.warning("not resigning in favour of %s: no other beat of this name", to)
                 return False
             else:
@@ -494,6 +494,13 @@ class MasterElection:
         self._abstain_until = time.monotonic() + RESIGN_PAUSE
         self._demote(why)
         return True
+
+    def _is_other_member(self, id: str) -> bool:
+        return (
+            id != self.id
+            and id.isprintable()
+            and quote_name(id) in self.session.children(self.paths.members)
+        )
 
     def _demote(self, why: str) -> None:
         reign, self._reign = self._reign, None
