@@ -178,6 +178,7 @@ def zk_beat(ctx: click.Context, **kwargs: Any) -> None:
       $ celery -A proj zk-beat status
     """
     gc.disable()  # a command lives for a second, and what it makes is no garbage before its end
+    ctx.call_on_close(gc.enable)
 
 
 @zk_beat.command(cls=CeleryCommand)
@@ -321,8 +322,9 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
       $ celery -A proj zk-beat pause
     """
     with _site(ctx, timeout, _News()) as site:
+        snapshot = site.read()
         if entry is not None:
-            _known(site.read(), entry)
+            _known(snapshot, entry)
         now = datetime.now(timezone.utc)
         before, after = _change(site, lambda pauses: pauses.pause(entry, now))
     since = _pause(after, entry)
@@ -360,9 +362,8 @@ def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float
       $ celery -A proj zk-beat resume
     """
     with _site(ctx, timeout, _News()) as site:
-        now = datetime.now(timezone.utc)
+        snapshot, now = site.read(), datetime.now(timezone.utc)
         before, after = _change(site, lambda pauses: pauses.resume(entry, now, not catch_up))
-        snapshot = site.read()
         if before == after and entry is not None:
             _known(snapshot, entry)
     what = "everything" if entry is None else entry
@@ -501,8 +502,8 @@ def history(
         _known(snapshot, entry)
     runs, masters = reader.history(entry, limit), snapshot.masters
     if as_json:
-        fields = {"root": snapshot.root, "entry": entry, "runs": runs, "masters": masters}
-        click.echo(json.dumps({"format": FORMAT, **plain(fields)}))
+        told = {"format": FORMAT, "root": snapshot.root, "entry": entry}
+        click.echo(json.dumps({**told, "runs": plain(runs), "masters": plain(masters)}))
         return
     now, style = snapshot.read_at, _style(ctx)
     _print(ctx, text.history(runs, style, _width(), with_entry=entry is None))

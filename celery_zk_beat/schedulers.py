@@ -658,7 +658,7 @@ class ZooKeeperScheduler(Scheduler):
             run=run.number,
             due=run.due,
             epoch=self._ledger.reign.epoch,
-            task_id=entry.options.get("task_id", self._task_id(run)),
+            task_id=self.task_id(run.entry, run.number),
         )
 
     def _send(self, run: Run) -> None:

@@ -605,7 +605,7 @@ def plain(value: Any) -> Any:
     """What :mod:`json` takes, of any of the above."""
     if isinstance(value, datetime):
         return to_text(value)
-    if isinstance(value, tuple):
+    if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
     if fields := getattr(value, "__dataclass_fields__", None):
         return {name: plain(getattr(value, name)) for name in fields}
