@@ -13,7 +13,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 #: Of the year 9999.
 _LATEST_MS = 253_370_764_800_000
 #: Most that is remembered of an entry's past; of all entries on one page together.
-HISTORY, HISTORY_OF_PAGE = 20, 400
+HISTORY, HISTORY_OF_PAGE = 20, 200
 #: Most characters of a note in it.
 _LONGEST_NOTE = 200
 
@@ -135,14 +135,13 @@ def _decode_state(path: str, fields: Any) -> RunState:
 
 def _decode_past(item: Any) -> PastRun | None:
     """None for what is not understood: nothing depends on it."""
-    try:
-        number, due_ms, at_ms, epoch, *note = item
-        note = str(note[0])[:_LONGEST_NOTE] if note else None
-    except (TypeError, ValueError):
+    if type(item) is not list or not 4 <= len(item) <= 5:
         return None
-    numbers = (number or 0, due_ms, at_ms, epoch)
-    if not all(type(each) is int and 0 <= each < _LATEST_MS for each in numbers):
-        return None
+    number, due_ms, at_ms, epoch = item[:4]
+    for each in (0 if number is None else number, due_ms, at_ms, epoch):
+        if type(each) is not int or not 0 <= each < _LATEST_MS:
+            return None
+    note = str(item[4])[:_LONGEST_NOTE] if len(item) == 5 else None
     return PastRun(number, due_ms, at_ms, epoch, note)
 
 

@@ -69,7 +69,8 @@ def entries(app: Celery, clock: Clock) -> dict[str, Any]:
 def heard(scheduler: ZooKeeperScheduler) -> None:
     """A turn after it knows that something was written."""
     wait_until(lambda: scheduler._control.stale, PATIENCE, "the watch")
-    turn(scheduler)
+    while scheduler._control.stale:  # again, where more news came in the middle
+        turn(scheduler)
 
 
 def past(client: KazooClient, root: str, entry: str) -> list[PastRun]:
