@@ -20,7 +20,7 @@ import queue
 import socket
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Callable
@@ -28,7 +28,7 @@ from typing import Any, Callable
 from .errors import Conflict as _Conflict
 from .errors import ConnectTimeout, RootError, SettingsError, Uncertain, ZkBeatError, ZooKeeperError
 from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
-from .settings import check_hosts, check_id, check_path, check_seconds, default_id
+from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
 from .version import __version__
 from .znodes import (
     EpochRecord,
@@ -239,10 +239,10 @@ class MasterElection:
             Whether it gave it up; False where it was not master, `to` is no other candidate, or
             within `timeout` seconds no answer came.
         """
-        resignation = _Resignation(to, f"resigned{f': {why}' if why else ''}")
-        self._inbox.put(resignation)
+        reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._inbox.put(_Resignation(to, f"resigned: {why}" if why else "resigned", reply))
         try:
-            return resignation.reply.get(timeout=timeout)
+            return reply.get(timeout=timeout)
         except queue.Empty:
             return False
 
@@ -298,7 +298,7 @@ class MasterElection:
                 self._hear(delay)
                 if not self._stopping:
                     delay = self._turn()
-            self._resign(_Resignation(None, "stopped"))
+            self._resign(None, "stopped")
         except ZkBeatError as exc:
             self._failure = exc
         except Exception as exc:
@@ -318,7 +318,7 @@ class MasterElection:
         except queue.Empty:
             return
         if resignation is not None:
-            resignation.reply.put(self._resign(resignation))
+            resignation.reply.put(self._resign(resignation.to, resignation.why))
 
     def _turn(self) -> float:
         """Decides the role anew, and says after how many seconds to do so without being told by
@@ -398,11 +398,9 @@ class MasterElection:
                 )
         self._master = seen
         self._last_epoch = seen.epoch or None
-        if heir == self.id:
-            # What was read may be old: then the watch that was armed with it tells.
-            self._last_epoch = None
-            if self._elect(seen.epoch, Delete(self.paths.master, node.version)):
-                return self._settle()
+        # What was read may be old, and this be refused: then the watch that was armed tells.
+        if heir == self.id and self._elect(seen.epoch, Delete(self.paths.master, node.version)):
+            return self._settle()
         return True
 
     def _begin(self, connection: int, seen: MasterRecord) -> None:
@@ -446,6 +444,7 @@ class MasterElection:
     def _elect(self, epoch: int, *before: Operation) -> bool:
         """The election: the one transaction that makes a master, after `epoch`. Whether it was
         not refused."""
+        self._last_epoch = None
         mine = MasterRecord(
             self.id,
             socket.gethostname(),
@@ -471,15 +470,14 @@ class MasterElection:
             return False
         return True
 
-    def _resign(self, resignation: _Resignation) -> bool:
+    def _resign(self, to: str | None, why: str) -> bool:
         reign = self.reign
         if reign is None or self._master is None:
             return False
-        to = resignation.to
         try:
             if to is None:
                 leave: Operation = Delete(self.paths.master)
-            elif to == self.id or self.session.read(self.paths.member(to)) is None:
+            elif not self._is_other_member(to):
                 logger.warning("not resigning in favour of %s: no other beat of this name", to)
                 return False
             else:
@@ -488,14 +486,21 @@ class MasterElection:
             self.session.commit(
                 Check(self.paths.epoch, reign.epoch),
                 leave,
-                *self._end_of_term(reign.epoch, resignation.why),
+                *self._end_of_term(reign.epoch, why),
             )
         except ZkBeatError as exc:
             logger.warning("could not resign: %s", exc)
             return False
         self._abstain_until = time.monotonic() + RESIGN_PAUSE
-        self._demote(resignation.why)
+        self._demote(why)
         return True
+
+    def _is_other_member(self, id: str) -> bool:
+        return (
+            id != self.id
+            and id.isprintable()
+            and quote_name(id) in self.session.children(self.paths.members)
+        )
 
     def _demote(self, why: str) -> None:
         reign, self._reign = self._reign, None
@@ -687,7 +692,7 @@ class MasterElection:
 class _Resignation:
     to: str | None
     why: str
-    reply: queue.SimpleQueue[bool] = field(default_factory=queue.SimpleQueue)
+    reply: queue.SimpleQueue[bool]
 
 
 def _now() -> str:

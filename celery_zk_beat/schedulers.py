@@ -448,7 +448,7 @@ class ZooKeeperScheduler(Scheduler):
 
     def _skip_missed(self) -> None:
         """What was due while entries were held back, and is not to be caught up with."""
-        why = "skipped: an operator resumed without catching up"
+        why = "an operator resumed without catching up"
         missed = {}
         for name, entry in self.schedule.items():
             until, state = self._control.pauses.skip_until(name), self._ledger.state(name)
@@ -471,10 +471,10 @@ class ZooKeeperScheduler(Scheduler):
 
     def _skip(self, missed: dict[str, tuple[datetime, datetime]], why: str) -> None:
         if missed:
-            self._ledger.skip(missed, why)
+            self._ledger.skip(missed, f"skipped: {why}")
             self.metrics.skipped += len(missed)
             for name, (due, _) in missed.items():
-                logger.warning("%s: due %s, %s", name, to_text(due), why)
+                logger.warning("%s: due %s, is skipped: %s", name, to_text(due), why)
 
     def _answer(self, request: Request) -> None:
         record, session = request.record, self._election.session
@@ -591,7 +591,7 @@ class ZooKeeperScheduler(Scheduler):
                 logger.exception("%s: cannot tell when it is due, trying again later", name)
                 delay = self.max_interval
             self._push(name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
-        self._skip(skipped, "skipped: older than beat_cron_starting_deadline")
+        self._skip(skipped, "older than beat_cron_starting_deadline")
         if not due:
             return
         runs = [run for run, _, _ in due.values()]

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -18,10 +19,17 @@ from kazoo.exceptions import NoNodeError, SessionExpiredError
 from kazoo.security import make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
-from celery_zk_beat.election import _Resignation
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.session import ZooKeeperSession
-from celery_zk_beat.znodes import EpochRecord, MasterRecord
+from celery_zk_beat.znodes import (
+    TERMS_REMEMBERED,
+    EpochRecord,
+    MasterRecord,
+    MemberRecord,
+    TermRecord,
+    decode_masters,
+    encode_masters,
+)
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
 from tests.faults import Road
@@ -33,6 +41,11 @@ def elect(election: MasterElection) -> MasterElection:
     election.start(PATIENCE)
     assert election.wait(PATIENCE)
     return election
+
+
+def terms(client: KazooClient, election: MasterElection) -> list[TermRecord]:
+    path = election.paths.masters
+    return decode_masters(path, client.get(path)[0])
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -210,11 +223,86 @@ def test_no_release_of_a_successor(candidate: Candidate, client: KazooClient) ->
     with_successor.delete(one.paths.master)
     with_successor.create(one.paths.master, b"{}")
     with_successor.set_data(one.paths.epoch, b"")
-    one._inbox.put(_Resignation(None, "resigned"))  # resigns before it can hear of what follows
     with_successor.commit()
     one._reign = reign
-    one._resign(_Resignation(None, "resigned"))
+    one._resign(None, "resigned")
     assert client.exists(one.paths.master)
+
+
+def test_resigning_in_favour_of_one(candidate: Candidate, client: KazooClient) -> None:
+    """Of many standbys, the one that is named is the next master; there is no time without one."""
+    one = elect(candidate("one"))
+    others = [candidate(name) for name in ("two", "three", "four")]
+    for other in others:
+        other.start(PATIENCE)
+    until(lambda: members(client, one) == ["four", "one", "three", "two"], "all members")
+    for heir, old in ((others[1], one), (others[0], others[1]), (one, others[0])):
+        epoch = old.epoch
+        assert old.resign(to=heir.id, why="asked by the test")
+        assert not old.is_master
+        assert heir.wait(PATIENCE)
+        assert heir.epoch == (epoch or 0) + 1
+    until(lambda: len(terms(client, one)) == 4, "what is written of it")
+    *past, last = terms(client, one)
+    assert [(term.epoch, term.id) for term in past] == [(1, "one"), (2, "three"), (3, "two")]
+    assert {term.why for term in past} == {"resigned: asked by the test"}
+    assert all(term.until is not None for term in past)
+    assert (last.epoch, last.id, last.until, last.why) == (4, "one", None, None)
+
+
+def test_an_heir_that_does_not_come(candidate: Candidate, client: KazooClient, road: Road) -> None:
+    """The master goes on, in the same epoch: nobody else was elected."""
+    one, two = elect(candidate("one")), candidate("two", road.hosts, session_timeout=4.0)
+    two.start(PATIENCE)
+    until(lambda: members(client, one) == ["one", "two"], "both members")
+    road.block()
+    assert one.resign(to="two")
+    assert one.wait(PATIENCE)
+    assert one.epoch == 1
+    until(lambda: [term.until for term in terms(client, one)] == [None], "the term as it is")
+    assert one.resign(to="two", why="again")  # it can be asked once more
+    road.open()
+
+
+@pytest.mark.parametrize("to", ["one", "nobody", "", "../master", "\ud800"])
+def test_resigning_in_favour_of_nobody(candidate: Candidate, to: str) -> None:
+    """Of itself, or of a beat that is not there: it stays master."""
+    one = elect(candidate("one"))
+    assert not one.resign(to=to)
+    assert one.is_master
+
+
+def test_the_masters_are_remembered(
+    candidate: Candidate, client: KazooClient, zookeeper: ZooKeeper
+) -> None:
+    """With how each ended, as far as it could tell; the last fifty."""
+    one = elect(candidate("one"))
+    one.stop()
+    two = elect(candidate("two"))
+    until(lambda: len(terms(client, two)) == 2, "two masters")
+    expire(zookeeper.hosts, two)
+    until(lambda: two.epoch == 3 and len(terms(client, two)) == 3, "the third")
+    whys = [term.why for term in terms(client, two)]
+    assert whys == ["stopped", "its session ended", None]
+    two.stop()
+    path = two.paths.masters
+    client.set(path, encode_masters(terms(client, two)[:1] * TERMS_REMEMBERED))
+    three = elect(candidate("three"))
+    until(lambda: terms(client, two)[-1].epoch == 4, "the fourth")
+    assert len(terms(client, two)) == TERMS_REMEMBERED
+    three.stop()
+    client.set(path, b"not JSON")
+    elect(candidate("four"))
+    until(lambda: b"JSON" not in client.get(path)[0], "a list made anew")
+
+
+def test_the_clock_shows_in_the_member(candidate: Candidate, client: KazooClient) -> None:
+    """What a beat wrote there, and when the server wrote it down, are at most a moment apart."""
+    one = elect(candidate("one"))
+    until(lambda: members(client, one) == ["one"], "the member")
+    data, stat = client.get(one.paths.member("one"))
+    written = datetime.fromisoformat(MemberRecord.decode("", data).written).timestamp()
+    assert abs(written - stat.mtime / 1000) < PATIENCE
 
 
 def test_session_expiry(zookeeper: ZooKeeper, candidate: Candidate) -> None:

@@ -409,6 +409,7 @@ def test_what_stands_in_zookeeper(ledger: RunLedger, client: KazooClient) -> Non
                 "last_run_at": "2026-01-01T12:00:01.000000+00:00",
                 "total_run_count": 1,
                 "due": "2026-01-01T12:00:00.000000+00:00",
+                "history": [[1, 1767268800000, 1767268801000, 1]],
             }
         },
     }

@@ -166,6 +166,16 @@ class Ensemble:
         if path in self.tree:
             self._commit({path: None}, None, None)
 
+    def set(self, *nodes: tuple[str, bytes, int]) -> None:
+        """By hand, in one transaction: path, data and owner, of new znodes and old."""
+        changes: dict[str, Znode | None] = {}
+        now = BEGINNING + self.world.now + self.clock_offset
+        for path, data, owner in nodes:
+            before = self.tree.get(path)
+            version = 0 if before is None else before.version + 1
+            changes[path] = Znode(data, version, owner, now)
+        self._commit(changes, None, None)
+
     def write(self, connection: Connection, request: Any) -> None:
         """The leader's turn."""
         session = self.sessions.get(connection.session)
