@@ -4,6 +4,7 @@ long they take to stop."""
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import socket
@@ -78,8 +79,9 @@ def test_ready_and_status(own_site: Site, own_zookeeper: ZooKeeper, start_unit: 
 def test_unit_file(tmp_path: Path) -> None:
     """systemd has nothing to say against it, on a machine where its program is there."""
     analyze = shutil.which("systemd-analyze")
-    if analyze is None:
+    if analyze is None and "CI" not in os.environ:
         pytest.skip("systemd-analyze is not installed")
+    assert analyze is not None
     text = UNIT.read_text()
     assert text.count("/srv/proj/.venv/bin/celery") == 1
     celery = str(Path(sys.executable).with_name("celery"))
