@@ -182,9 +182,9 @@ class RunLedger:
         self.outbox = outbox
         return claimed
 
-    def drop(self, runs: Iterable[Run], why: str) -> None:
+    def drop(self, runs: Iterable[Run], why: str, *also: Operation) -> None:
         """Takes runs out of the outbox unpublished, and notes them in the states of their entries,
-        which must have one. `why` is for their history."""
+        which must have one. `why` is for their history, `also` part of each transaction."""
         left = {}
         for run in runs:
             state = self._pages[page_of(run.entry)].states[run.entry]
@@ -197,16 +197,19 @@ class RunLedger:
         while left:
             batch = self._fitting(left)
             outbox = {name: run for name, run in self.outbox.items() if name not in batch}
-            self._commit({name: left.pop(name) for name in batch}, outbox)
+            self._commit({name: left.pop(name) for name in batch}, outbox, also)
             self.outbox = outbox
 
-    def skip(self, entries: Mapping[str, tuple[datetime, datetime]], why: str) -> None:
+    def skip(
+        self, entries: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
+    ) -> None:
         """Notes that what was due does not run, and has the clocks of entries go on from there.
 
         Args:
             entries: name, of one that has a state, to the instant that was due and the one from
                 which its clock goes on.
             why: for their history.
+            also: is part of each transaction.
         """
         assert self.reign is not None
         states: dict[str, RunState | None] = {}
@@ -219,7 +222,7 @@ class RunLedger:
                 last_run_at=max(at, state.last_run_at),
                 history=page.remembered(state.history, past),
             )
-        self._commit_all(states)
+        self._commit_all(states, also)
 
     def note_named(self, named: Container[str], now: datetime) -> list[str]:
         """Marks the states of entries that `named`, this master's schedule, does not name, and
@@ -288,7 +291,8 @@ class RunLedger:
         while self._confirming is not None or self._outbox_changed:
             if self._confirming is not None:
                 self._finish_confirming()
-            self.confirm()
+            if self._outbox_changed:
+                self.confirm()
 
     def __repr__(self) -> str:
         states = sum(len(page.states) for page in self._pages.values())
@@ -296,10 +300,12 @@ class RunLedger:
 
     # Writing ------------------------------------------------------------------------------------
 
-    def _commit_all(self, states: Mapping[str, RunState | None]) -> None:
+    def _commit_all(
+        self, states: Mapping[str, RunState | None], also: Sequence[Operation] = ()
+    ) -> None:
         left = dict(states)
         while left:
-            self._commit({name: left.pop(name) for name in self._fitting(left)}, self.outbox)
+            self._commit({name: left.pop(name) for name in self._fitting(left)}, self.outbox, also)
 
     def _commit(
         self,

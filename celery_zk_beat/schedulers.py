@@ -395,8 +395,8 @@ class ZooKeeperScheduler(Scheduler):
             logger.warning("%d runs in all were perhaps not published", len(self._ledger.outbox))
         self._drop(drop, f"zk_beat_recovery, perhaps published in epoch {epoch - 1} or before")
 
-    def _drop(self, runs: list[Run], why: str) -> None:
-        self._ledger.drop(runs, why)
+    def _drop(self, runs: list[Run], why: str, *also: Operation) -> None:
+        self._ledger.drop(runs, why, *also)
         self.metrics.dropped += len(runs)
         for run in runs:
             self._announcer.send(
@@ -468,12 +468,14 @@ class ZooKeeperScheduler(Scheduler):
             for until in [self._control.pauses.skip_until(name)]
             if until is not None and run.claimed <= until
         ]
-        self._drop(waiting, why)
-        self._skip(missed, why)
+        self._drop(waiting, why, self._control.unchanged)
+        self._skip(missed, why, self._control.unchanged)
 
-    def _skip(self, missed: dict[str, tuple[datetime, datetime]], why: str) -> None:
+    def _skip(
+        self, missed: dict[str, tuple[datetime, datetime]], why: str, *also: Operation
+    ) -> None:
         if missed:
-            self._ledger.skip(missed, f"skipped: {why}")
+            self._ledger.skip(missed, f"skipped: {why}", *also)
             self.metrics.skipped += len(missed)
             for name, (due, _) in missed.items():
                 logger.warning("%s: due %s, is skipped: %s", name, to_text(due), why)

@@ -9,11 +9,9 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 import redis
@@ -30,68 +28,9 @@ from celery_zk_beat.znodes import page_of
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road
-from tests.history import Message, check, messages
+from tests.history import check
 
-BERLIN = ZoneInfo("Europe/Berlin")
-
-Make = Callable[..., ZooKeeperScheduler]
-
-
-@pytest.fixture
-def app(zookeeper: ZooKeeper, redis_server: Redis, root: str) -> Celery:
-    app = Celery("shop", broker=redis_server.url(0), set_as_current=False)
-    app.conf.zk_beat_hosts = zookeeper.hosts
-    app.conf.zk_beat_root = root
-    app.conf.zk_beat_session_timeout = 4.0
-    app.conf.result_expires = None  # no entry of Celery's own
-    return app
-
-
-@pytest.fixture
-def make(app: Celery) -> Iterator[Make]:
-    """Makes schedulers that are turned by hand; the first becomes master."""
-    made: list[ZooKeeperScheduler] = []
-
-    def make(**conf: Any) -> ZooKeeperScheduler:
-        app.conf.update(conf)
-        scheduler = ZooKeeperScheduler(app=app)
-        made.append(scheduler)
-        scheduler._prepare()
-        scheduler._election.start(PATIENCE)
-        return scheduler
-
-    yield make
-    for scheduler in made:
-        scheduler.close()
-
-
-def turn(scheduler: ZooKeeperScheduler) -> float:
-    """One turn as master, with every entry asked anew."""
-    assert scheduler._election.wait(PATIENCE)
-    scheduler._heap_is_current = False
-    return scheduler._turn()
-
-
-def history(app: Celery) -> list[Message]:
-    return messages(app.conf.broker_url)
-
-
-def every(seconds: float, task: str = "task", **more: Any) -> dict[str, Any]:
-    return {"task": task, "schedule": seconds, **more}
-
-
-LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self, local: str, zone: ZoneInfo = BERLIN) -> None:
-        self.zone = zone
-        self.now = datetime.fromisoformat(local).replace(tzinfo=zone).astimezone(timezone.utc)
-
-    def __call__(self) -> datetime:
-        return self.now.astimezone(self.zone)
+from .conftest import LONG_AGO, Clock, Make, every, history, turn
 
 
 def test_lazy_opens_nothing(app: Celery) -> None:

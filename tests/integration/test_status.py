@@ -112,7 +112,8 @@ def test_what_it_says(
         ("one", "master"),
         ("two", "standby"),
     ]
-    assert all(abs(member.clock_offset or 99) < 10 for member in seen.members)
+    offsets = [member.clock_offset for member in seen.members]
+    assert all(offset is not None and abs(offset) < 10 for offset in offsets)
     assert [term.id for term in seen.masters] == ["one"]
     assert seen.outbox == (waiting,)
     (recent,) = [run for run in seen.recent if run.entry == "often"]
