@@ -26,7 +26,9 @@ from datetime import datetime, timedelta, timezone
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
+import celery.schedules
 from celery.beat import Scheduler
+from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
@@ -505,7 +507,7 @@ class ZooKeeperScheduler(Scheduler):
         now = datetime.now(timezone.utc)
         number = state.total_run_count + 1
         run = Run(name, number, now, now, self._ledger.reign.epoch, extra=True)
-        answer = Answer(True, "claimed", number, self._task_id(run))
+        answer = Answer(True, "claimed", number, self.task_id(name, number))
         self._claim_runs([run], request.answer(answer))
         entry.total_run_count = number
         self._publish([run])
@@ -658,7 +660,7 @@ class ZooKeeperScheduler(Scheduler):
             run=run.number,
             due=run.due,
             epoch=self._ledger.reign.epoch,
-            task_id=entry.options.get("task_id", self._task_id(run)),
+            task_id=self.task_id(run.entry, run.number),
         )
 
     def _send(self, run: Run) -> None:
@@ -671,7 +673,7 @@ class ZooKeeperScheduler(Scheduler):
         }
         # Both are new dictionaries: Celery adds headers of its own to the ones it is given.
         entry.options = {
-            "task_id": self._task_id(run),
+            "task_id": self.task_id(run.entry, run.number),
             **entry.options,
             "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
             # The outbox is what retries; Celery's own would do so without a look at the election,
@@ -683,10 +685,16 @@ class ZooKeeperScheduler(Scheduler):
         )
         self.apply_async(entry, producer=self.producer, advance=False)
 
-    def _task_id(self, run: Run) -> str:
-        """The same for the same run, whoever publishes it."""
+    def task_id(self, entry: str, number: int) -> str:
+        """The same for the same run, whoever publishes it, and whoever asks."""
+        known = self.schedule.get(entry)
+        if known is not None and known.options.get("task_id"):
+            return str(known.options["task_id"])
         namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
-        return str(uuid.uuid5(namespace, f"{run.entry}/{run.number}"))
+        # What uuid.uuid5() does, but any text can be an entry's name.
+        name = f"{entry}/{number}".encode("utf-8", "surrogatepass")
+        digest = hashlib.sha1(namespace.bytes + name, usedforsecurity=False).digest()
+        return str(uuid.UUID(bytes=digest[:16], version=5))
 
     def _resign_if_useless(self) -> None:
         """A master without a road to the broker makes way for one that may have it."""
@@ -731,6 +739,46 @@ class ZooKeeperScheduler(Scheduler):
             for name, entry in self.schedule.items()
         )
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
+    """When an entry that last ran at `last_run_at` (aware) is due again, in UTC; perhaps in the
+    past. None where its schedule cannot tell. From any thread."""
+    schedule = entry.schedule
+    try:
+        if is_steady(schedule):
+            # What is left, from any instant, and that instant make the next run, exactly; and it
+            # takes half the time when the clock need not be asked. A copy, for beat uses it, too.
+            last = now = last_run_at.astimezone(schedule.tz)
+            schedule = _copy_at(schedule, now)
+        else:
+            now, last = entry.default_now(), _as_of(entry, last_run_at)
+        left: timedelta = schedule.remaining_estimate(last)
+        return _to_utc(now) + left
+    except Exception:
+        return None
+
+
+def is_steady(schedule: Any) -> bool:
+    """Whether :func:`next_run` has one answer, whenever it is asked."""
+    kinds = (crontab, celery.schedules.schedule)
+    return type(schedule) in kinds and schedule.nowfun is None
+
+
+def _copy_at(schedule: Any, now: datetime) -> Any:
+    """For which it is always `now`; much faster than :mod:`copy`, which parses a crontab anew."""
+    copied = object.__new__(type(schedule))
+    vars(copied).update(vars(schedule), nowfun=lambda: now)
+    return copied
+
+
+def schedule_text(schedule: Any) -> str:
+    """For people: ``every 10 s``, ``crontab 0 3 * * 1``, or what its class shows."""
+    if type(schedule) is celery.schedules.schedule:
+        return f"every {schedule.run_every.total_seconds():g} s"
+    if type(schedule) is crontab:
+        return repr(schedule)[1:].replace(":", "", 1).partition(" (")[0]
+    return _shown(schedule)
 
 
 def _shown(schedule: Any) -> str:

@@ -243,11 +243,17 @@ def test_the_same_run_has_the_same_id(app: Celery, make: Make) -> None:
     runs = [
         one._run_of(entry, next(entry)) for entry in ZooKeeperScheduler(app=app).schedule.values()
     ]
-    assert [one._task_id(run) for run in runs] == [two._task_id(run) for run in runs]
-    assert {message.id for message in history(app)} == {one._task_id(run) for run in runs}
+    assert [one.task_id(run.entry, run.number) for run in runs] == [
+        two.task_id(run.entry, run.number) for run in runs
+    ]
+    assert {message.id for message in history(app)} == {
+        one.task_id(run.entry, run.number) for run in runs
+    }
     app.conf.zk_beat_root += "-other"
     other = ZooKeeperScheduler(app=app)
-    assert not {other._task_id(run) for run in runs} & {two._task_id(run) for run in runs}
+    assert not {other.task_id(run.entry, run.number) for run in runs} & {
+        two.task_id(run.entry, run.number) for run in runs
+    }
 
 
 def test_claimed_and_not_published(
