@@ -500,8 +500,9 @@ class ZooKeeperScheduler(Scheduler):
         entry, state = self.schedule.get(name), self._ledger.state(name)
         if entry is None:
             return Answer(False, f"the master's schedule has no entry {name!r}")
-        if name in self._ledger.outbox:
-            return Answer(False, f"run {self._ledger.outbox[name].number} waits for the broker")
+        waiting = self._ledger.outbox.get(name)
+        if waiting is not None:
+            return Answer(False, f"run {waiting.number} waits for the broker")
         if state is None:
             return Answer(False, "its run state is missing or damaged: see the master's log")
         now = datetime.now(timezone.utc)
