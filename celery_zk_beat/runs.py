@@ -136,15 +136,19 @@ def _decode_history(items: list[Any]) -> tuple[PastRun, ...]:
 
 
 def _decode_past(item: Any) -> PastRun | None:
-    """None for what is not understood."""
-    if type(item) is not list or not 4 <= len(item) <= 5:
+    try:
+        number, due_ms, at_ms, epoch, *note = item
+    except (TypeError, ValueError):
         return None
-    number, due_ms, at_ms, epoch = item[:4]
-    for each in (0 if number is None else number, due_ms, at_ms, epoch):
-        if type(each) is not int or not 0 <= each < _LATEST_MS:
-            return None
-    note = str(item[4])[:_LONGEST_NOTE] if len(item) == 5 else None
-    return PastRun(number, due_ms, at_ms, epoch, note)
+    # A page holds hundreds: by hand, because a loop takes three times as long.
+    if not (
+        (number is None or (type(number) is int and 0 <= number < _LATEST_MS))
+        and (type(due_ms) is int and 0 <= due_ms < _LATEST_MS)
+        and (type(at_ms) is int and 0 <= at_ms < _LATEST_MS)
+        and (type(epoch) is int and 0 <= epoch < _LATEST_MS)
+    ):
+        return None
+    return PastRun(number, due_ms, at_ms, epoch, str(note[0])[:_LONGEST_NOTE] if note else None)
 
 
 def _milliseconds(instant: datetime) -> int:

@@ -26,9 +26,7 @@ from datetime import datetime, timedelta, timezone
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-import celery.schedules
 from celery.beat import Scheduler
-from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
@@ -43,6 +41,7 @@ from .session import Operation, boottime
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
 from .systemd import Unit
+from .timetable import as_of, at_one_instant, due_instant, shown, to_utc
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -457,8 +456,8 @@ class ZooKeeperScheduler(Scheduler):
             if until is None or state is None:
                 continue
             with self._only_logged(name):
-                entry.last_run_at = _as_of(entry, state.last_run_at)
-                due = _due(entry)
+                entry.last_run_at = as_of(entry, state.last_run_at)
+                due = due_instant(entry)
                 if due <= until:
                     missed[name] = due, until
         waiting = [
@@ -500,8 +499,9 @@ class ZooKeeperScheduler(Scheduler):
         entry, state = self.schedule.get(name), self._ledger.state(name)
         if entry is None:
             return Answer(False, f"the master's schedule has no entry {name!r}")
-        if name in self._ledger.outbox:
-            return Answer(False, f"run {self._ledger.outbox[name].number} waits for the broker")
+        waiting = self._ledger.outbox.get(name)
+        if waiting is not None:
+            return Answer(False, f"run {waiting.number} waits for the broker")
         if state is None:
             return Answer(False, "its run state is missing or damaged: see the master's log")
         now = datetime.now(timezone.utc)
@@ -536,7 +536,7 @@ class ZooKeeperScheduler(Scheduler):
             state = ledger.state(name)
             if state is not None and not self._control.holds(name):
                 with self._only_logged(name):
-                    entry.last_run_at = _as_of(entry, state.last_run_at)
+                    entry.last_run_at = as_of(entry, state.last_run_at)
                     entry.total_run_count = state.total_run_count
                     self._push(name, 0.0)
 
@@ -551,9 +551,9 @@ class ZooKeeperScheduler(Scheduler):
     def _clock_starts(self, entry: Any) -> datetime:
         """The `last_run_at` of an entry that is seen for the first time: now, whenever this beat
         was started, unless the configuration gives one."""
-        given = _to_utc(entry.last_run_at)
+        given = to_utc(entry.last_run_at)
         # A time before the scheduler was made cannot be Celery's default.
-        return given if given < self._built_at else _to_utc(entry.default_now())
+        return given if given < self._built_at else to_utc(entry.default_now())
 
     def _push(self, name: str, delay: Any) -> None:
         if isinstance(delay, timedelta):
@@ -580,17 +580,17 @@ class ZooKeeperScheduler(Scheduler):
                 self._push(name, max(_SHORTEST_WAIT, self._back_off.left([name])))
                 continue
             try:
-                with _at_one_instant(entry.schedule):
+                with at_one_instant(entry.schedule):
                     is_due, delay = self.is_due(entry)
                     if is_due:
                         successor = next(entry)
                         due[name] = self._run_of(entry, successor), successor, delay
                         continue
                     if self._has_starting_deadline:
-                        at = _to_utc(entry.default_now())
-                        if (missed := _due(entry)) < at:
+                        at = to_utc(entry.default_now())
+                        if (missed := due_instant(entry)) < at:
                             skipped[name] = missed, at
-                            entry.last_run_at = _as_of(entry, at)
+                            entry.last_run_at = as_of(entry, at)
             except Exception:
                 logger.exception("%s: cannot tell when it is due, trying again later", name)
                 delay = self.max_interval
@@ -614,9 +614,9 @@ class ZooKeeperScheduler(Scheduler):
         return self.app.conf.beat_cron_starting_deadline is not None
 
     def _run_of(self, entry: Any, successor: Any) -> Run:
-        claimed = _to_utc(successor.last_run_at)
+        claimed = to_utc(successor.last_run_at)
         number, epoch = successor.total_run_count, self._ledger.reign.epoch
-        return Run(entry.name, number, _due(entry), claimed, epoch)
+        return Run(entry.name, number, due_instant(entry), claimed, epoch)
 
     def _publish(self, runs: Iterable[Run]) -> None:
         for run in list(runs):
@@ -735,99 +735,14 @@ class ZooKeeperScheduler(Scheduler):
     def digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
         entries = sorted(
-            (str(name), str(entry.task), _shown(entry.schedule))
+            (str(name), str(entry.task), shown(entry.schedule))
             for name, entry in self.schedule.items()
         )
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 
-def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
-    """When an entry that last ran at `last_run_at` (aware) is due again, in UTC; perhaps in the
-    past. None where its schedule cannot tell. From any thread."""
-    schedule = entry.schedule
-    try:
-        if is_steady(schedule):
-            # What is left, from any instant, and that instant make the next run, exactly; and it
-            # takes half the time when the clock need not be asked. A copy, for beat uses it, too.
-            last = now = last_run_at.astimezone(schedule.tz)
-            schedule = _copy_at(schedule, now)
-        else:
-            now, last = entry.default_now(), _as_of(entry, last_run_at)
-        left: timedelta = schedule.remaining_estimate(last)
-        return _to_utc(now) + left
-    except Exception:
-        return None
-
-
-def is_steady(schedule: Any) -> bool:
-    """Whether :func:`next_run` has one answer, whenever it is asked."""
-    kinds = (crontab, celery.schedules.schedule)
-    return type(schedule) in kinds and schedule.nowfun is None
-
-
-def _copy_at(schedule: Any, now: datetime) -> Any:
-    """For which it is always `now`; much faster than :mod:`copy`, which parses a crontab anew."""
-    copied = object.__new__(type(schedule))
-    vars(copied).update(vars(schedule), nowfun=lambda: now)
-    return copied
-
-
-def schedule_text(schedule: Any) -> str:
-    """For people: ``every 10 s``, ``crontab 0 3 * * 1``, or what its class shows."""
-    if type(schedule) is celery.schedules.schedule:
-        return f"every {schedule.run_every.total_seconds():g} s"
-    if type(schedule) is crontab:
-        return repr(schedule)[1:].replace(":", "", 1).partition(" (")[0]
-    return _shown(schedule)
-
-
-def _shown(schedule: Any) -> str:
-    """The same in every process, also where a class shows no more than its address."""
-    kind: Any = type(schedule)
-    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(schedule)
-
-
-def _due(entry: Any) -> datetime:
-    """The earliest instant, UTC, at which an entry is due after its last run; the present one
-    where its schedule's class does not say."""
-    now = _to_utc(entry.default_now())
-    try:
-        return _to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
-    except Exception:  # a class that has only is_due()
-        return now
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
-
-
-@contextlib.contextmanager
-def _at_one_instant(schedule: Any) -> Iterator[None]:
-    """Within, it is always the same now for a schedule of Celery's, which looks at the clock
-    several times to say whether and since when it is due: a pause between two of them would show
-    in the instant that comes out."""
-    if not hasattr(schedule, "nowfun"):  # a class of the user's, which need not have one
-        yield
-        return
-    now, nowfun = schedule.now(), schedule.nowfun
-    schedule.nowfun = lambda: now
-    try:
-        yield
-    finally:
-        schedule.nowfun = nowfun
-
-
-def _to_utc(instant: datetime) -> datetime:
-    """Celery takes a naive one for UTC."""
-    if instant.tzinfo is None:
-        return instant.replace(tzinfo=timezone.utc)
-    return instant.astimezone(timezone.utc)
-
-
-def _as_of(entry: Any, instant: datetime) -> datetime:
-    """`instant` in the manner of the entry's own clock: its time zone, or naive."""
-    zone = entry.default_now().tzinfo
-    return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)
 
 
 def _exit_on_sigterm() -> None:

@@ -18,9 +18,10 @@ from typing import Any
 from .control import Pauses
 from .errors import RootError, ZkBeatError
 from .runs import PastRun, Run, RunState, decode_outbox, decode_page
-from .schedulers import ZooKeeperScheduler, is_steady, next_run, schedule_text
+from .schedulers import ZooKeeperScheduler
 from .session import Node, ZooKeeperSession, changed_path
 from .settings import Settings
+from .timetable import is_steady, next_run, schedule_text
 from .znodes import FORMAT, Paths, RootRecord, decode, from_text, to_text
 
 #: Seconds after which a master that has not written the outbox is not ticking; it does so every

@@ -13,7 +13,7 @@ from celery.schedules import crontab, schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_zk_beat.schedulers import _as_of, next_run, schedule_text
+from celery_zk_beat.timetable import as_of, next_run, schedule_text
 
 ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe")
 APPS = {zone: Celery("x", set_as_current=False) for zone in ZONES}
@@ -47,7 +47,7 @@ def test_as_celery_has_it(schedule: Any, last_run_at: datetime, zone: str) -> No
     clocks, for every kind of schedule."""
     that = entry(schedule, APPS[zone])
     before = datetime.now(timezone.utc)
-    left = schedule.remaining_estimate(_as_of(that, last_run_at))
+    left = schedule.remaining_estimate(as_of(that, last_run_at))
     after = datetime.now(timezone.utc)
     told = next_run(that, last_run_at)
     assert told is not None
