@@ -389,6 +389,7 @@ def test_following_through_a_lost_connection(
         reader.read()
         changed.clear()
         road.cut()
+        wait_until(lambda: not session.connected, PATIENCE, "the loss of the connection")
         assert changed.wait(PATIENCE)
         with pytest.raises(Uncertain):
             reader.read()
