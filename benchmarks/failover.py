@@ -108,7 +108,7 @@ def measure_resigning(cluster: Cluster, times: int) -> int:
                 while (answer := asking.answer()) is None:
                     news.get(timeout=PATIENCE)
             answered.append(time.time() - at)
-            assert answer.ok, answer
+            assert answer.ok, (answer, cluster.beat(term.pid).log()[-3000:])
             arrival = cluster.arrivals.first(lambda each, term=term: each.epoch > term.epoch)
             assert to is None or to.endswith(f":{arrival.pid}")
             resumed.append(arrival.at - at)
