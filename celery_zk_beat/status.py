@@ -249,6 +249,8 @@ class Reader:
 
     def _refresh(self) -> None:
         changed = self._take_changed()
+        if not self._session.connected:
+            changed.add(None)  # so that it is said, though the watches have not told it yet
         if not changed and self._on_change is not None:
             return
         everything = None in changed or self._on_change is None

@@ -120,7 +120,7 @@ class Record:
                     f"{path}: the field {name!r} is {fields.get(name)!r:.80}, expected "
                     f"{kind.type}; {_remedy(path)}"
                 )
-        return cls(**{name: fields[name] for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
+        return cls(**{name: fields.get(name) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
