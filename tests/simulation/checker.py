@@ -136,6 +136,9 @@ class Checker:
             return set()
         if number != before.total_run_count + 1 or (entry, number) in self.claimed:
             self.fail(f"I1: {entry}: {before} is followed by {state}")
+        if not state.history or state.history[-1].number != number:
+            self.fail(f"I8: {entry}, run {number}, is not remembered: {state}")
+            return set()
         if state.history[-1].note == "asked for":
             if state.last_run_at != before.last_run_at:
                 self.fail(f"I8: {entry}, run {number}, was asked for and moves the clock: {state}")

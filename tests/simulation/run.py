@@ -420,7 +420,7 @@ KINDS = {
 
 #: What operators ask.
 PAUSE, ASK, RESIGN_ALONE, RESIGN_TO = "pause entries", "run an entry", "resign", "resign to"
-KINDS.update({PAUSE: 2, ASK: 2, RESIGN_ALONE: 1, RESIGN_TO: 1})
+KINDS.update({PAUSE: 2, ASK: 2, RESIGN_ALONE: 3, RESIGN_TO: 3})
 OPERATOR = "operator"
 OF_OPERATOR = (PAUSE, ASK, RESIGN_ALONE, RESIGN_TO)
 OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted")
