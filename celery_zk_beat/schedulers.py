@@ -486,8 +486,14 @@ class ZooKeeperScheduler(Scheduler):
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:
             self._ledger.flush()
-            done = self._election.resign(to=record.to, why=f"asked by {record.by}")
-            answer = Answer(done, "resigned" if done else "could not resign: see the master's log")
+            # In one transaction: the next master must not find the request still open.
+            if self._election.resign(
+                to=record.to,
+                why=f"asked by {record.by}",
+                also=[request.answer(Answer(True, "resigned"))],
+            ):
+                return
+            answer = Answer(False, "could not resign: see the master's log")
         else:
             answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
         if answer.run is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -16,7 +17,7 @@ from celery_zk_beat import ZooKeeperScheduler, ledger
 from celery_zk_beat.control import Answer, Asking, Pauses, RequestRecord, change_pauses
 from celery_zk_beat.errors import RootError, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
-from celery_zk_beat.session import ZooKeeperSession
+from celery_zk_beat.session import Operation, ZooKeeperSession
 from celery_zk_beat.znodes import Paths, encode, page_of
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
@@ -261,6 +262,36 @@ def test_taken_back(
     with operator.ask("run", "a") as asking:
         heard(one)
         assert not asking.take_back()
+
+
+def test_resignation_taken_back(make: Make, entries: dict[str, Any], operator: Operator) -> None:
+    """The answer is part of the resignation: who took the request back has the master go on, and
+    no other master finds it open, and resigns as well."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    with operator.ask("resign") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        (request,) = one._control.read()
+        assert asking.take_back()
+        one._answer(request)
+    assert one._election.is_master
+    two = make(zk_beat_id="two")
+    session = one._election.session
+    commit = session.commit
+    with operator.ask("resign") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        (request,) = one._control.read()
+
+        def commit_elsewhere(*operations: Operation) -> list[int]:
+            assert threading.current_thread() is not threading.main_thread()
+            return commit(*operations)
+
+        session.commit = commit_elsewhere  # type: ignore[method-assign]
+        one._answer(request)
+        del session.commit
+        turn(two)
+        assert asking.answer() == Answer(True, "resigned")
+    assert two._election.is_master
 
 
 def test_hostile_requests(
