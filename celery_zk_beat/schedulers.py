@@ -41,7 +41,7 @@ from .session import Operation, boottime
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
 from .systemd import Unit
-from .timetable import as_of, at_one_instant, due_instant, shown, to_utc
+from .timetable import as_of, at_one_instant, due_instant, missed_instant, shown, to_utc
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -457,9 +457,8 @@ class ZooKeeperScheduler(Scheduler):
                 continue
             with self._only_logged(name):
                 entry.last_run_at = as_of(entry, state.last_run_at)
-                due = due_instant(entry)
-                if due <= until:
-                    missed[name] = due, until
+                if found := missed_instant(entry, until):
+                    missed[name] = found
         waiting = [
             run
             for name, run in self._ledger.outbox.items()

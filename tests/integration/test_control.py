@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.schedules import schedule
+from celery.schedules import schedstate, schedule
 from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler, ledger
@@ -174,6 +174,75 @@ def test_resumed_without_catching_up(
     operator.resume("b", clock.now + timedelta(minutes=1), skip=True)
     heard(one)
     assert one.metrics.skipped == 1
+
+
+def test_resumed_while_everything_is_paused(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+) -> None:
+    """That an entry is not to catch up holds also when it goes on with the others later."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    operator.pause("a", clock.now)
+    operator.pause(None, clock.now)
+    clock.now += 1.5 * HOUR
+    operator.resume("a", clock.now, skip=True)
+    heard(one)
+    operator.resume(None, clock.now)
+    heard(one)
+    assert {each.task for each in history(app)} == {"b"}
+
+
+@pytest.mark.parametrize("ahead", [24 * HOUR, datetime.max - datetime(2027, 1, 1)])
+def test_resumed_by_a_clock_that_is_ahead(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    ahead: timedelta,
+) -> None:
+    """What is due after the resumption runs, whatever the operator's machine takes for now."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    operator.pause(None, clock.now)
+    clock.now += 1.5 * HOUR
+    resumed = clock.now
+    operator.resume(None, clock.now + ahead, skip=True)
+    heard(one)
+    clock.now += HOUR
+    turn(one)
+    assert runs(app, "a") == [(1, resumed + HOUR)]
+
+
+class Late:
+    """A schedule of the user's, which can say only whether it is due."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        return schedstate(self.now() - last_run_at >= HOUR, 60)
+
+
+def test_resumed_with_a_schedule_that_has_no_future(
+    app: Celery, make: Make, clock: Clock, operator: Operator
+) -> None:
+    """It is skipped if it is due when the master hears of it."""
+    one = make(beat_schedule={"a": {"task": "a", "schedule": Late(clock)}})
+    turn(one)
+    operator.pause("a", clock.now)
+    clock.now += 1.5 * HOUR
+    operator.resume("a", clock.now, skip=True)
+    clock.now += timedelta(seconds=1)
+    heard(one)
+    assert (one.metrics.skipped, runs(app, "a")) == (1, [])
+    clock.now += HOUR
+    turn(one)
+    assert len(runs(app, "a")) == 1
 
 
 def test_an_extra_run(
