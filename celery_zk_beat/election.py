@@ -20,6 +20,7 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
@@ -227,20 +228,29 @@ class MasterElection:
         self._wait_until(lambda: self.is_master, timeout)
         return self.is_master
 
-    def resign(self, timeout: float = 5.0, *, to: str | None = None, why: str = "") -> bool:
+    def resign(
+        self,
+        timeout: float = 5.0,
+        *,
+        to: str | None = None,
+        why: str = "",
+        also: Sequence[Operation] = (),
+    ) -> bool:
         """Gives up the mastership to another candidate and stays as a standby. For a second
         (``RESIGN_PAUSE``) it does not contend; if nobody else has by then, it does again.
 
         Args:
             to: id of the candidate that is to be the next master; None: whoever is first.
             why: what is remembered of it, as one line.
+            also: is part of the transaction that gives it up.
 
         Returns:
-            Whether it gave it up; False where it was not master, `to` is no other candidate, or
-            within `timeout` seconds no answer came.
+            Whether it gave it up; False where it was not master, `to` is no other candidate, `also`
+            was refused, or within `timeout` seconds no answer came.
         """
         reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._inbox.put(_Resignation(to, f"resigned: {why}" if why else "resigned", reply))
+        why = f"resigned: {why}" if why else "resigned"
+        self._inbox.put(_Resignation(to, why, tuple(also), reply))
         try:
             return reply.get(timeout=timeout)
         except queue.Empty:
@@ -318,7 +328,8 @@ class MasterElection:
         except queue.Empty:
             return
         if resignation is not None:
-            resignation.reply.put(self._resign(resignation.to, resignation.why))
+            done = self._resign(resignation.to, resignation.why, resignation.also)
+            resignation.reply.put(done)
 
     def _turn(self) -> float:
         """Decides the role anew, and says after how many seconds to do so without being told by
@@ -470,7 +481,7 @@ class MasterElection:
             return False
         return True
 
-    def _resign(self, to: str | None, why: str) -> bool:
+    def _resign(self, to: str | None, why: str, also: Sequence[Operation] = ()) -> bool:
         reign = self.reign
         if reign is None or self._master is None:
             return False
@@ -486,6 +497,7 @@ class MasterElection:
             self.session.commit(
                 Check(self.paths.epoch, reign.epoch),
                 leave,
+                *also,
                 *self._end_of_term(reign.epoch, why),
             )
         except ZkBeatError as exc:
@@ -692,6 +704,7 @@ class MasterElection:
 class _Resignation:
     to: str | None
     why: str
+    also: tuple[Operation, ...]
     reply: queue.SimpleQueue[bool]
 
 

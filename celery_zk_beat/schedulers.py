@@ -41,7 +41,7 @@ from .session import Operation, boottime
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
 from .systemd import Unit
-from .timetable import as_of, at_one_instant, due_instant, shown, to_utc
+from .timetable import as_of, at_one_instant, due_instant, missed_instant, shown, to_utc
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -457,9 +457,8 @@ class ZooKeeperScheduler(Scheduler):
                 continue
             with self._only_logged(name):
                 entry.last_run_at = as_of(entry, state.last_run_at)
-                due = due_instant(entry)
-                if due <= until:
-                    missed[name] = due, until
+                if found := missed_instant(entry, until):
+                    missed[name] = found
         waiting = [
             run
             for name, run in self._ledger.outbox.items()
@@ -486,8 +485,14 @@ class ZooKeeperScheduler(Scheduler):
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:
             self._ledger.flush()
-            done = self._election.resign(to=record.to, why=f"asked by {record.by}")
-            answer = Answer(done, "resigned" if done else "could not resign: see the master's log")
+            # In one transaction: the next master must not find the request still open.
+            if self._election.resign(
+                to=record.to,
+                why=f"asked by {record.by}",
+                also=[request.answer(Answer(True, "resigned"))],
+            ):
+                return
+            answer = Answer(False, "could not resign: see the master's log")
         else:
             answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
         if answer.run is None:
