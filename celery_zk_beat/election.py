@@ -32,6 +32,7 @@ from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
 from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
 from .version import __version__
 from .znodes import (
+    LAST_EPOCH,
     EpochRecord,
     MasterRecord,
     MemberRecord,
@@ -408,9 +409,10 @@ class MasterElection:
                     self._schedule,
                 )
         self._master = seen
-        self._last_epoch = seen.epoch or None
+        self._last_epoch = seen.epoch if 0 < seen.epoch <= LAST_EPOCH else None
         # What was read may be old, and this be refused: then the watch that was armed tells.
-        if heir == self.id and self._elect(seen.epoch, Delete(self.paths.master, node.version)):
+        epoch, leave = self._last_epoch, Delete(self.paths.master, node.version)
+        if heir == self.id and epoch is not None and self._elect(epoch, leave):
             return self._settle()
         return True
 
@@ -501,6 +503,9 @@ class MasterElection:
                 *self._end_of_term(reign.epoch, why),
             )
         except ZkBeatError as exc:
+            if isinstance(exc, _Conflict) and exc.path == self.paths.masters:
+                self._terms_of = 0  # it was deleted by hand, and is nothing to stay master for
+                return self._resign(to, why, also)
             logger.warning("could not resign: %s", exc)
             return False
         self._abstain_until = time.monotonic() + RESIGN_PAUSE
