@@ -204,6 +204,11 @@ class MasterElection:
         return self._master
 
     @property
+    def decided(self) -> bool:
+        """Whether it has been seen, since the start, who is master. No network."""
+        return self._decided
+
+    @property
     def failure(self) -> ZkBeatError | None:
         """Why the election has ended by itself, None as long as it has not."""
         return self._failure

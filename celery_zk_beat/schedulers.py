@@ -111,6 +111,7 @@ class ZooKeeperScheduler(Scheduler):
         self._unit = Unit()
         self._announcer = Announcer(self)
         self._announced_epoch = 0
+        self._server: Any = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
@@ -145,6 +146,7 @@ class ZooKeeperScheduler(Scheduler):
         if self._thread is None:
             _exit_on_sigterm()
             self._prepare()
+            self._serve_http()
             self._thread = threading.Thread(target=self._run, name="zk-beat-dispatch", daemon=True)
             self._thread.start()
         self._wait_for_progress()
@@ -168,6 +170,8 @@ class ZooKeeperScheduler(Scheduler):
         if self._election is not None:
             self._election.stop()
         self._announcer.close()
+        if self._server is not None:
+            self._server.close()
         if thread is None or not thread.is_alive():
             self._drop_connection()
         self._progress.put(None)
@@ -280,6 +284,16 @@ class ZooKeeperScheduler(Scheduler):
         self._ledger = RunLedger(self._election)
         self._control = Control(self._election.session, self._election.paths, self._wake)
         self._election.subscribe(self._wake)
+
+    def _serve_http(self) -> None:
+        if self.settings.http is None:
+            return
+        try:
+            from .web import serve  # needs an extra
+
+            self._server = serve(self)
+        except SettingsError as exc:
+            raise SystemExit(f"celery beat: {exc}") from None
 
     def _run(self) -> None:
         try:
