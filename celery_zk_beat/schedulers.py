@@ -598,9 +598,10 @@ class ZooKeeperScheduler(Scheduler):
                         successor = next(entry)
                         due[name] = self._run_of(entry, successor), successor, delay
                         continue
-                    if self._has_starting_deadline:
+                    if (deadline := self.app.conf.beat_cron_starting_deadline) is not None:
+                        # Celery does not start what is older, and only says that it is not due.
                         at = to_utc(entry.default_now())
-                        if (missed := due_instant(entry)) < at:
+                        if (at - (missed := due_instant(entry))).total_seconds() > deadline:
                             skipped[name] = missed, at
                             entry.last_run_at = as_of(entry, at)
             except Exception:
@@ -618,12 +619,6 @@ class ZooKeeperScheduler(Scheduler):
         for name in due:
             self._push(name, 0.0)
         self._publish(claimed)
-
-    @property
-    def _has_starting_deadline(self) -> bool:
-        """Whether Celery does not start what is older than that: then an entry is not due, and
-        yet is past an instant at which it was."""
-        return self.app.conf.beat_cron_starting_deadline is not None
 
     def _run_of(self, entry: Any, successor: Any) -> Run:
         claimed = to_utc(successor.last_run_at)
