@@ -213,7 +213,7 @@ function showBeats(status, here) {
     put(host, `${m.host}, pid ${m.pid}`);
     at(running.firstChild, m.since, "since");
     const off = m.clock_offset;
-    put(clock, off === null ? "unknown" : Math.abs(off) < 0.1 ? "right"
+    put(clock, off === null ? "unknown" : Math.abs(off) < 0.1 ? "right, within 0.1 s"
       : `${length(off)} ${off > 0 ? "ahead" : "behind"}`);
     style(clock, Math.abs(off ?? 0) > 1 ? "warn-text" : "");
     const same = m.schedule === status.schedule;
@@ -356,7 +356,7 @@ function showMasters(status) {
     changes === 1 ? "1 change of master" : `${changes} changes of master`,
     ` in ${roughly((end - start) / 1000)}`,
     without >= 0.001 ? `; ${length(without)} without one` : "",
-    ended ? `; ${ended} ended without handing over, where up to the session time-out passes too` : "",
+    ended ? `; ${ended} did not hand over, and a standby waits for the session time-out` : "",
     ".",
   ].join(""));
   show($("chart"), shown.length > 0);
@@ -478,7 +478,7 @@ function trouble() {
   if (failed) return answer ? `The beat ${answer.beat.id} does not answer.` : "This beat does not answer.";
   const { error, age, beat, status } = answer;
   if (!beat.connected) return `${beat.id} has no connection to ZooKeeper. ${error ?? ""}`;
-  if (error && !(status && age < FRESH)) return `ZooKeeper cannot be read: ${error}`;
+  if (error && !(status && age < FRESH)) return error[0].toUpperCase() + error.slice(1);
   return null;
 }
 
