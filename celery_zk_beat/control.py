@@ -49,12 +49,14 @@ class Pauses:
         return min(held, default=None)
 
     def skip_until(self, entry: str) -> datetime | None:
-        """The instant up to which what the entry missed is to be skipped, None for none."""
-        if self.since(entry) is not None:
+        """The instant up to which what the entry missed is to be skipped, None for none; also of
+        an entry that goes on being held back with all the others."""
+        own = self.entries.get(entry)
+        if own is not None and own.until is None:
             return None
         over = [
             pause.until
-            for pause in (self.everything, self.entries.get(entry))
+            for pause in (self.everything, own)
             if pause is not None and pause.until is not None
         ]
         return max(over, default=None)

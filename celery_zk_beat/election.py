@@ -20,6 +20,7 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
@@ -31,6 +32,7 @@ from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
 from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
 from .version import __version__
 from .znodes import (
+    LAST_EPOCH,
     EpochRecord,
     MasterRecord,
     MemberRecord,
@@ -202,6 +204,11 @@ class MasterElection:
         return self._master
 
     @property
+    def decided(self) -> bool:
+        """Whether it has been seen, since the start, who is master. No network."""
+        return self._decided
+
+    @property
     def failure(self) -> ZkBeatError | None:
         """Why the election has ended by itself, None as long as it has not."""
         return self._failure
@@ -227,20 +234,29 @@ class MasterElection:
         self._wait_until(lambda: self.is_master, timeout)
         return self.is_master
 
-    def resign(self, timeout: float = 5.0, *, to: str | None = None, why: str = "") -> bool:
+    def resign(
+        self,
+        timeout: float = 5.0,
+        *,
+        to: str | None = None,
+        why: str = "",
+        also: Sequence[Operation] = (),
+    ) -> bool:
         """Gives up the mastership to another candidate and stays as a standby. For a second
         (``RESIGN_PAUSE``) it does not contend; if nobody else has by then, it does again.
 
         Args:
             to: id of the candidate that is to be the next master; None: whoever is first.
             why: what is remembered of it, as one line.
+            also: is part of the transaction that gives it up.
 
         Returns:
-            Whether it gave it up; False where it was not master, `to` is no other candidate, or
-            within `timeout` seconds no answer came.
+            Whether it gave it up; False where it was not master, `to` is no other candidate, `also`
+            was refused, or within `timeout` seconds no answer came.
         """
         reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._inbox.put(_Resignation(to, f"resigned: {why}" if why else "resigned", reply))
+        why = f"resigned: {why}" if why else "resigned"
+        self._inbox.put(_Resignation(to, why, tuple(also), reply))
         try:
             return reply.get(timeout=timeout)
         except queue.Empty:
@@ -318,7 +334,8 @@ class MasterElection:
         except queue.Empty:
             return
         if resignation is not None:
-            resignation.reply.put(self._resign(resignation.to, resignation.why))
+            done = self._resign(resignation.to, resignation.why, resignation.also)
+            resignation.reply.put(done)
 
     def _turn(self) -> float:
         """Decides the role anew, and says after how many seconds to do so without being told by
@@ -397,9 +414,10 @@ class MasterElection:
                     self._schedule,
                 )
         self._master = seen
-        self._last_epoch = seen.epoch or None
+        self._last_epoch = seen.epoch if 0 < seen.epoch <= LAST_EPOCH else None
         # What was read may be old, and this be refused: then the watch that was armed tells.
-        if heir == self.id and self._elect(seen.epoch, Delete(self.paths.master, node.version)):
+        epoch, leave = self._last_epoch, Delete(self.paths.master, node.version)
+        if heir == self.id and epoch is not None and self._elect(epoch, leave):
             return self._settle()
         return True
 
@@ -470,7 +488,7 @@ class MasterElection:
             return False
         return True
 
-    def _resign(self, to: str | None, why: str) -> bool:
+    def _resign(self, to: str | None, why: str, also: Sequence[Operation] = ()) -> bool:
         reign = self.reign
         if reign is None or self._master is None:
             return False
@@ -486,9 +504,13 @@ class MasterElection:
             self.session.commit(
                 Check(self.paths.epoch, reign.epoch),
                 leave,
+                *also,
                 *self._end_of_term(reign.epoch, why),
             )
         except ZkBeatError as exc:
+            if isinstance(exc, _Conflict) and exc.path == self.paths.masters:
+                self._terms_of = 0  # it was deleted by hand, and is nothing to stay master for
+                return self._resign(to, why, also)
             logger.warning("could not resign: %s", exc)
             return False
         self._abstain_until = time.monotonic() + RESIGN_PAUSE
@@ -692,6 +714,7 @@ class MasterElection:
 class _Resignation:
     to: str | None
     why: str
+    also: tuple[Operation, ...]
     reply: queue.SimpleQueue[bool]
 
 

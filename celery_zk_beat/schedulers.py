@@ -41,7 +41,7 @@ from .session import Operation, boottime
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
 from .systemd import Unit
-from .timetable import as_of, at_one_instant, due_instant, shown, to_utc
+from .timetable import as_of, at_one_instant, due_instant, missed_instant, shown, to_utc
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class ZooKeeperScheduler(Scheduler):
         self._unit = Unit()
         self._announcer = Announcer(self)
         self._announced_epoch = 0
+        self._server: Any = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
@@ -145,6 +146,7 @@ class ZooKeeperScheduler(Scheduler):
         if self._thread is None:
             _exit_on_sigterm()
             self._prepare()
+            self._serve_http()
             self._thread = threading.Thread(target=self._run, name="zk-beat-dispatch", daemon=True)
             self._thread.start()
         self._wait_for_progress()
@@ -168,6 +170,8 @@ class ZooKeeperScheduler(Scheduler):
         if self._election is not None:
             self._election.stop()
         self._announcer.close()
+        if self._server is not None:
+            self._server.close()
         if thread is None or not thread.is_alive():
             self._drop_connection()
         self._progress.put(None)
@@ -280,6 +284,16 @@ class ZooKeeperScheduler(Scheduler):
         self._ledger = RunLedger(self._election)
         self._control = Control(self._election.session, self._election.paths, self._wake)
         self._election.subscribe(self._wake)
+
+    def _serve_http(self) -> None:
+        if self.settings.http is None:
+            return
+        try:
+            from .web import serve  # needs an extra
+
+            self._server = serve(self)
+        except SettingsError as exc:
+            raise SystemExit(f"celery beat: {exc}") from None
 
     def _run(self) -> None:
         try:
@@ -457,9 +471,8 @@ class ZooKeeperScheduler(Scheduler):
                 continue
             with self._only_logged(name):
                 entry.last_run_at = as_of(entry, state.last_run_at)
-                due = due_instant(entry)
-                if due <= until:
-                    missed[name] = due, until
+                if found := missed_instant(entry, until):
+                    missed[name] = found
         waiting = [
             run
             for name, run in self._ledger.outbox.items()
@@ -486,8 +499,14 @@ class ZooKeeperScheduler(Scheduler):
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:
             self._ledger.flush()
-            done = self._election.resign(to=record.to, why=f"asked by {record.by}")
-            answer = Answer(done, "resigned" if done else "could not resign: see the master's log")
+            # In one transaction: the next master must not find the request still open.
+            if self._election.resign(
+                to=record.to,
+                why=f"asked by {record.by}",
+                also=[request.answer(Answer(True, "resigned"))],
+            ):
+                return
+            answer = Answer(False, "could not resign: see the master's log")
         else:
             answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
         if answer.run is None:

@@ -83,8 +83,8 @@ def boottime() -> float:
 
 @dataclass(frozen=True)
 class Node:
-    """A znode as it was read. `owner` is the session of an ephemeral one, else 0; `mtime` when it
-    was written, by the server's clock, seconds since 1970."""
+    """A znode as it was read. `data` is empty also where there is none, `owner` the session of an
+    ephemeral one, else 0; `mtime` is the server's clock when it was written, seconds since 1970."""
 
     data: bytes
     version: int
@@ -265,7 +265,9 @@ class ZooKeeperSession:
         for path, result in pending:
             try:
                 data, stat = _translated(path, result.get, timeout=self.timeout)
-                nodes.append(Node(data, stat.version, stat.ephemeralOwner, stat.mtime / 1000))
+                nodes.append(
+                    Node(data or b"", stat.version, stat.ephemeralOwner, stat.mtime / 1000)
+                )
             except Conflict:
                 nodes.append(None)
         return nodes

@@ -78,7 +78,7 @@ class Entry:
 
     Attributes:
         paused: since when.
-        last_run_at: when its last run was claimed; before the first, when it was first seen.
+        last_run_at: when its last run was dispatched; None before the first.
         last_due: the instant that its last run was for.
         next_run_at: None where it cannot be told, and while it is paused.
         waiting: the number of its run in the outbox.
@@ -510,13 +510,22 @@ def _entry(
         task=None if entry is None else str(entry.task),
         schedule=None if entry is None else schedule_text(entry.schedule),
         paused=paused,
-        last_run_at=None if state is None else state.last_run_at,
+        last_run_at=None if state is None else _last_run_at(state),
         total_run_count=0 if state is None else state.total_run_count,
         last_due=None if state is None else state.due,
         next_run_at=next_run_at,
         waiting=waiting,
         in_schedule=entry is not None,
     )
+
+
+def _last_run_at(state: RunState) -> datetime | None:
+    """Not that of the state, from which the entry's clock runs: it is also set by a run that is
+    skipped, and not by one that an operator asks for."""
+    for past in reversed(state.history):
+        if past.number is not None:
+            return past.at
+    return state.last_run_at if state.total_run_count else None
 
 
 def _masters(record: Mapping[str, Any]) -> list[Term]:

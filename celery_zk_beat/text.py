@@ -67,7 +67,8 @@ def status(
         height: its lines; of the entries there are those that run next.
     """
     lines = [*_head(snapshot, now, style), ""]
-    lines += [*_members(snapshot, now).lines(style, width), ""]
+    if snapshot.members:
+        lines += [*_members(snapshot, now).lines(style, width), ""]
     entries = sorted(snapshot.entries, key=_by_next_run)
     room = height - len(lines) - 1  # for the titles
     shown = entries if len(entries) <= room else entries[: max(0, int(room) - 1)]
@@ -142,7 +143,8 @@ def _head(snapshot: Snapshot, now: datetime, style: Style) -> Iterator[str]:
     yield f"root      {safe(snapshot.root)} at {safe(snapshot.hosts)}"
     master = snapshot.master
     if master is None:
-        yield f"master    {style('none', 'red')}"
+        beats = f", of {len(snapshot.members)} beats" if snapshot.members else ", and no beat"
+        yield f"master    {style('none', 'red')}{beats}"
     else:
         yield (
             f"master    {style(safe(master.id), 'green' if master.ticking else 'red')}, epoch "
@@ -203,7 +205,6 @@ def _entries(entries: Iterable[Entry], now: datetime) -> Table:
         ]
     )
     for entry in entries:
-        ran = entry.last_run_at if entry.total_run_count else None
         late = entry.next_run_at is not None and (now - entry.next_run_at).total_seconds() > _LATE
         notes = [
             *(["paused"] if entry.paused else []),
@@ -214,8 +215,8 @@ def _entries(entries: Iterable[Entry], now: datetime) -> Table:
         table.add(
             iso(entry.next_run_at),
             age(entry.next_run_at, now),
-            iso(ran),
-            age(ran, now),
+            iso(entry.last_run_at),
+            age(entry.last_run_at, now),
             str(entry.total_run_count),
             entry.schedule or "-",
             ", ".join(notes),

@@ -67,6 +67,20 @@ def due_instant(entry: Any) -> datetime:
         return now
 
 
+def missed_instant(entry: Any, until: datetime) -> tuple[datetime, datetime] | None:
+    """The earliest instant at which an entry was due after its last run, and `until`, or the
+    present one where that is earlier: a clock elsewhere may be ahead. UTC; None where it was not
+    due by then. A class that does not say when is taken at its word on whether it is due now."""
+    with at_one_instant(entry.schedule):
+        now = to_utc(entry.default_now())
+        until = min(until, now)
+        try:
+            due = to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
+        except Exception:  # a class that has only is_due()
+            due = until if entry.is_due()[0] else now + timedelta.resolution
+        return (due, until) if due <= until else None
+
+
 @contextlib.contextmanager
 def at_one_instant(schedule: Any) -> Iterator[None]:
     """Within, it is always the same now for a schedule of Celery's, which looks at the clock

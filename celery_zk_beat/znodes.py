@@ -17,8 +17,13 @@ from .errors import RootError
 from .settings import quote_name
 
 FORMAT = 1
+#: ZooKeeper counts versions with a signed 32-bit number.
+LAST_EPOCH = 2**31 - 1
 #: How many masters are remembered.
 TERMS_REMEMBERED = 50
+#: Most bytes of all of them; a list that is larger was not written by us, and might not fit into
+#: the transaction of an election.
+LARGEST_MASTERS = 400_000
 
 R = TypeVar("R", bound="Record")
 
@@ -190,6 +195,8 @@ def decode_masters(path: str, data: bytes) -> list[TermRecord]:
     """Oldest first; none where `data` is empty. Raises as :meth:`Record.decode`."""
     if not data:
         return []
+    if len(data) > LARGEST_MASTERS:
+        raise RootError(f"{path}: has {len(data)} bytes, expected at most {LARGEST_MASTERS}")
     return [TermRecord.of(path, term) for term in field(path, decode(path, data), "masters", list)]
 
 

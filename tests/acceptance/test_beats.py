@@ -17,6 +17,7 @@ import celery.beat
 import pytest
 import redis
 from kazoo.client import KazooClient
+from kazoo.exceptions import NotEmptyError
 
 from example_project.servers import (
     REPOSITORY,
@@ -195,7 +196,15 @@ def test_the_master_znode_is_deleted(site: Site, client: KazooClient, root: str)
 def test_everything_is_deleted(site: Site, client: KazooClient, root: str) -> None:
     """Root, run states, outbox: by hand, under a running master. It starts anew."""
     one, _ = pair(site)
-    client.delete(root, recursive=True)
+
+    def deleted() -> bool:
+        try:
+            client.delete(root, recursive=True)
+        except NotEmptyError:  # they have made something again
+            return False
+        return True
+
+    wait_until(deleted, PATIENCE, "all to be gone")
     site.wait(lambda history: history[-1].run < history[0].run + len(history) - 1, "a new count")
     assert one.alive
 
@@ -222,7 +231,7 @@ def test_first_seen_is_when_its_clock_starts(site: Site, client: KazooClient, ro
     site.schedule(seldom=3600.0)
     beat = site.beat()
     beat.wait_for_log("dispatching 1 entries as master", PATIENCE)
-    page = client.get_children(f"{root}/runs")[0]
+    (page,) = wait_until(lambda: client.get_children(f"{root}/runs"), PATIENCE, "a state")
     first = json.loads(client.get(f"{root}/runs/{page}")[0])["entries"]["seldom"]
     beat.kill()
     beat.start()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from celery import Celery
-from celery.schedules import schedule
+from celery.schedules import schedstate, schedule
 from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler, ledger
 from celery_zk_beat.control import Answer, Asking, Pauses, RequestRecord, change_pauses
 from celery_zk_beat.errors import RootError, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
-from celery_zk_beat.session import ZooKeeperSession
+from celery_zk_beat.session import Operation, ZooKeeperSession
 from celery_zk_beat.znodes import Paths, encode, page_of
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
@@ -175,6 +176,75 @@ def test_resumed_without_catching_up(
     assert one.metrics.skipped == 1
 
 
+def test_resumed_while_everything_is_paused(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+) -> None:
+    """That an entry is not to catch up holds also when it goes on with the others later."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    operator.pause("a", clock.now)
+    operator.pause(None, clock.now)
+    clock.now += 1.5 * HOUR
+    operator.resume("a", clock.now, skip=True)
+    heard(one)
+    operator.resume(None, clock.now)
+    heard(one)
+    assert {each.task for each in history(app)} == {"b"}
+
+
+@pytest.mark.parametrize("ahead", [24 * HOUR, datetime.max - datetime(2027, 1, 1)])
+def test_resumed_by_a_clock_that_is_ahead(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    ahead: timedelta,
+) -> None:
+    """What is due after the resumption runs, whatever the operator's machine takes for now."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    operator.pause(None, clock.now)
+    clock.now += 1.5 * HOUR
+    resumed = clock.now
+    operator.resume(None, clock.now + ahead, skip=True)
+    heard(one)
+    clock.now += HOUR
+    turn(one)
+    assert runs(app, "a") == [(1, resumed + HOUR)]
+
+
+class Late:
+    """A schedule of the user's, which can say only whether it is due."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        return schedstate(self.now() - last_run_at >= HOUR, 60)
+
+
+def test_resumed_with_a_schedule_that_has_no_future(
+    app: Celery, make: Make, clock: Clock, operator: Operator
+) -> None:
+    """It is skipped if it is due when the master hears of it."""
+    one = make(beat_schedule={"a": {"task": "a", "schedule": Late(clock)}})
+    turn(one)
+    operator.pause("a", clock.now)
+    clock.now += 1.5 * HOUR
+    operator.resume("a", clock.now, skip=True)
+    clock.now += timedelta(seconds=1)
+    heard(one)
+    assert (one.metrics.skipped, runs(app, "a")) == (1, [])
+    clock.now += HOUR
+    turn(one)
+    assert len(runs(app, "a")) == 1
+
+
 def test_an_extra_run(
     app: Celery,
     make: Make,
@@ -261,6 +331,36 @@ def test_taken_back(
     with operator.ask("run", "a") as asking:
         heard(one)
         assert not asking.take_back()
+
+
+def test_resignation_taken_back(make: Make, entries: dict[str, Any], operator: Operator) -> None:
+    """The answer is part of the resignation: who took the request back has the master go on, and
+    no other master finds it open, and resigns as well."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    with operator.ask("resign") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        (request,) = one._control.read()
+        assert asking.take_back()
+        one._answer(request)
+    assert one._election.is_master
+    two = make(zk_beat_id="two")
+    session = one._election.session
+    commit = session.commit
+    with operator.ask("resign") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        (request,) = one._control.read()
+
+        def commit_elsewhere(*operations: Operation) -> list[int]:
+            assert threading.current_thread() is not threading.main_thread()
+            return commit(*operations)
+
+        session.commit = commit_elsewhere  # type: ignore[method-assign]
+        one._answer(request)
+        del session.commit
+        turn(two)
+        assert asking.answer() == Answer(True, "resigned")
+    assert two._election.is_master
 
 
 def test_hostile_requests(

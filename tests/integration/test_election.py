@@ -48,6 +48,13 @@ def terms(client: KazooClient, election: MasterElection) -> list[TermRecord]:
     return decode_masters(path, client.get(path)[0])
 
 
+def begun_anew(client: KazooClient, election: MasterElection, epoch: int) -> bool:
+    """Whether the list of masters is there again, with one of them."""
+    with contextlib.suppress(NoNodeError, RootError):
+        return [term.epoch for term in terms(client, election)] == [epoch]
+    return False
+
+
 def until(condition: Callable[[], Any], what: str) -> Any:
     return wait_until(condition, PATIENCE, what)
 
@@ -182,6 +189,57 @@ def test_written_by_hand(candidate: Candidate, client: KazooClient) -> None:
     client.set(one.paths.epoch, b"not JSON")
     one.recheck()
     until(lambda: (one.epoch or 0) > 5, "another one")
+
+
+@pytest.mark.parametrize("epoch", [2**40, -1, -7])
+@pytest.mark.parametrize("heir", [None, "one"])
+def test_a_master_of_an_impossible_epoch(
+    candidate: Candidate, client: KazooClient, epoch: int, heir: str | None
+) -> None:
+    """Written by hand: it is waited for, as any other, and does not end this one."""
+    one = candidate("one")
+    client.ensure_path(one.paths.root)
+    record = MasterRecord("stranger", "host", 1, "", epoch, "", None, heir)
+    client.create(one.paths.master, record.encode())
+    one.start(PATIENCE)
+    assert not one.is_master
+    client.delete(one.paths.master)
+    assert one.wait(PATIENCE)
+    assert one.epoch == 1
+
+
+def test_a_znode_without_data(candidate: Candidate, client: KazooClient) -> None:
+    """Other clients of ZooKeeper make them; it is one of an unknown format."""
+    one = candidate("one")
+    client.ensure_path(one.paths.root)
+    for path in (one.paths.master, one.paths.masters, one.paths.epoch):
+        client.create(path)
+        client.set(path, None)
+    one.start(PATIENCE)
+    assert one.master is not None
+    assert one.master.id == "unknown"
+    client.delete(one.paths.master)
+    assert one.wait(PATIENCE)
+
+
+def test_masters_deleted_by_hand(candidate: Candidate, client: KazooClient) -> None:
+    """Without the list of masters one can resign all the same."""
+    one = elect(candidate("one"))
+    until(lambda: begun_anew(client, one, 1), "it in the list of masters")
+    client.delete(one.paths.masters)
+    assert one.resign()
+    assert one.wait(PATIENCE)
+    until(lambda: begun_anew(client, one, 2), "a new list")
+
+
+def test_masters_that_cannot_be_written_again(candidate: Candidate, client: KazooClient) -> None:
+    """A list that ZooKeeper took, and would not take with one more, begins anew."""
+    one = candidate("one")
+    client.ensure_path(one.paths.root)
+    term = TermRecord(0, "stranger", "host", 1, "", "", "x" * 1_048_200)
+    client.create(one.paths.masters, encode_masters([term]))
+    elect(one)
+    until(lambda: begun_anew(client, one, 1), "a new list")
 
 
 def test_nothing_new_is_not_told(candidate: Candidate) -> None:

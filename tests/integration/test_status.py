@@ -282,6 +282,19 @@ def test_history(
     assert reader.history("nobody", 3) == []
 
 
+def test_when_it_ran_last(ledger: RunLedger, look: Callable[[], Snapshot]) -> None:
+    """Neither what was skipped nor when it was first seen counts, and what an operator asked for
+    does; when it is due next is another matter."""
+    seen = {entry.name: entry for entry in look().entries}
+    assert {entry.last_run_at for entry in seen.values()} == {None}
+    at, due = now().replace(microsecond=0), seen["often"].next_run_at
+    ledger.skip({"nightly": (at, at)}, "skipped: for a test")
+    ledger.claim([Run("often", 1, at, at, 1, extra=True)])
+    seen = {entry.name: entry for entry in look().entries}
+    assert seen["nightly"].last_run_at is None
+    assert (seen["often"].last_run_at, seen["often"].next_run_at) == (at, due)
+
+
 def test_names_like_none_other(
     election: MasterElection, scheduler: ZooKeeperScheduler, look: Callable[[], Snapshot]
 ) -> None:

@@ -160,7 +160,8 @@ class Checker:
 
     def _on_skip(self, entry: str, before: RunState, state: RunState) -> None:
         until = self.pauses.skip_until(entry)
-        if until is None or state.last_run_at != until or state.history[-1].number is not None:
+        # Earlier where the master's clock is behind the operator's.
+        if until is None or state.last_run_at > until or state.history[-1].number is not None:
             self.fail(f"I7: {entry} is skipped against {self.pauses}: {before} becomes {state}")
         period = self._periods.get(entry)
         if period is not None and until is not None:

@@ -41,7 +41,7 @@ def test_what_is_held(actions: list[tuple[str, str | None]]) -> None:
         last = {of: what for what, of in actions if of in (None, entry)}
         held = "pause" in last.values()
         assert (pauses.since(entry) is not None) == held
-        if held:
+        if last.get(entry) == "pause":
             assert pauses.skip_until(entry) is None
         assert pauses.without_ended().since(entry) == pauses.since(entry)
     assert not pauses.without_ended().ended
@@ -55,6 +55,9 @@ def test_a_pause_keeps_its_beginning() -> None:
 def test_what_is_skipped() -> None:
     """What was due until it was resumed; of all but those that are held back by themselves."""
     pauses = done([("pause", None), ("pause", "b"), ("skip", None)])
+    assert pauses.skip_until("a") == START + timedelta(hours=2)
+    assert pauses.skip_until("b") is None
+    pauses = done([("pause", "a"), ("pause", None), ("skip", "a")])
     assert pauses.skip_until("a") == START + timedelta(hours=2)
     assert pauses.skip_until("b") is None
     assert done([("pause", "a"), ("catch up", "a")]) == Pauses()
