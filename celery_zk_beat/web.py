@@ -480,6 +480,10 @@ class _Gently:
         self._session = session
         self.children = session.children
 
+    @property
+    def connected(self) -> bool:
+        return self._session.connected
+
     def read_all(self, paths: Sequence[str], watch: Any = None) -> list[Node | None]:
         nodes: list[Node | None] = []
         for n in range(0, len(paths), _AT_ONCE):

@@ -12,9 +12,17 @@ import pytest
 from celery import Celery
 from celery.schedules import schedstate, schedule
 from kazoo.client import KazooClient
+from kazoo.security import READ_ACL_UNSAFE
 
 from celery_zk_beat import ZooKeeperScheduler, ledger
-from celery_zk_beat.control import Answer, Asking, Pauses, RequestRecord, change_pauses
+from celery_zk_beat.control import (
+    Answer,
+    Asking,
+    Pauses,
+    Request,
+    RequestRecord,
+    change_pauses,
+)
 from celery_zk_beat.errors import RootError, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
 from celery_zk_beat.session import Operation, ZooKeeperSession
@@ -381,6 +389,57 @@ def test_hostile_requests(
     heard(one)
     assert one._election.is_master
     assert [client.get(paths.request(str(number)))[0] for number in range(5)] == hostile
+
+
+def test_many_requests_hold_nothing_up(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    client: KazooClient,
+    root: str,
+) -> None:
+    """What is due is dispatched, though whenever the master has heard one there is another."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    read = one._control.read
+
+    def read_and_more() -> list[Request]:
+        requests = read()
+        client.set(Paths(root).requests, b"")
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        return requests
+
+    one._control.read = read_and_more  # type: ignore[method-assign]
+    client.set(Paths(root).requests, b"")
+    wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+    clock.now += HOUR
+    one._build_heap()
+    one._turn()
+    del one._control.read
+    assert {each.task for each in history(app)} == {"a", "b"}
+
+
+@pytest.mark.parametrize("do", ["run", "dance", "too long " * 100_000])
+def test_a_request_that_cannot_be_answered(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    client: KazooClient,
+    root: str,
+    do: str,
+) -> None:
+    """Because it is too large, or ours to read alone: is given up, and all goes on."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    request = RequestRecord(do, "a", None, "", "").encode()
+    client.create(Paths(root).request("x"), request, acl=READ_ACL_UNSAFE)
+    client.set(Paths(root).requests, b"")
+    wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+    clock.now += HOUR
+    wait_until(lambda: turn(one) and len(history(app)) == 2, PATIENCE, "the runs")
+    assert runs(app, "a")[0][0] == 1
 
 
 def test_damaged_pauses(
