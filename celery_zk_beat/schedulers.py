@@ -102,8 +102,8 @@ class ZooKeeperScheduler(Scheduler):
         self._loaded_at = 0.0
         #: What this beat has done so far; for any thread to read.
         self.metrics = Metrics()
-        #: Entries of which a publish failed, so that the broker may have the message or not.
-        self._in_doubt: set[str] = set()
+        #: Entry to run of which a publish failed, so that the broker may have the message or not.
+        self._in_doubt: dict[str, int] = {}
         self._dispatching_epoch = 0
         self._election: Any = None
         self._ledger: Any = None
@@ -667,9 +667,9 @@ class ZooKeeperScheduler(Scheduler):
 
     def _note_published(self, run: Run, at: datetime) -> None:
         self.metrics.published += 1
-        if run.epoch != self._ledger.reign.epoch or run.entry in self._in_doubt:
+        in_doubt = self._in_doubt.pop(run.entry, None) == run.number
+        if in_doubt or run.epoch != self._ledger.reign.epoch:
             self.metrics.resent += 1
-        self._in_doubt.discard(run.entry)
         self.metrics.lateness.observe((at - run.due).total_seconds())
 
     def _announce_published(self, run: Run) -> None:
@@ -738,7 +738,7 @@ class ZooKeeperScheduler(Scheduler):
         broker = comes_from(exc, errors)
         self.metrics.failed += 1
         if broker:
-            self._in_doubt.add(run.entry)
+            self._in_doubt[run.entry] = run.number
         if broker and self._failing_since is None:
             self._failing_since = begun
         pause = self._back_off.punish(None if broker else run.entry)

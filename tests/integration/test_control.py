@@ -27,7 +27,7 @@ from celery_zk_beat.errors import RootError, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
 from celery_zk_beat.session import Operation, ZooKeeperSession
 from celery_zk_beat.znodes import Paths, encode, page_of
-from example_project.servers import ZooKeeper, wait_until
+from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 
 from .conftest import Clock, Make, every, history, turn
@@ -182,6 +182,28 @@ def test_resumed_without_catching_up(
     operator.resume("b", clock.now + timedelta(minutes=1), skip=True)
     heard(one)
     assert one.metrics.skipped == 1
+
+
+def test_a_run_that_was_dropped_in_doubt(
+    app: Celery, make: Make, clock: Clock, entries: dict[str, Any], operator: Operator
+) -> None:
+    """The next of its entry is not taken for one that was sent again."""
+    one = make(beat_schedule={"a": entries["a"]})
+    turn(one)
+    clock.now += HOUR
+    good = app.conf.broker_url
+    app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    turn(one)
+    assert one.metrics.failed > 0
+    app.conf.broker_url = good
+    operator.pause("a", clock.now)
+    operator.resume("a", clock.now, skip=True)
+    heard(one)
+    assert one.metrics.dropped == 1
+    clock.now += HOUR
+    wait_until(lambda: turn(one) is not None and runs(app, "a"), PATIENCE, "the broker")
+    assert runs(app, "a") == [(2, clock.now)]
+    assert one.metrics.resent == 0
 
 
 def test_resumed_while_everything_is_paused(

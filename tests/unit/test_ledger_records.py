@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -78,5 +79,8 @@ def test_outbox(runs: list[Run]) -> None:
 def test_a_past_that_is_not_understood(item: object) -> None:
     """It is left out; the state is not damaged by it."""
     state = RunState(datetime(2026, 1, 1, tzinfo=timezone.utc), 1)
-    fields = {"last_run_at": "2026-01-01T00:00:00+00:00", "total_run_count": 1, "history": [item]}
+    fields: dict[str, Any] = {"last_run_at": "2026-01-01T00:00:00+00:00", "total_run_count": 1}
+    fields["history"] = [item]
+    assert decode_page("/page", encode({"entries": {"e": fields}})) == {"e": state}
+    fields["history"] = {"1": item}
     assert decode_page("/page", encode({"entries": {"e": fields}})) == {"e": state}
