@@ -16,11 +16,22 @@ from datetime import datetime
 from typing import Any
 
 from .errors import RootError, ZkBeatError
-from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
+from .session import (
+    Check,
+    Create,
+    Delete,
+    Operation,
+    SetData,
+    ZooKeeperSession,
+    changed_path,
+)
 from .znodes import Paths, Record, decode, encode, instant, to_text
 from .znodes import field as _field
 
 RUN, RESIGN = "run", "resign"
+
+#: Most bytes of a request: the answer, in which it is repeated, has to fit into a transaction.
+LARGEST_REQUEST = 100_000
 
 
 @dataclass(frozen=True)
@@ -176,12 +187,14 @@ class Control:
         self._session = session
         self._paths = paths
         self._wake = wake
+        #: The requests that ZooKeeper does not let us answer.
+        self._given_up: set[str] = set()
         self.forget()
 
     def forget(self) -> None:
         """What is known was of another time as master."""
-        #: Whether something was written since it was read.
-        self.stale = True
+        #: Whether something was written since it was read, and whether it was pauses.
+        self.stale = self.pauses_stale = True
         self.pauses = Pauses()
         #: Why the pauses cannot be understood, None when they can; while it is so, everything is
         #: held back, for what is late can be caught up with.
@@ -190,7 +203,7 @@ class Control:
 
     def read(self) -> list[Request]:
         """Reads the pauses, and returns the requests that are open."""
-        self.stale = False
+        self.stale = self.pauses_stale = False
         try:
             pauses, requests = self._session.read_all(
                 [self._paths.pauses, self._paths.requests], watch=self._on_watch
@@ -200,10 +213,10 @@ class Control:
                     self._session.ensure(path)
                 return self.read()
             names = sorted(self._session.children(self._paths.requests))
-            paths = [self._paths.request(name) for name in names]
+            paths = [path for path in map(self._paths.request, names) if path not in self._given_up]
             nodes = self._session.read_all(paths) if paths else []
         except ZkBeatError:
-            self.stale = True
+            self.stale = self.pauses_stale = True
             raise
         self.damage = None
         self._version = pauses.version
@@ -237,13 +250,21 @@ class Control:
         self.pauses = pauses
         self._version += 1
 
+    def give_up(self, request: Request) -> None:
+        """Has it be left alone."""
+        self._given_up.add(request.path)
+
     def _understood(self, path: str, data: bytes) -> list[RequestRecord]:
+        if len(data) > LARGEST_REQUEST:
+            return []  # nobody who uses this package waits for an answer to it
         try:
             return [RequestRecord.decode(path, data)]
         except RootError:
-            return []  # nobody who uses this package waits for an answer to it
+            return []
 
     def _on_watch(self, event: object) -> None:
+        if changed_path(event) != self._paths.requests:
+            self.pauses_stale = True
         self.stale = True
         self._wake()
 

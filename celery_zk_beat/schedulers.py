@@ -33,7 +33,7 @@ from kombu.utils.objects import cached_property
 from .broker import BackOff, comes_from, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
-from .errors import Conflict, SettingsError, ZkBeatError
+from .errors import Conflict, SettingsError, ZkBeatError, ZooKeeperError
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .metrics import Metrics
 from .runs import Run
@@ -102,8 +102,8 @@ class ZooKeeperScheduler(Scheduler):
         self._loaded_at = 0.0
         #: What this beat has done so far; for any thread to read.
         self.metrics = Metrics()
-        #: Entries of which a publish failed, so that the broker may have the message or not.
-        self._in_doubt: set[str] = set()
+        #: Entry to run of which a publish failed, so that the broker may have the message or not.
+        self._in_doubt: dict[str, int] = {}
         self._dispatching_epoch = 0
         self._election: Any = None
         self._ledger: Any = None
@@ -450,16 +450,23 @@ class ZooKeeperScheduler(Scheduler):
     def _hear_operators(self) -> None:
         """Does what they ask. What they hold back is looked at by :meth:`_claim`."""
         control = self._control
+        before = control.pauses, control.damage, control.unchanged
         requests = control.read()
-        self._heap_is_current = False
+        if (control.pauses, control.damage, control.unchanged) != before:
+            self._heap_is_current = False
         if control.damage is not None:
             logger.error("%s; until then nothing is dispatched", control.damage)
         if control.pauses.ended:
+            self._heap_is_current = False
             self._skip_missed()
             control.forget_ended(self._ledger.reign.epoch)
         for request in requests:
             if self._election.reign == self._ledger.reign:
-                self._answer(request)
+                try:
+                    self._answer(request)
+                except ZooKeeperError:
+                    control.give_up(request)
+                    raise
 
     def _skip_missed(self) -> None:
         """What was due while entries were held back, and is not to be caught up with."""
@@ -584,7 +591,7 @@ class ZooKeeperScheduler(Scheduler):
     def _claim(self) -> None:
         """Claims and publishes what is due, as long as not too much waits for the broker: the
         outbox is written whole. What is not claimed stays due."""
-        if self._control.stale:
+        if self._control.pauses_stale:
             return
         due: dict[str, tuple[Run, Any, Any]] = {}
         skipped: dict[str, tuple[datetime, datetime]] = {}
@@ -605,9 +612,10 @@ class ZooKeeperScheduler(Scheduler):
                         successor = next(entry)
                         due[name] = self._run_of(entry, successor), successor, delay
                         continue
-                    if self._has_starting_deadline:
+                    if (deadline := self.app.conf.beat_cron_starting_deadline) is not None:
+                        # Celery does not start what is older, and only says that it is not due.
                         at = to_utc(entry.default_now())
-                        if (missed := due_instant(entry)) < at:
+                        if (at - (missed := due_instant(entry))).total_seconds() > deadline:
                             skipped[name] = missed, at
                             entry.last_run_at = as_of(entry, at)
             except Exception:
@@ -626,12 +634,6 @@ class ZooKeeperScheduler(Scheduler):
             self._push(name, 0.0)
         self._publish(claimed)
 
-    @property
-    def _has_starting_deadline(self) -> bool:
-        """Whether Celery does not start what is older than that: then an entry is not due, and
-        yet is past an instant at which it was."""
-        return self.app.conf.beat_cron_starting_deadline is not None
-
     def _run_of(self, entry: Any, successor: Any) -> Run:
         claimed = to_utc(successor.last_run_at)
         number, epoch = successor.total_run_count, self._ledger.reign.epoch
@@ -641,7 +643,7 @@ class ZooKeeperScheduler(Scheduler):
         for run in list(runs):
             if self._back_off.left([run.entry]) > 0 or not self._may_publish(run):
                 continue
-            if self._closing or self._control.stale:
+            if self._closing or self._control.pauses_stale:
                 return
             self._ledger.assure()
             begun = boottime()
@@ -665,9 +667,9 @@ class ZooKeeperScheduler(Scheduler):
 
     def _note_published(self, run: Run, at: datetime) -> None:
         self.metrics.published += 1
-        if run.epoch != self._ledger.reign.epoch or run.entry in self._in_doubt:
+        in_doubt = self._in_doubt.pop(run.entry, None) == run.number
+        if in_doubt or run.epoch != self._ledger.reign.epoch:
             self.metrics.resent += 1
-        self._in_doubt.discard(run.entry)
         self.metrics.lateness.observe((at - run.due).total_seconds())
 
     def _announce_published(self, run: Run) -> None:
@@ -736,7 +738,7 @@ class ZooKeeperScheduler(Scheduler):
         broker = comes_from(exc, errors)
         self.metrics.failed += 1
         if broker:
-            self._in_doubt.add(run.entry)
+            self._in_doubt[run.entry] = run.number
         if broker and self._failing_since is None:
             self._failing_since = begun
         pause = self._back_off.punish(None if broker else run.entry)

@@ -36,10 +36,11 @@ def show(reader: Reader, wait: Callable[[float], bool], style: text.Style) -> No
             live.update(_picture(snapshot, lost, console, style), refresh=True)
             if wait(_EVERY):
                 time.sleep(_GATHER)
-                try:
-                    snapshot, lost = reader.read(), False
-                except Uncertain:
-                    lost = True
+            try:
+                # Asks for nothing where nothing has changed; but what is late may be so by now.
+                snapshot, lost = reader.read(), False
+            except Uncertain:
+                lost = True
 
 
 def _picture(snapshot: Snapshot, lost: bool, console: Console, style: text.Style) -> Text:

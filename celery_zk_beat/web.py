@@ -480,6 +480,10 @@ class _Gently:
         self._session = session
         self.children = session.children
 
+    @property
+    def connected(self) -> bool:
+        return self._session.connected
+
     def read_all(self, paths: Sequence[str], watch: Any = None) -> list[Node | None]:
         nodes: list[Node | None] = []
         for n in range(0, len(paths), _AT_ONCE):
@@ -539,9 +543,9 @@ class Server:
         logger.info("serving HTTP at %s", _shown(*scheduler.settings.http))
 
     def close(self) -> None:
-        """Closes, soon. Safe to call twice, and from a signal handler."""
+        """Closes, within a second. Safe to call twice, and from a signal handler."""
+        # waitress could be woken, through a pipe; but perhaps it has closed that by now.
         self._closing = True
-        self._servers[0].pull_trigger()
 
     def _run(self) -> None:
         while not self._closing:

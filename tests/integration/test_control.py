@@ -12,14 +12,22 @@ import pytest
 from celery import Celery
 from celery.schedules import schedstate, schedule
 from kazoo.client import KazooClient
+from kazoo.security import READ_ACL_UNSAFE
 
 from celery_zk_beat import ZooKeeperScheduler, ledger
-from celery_zk_beat.control import Answer, Asking, Pauses, RequestRecord, change_pauses
+from celery_zk_beat.control import (
+    Answer,
+    Asking,
+    Pauses,
+    Request,
+    RequestRecord,
+    change_pauses,
+)
 from celery_zk_beat.errors import RootError, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
 from celery_zk_beat.session import Operation, ZooKeeperSession
 from celery_zk_beat.znodes import Paths, encode, page_of
-from example_project.servers import ZooKeeper, wait_until
+from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 
 from .conftest import Clock, Make, every, history, turn
@@ -174,6 +182,28 @@ def test_resumed_without_catching_up(
     operator.resume("b", clock.now + timedelta(minutes=1), skip=True)
     heard(one)
     assert one.metrics.skipped == 1
+
+
+def test_a_run_that_was_dropped_in_doubt(
+    app: Celery, make: Make, clock: Clock, entries: dict[str, Any], operator: Operator
+) -> None:
+    """The next of its entry is not taken for one that was sent again."""
+    one = make(beat_schedule={"a": entries["a"]})
+    turn(one)
+    clock.now += HOUR
+    good = app.conf.broker_url
+    app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    turn(one)
+    assert one.metrics.failed > 0
+    app.conf.broker_url = good
+    operator.pause("a", clock.now)
+    operator.resume("a", clock.now, skip=True)
+    heard(one)
+    assert one.metrics.dropped == 1
+    clock.now += HOUR
+    wait_until(lambda: turn(one) is not None and runs(app, "a"), PATIENCE, "the broker")
+    assert runs(app, "a") == [(2, clock.now)]
+    assert one.metrics.resent == 0
 
 
 def test_resumed_while_everything_is_paused(
@@ -381,6 +411,57 @@ def test_hostile_requests(
     heard(one)
     assert one._election.is_master
     assert [client.get(paths.request(str(number)))[0] for number in range(5)] == hostile
+
+
+def test_many_requests_hold_nothing_up(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    client: KazooClient,
+    root: str,
+) -> None:
+    """What is due is dispatched, though whenever the master has heard one there is another."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    read = one._control.read
+
+    def read_and_more() -> list[Request]:
+        requests = read()
+        client.set(Paths(root).requests, b"")
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        return requests
+
+    one._control.read = read_and_more  # type: ignore[method-assign]
+    client.set(Paths(root).requests, b"")
+    wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+    clock.now += HOUR
+    one._build_heap()
+    one._turn()
+    del one._control.read
+    assert {each.task for each in history(app)} == {"a", "b"}
+
+
+@pytest.mark.parametrize("do", ["run", "dance", "too long " * 100_000])
+def test_a_request_that_cannot_be_answered(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    client: KazooClient,
+    root: str,
+    do: str,
+) -> None:
+    """Because it is too large, or ours to read alone: is given up, and all goes on."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    request = RequestRecord(do, "a", None, "", "").encode()
+    client.create(Paths(root).request("x"), request, acl=READ_ACL_UNSAFE)
+    client.set(Paths(root).requests, b"")
+    wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+    clock.now += HOUR
+    wait_until(lambda: turn(one) and len(history(app)) == 2, PATIENCE, "the runs")
+    assert runs(app, "a")[0][0] == 1
 
 
 def test_damaged_pauses(

@@ -17,7 +17,7 @@ import pytest
 import redis
 from celery import Celery
 from celery.beat import BeatLazyFunc
-from celery.schedules import crontab, schedule
+from celery.schedules import crontab, schedstate, schedule
 from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler
@@ -50,6 +50,18 @@ def test_nothing_connects_before_the_first_tick(app: Celery) -> None:
     scheduler = ZooKeeperScheduler(app=app)
     assert threading.active_count() == before
     assert "connection" not in vars(scheduler)
+
+
+def test_http_is_closed_twice(app: Celery) -> None:
+    """As Celery does, first in the signal handler; in between its thread has ended, and all that
+    it had open is closed."""
+    app.conf.zk_beat_http = free_port()
+    scheduler = ZooKeeperScheduler(app=app)
+    scheduler.tick()
+    scheduler.close()
+    scheduler._server._thread.join(PATIENCE)
+    assert not scheduler._server._thread.is_alive()
+    scheduler.close()
 
 
 def test_celerys_own_entry_is_there(app: Celery, tmp_path: Path) -> None:
@@ -232,6 +244,27 @@ def test_starting_deadline(app: Celery, make: Make, deadline: int | None, runs: 
     turn(one)
     turn(one)
     assert [message.run for message in history(app)] == list(range(1, runs + 2))
+
+
+def test_not_due_within_the_starting_deadline(app: Celery, make: Make) -> None:
+    """A schedule that says that it is not due, though it would be, is asked again, not skipped."""
+
+    class Closed(crontab):
+        closed = True
+
+        def is_due(self, last_run_at: datetime) -> schedstate:
+            return schedstate(False, 60) if self.closed else super().is_due(last_run_at)
+
+    clock = Clock("2026-06-01T12:00")
+    hourly = Closed(minute="0", nowfun=clock, app=app)
+    app.conf.beat_cron_starting_deadline = 3600
+    scheduler = make(beat_schedule={"e": {"task": "task", "schedule": hourly}})
+    turn(scheduler)
+    clock.now += timedelta(hours=1, minutes=5)
+    turn(scheduler)
+    hourly.closed = False
+    turn(scheduler)
+    assert (scheduler.metrics.skipped, len(history(app))) == (0, 1)
 
 
 def test_the_same_run_has_the_same_id(app: Celery, make: Make) -> None:

@@ -197,12 +197,20 @@ def test_what_cannot_be_understood(
 
 
 def test_a_master_that_does_not_tick(
-    ledger: RunLedger, look: Callable[[], Snapshot], monkeypatch: pytest.MonkeyPatch
+    ledger: RunLedger,
+    session: ZooKeeperSession,
+    scheduler: ZooKeeperScheduler,
+    look: Callable[[], Snapshot],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also for a reader with watches, which nobody tells that nothing happens."""
     assert look().ok
+    follower = Follower(session, scheduler)
+    assert follower.reader.read().ok
     monkeypatch.setattr(status, "TICKING_WITHIN", 0.3)
     wait_until(lambda: not look().ok, PATIENCE, "silence")
     assert "one is master, but has not ticked since" in look().warnings[0]
+    assert not follower.reader.read().ok
     ledger.published(claim(ledger, "often"), now())
     ledger.flush()
     monkeypatch.setattr(status, "TICKING_WITHIN", PATIENCE)
