@@ -281,6 +281,7 @@ class ZooKeeperScheduler(Scheduler):
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,
         )
+        self.metrics.entries = len(self.schedule)
         self._ledger = RunLedger(self._election)
         self._control = Control(self._election.session, self._election.paths, self._wake)
         self._election.subscribe(self._wake)
