@@ -256,10 +256,12 @@ class Reader:
         everything = None in changed or self._on_change is None
         watch = None if self._on_change is None else self._on_watch
         wanted = {path for path in changed if path in self._nodes}
-        if everything or self._paths.root in changed:
+        # What is missing has no watch of its own: the one on the root tells that it has come.
+        something_came = everything or self._paths.root in changed
+        if something_came:
             wanted.update(self._fixed)
         for parent in self._parents:
-            if everything or parent in changed:
+            if something_came or parent in changed:
                 names = self._session.children(parent, watch)
                 if parent != self._paths.root:
                     wanted |= self._follow(parent, names, everything)

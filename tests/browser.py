@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,19 +151,28 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """What a JavaScript expression is, as JSON."""
-        # With its own console API, so that the page's Content-Security-Policy does not matter.
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def text(self, selector: str = "body") -> str:
-        """The text that is to be seen there."""
-        return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+        """The text that is to be seen there, all lines of all that match."""
+        found = f"Array.from(document.querySelectorAll({json.dumps(selector)}))"
+        seen = "filter((node) => node.checkVisibility()).map((node) => node.innerText)"
+        return str(self.run(f"{found}.{seen}.join('\\n')"))
 
-    def wait_for(self, script: str, timeout: float = 30.0) -> Any:
+    def wait_for(self, script: str, timeout: float = 30.0) -> None:
+        """Waits until a JavaScript expression is true."""
+        self._wait(lambda: self.run(script), timeout, script)
+
+    def wait_for_text(self, selector: str, text: str, timeout: float = 30.0) -> None:
+        """Waits until `text` is to be seen there."""
+        self._wait(lambda: text in self.text(selector), timeout, f"{text!r} in {selector}")
+
+    def _wait(self, condition: Callable[[], Any], timeout: float, what: str) -> None:
         try:
-            return wait_until(lambda: self.run(script), timeout, script)
+            wait_until(condition, timeout, what)
         except TimeoutError as exc:
             raise TimeoutError(f"{exc}; the page says: {self.text()}") from None
 
