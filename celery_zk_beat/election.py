@@ -349,6 +349,9 @@ class MasterElection:
             while not self._settle():
                 pause = self._abstain_until - time.monotonic()
                 if pause > 0:
+                    # Whoever is elected meanwhile may have this one for its heir.
+                    if self.session.exists(self.paths.master, self._on_watch):
+                        continue
                     return pause
                 self._contend()
             if not self._decided:

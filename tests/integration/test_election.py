@@ -19,6 +19,7 @@ from kazoo.exceptions import NoNodeError, SessionExpiredError
 from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
+from celery_zk_beat import election as election_module
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.session import ZooKeeperSession
 from celery_zk_beat.znodes import (
@@ -318,6 +319,20 @@ def test_resigning_in_favour_of_one(candidate: Candidate, client: KazooClient) -
     assert {term.why for term in past} == {"resigned: asked by the test"}
     assert all(term.until is not None for term in past)
     assert (last.epoch, last.id, last.until, last.why) == (4, "one", None, None)
+
+
+def test_an_heir_that_has_just_resigned(
+    candidate: Candidate, client: KazooClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the field to others for a while, but not when it is asked to take over."""
+    monkeypatch.setattr(election_module, "RESIGN_PAUSE", 2 * PATIENCE)
+    one, two = elect(candidate("one")), candidate("two")
+    two.start(PATIENCE)
+    until(lambda: members(client, one) == ["one", "two"], "both members")
+    assert one.resign()
+    assert two.wait(PATIENCE)
+    assert two.resign(to="one")
+    assert one.wait(PATIENCE)
 
 
 def test_an_heir_that_does_not_come(candidate: Candidate, client: KazooClient, road: Road) -> None:
