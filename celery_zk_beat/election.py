@@ -354,7 +354,10 @@ class MasterElection:
             if not self._decided:
                 self._decided = True
                 self._tell()
-            self._remember_term()
+            try:
+                self._remember_term()
+            except ZooKeeperError as exc:
+                logger.warning("%s; this time as master is not remembered", exc)
             if not self._show():
                 return _RETRY_AFTER
             now = time.monotonic()

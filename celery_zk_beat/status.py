@@ -303,8 +303,7 @@ class Reader:
         pages = self._read_pages(warnings)
         masters = _masters(self._record(self._paths.masters, warnings))
         pauses = self._pauses(warnings)
-        everything = pauses.everything
-        paused = None if everything is None or everything.until is not None else everything.since
+        paused = pauses.everything.since
         past = (each for page in pages for each in page.newest)
         warnings[:0] = [
             *_about_master(master, now),
@@ -439,11 +438,11 @@ class Reader:
         states = {name: state for page in pages for name, state in page.states.items()}
         before, self._shown = self._shown, {}
         for name in sorted({*schedule, *states}):
-            entry, pause = schedule.get(name), pauses.entries.get(name)
+            entry = schedule.get(name)
             made_of = (
                 states.get(name),
                 waiting.get(name),
-                None if pause is None or pause.until is not None else pause.since,
+                pauses.of(name).since,
                 pauses.since(name) is not None,
                 None if entry is None or is_steady(entry.schedule) else now,
                 entry,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError, SessionExpiredError
-from kazoo.security import make_digest_acl
+from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
 from celery_zk_beat.errors import Uncertain
@@ -240,6 +240,18 @@ def test_masters_that_cannot_be_written_again(candidate: Candidate, client: Kazo
     client.create(one.paths.masters, encode_masters([term]))
     elect(one)
     until(lambda: begun_anew(client, one, 1), "a new list")
+
+
+def test_masters_that_may_not_be_written(candidate: Candidate, client: KazooClient) -> None:
+    """Nobody stops being master for what is only to be remembered."""
+    demoted: list[str] = []
+    one = candidate("one", on_demoted=demoted.append)
+    client.ensure_path(one.paths.root)
+    client.create(one.paths.masters, acl=READ_ACL_UNSAFE)
+    elect(one)
+    until(lambda: members(client, one) == ["one"], "what comes after it")
+    assert one.resign()
+    assert demoted == [] or demoted == ["resigned"]
 
 
 def test_nothing_new_is_not_told(candidate: Candidate) -> None:
