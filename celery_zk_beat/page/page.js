@@ -229,7 +229,7 @@ function showBeats(status, here) {
 function makeRow() {
   const name = el("bdi", "entry"), tag = el("span", "tag"), more = el("div", "more"), note = el("div", "note");
   const due = el("time", ""), last = el("td", "time");
-  const row = el("tr", "", el("td", "", name, more, note), el("td", "time", due), last);
+  const row = el("tr", "", el("td", "", el("div", "title", name), more, note), el("td", "time", due), last);
   row.parts = { name, tag, more, note, due, last };
   return row;
 }
@@ -242,12 +242,11 @@ function fillRow(row, entry, more) {
 }
 
 function tag(row, text, kind) {
-  const { tag: node, more } = row.parts;
-  if (!text) return node.remove();
+  const { name, tag: node } = row.parts;
   put(node, text);
   style(node, `tag ${kind}`);
-  if (node.parentNode !== more.parentNode) more.before(node);
-  return undefined;
+  if (!text) node.remove();
+  else if (!node.parentNode) name.after(node);
 }
 
 function rows(id, items, key, update, of = items.length) {
