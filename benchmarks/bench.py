@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -56,6 +56,7 @@ class Arrival:
     """A message that the broker got at `at`; `pid` is that of the beat that sent it."""
 
     at: float
+    entry: str
     id: str
     run: int
     epoch: int
@@ -119,13 +120,17 @@ class Cluster:
     ) -> None:
         self._stack.close()
 
-    def start_beats(self, count: int, at_once: int = 4) -> None:
-        """Starts so many more, a few at a time, and waits until all of them are members."""
+    def start_beats(
+        self, count: int, at_once: int = 4, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Starts so many more, a few at a time, and waits until all of them are members. `env`: for
+        benchmarks/app.py, beside what all have."""
         env = {
             "CELERY_BROKER_URL": self.redis.url(),
             "ZK_BEAT_HOSTS": self.zookeeper.hosts,
             "ZK_BEAT_SESSION_TIMEOUT": str(self.session_timeout),
             "BENCHMARK_PERIOD": str(self.period),
+            **(env or {}),
         }
         for number in range(count):
             name = f"beat-{len(self.beats)}"
@@ -258,7 +263,13 @@ class Arrivals:
             mark = headers["zk_beat"]
             due = from_text(mark["due"]).timestamp()
             arrival = Arrival(
-                at, headers["id"], mark["run"], mark["epoch"], _pid(mark["master"]), due
+                at,
+                headers["task"],
+                headers["id"],
+                mark["run"],
+                mark["epoch"],
+                _pid(mark["master"]),
+                due,
             )
             with self._news:
                 self.all.append(arrival)
@@ -282,21 +293,25 @@ class Arrivals:
         of a killed master, which cannot know whether a run that was claimed was published and
         sends it with the same id."""
         found = []
-        first: dict[int, Arrival] = {}
+        first: dict[tuple[str, int], Arrival] = {}
+        last: dict[str, int] = {}
         for arrival in self.all:
-            before = first.setdefault(arrival.run, arrival)
+            run = arrival.entry, arrival.run
+            before = first.setdefault(run, arrival)
+            last[arrival.entry] = max(arrival.run, last.get(arrival.entry, 0))
             if before is arrival:
                 continue
             if before.id != arrival.id or before.epoch >= arrival.epoch:
-                found.append(f"run {arrival.run} twice: {before} and {arrival}")
-        for run in range(1, max(first, default=0)):
-            if run not in first:
-                found.append(f"run {run} was left out")
+                found.append(f"run {run} twice: {before} and {arrival}")
+        for entry, number in last.items():
+            for left_out in range(1, number):
+                if (entry, left_out) not in first:
+                    found.append(f"run {left_out} of {entry} was left out")
         return found
 
     @property
     def repeats(self) -> int:
-        return len(self.all) - len({arrival.run for arrival in self.all})
+        return len(self.all) - len({(arrival.entry, arrival.run) for arrival in self.all})
 
 
 def end_of(process: Process, timeout: float = PATIENCE) -> float:

@@ -1,5 +1,5 @@
-"""Size of the pages of run states, and what they cost: one claim rewrites a page, a take-over
-reads all of them."""
+"""Size of the pages of run states, with all that is remembered of past runs, and what they cost:
+one claim rewrites a page, a take-over reads all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import time
 from datetime import datetime, timezone
 
 from celery_zk_beat import MasterElection
-from celery_zk_beat.ledger import Run, RunLedger
+from celery_zk_beat.ledger import MOST_RUNS, RunLedger
+from celery_zk_beat.runs import HISTORY, HISTORY_OF_PAGE, Run
+from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper
 
 from .bench import PATIENCE
@@ -38,12 +40,13 @@ def measure(count: int, hosts: str) -> list[str]:
         ledger = RunLedger(election)
         ledger.load(reign)
         ledger.first_seen(dict.fromkeys(names, now))
+        rounds = fill(ledger, names, reign.epoch)
         claims = []
         for name in names[:CLAIMS]:
             begun = time.perf_counter()
-            (run,) = ledger.claim([Run(name, 1, now, now, reign.epoch)])
+            (run,) = ledger.claim([Run(name, rounds + 1, now, now, reign.epoch)])
             claims.append(time.perf_counter() - begun)
-            ledger.published(run)
+            ledger.published(run, run.claimed)
         ledger.flush()
         session, paths = election.session, election.paths
         pages = session.read_all([paths.page(name) for name in session.children(paths.runs)])
@@ -59,6 +62,22 @@ def measure(count: int, hosts: str) -> list[str]:
         f"{1000 * statistics.median(claims):.1f} ms",
         f"{loading:.2f} s",
     ]
+
+
+def fill(ledger: RunLedger, names: list[str], epoch: int) -> int:
+    """Has each entry run so often that no more of its past is remembered; says how often."""
+    now = datetime.now(timezone.utc)
+    rounds = max(1, min(HISTORY, HISTORY_OF_PAGE * 256 // len(names)))
+    names = sorted(names, key=page_of)  # or each batch would touch all pages
+    for number in range(1, rounds + 1):
+        left = [Run(name, number, now, now, epoch) for name in names]
+        while left:
+            claimed = ledger.claim(left[:MOST_RUNS])
+            for run in claimed:
+                ledger.published(run, run.claimed)
+            done = {run.entry for run in claimed}
+            left = [run for run in left[:MOST_RUNS] if run.entry not in done] + left[MOST_RUNS:]
+    return rounds
 
 
 if __name__ == "__main__":

@@ -14,31 +14,46 @@ one way on: read ``master`` and ``epoch``, and believe what they say.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Callable
 
 from .errors import Conflict as _Conflict
 from .errors import ConnectTimeout, RootError, SettingsError, Uncertain, ZkBeatError, ZooKeeperError
-from .session import Check, Create, Delete, SetData, ZooKeeperSession
-from .settings import check_hosts, check_id, check_path, check_seconds, default_id
+from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
+from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
 from .version import __version__
-from .znodes import EpochRecord, MasterRecord, MemberRecord, Paths, RootRecord, to_text
+from .znodes import (
+    LAST_EPOCH,
+    EpochRecord,
+    MasterRecord,
+    MemberRecord,
+    Paths,
+    RootRecord,
+    TermRecord,
+    decode_masters,
+    encode_masters,
+    to_text,
+)
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which a master that resigned leaves the field to the others.
+#: Seconds for which a master that resigned leaves the field to the others, or to its heir.
 RESIGN_PAUSE = 1.0
 #: Seconds between two log lines about a ZooKeeper that does not answer.
 _REMIND_EVERY = 5.0
 #: Seconds before something that was refused, or stands in the way, is tried again.
 _RETRY_AFTER = 1.0
+#: Seconds after which the member znode is written anew: its time shows how the clocks are apart.
+_SHOW_EVERY = 600.0
 
 
 @dataclass(frozen=True)
@@ -102,10 +117,11 @@ class MasterElection:
         self._on_demoted = on_demoted
         # SimpleQueue throughout: its put() is reentrant, so stop() may be called by a signal
         # handler that interrupted any line of the same thread. Locks and Events are not.
-        self._inbox: queue.SimpleQueue[queue.SimpleQueue[bool] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Resignation | None] = queue.SimpleQueue()
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._thread: threading.Thread | None = None
+        self._caller: threading.Thread | None = None
         self._stopping = False
         self._failure: ZkBeatError | None = None
         self._reign: Reign | None = None
@@ -118,6 +134,13 @@ class MasterElection:
         self._last_epoch: int | None = None
         self._elected_epoch = 0
         self._member_state: tuple[int, str] | None = None
+        #: On time.monotonic(): when the member znode is to be written anew.
+        self._show_at = 0.0
+        #: When this candidate was started, as the member znode tells it.
+        self._since = ""
+        #: The last masters as this one wrote them down, and for which epoch it did.
+        self._terms: list[TermRecord] = []
+        self._terms_of = 0
         #: The session that was seen to hold the member znode of this one's name.
         self._namesake = 0
         self._abstain_until = 0.0
@@ -141,10 +164,14 @@ class MasterElection:
             raise RuntimeError("this election was started before: make a new MasterElection")
         if timeout is not None:
             timeout = _checked("timeout", check_seconds, timeout)
+        self._since = _now()
         self._thread = threading.Thread(target=self._run, name="zk-beat-election", daemon=True)
         self._thread.start()
         if self._on_elected or self._on_demoted:
-            threading.Thread(target=self._run_calls, name="zk-beat-callbacks", daemon=True).start()
+            self._caller = threading.Thread(
+                target=self._run_calls, name="zk-beat-callbacks", daemon=True
+            )
+            self._caller.start()
         if timeout is not None and not self._wait_until(lambda: self._decided, timeout):
             self.stop()
             raise ConnectTimeout(
@@ -177,6 +204,11 @@ class MasterElection:
         return self._master
 
     @property
+    def decided(self) -> bool:
+        """Whether it has been seen, since the start, who is master. No network."""
+        return self._decided
+
+    @property
     def failure(self) -> ZkBeatError | None:
         """Why the election has ended by itself, None as long as it has not."""
         return self._failure
@@ -202,16 +234,29 @@ class MasterElection:
         self._wait_until(lambda: self.is_master, timeout)
         return self.is_master
 
-    def resign(self, timeout: float = 5.0) -> bool:
+    def resign(
+        self,
+        timeout: float = 5.0,
+        *,
+        to: str | None = None,
+        why: str = "",
+        also: Sequence[Operation] = (),
+    ) -> bool:
         """Gives up the mastership to another candidate and stays as a standby. For a second
         (``RESIGN_PAUSE``) it does not contend; if nobody else has by then, it does again.
 
+        Args:
+            to: id of the candidate that is to be the next master; None: whoever is first.
+            why: what is remembered of it, as one line.
+            also: is part of the transaction that gives it up.
+
         Returns:
-            Whether it gave it up; False where it was not master, or within `timeout` seconds no
-            answer came.
+            Whether it gave it up; False where it was not master, `to` is no other candidate, `also`
+            was refused, or within `timeout` seconds no answer came.
         """
         reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._inbox.put(reply)
+        why = f"resigned: {why}" if why else "resigned"
+        self._inbox.put(_Resignation(to, why, tuple(also), reply))
         try:
             return reply.get(timeout=timeout)
         except queue.Empty:
@@ -223,14 +268,16 @@ class MasterElection:
         self._inbox.put(None)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Ends the session, and with it a mastership at once. Returns within `timeout` seconds.
-        May be called twice, from a signal handler, and where nothing was started."""
+        """Ends the session, and with it a mastership at once; waits for callbacks that are still
+        to be called. Returns within `timeout` seconds. May be called twice, from a signal handler,
+        and where nothing was started."""
         self._stopping = True
         self._inbox.put(None)
-        self._calls.put(None)
-        thread = self._thread
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        for thread in (self._thread, self._caller):
+            ours = thread is threading.current_thread()
+            if thread is not None and thread.is_alive() and not ours:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Has `listener` called whenever something may have changed, on threads that it must
@@ -267,6 +314,7 @@ class MasterElection:
                 self._hear(delay)
                 if not self._stopping:
                     delay = self._turn()
+            self._resign(None, "stopped")
         except ZkBeatError as exc:
             self._failure = exc
         except Exception as exc:
@@ -276,20 +324,22 @@ class MasterElection:
             self._demote("stopped" if self._failure is None else str(self._failure))
             self.session.stop(timeout=3.0)
             self._stopping = True
+            self._calls.put(None)
             self._tell()
 
     def _hear(self, timeout: float | None) -> None:
         """Waits for a token (the connection, a watch, recheck, stop) or a request to resign."""
         try:
-            reply = self._inbox.get(timeout=timeout)
+            resignation = self._inbox.get(timeout=timeout)
         except queue.Empty:
             return
-        if reply is not None:
-            reply.put(self._resign())
+        if resignation is not None:
+            done = self._resign(resignation.to, resignation.why, resignation.also)
+            resignation.reply.put(done)
 
-    def _turn(self) -> float | None:
-        """Decides the role anew, and says after how many seconds to do so without being told;
-        None: not at all, because a watch is armed."""
+    def _turn(self) -> float:
+        """Decides the role anew, and says after how many seconds to do so without being told by
+        a watch."""
         if not self.session.connected:
             self._demote("the connection to ZooKeeper is lost")
             return self._wait_for_zookeeper()
@@ -299,12 +349,23 @@ class MasterElection:
             while not self._settle():
                 pause = self._abstain_until - time.monotonic()
                 if pause > 0:
+                    # Whoever is elected meanwhile may have this one for its heir.
+                    if self.session.exists(self.paths.master, self._on_watch):
+                        continue
                     return pause
                 self._contend()
             if not self._decided:
                 self._decided = True
                 self._tell()
-            return None if self._show() else _RETRY_AFTER
+            try:
+                self._remember_term()
+            except ZooKeeperError as exc:
+                logger.warning("%s; this time as master is not remembered", exc)
+            if not self._show():
+                return _RETRY_AFTER
+            now = time.monotonic()
+            heirs_time = self._abstain_until - now
+            return max(0.0, min(self._show_at - now, heirs_time if heirs_time > 0 else math.inf))
         except Uncertain as exc:
             logger.debug("asking again: %s", exc)
             return 0.1
@@ -332,11 +393,20 @@ class MasterElection:
             seen = MasterRecord.decode(self.paths.master, node.data)
         except RootError as exc:
             logger.warning("%s", exc)
-            seen = MasterRecord("unknown", "", 0, "", 0, "", self._schedule)
+            seen = MasterRecord("unknown", "", 0, "", 0, "", self._schedule, None)
         if node.owner == self.session.id:
-            self._begin(connection, seen)
+            if seen.heir is None:
+                self._begin(connection, seen)
+            elif time.monotonic() >= self._abstain_until:
+                logger.warning("%s did not take over; going on as master", seen.heir)
+                self._terms_of = 0
+                self.session.commit(
+                    SetData(self.paths.master, replace(seen, heir=None).encode(), node.version)
+                )
+                return self._settle()
             return True
         self._demote(f"{seen.id} is master")
+        heir, seen = seen.heir, replace(seen, heir=None)
         if seen != self._master:
             old = " (an earlier session of this one)" if seen.id == self.id else ""
             logger.info("not elected because %s%s is master, epoch %d", seen.id, old, seen.epoch)
@@ -350,7 +420,11 @@ class MasterElection:
                     self._schedule,
                 )
         self._master = seen
-        self._last_epoch = seen.epoch or None
+        self._last_epoch = seen.epoch if 0 < seen.epoch <= LAST_EPOCH else None
+        # What was read may be old, and this be refused: then the watch that was armed tells.
+        epoch, leave = self._last_epoch, Delete(self.paths.master, node.version)
+        if heir == self.id and epoch is not None and self._elect(epoch, leave):
+            return self._settle()
         return True
 
     def _begin(self, connection: int, seen: MasterRecord) -> None:
@@ -389,18 +463,25 @@ class MasterElection:
             if node is None:
                 raise _Conflict(self.paths.epoch, "missing")
             epoch = node.version
+        self._elect(epoch)
+
+    def _elect(self, epoch: int, *before: Operation) -> bool:
+        """The election: the one transaction that makes a master, after `epoch`. Whether it was
+        not refused."""
         self._last_epoch = None
         mine = MasterRecord(
             self.id,
             socket.gethostname(),
             os.getpid(),
-            to_text(datetime.now(timezone.utc)),
+            _now(),
             epoch + 1,
             __version__,
             self._schedule,
+            None,
         )
         try:
             self.session.commit(
+                *before,
                 Create(self.paths.master, mine.encode(), ephemeral=True),
                 SetData(
                     self.paths.epoch, EpochRecord(self.id, self._session_name()).encode(), epoch
@@ -410,20 +491,44 @@ class MasterElection:
             if exc.path not in (self.paths.master, self.paths.epoch):
                 raise
             logger.debug("not elected: %s", exc)
+            return False
+        return True
 
-    def _resign(self) -> bool:
+    def _resign(self, to: str | None, why: str, also: Sequence[Operation] = ()) -> bool:
         reign = self.reign
-        if reign is None:
+        if reign is None or self._master is None:
             return False
         try:
+            if to is None:
+                leave: Operation = Delete(self.paths.master)
+            elif not self._is_other_member(to):
+                logger.warning("not resigning in favour of %r: no other beat of this name", to)
+                return False
+            else:
+                leave = SetData(self.paths.master, replace(self._master, heir=to).encode())
             # The epoch, not the znode's version: a successor's znode starts at version 0 again.
-            self.session.commit(Check(self.paths.epoch, reign.epoch), Delete(self.paths.master))
+            self.session.commit(
+                Check(self.paths.epoch, reign.epoch),
+                leave,
+                *also,
+                *self._end_of_term(reign.epoch, why),
+            )
         except ZkBeatError as exc:
+            if isinstance(exc, _Conflict) and exc.path == self.paths.masters:
+                self._terms_of = 0  # it was deleted by hand, and is nothing to stay master for
+                return self._resign(to, why, also)
             logger.warning("could not resign: %s", exc)
             return False
         self._abstain_until = time.monotonic() + RESIGN_PAUSE
-        self._demote("resigned")
+        self._demote(why)
         return True
+
+    def _is_other_member(self, id: str) -> bool:
+        return (
+            id != self.id
+            and id.isprintable()
+            and quote_name(id) in self.session.children(self.paths.members)
+        )
 
     def _demote(self, why: str) -> None:
         reign, self._reign = self._reign, None
@@ -472,16 +577,55 @@ class MasterElection:
                 )
         return None
 
+    def _remember_term(self) -> None:
+        """Writes down, once, that this candidate is master now, and that the last one is not."""
+        reign = self.reign
+        if reign is None or self._master is None or self._terms_of == reign.epoch:
+            return
+        path = self.paths.masters
+        node = self.session.read(path)
+        try:
+            terms = decode_masters(path, b"" if node is None else node.data)
+        except RootError as exc:
+            logger.warning("%s; the list of masters begins anew", exc)
+            terms = []
+        mine = self._master
+        terms = [term for term in terms if term.epoch < reign.epoch]
+        if terms and terms[-1].until is None:
+            terms[-1] = replace(terms[-1], until=mine.since, why="its session ended")
+        terms.append(TermRecord(reign.epoch, mine.id, mine.host, mine.pid, mine.since, None, None))
+        data = encode_masters(terms)
+        self.session.commit(
+            Check(self.paths.epoch, reign.epoch),
+            Create(path, data) if node is None else SetData(path, data, node.version),
+        )
+        self._terms, self._terms_of = terms, reign.epoch
+
+    def _end_of_term(self, epoch: int, why: str) -> list[Operation]:
+        if self._terms_of != epoch:
+            return []  # it was too short to be written down
+        *others, mine = self._terms
+        terms = [*others, replace(mine, until=_now(), why=why)]
+        return [SetData(self.paths.masters, encode_masters(terms))]
+
     def _show(self) -> bool:
-        """Writes this candidate's member znode when its role changed; False when another's of
-        the same name is in the way (an earlier session that has not expired yet, usually)."""
+        """Writes this candidate's member znode when its role changed, and now and then; False when
+        another's of the same name is in the way (an earlier session that has not expired yet,
+        usually)."""
         state = "master" if self._reign is not None else "standby"
         shown = (self.session.id, state)
-        if self._member_state == shown:
+        if self._member_state == shown and time.monotonic() < self._show_at:
             return True
         path = self.paths.member(self.id)
         data = MemberRecord(
-            self.id, socket.gethostname(), os.getpid(), state, self._schedule
+            self.id,
+            socket.gethostname(),
+            os.getpid(),
+            state,
+            self._since,
+            __version__,
+            self._schedule,
+            _now(),
         ).encode()
         node = self.session.read(path)
         if node is None:
@@ -499,6 +643,7 @@ class MasterElection:
                 )
             return False
         self._member_state = shown
+        self._show_at = time.monotonic() + _SHOW_EVERY
         return True
 
     def _wait_for_zookeeper(self) -> float:
@@ -569,6 +714,18 @@ class MasterElection:
                 call()
             except Exception:
                 logger.exception("a callback of the election raised")
+
+
+@dataclass(frozen=True)
+class _Resignation:
+    to: str | None
+    why: str
+    also: tuple[Operation, ...]
+    reply: queue.SimpleQueue[bool]
+
+
+def _now() -> str:
+    return to_text(datetime.now(timezone.utc))
 
 
 def _checked(name: str, check: Callable[[Any], Any], value: Any) -> Any:

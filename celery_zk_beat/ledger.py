@@ -14,15 +14,27 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .election import MasterElection, Reign
 from .errors import NotMaster, RootError, ZkBeatError
+from .runs import (
+    HISTORY,
+    HISTORY_OF_PAGE,
+    PastRun,
+    Run,
+    RunState,
+    decode_outbox,
+    decode_page,
+    encode_outbox,
+    encode_page,
+)
 from .session import Check, Create, Node, Operation, Pending, SetData, boottime
-from .znodes import decode, encode, from_text, page_of, to_text
+from .znodes import page_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,56 +49,28 @@ LARGEST_PAGE = MOST_BYTES
 DROPS_REMEMBERED = 100
 #: How long the state of an entry is kept that no master's schedule names.
 RETENTION = timedelta(days=30)
+#: Seconds after which a master writes the outbox though nothing in it has changed.
+TOUCH_EVERY = 30.0
+#: A run that is published so soon after its claim was dispatched when it was claimed.
+PROMPT = timedelta(seconds=1)
 #: Part of the session time-out for which an acknowledged write vouches for the session, counted
 #: from when it was sent. Not all of it: a follower passes on to the leader that it heard of us
 #: with a delay of up to half a tick, and a tick is at most half a session time-out.
 SAFE_PART = 2 / 3
 
 
-@dataclass(frozen=True)
-class RunState:
-    """What is remembered of an entry. Instants are aware, UTC.
-
-    Attributes:
-        last_run_at: when its last run was claimed; before the first, when it was first seen.
-        total_run_count: number of its last run, 0 before the first.
-        due: the instant that the last run was for, None before the first.
-        dropped: numbers of the last runs that were dropped, by the recovery policy.
-        unnamed_since: since when no master's schedule named the entry, None while one does.
-    """
-
-    last_run_at: datetime
-    total_run_count: int = 0
-    due: datetime | None = None
-    dropped: tuple[int, ...] = ()
-    unnamed_since: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One due execution of one entry. Instants are aware, UTC.
-
-    Attributes:
-        entry: the entry's name.
-        number: counts the entry's runs from 1, for ever.
-        due: the earliest instant at which the entry was due and had not run.
-        claimed: when it is claimed: the entry's next ``last_run_at``.
-        epoch: of the master that claims it.
-    """
-
-    entry: str
-    number: int
-    due: datetime
-    claimed: datetime
-    epoch: int
-
-
 @dataclass
 class _Page:
-    """A page as it is in ZooKeeper; `version` is None where there is none yet."""
+    """A page as it is in ZooKeeper; `version` is None where there is none yet, `size` in bytes."""
 
     states: dict[str, RunState]
     version: int | None = None
+    size: int = 0
+
+    def remembered(self, history: tuple[PastRun, ...], past: PastRun) -> tuple[PastRun, ...]:
+        """The history of an entry on this page with one more."""
+        most = max(1, min(HISTORY, HISTORY_OF_PAGE // max(1, len(self.states))))
+        return (*history, past)[-most:]
 
 
 class RunLedger:
@@ -122,6 +106,11 @@ class RunLedger:
         self._outbox_version = 0
         self._outbox_changed = False
         self._confirming: Pending | None = None
+        #: What the history of an entry is to say of its last run, which was published late, or
+        #: by another master than claimed it.
+        self._amendments: dict[str, PastRun] = {}
+        #: On :func:`boottime`: when the outbox was last written.
+        self._written_at = -math.inf
         #: On :func:`boottime`: until when ZooKeeper cannot have given the mastership to another.
         self._entitled_until = 0.0
 
@@ -173,12 +162,13 @@ class RunLedger:
             states[name] = RunState(run.claimed, run.number, run.due)
         self._commit_all(states)
 
-    def claim(self, runs: Sequence[Run]) -> list[Run]:
+    def claim(self, runs: Sequence[Run], *also: Operation) -> list[Run]:
         """Claims runs, in one transaction.
 
         Args:
             runs: at most one of each entry, of entries that have a state and no run in the
                 outbox.
+            also: is part of the transaction.
 
         Returns:
             those that were claimed and are now in the outbox: as many as fit into a transaction,
@@ -188,23 +178,51 @@ class RunLedger:
         batch = self._fitting(states)
         claimed = [run for run in runs if run.entry in batch]
         outbox = {**self.outbox, **{run.entry: run for run in claimed}}
-        self._commit({name: states[name] for name in batch}, outbox)
+        self._commit({name: states[name] for name in batch}, outbox, also)
         self.outbox = outbox
         return claimed
 
-    def drop(self, runs: Iterable[Run]) -> None:
+    def drop(self, runs: Iterable[Run], why: str, *also: Operation) -> None:
         """Takes runs out of the outbox unpublished, and notes them in the states of their entries,
-        which must have one."""
+        which must have one. `why` is for their history, `also` part of each transaction."""
         left = {}
         for run in runs:
             state = self._pages[page_of(run.entry)].states[run.entry]
-            dropped = (*state.dropped, run.number)[-DROPS_REMEMBERED:]
-            left[run.entry] = replace(state, dropped=dropped)
+            past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
+            left[run.entry] = replace(
+                state,
+                dropped=(*state.dropped, run.number)[-DROPS_REMEMBERED:],
+                history=_amended(state.history, past),
+            )
         while left:
             batch = self._fitting(left)
             outbox = {name: run for name, run in self.outbox.items() if name not in batch}
-            self._commit({name: left.pop(name) for name in batch}, outbox)
+            self._commit({name: left.pop(name) for name in batch}, outbox, also)
             self.outbox = outbox
+
+    def skip(
+        self, entries: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
+    ) -> None:
+        """Notes that what was due does not run, and has the clocks of entries go on from there.
+
+        Args:
+            entries: name, of one that has a state, to the instant that was due and the one from
+                which its clock goes on.
+            why: for their history.
+            also: is part of each transaction.
+        """
+        assert self.reign is not None
+        states: dict[str, RunState | None] = {}
+        for name, (due, at) in entries.items():
+            page = self._pages[page_of(name)]
+            state = page.states[name]
+            past = PastRun.of(None, due, at, self.reign.epoch, why)
+            states[name] = replace(
+                state,
+                last_run_at=max(at, state.last_run_at),
+                history=page.remembered(state.history, past),
+            )
+        self._commit_all(states, also)
 
     def note_named(self, named: Container[str], now: datetime) -> list[str]:
         """Marks the states of entries that `named`, this master's schedule, does not name, and
@@ -235,12 +253,17 @@ class RunLedger:
         if self._election.reign != self.reign or boottime() >= self._entitled_until:
             self._fail(NotMaster(f"{self._paths.master}: not, or not certainly, of this beat"))
 
-    def published(self, run: Run) -> None:
-        """Takes a run out of the outbox; ZooKeeper learns it from the next :meth:`confirm`, or
-        from the next claim."""
+    def published(self, run: Run, at: datetime) -> None:
+        """Takes a run, which was published at `at`, out of the outbox; ZooKeeper learns it from
+        the next :meth:`confirm`, or from the next claim."""
+        assert self.reign is not None
         del self.outbox[run.entry]
         self._published[run.entry] = run
         self._outbox_changed = True
+        if run.epoch != self.reign.epoch or at - run.claimed > PROMPT:
+            note = "asked for" if run.extra else None
+            past = PastRun.of(run.number, run.due, at, self.reign.epoch, note)
+            self._amendments[run.entry] = past
 
     def put_last(self, run: Run) -> None:
         """Has a run be the last of the outbox: no other waits for it any more."""
@@ -248,11 +271,15 @@ class RunLedger:
 
     def confirm(self) -> None:
         """Writes down what was published, without waiting; only one such write is on its way at
-        any time, and takes what has gathered meanwhile."""
+        any time, and takes what has gathered meanwhile. Where there is nothing to write, and has
+        not been for a while, it writes all the same: the time of the outbox tells others that
+        this master is at work."""
         if self._confirming is not None and self._confirming.answered:
             self._finish_confirming()
-        if self._outbox_changed and self._confirming is None:
-            self._confirming = self._send({}, self.outbox)
+        if self._confirming is None and (
+            self._outbox_changed or boottime() - self._written_at > TOUCH_EVERY
+        ):
+            self._confirming = self._send(self._amended_states(), self.outbox)
 
     @property
     def unconfirmed(self) -> bool:
@@ -264,7 +291,8 @@ class RunLedger:
         while self._confirming is not None or self._outbox_changed:
             if self._confirming is not None:
                 self._finish_confirming()
-            self.confirm()
+            if self._outbox_changed:
+                self.confirm()
 
     def __repr__(self) -> str:
         states = sum(len(page.states) for page in self._pages.values())
@@ -272,22 +300,34 @@ class RunLedger:
 
     # Writing ------------------------------------------------------------------------------------
 
-    def _commit_all(self, states: Mapping[str, RunState | None]) -> None:
+    def _commit_all(
+        self, states: Mapping[str, RunState | None], also: Sequence[Operation] = ()
+    ) -> None:
         left = dict(states)
         while left:
-            self._commit({name: left.pop(name) for name in self._fitting(left)}, self.outbox)
+            self._commit({name: left.pop(name) for name in self._fitting(left)}, self.outbox, also)
 
-    def _commit(self, states: Mapping[str, RunState | None], outbox: dict[str, Run]) -> None:
+    def _commit(
+        self,
+        states: Mapping[str, RunState | None],
+        outbox: dict[str, Run],
+        also: Sequence[Operation] = (),
+    ) -> None:
         if self._confirming is not None:
             # It was sent before, so it is answered before: this costs no further round trip,
             # and what it says is not mistaken for an answer to what follows.
-            sent = self._send(states, outbox)
+            sent = self._send(states, outbox, also)
             self._finish_confirming()
             self._finish(sent)
         else:
-            self._finish(self._send(states, outbox))
+            self._finish(self._send(states, outbox, also))
 
-    def _send(self, states: Mapping[str, RunState | None], outbox: dict[str, Run]) -> Pending:
+    def _send(
+        self,
+        states: Mapping[str, RunState | None],
+        outbox: dict[str, Run],
+        also: Sequence[Operation] = (),
+    ) -> Pending:
         """The one transaction with which everything is written (a state of None is removed):
         nothing happens unless the epoch, the pages and the outbox are as this ledger knows them.
         A write that is still on its way is counted in the versions that it will leave, so the
@@ -295,6 +335,7 @@ class RunLedger:
         if self.reign is None:
             raise NotMaster(f"{self._paths.root}: the run states are not loaded")
         operations: list[Operation] = [Check(self._paths.epoch, self.reign.epoch)]
+        operations += also
         touched = {}
         for entry, state in states.items():
             name = page_of(entry)
@@ -304,7 +345,8 @@ class RunLedger:
             else:
                 page.states[entry] = state
         for name, page in touched.items():
-            data = _encode_page(page.states)
+            data = encode_page(page.states)
+            page.size = len(data)
             path = self._paths.page(name)
             if page.version is None:
                 operations.append(Create(path, data))
@@ -312,14 +354,30 @@ class RunLedger:
             else:
                 operations.append(SetData(path, data, page.version))
                 page.version += 1
-        data = _encode_outbox(outbox.values())
+        data = encode_outbox(outbox.values())
         operations.append(SetData(self._paths.outbox, data, self._outbox_version))
         self._outbox_version += 1
-        self._outbox_changed = False
+        self._outbox_changed = bool(self._amendments)
         try:
+            self._written_at = boottime()
             return self._session.send(*operations)
         except ZkBeatError as exc:
             self._fail(exc)
+
+    def _amended_states(self) -> dict[str, RunState]:
+        """As many as fit into one transaction."""
+        if not self._amendments:
+            return {}
+        states = {}
+        for name, past in self._amendments.items():
+            state = self.state(name)
+            if state is not None:
+                states[name] = replace(state, history=_amended(state.history, past))
+        fitting = self._fitting(states)
+        self._amendments = {
+            name: past for name, past in self._amendments.items() if name in states.keys() - fitting
+        }
+        return {name: states[name] for name in fitting}
 
     def _finish(self, sent: Pending) -> None:
         try:
@@ -340,14 +398,14 @@ class RunLedger:
     def _fitting(self, states: Mapping[str, RunState | None]) -> set[str]:
         """As many of the entries as fit into one transaction, at least one. Page by page, since
         every page that is touched is written whole."""
-        room = MOST_BYTES - len(_encode_outbox(self.outbox.values()))
+        room = MOST_BYTES - len(encode_outbox(self.outbox.values()))
         fitting: set[str] = set()
         pages: set[str] = set()
         for name in sorted(states, key=page_of):
             page = page_of(name)
             room -= 2 * _size(name, states[name])  # in its page and in the outbox
             if page not in pages and page in self._pages:
-                room -= sum(_size(*item) for item in self._pages[page].states.items())
+                room -= self._pages[page].size
             if fitting and (room < 0 or len(fitting) == MOST_RUNS):
                 break
             pages.add(page)
@@ -357,9 +415,17 @@ class RunLedger:
     def _after(self, run: Run) -> RunState:
         """The state of an entry whose run is claimed. A clock that was set back, or another
         machine's, does not set it back."""
-        before = self.state(run.entry) or RunState(run.claimed)
-        last_run_at = max(run.claimed, before.last_run_at)
-        return replace(before, last_run_at=last_run_at, total_run_count=run.number, due=run.due)
+        page = self._pages.get(page_of(run.entry)) or _Page({})
+        before = page.states.get(run.entry) or RunState(run.claimed)
+        note = "asked for" if run.extra else None
+        past = PastRun.of(run.number, run.due, run.claimed, run.epoch, note)
+        return replace(
+            before,
+            last_run_at=before.last_run_at if run.extra else max(run.claimed, before.last_run_at),
+            total_run_count=run.number,
+            due=run.due,
+            history=page.remembered(before.history, past),
+        )
 
     # Reading ------------------------------------------------------------------------------------
 
@@ -367,16 +433,16 @@ class RunLedger:
         path = self._paths.outbox
         fenced = Check(self._paths.epoch, reign.epoch)
         if node is None:
-            self._session.commit(fenced, Create(path, _encode_outbox(())))
+            self._session.commit(fenced, Create(path, encode_outbox(())))
             return
         self._outbox_version = node.version
         try:
-            runs = _decode_outbox(path, node.data)
+            runs = decode_outbox(path, node.data)
         except RootError as exc:
             # Without an outbox nothing can be claimed. Nothing is lost: it is kept.
             aside = self._paths.damaged_outbox(node.version)
             self._session.commit(
-                fenced, Create(aside, node.data), SetData(path, _encode_outbox(()), node.version)
+                fenced, Create(aside, node.data), SetData(path, encode_outbox(()), node.version)
             )
             self._outbox_version += 1
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
@@ -393,99 +459,21 @@ class RunLedger:
                     f"{path}: has {len(node.data)} bytes, and a page of more than {LARGEST_PAGE} "
                     "cannot be written: delete states in it that are not needed"
                 )
-            self._pages[name] = _Page(_decode_page(path, node.data), node.version)
+            self._pages[name] = _Page(decode_page(path, node.data), node.version, len(node.data))
         except RootError as exc:
             self._damaged.add(name)
             logger.error("%s; until then the entries on this page do not run", exc)
 
 
+def _amended(history: tuple[PastRun, ...], past: PastRun) -> tuple[PastRun, ...]:
+    """With what is said of a run replaced, as long as it is remembered."""
+    return tuple(past if each.number == past.number else each for each in history)
+
+
 def _size(name: str, state: RunState | None) -> int:
     """At least the bytes of a state, or of a run, as JSON."""
-    dropped = 0 if state is None else 12 * len(state.dropped)
-    return len(json.dumps(name)) + dropped + 230
-
-
-def _encode_page(states: dict[str, RunState]) -> bytes:
-    return encode({"entries": {name: _state_fields(state) for name, state in states.items()}})
-
-
-def _state_fields(state: RunState) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "last_run_at": to_text(state.last_run_at),
-        "total_run_count": state.total_run_count,
-    }
-    # What most entries have not is left out: a page is written whole.
-    if state.due is not None:
-        fields["due"] = to_text(state.due)
-    if state.dropped:
-        fields["dropped"] = list(state.dropped)
-    if state.unnamed_since is not None:
-        fields["unnamed_since"] = to_text(state.unnamed_since)
-    return fields
-
-
-def _decode_page(path: str, data: bytes) -> dict[str, RunState]:
-    entries = _field(path, decode(path, data), "entries", dict)
-    return {name: _decode_state(path, fields) for name, fields in entries.items()}
-
-
-def _decode_state(path: str, fields: Any) -> RunState:
-    state = RunState(_instant(path, fields, "last_run_at"), _count(path, fields, "total_run_count"))
-    if "due" in fields:
-        state = replace(state, due=_instant(path, fields, "due"))
-    if "dropped" in fields:
-        state = replace(state, dropped=tuple(_field(path, fields, "dropped", list)))
-    if "unnamed_since" in fields:
-        state = replace(state, unnamed_since=_instant(path, fields, "unnamed_since"))
-    return state
-
-
-def _encode_outbox(runs: Iterable[Run]) -> bytes:
-    return encode(
-        {
-            "runs": [
-                {**asdict(run), "due": to_text(run.due), "claimed": to_text(run.claimed)}
-                for run in runs
-            ]
-        }
-    )
-
-
-def _decode_outbox(path: str, data: bytes) -> list[Run]:
-    return [
-        Run(
-            _field(path, fields, "entry", str),
-            _count(path, fields, "number"),
-            _instant(path, fields, "due"),
-            _instant(path, fields, "claimed"),
-            _count(path, fields, "epoch"),
-        )
-        for fields in _field(path, decode(path, data), "runs", list)
-    ]
-
-
-def _field(path: str, fields: Any, name: str, kind: type) -> Any:
-    value = fields.get(name) if isinstance(fields, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise RootError(
-            f"{path}: the field {name!r} is {value!r:.80}, expected {kind.__name__}: mend it "
-            f"(zkCli.sh get {path}), or delete the znode to start anew"
-        )
-    return value
-
-
-def _count(path: str, fields: Any, name: str) -> int:
-    value: int = _field(path, fields, name, int)
-    if value < 0:
-        raise RootError(f"{path}: the field {name!r} is {value}, expected 0 or more")
-    return value
-
-
-def _instant(path: str, fields: Any, name: str) -> datetime:
-    text = _field(path, fields, name, str)
-    try:
-        return from_text(text)
-    except (ValueError, OverflowError):
-        raise RootError(
-            f"{path}: the field {name!r} is {text!r:.80}, no ISO 8601 instant"
-        ) from None
+    size = len(json.dumps(name)) + 230
+    if state is not None:
+        size += 12 * len(state.dropped)
+        size += sum(70 + 12 * len(past.note or "") for past in state.history)
+    return size

@@ -31,11 +31,17 @@ from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
 from .broker import BackOff, comes_from, transport_options
+from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
-from .errors import SettingsError, ZkBeatError
-from .ledger import MOST_RUNS, RETENTION, Run, RunLedger
-from .session import boottime
+from .errors import Conflict, SettingsError, ZkBeatError, ZooKeeperError
+from .ledger import MOST_RUNS, RETENTION, RunLedger
+from .metrics import Metrics
+from .runs import Run
+from .session import Operation, boottime
 from .settings import DROP, Settings
+from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
+from .systemd import Unit
+from .timetable import as_of, at_one_instant, due_instant, missed_instant, shown, to_utc
 from .znodes import to_text
 
 logger = logging.getLogger(__name__)
@@ -54,6 +60,8 @@ _STOP_PATIENCE = 3.0
 #: Seconds after which the run states are read anew, as after a take-over.
 _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
+#: Most runs in the outbox: it is written whole, in one transaction with what is claimed.
+MOST_WAITING = 2 * MOST_RUNS
 #: Most runs of the outbox that a take-over tells of, each in a line.
 _MOST_TOLD = 20
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
@@ -94,8 +102,18 @@ class ZooKeeperScheduler(Scheduler):
         self._failing_since: float | None = None
         #: On boottime(): when the run states were read.
         self._loaded_at = 0.0
+        #: What this beat has done so far; for any thread to read.
+        self.metrics = Metrics()
+        #: Entry to run of which a publish failed, so that the broker may have the message or not.
+        self._in_doubt: dict[str, int] = {}
+        self._dispatching_epoch = 0
         self._election: Any = None
         self._ledger: Any = None
+        self._control: Any = None
+        self._unit = Unit()
+        self._announcer = Announcer(self)
+        self._announced_epoch = 0
+        self._server: Any = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
@@ -130,11 +148,13 @@ class ZooKeeperScheduler(Scheduler):
         if self._thread is None:
             _exit_on_sigterm()
             self._prepare()
+            self._serve_http()
             self._thread = threading.Thread(target=self._run, name="zk-beat-dispatch", daemon=True)
             self._thread.start()
         self._wait_for_progress()
         if self._failure is not None:
             self._raise_failure()
+        self._unit.ticked(self._role())
         return 0
 
     def close(self) -> None:
@@ -143,6 +163,7 @@ class ZooKeeperScheduler(Scheduler):
         twice, and from a signal handler, as Celery does."""
         if not self._closing:
             self._patience_ends = boottime() + _STOP_PATIENCE
+            self._unit.stopping()
         self._closing = True
         self._wake()
         thread = self._thread
@@ -150,6 +171,9 @@ class ZooKeeperScheduler(Scheduler):
             thread.join(max(0.0, self._patience_ends - boottime()))
         if self._election is not None:
             self._election.stop()
+        self._announcer.close()
+        if self._server is not None:
+            self._server.close()
         if thread is None or not thread.is_alive():
             self._drop_connection()
         self._progress.put(None)
@@ -204,6 +228,22 @@ class ZooKeeperScheduler(Scheduler):
         connection = self.connection
         return connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
 
+    def _role(self) -> str:
+        """For systemd, in a few words."""
+        reign, master = self._election.reign, self._election.master
+        if reign is not None:
+            return f"master, epoch {reign.epoch}"
+        if not self._election.session.connected:
+            return "standby, ZooKeeper does not answer"
+        return "standby, no master" if master is None else f"standby, {master.id} is master"
+
+    def _announce_elected(self, epoch: int) -> None:
+        self._announced_epoch = epoch
+        self._announcer.send(beat_elected, epoch=epoch, id=self.settings.id)
+
+    def _announce_demoted(self, reason: str) -> None:
+        self._announcer.send(beat_demoted, epoch=self._announced_epoch, reason=reason)
+
     def _wait_for_progress(self) -> None:
         deadline = self.settings.publish_deadline
         patience = None if deadline is None else max(deadline, _LEAST_PATIENCE)
@@ -239,10 +279,24 @@ class ZooKeeperScheduler(Scheduler):
             id=self.settings.id,
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
-            schedule=self._digest(),
+            schedule=self.digest(),
+            on_elected=self._announce_elected,
+            on_demoted=self._announce_demoted,
         )
+        self.metrics.entries = len(self.schedule)
         self._ledger = RunLedger(self._election)
+        self._control = Control(self._election.session, self._election.paths, self._wake)
         self._election.subscribe(self._wake)
+
+    def _serve_http(self) -> None:
+        if self.settings.http is None:
+            return
+        try:
+            from .web import serve  # needs an extra
+
+            self._server = serve(self)
+        except SettingsError as exc:
+            raise SystemExit(f"celery beat: {exc}") from None
 
     def _run(self) -> None:
         try:
@@ -262,6 +316,7 @@ class ZooKeeperScheduler(Scheduler):
             self._progress.put(None)
 
     def _show_progress(self) -> None:
+        self.metrics.ticked = boottime()
         if self._progress.empty():
             self._progress.put(None)
 
@@ -284,6 +339,7 @@ class ZooKeeperScheduler(Scheduler):
         if reign is None:
             self._ledger.forget()
             self._failing_since = None
+            self.metrics.outbox = 0
             return _LONGEST_WAIT
         try:
             if self._ledger.reign != reign or self._is_time_to_look_again():
@@ -314,6 +370,7 @@ class ZooKeeperScheduler(Scheduler):
     def _take_over(self, reign: Any) -> None:
         """Goes on where the last master left off."""
         self._ledger.load(reign)
+        self._control.forget()
         self._loaded_at = boottime()
         self._heap_is_current = False
         self._back_off.clear()
@@ -321,6 +378,9 @@ class ZooKeeperScheduler(Scheduler):
         for name in self._ledger.note_named(self.schedule, datetime.now(timezone.utc)):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
         logger.info("dispatching %d entries as master, epoch %d", len(self.schedule), reign.epoch)
+        if reign.epoch != self._dispatching_epoch:
+            self._dispatching_epoch = reign.epoch
+            self.metrics.elections += 1
 
     def _recover(self, epoch: int) -> None:
         """Decides what becomes of the runs that an earlier master claimed and perhaps did not
@@ -349,30 +409,162 @@ class ZooKeeperScheduler(Scheduler):
             )
         if len(self._ledger.outbox) > _MOST_TOLD:
             logger.warning("%d runs in all were perhaps not published", len(self._ledger.outbox))
-        self._ledger.drop(drop)
+        self._drop(drop, f"zk_beat_recovery, perhaps published in epoch {epoch - 1} or before")
+
+    def _drop(self, runs: list[Run], why: str, *also: Operation) -> None:
+        self._ledger.drop(runs, why, *also)
+        self.metrics.dropped += len(runs)
+        for run in runs:
+            self._announcer.send(
+                run_dropped,
+                entry=run.entry,
+                run=run.number,
+                due=run.due,
+                epoch=self._ledger.reign.epoch,
+                reason=why,
+            )
 
     def _dispatch(self) -> float:
+        if self._control.stale:
+            self._hear_operators()
+            if self._election.reign != self._ledger.reign:
+                return 0.0  # they had it resign
         if not self._heap_is_current:
             self._build_heap()
         self._publish(self._ledger.outbox.values())
         self._claim()
         self._ledger.confirm()
+        self.metrics.outbox = len(self._ledger.outbox)
         if self._ledger.unconfirmed:
             # The write before is still on its way: come back for this one, for it is what a
             # crash would repeat.
             return _CONFIRM_AFTER
         waiting = self._waiting()
-        next_at = self._heap[0].at if self._heap and len(waiting) < MOST_RUNS else math.inf
+        next_at = self._heap[0].at if self._heap and self._room() > 0 else math.inf
         return min(next_at - time.time(), self._back_off.left(waiting))
 
     def _waiting(self) -> list[str]:
         """The entries whose last run is still to be published, by this beat."""
-        return [name for name in self._ledger.outbox if name in self.schedule]
+        return [name for name, run in self._ledger.outbox.items() if self._may_publish(run)]
+
+    def _room(self) -> int:
+        """How many runs may be claimed: what waits for the broker is bounded, and so is all that
+        waits, with what is held back or of another schedule."""
+        outbox = self._ledger.outbox
+        return min(MOST_RUNS - len(self._waiting()), MOST_WAITING - len(outbox))
+
+    def _may_publish(self, run: Run) -> bool:
+        return run.entry in self.schedule and (run.extra or not self._control.holds(run.entry))
+
+    def _hear_operators(self) -> None:
+        """Does what they ask. What they hold back is looked at by :meth:`_claim`."""
+        control = self._control
+        before = control.pauses, control.damage, control.unchanged
+        requests = control.read()
+        if (control.pauses, control.damage, control.unchanged) != before:
+            self._heap_is_current = False
+        if control.damage is not None:
+            logger.error("%s; until then nothing is dispatched", control.damage)
+        if control.pauses.skips:
+            self._heap_is_current = False
+            self._skip_missed()
+            control.skipped(self._ledger.reign.epoch, self._is_known)
+        for request in requests:
+            if self._election.reign == self._ledger.reign:
+                try:
+                    self._answer(request)
+                except ZooKeeperError:
+                    control.give_up(request)
+                    raise
+
+    def _is_known(self, entry: str) -> bool:
+        """Whether this beat can tell what the entry missed: another master may have to."""
+        return entry in self.schedule and not self._ledger.damaged(entry)
+
+    def _skip_missed(self) -> None:
+        """What was due while entries were held back, and is not to be caught up with."""
+        why = "an operator resumed without catching up"
+        missed = {}
+        for name, entry in self.schedule.items():
+            until, state = self._control.pauses.skip_until(name), self._ledger.state(name)
+            if until is None or state is None:
+                continue
+            with self._only_logged(name):
+                entry.last_run_at = as_of(entry, state.last_run_at)
+                if found := missed_instant(entry, until):
+                    missed[name] = found
+        waiting = [
+            run
+            for name, run in self._ledger.outbox.items()
+            if not run.extra and self._ledger.state(name) is not None
+            for until in [self._control.pauses.skip_until(name)]
+            if until is not None and run.claimed <= until
+        ]
+        self._drop(waiting, why, self._control.unchanged)
+        self._skip(missed, why, self._control.unchanged)
+
+    def _skip(
+        self, missed: dict[str, tuple[datetime, datetime]], why: str, *also: Operation
+    ) -> None:
+        if missed:
+            self._ledger.skip(missed, f"skipped: {why}", *also)
+            self.metrics.skipped += len(missed)
+            for name, (due, _) in missed.items():
+                logger.warning("%s: due %s, is skipped: %s", name, to_text(due), why)
+
+    def _answer(self, request: Request) -> None:
+        record, session = request.record, self._election.session
+        logger.info("asked by %s to %s %s", record.by, record.do, record.entry or record.to or "")
+        if record.do == RUN:
+            answer = self._run_now(request, record.entry or "")
+        elif record.do == RESIGN:
+            self._ledger.flush()
+            # In one transaction: the next master must not find the request still open.
+            if self._election.resign(
+                to=record.to,
+                why=f"asked by {record.by}",
+                also=[request.answer(Answer(True, "resigned"))],
+            ):
+                return
+            answer = Answer(False, "could not resign: see the master's log")
+        else:
+            answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
+        if answer.run is None:
+            with contextlib.suppress(Conflict):  # it was taken back
+                session.commit(request.answer(answer))
+
+    def _run_now(self, request: Request, name: str) -> Answer:
+        """An extra run; of one that is claimed, the answer is part of the claim."""
+        entry, state = self.schedule.get(name), self._ledger.state(name)
+        if entry is None:
+            return Answer(False, f"the master's schedule has no entry {name!r}")
+        waiting = self._ledger.outbox.get(name)
+        if waiting is not None:
+            why = "the end of the pause" if self._control.holds(name) else "the broker"
+            return Answer(False, f"run {waiting.number} waits for {why}")
+        if state is None:
+            return Answer(False, "its run state is missing or damaged: see the master's log")
+        now = datetime.now(timezone.utc)
+        number = state.total_run_count + 1
+        run = Run(name, number, now, now, self._ledger.reign.epoch, extra=True)
+        answer = Answer(True, "claimed", number, self.task_id(name, number))
+        self._claim_runs([run], request.answer(answer))
+        entry.total_run_count = number
+        self._publish([run])
+        return answer
+
+    def _claim_runs(self, runs: list[Run], *also: Operation) -> list[Run]:
+        begun = boottime()
+        claimed: list[Run] = self._ledger.claim(runs, *also)
+        self.metrics.claim_seconds.observe(boottime() - begun)
+        self.metrics.claimed += len(claimed)
+        return claimed
 
     def _build_heap(self) -> None:
         """All entries with their states from the ledger, in the order of when to ask them."""
         self._heap_is_current = True  # now, for an entry may be added meanwhile
         ledger, entries = self._ledger, list(self.schedule.items())
+        self.metrics.entries = len(entries)
         unseen = {}
         for name, entry in entries:
             if ledger.state(name) is None and not ledger.damaged(name):
@@ -382,9 +574,9 @@ class ZooKeeperScheduler(Scheduler):
         self._heap = []
         for name, entry in entries:
             state = ledger.state(name)
-            if state is not None:
+            if state is not None and not self._control.holds(name):
                 with self._only_logged(name):
-                    entry.last_run_at = _as_of(entry, state.last_run_at)
+                    entry.last_run_at = as_of(entry, state.last_run_at)
                     entry.total_run_count = state.total_run_count
                     self._push(name, 0.0)
 
@@ -399,9 +591,9 @@ class ZooKeeperScheduler(Scheduler):
     def _clock_starts(self, entry: Any) -> datetime:
         """The `last_run_at` of an entry that is seen for the first time: now, whenever this beat
         was started, unless the configuration gives one."""
-        given = _to_utc(entry.last_run_at)
+        given = to_utc(entry.last_run_at)
         # A time before the scheduler was made cannot be Celery's default.
-        return given if given < self._built_at else _to_utc(entry.default_now())
+        return given if given < self._built_at else to_utc(entry.default_now())
 
     def _push(self, name: str, delay: Any) -> None:
         if isinstance(delay, timedelta):
@@ -413,8 +605,11 @@ class ZooKeeperScheduler(Scheduler):
     def _claim(self) -> None:
         """Claims and publishes what is due, as long as not too much waits for the broker: the
         outbox is written whole. What is not claimed stays due."""
+        if self._control.pauses_stale:
+            return
         due: dict[str, tuple[Run, Any, Any]] = {}
-        now, room = time.time(), MOST_RUNS - len(self._waiting())
+        skipped: dict[str, tuple[datetime, datetime]] = {}
+        now, room = time.time(), self._room()
         while len(due) < room and self._heap and self._heap[0].at <= now:
             name = heapq.heappop(self._heap).name
             entry = self.schedule.get(name)
@@ -425,19 +620,27 @@ class ZooKeeperScheduler(Scheduler):
                 self._push(name, max(_SHORTEST_WAIT, self._back_off.left([name])))
                 continue
             try:
-                with _at_one_instant(entry.schedule):
+                with at_one_instant(entry.schedule):
                     is_due, delay = self.is_due(entry)
                     if is_due:
                         successor = next(entry)
                         due[name] = self._run_of(entry, successor), successor, delay
                         continue
+                    if (deadline := self.app.conf.beat_cron_starting_deadline) is not None:
+                        # Celery does not start what is older, and only says that it is not due.
+                        at = to_utc(entry.default_now())
+                        if (at - (missed := due_instant(entry))).total_seconds() > deadline:
+                            skipped[name] = missed, at
+                            entry.last_run_at = as_of(entry, at)
             except Exception:
                 logger.exception("%s: cannot tell when it is due, trying again later", name)
                 delay = self.max_interval
             self._push(name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
+        self._skip(skipped, "older than beat_cron_starting_deadline")
         if not due:
             return
-        claimed = self._ledger.claim([run for run, _, _ in due.values()])
+        runs = [run for run, _, _ in due.values()]
+        claimed = self._claim_runs(runs, self._control.unchanged)
         for run in claimed:
             _, self.schedule[run.entry], delay = due.pop(run.entry)
             self._push(run.entry, delay)
@@ -446,19 +649,15 @@ class ZooKeeperScheduler(Scheduler):
         self._publish(claimed)
 
     def _run_of(self, entry: Any, successor: Any) -> Run:
-        now = _to_utc(entry.default_now())
-        try:
-            due = _to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
-        except Exception:  # a schedule class that has only is_due()
-            due = now
-        claimed = _to_utc(successor.last_run_at)
-        return Run(entry.name, successor.total_run_count, due, claimed, self._ledger.reign.epoch)
+        claimed = to_utc(successor.last_run_at)
+        number, epoch = successor.total_run_count, self._ledger.reign.epoch
+        return Run(entry.name, number, due_instant(entry), claimed, epoch)
 
     def _publish(self, runs: Iterable[Run]) -> None:
         for run in list(runs):
-            if self._back_off.left([run.entry]) > 0 or run.entry not in self.schedule:
+            if self._back_off.left([run.entry]) > 0 or not self._may_publish(run):
                 continue
-            if self._closing:
+            if self._closing or self._control.pauses_stale:
                 return
             self._ledger.assure()
             begun = boottime()
@@ -473,9 +672,31 @@ class ZooKeeperScheduler(Scheduler):
             else:
                 self._back_off.forgive(run.entry)
                 self._failing_since = None
-                self._ledger.published(run)
+                at = datetime.now(timezone.utc)
+                self._note_published(run, at)
+                self._ledger.published(run, at)
+                self._announce_published(run)
                 self._ledger.confirm()
                 self._show_progress()
+
+    def _note_published(self, run: Run, at: datetime) -> None:
+        self.metrics.published += 1
+        in_doubt = self._in_doubt.pop(run.entry, None) == run.number
+        if in_doubt or run.epoch != self._ledger.reign.epoch:
+            self.metrics.resent += 1
+        self.metrics.lateness.observe((at - run.due).total_seconds())
+
+    def _announce_published(self, run: Run) -> None:
+        entry = self.schedule[run.entry]
+        self._announcer.send(
+            run_published,
+            entry=run.entry,
+            task=entry.task,
+            run=run.number,
+            due=run.due,
+            epoch=self._ledger.reign.epoch,
+            task_id=self.task_id(run.entry, run.number),
+        )
 
     def _send(self, run: Run) -> None:
         entry = copy.copy(self.schedule[run.entry])
@@ -487,7 +708,7 @@ class ZooKeeperScheduler(Scheduler):
         }
         # Both are new dictionaries: Celery adds headers of its own to the ones it is given.
         entry.options = {
-            "task_id": self._task_id(run),
+            "task_id": self.task_id(run.entry, run.number),
             **entry.options,
             "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
             # The outbox is what retries; Celery's own would do so without a look at the election,
@@ -499,10 +720,16 @@ class ZooKeeperScheduler(Scheduler):
         )
         self.apply_async(entry, producer=self.producer, advance=False)
 
-    def _task_id(self, run: Run) -> str:
-        """The same for the same run, whoever publishes it."""
+    def task_id(self, entry: str, number: int) -> str:
+        """The same for the same run, whoever publishes it, and whoever asks."""
+        known = self.schedule.get(entry)
+        if known is not None and known.options.get("task_id"):
+            return str(known.options["task_id"])
         namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
-        return str(uuid.uuid5(namespace, f"{run.entry}/{run.number}"))
+        # What uuid.uuid5() does, but any text can be an entry's name.
+        name = f"{entry}/{number}".encode("utf-8", "surrogatepass")
+        digest = hashlib.sha1(namespace.bytes + name, usedforsecurity=False).digest()
+        return str(uuid.UUID(bytes=digest[:16], version=5))
 
     def _resign_if_useless(self) -> None:
         """A master without a road to the broker makes way for one that may have it."""
@@ -516,13 +743,16 @@ class ZooKeeperScheduler(Scheduler):
             )
             self._ledger.flush()
             self._failing_since = None
-            self._election.resign()
+            self._election.resign(why=f"could not publish for {deadline:g} s")
 
     def _publish_failed(self, run: Run, exc: Exception, begun: float) -> None:
         connection = self.connection
         errors = (OperationalError, ConnectionError, TimeoutError, *connection.connection_errors)
         #: Whether other runs would fare no better.
         broker = comes_from(exc, errors)
+        self.metrics.failed += 1
+        if broker:
+            self._in_doubt[run.entry] = run.number
         if broker and self._failing_since is None:
             self._failing_since = begun
         pause = self._back_off.punish(None if broker else run.entry)
@@ -537,52 +767,17 @@ class ZooKeeperScheduler(Scheduler):
         if broker or comes_from(exc, connection.channel_errors):
             self._drop_connection()  # it is half dead, or its channel is closed
 
-    def _digest(self) -> str:
+    def digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
         entries = sorted(
-            (str(name), str(entry.task), _shown(entry.schedule))
+            (str(name), str(entry.task), shown(entry.schedule))
             for name, entry in self.schedule.items()
         )
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 
-def _shown(schedule: Any) -> str:
-    """The same in every process, also where a class shows no more than its address."""
-    kind: Any = type(schedule)
-    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(schedule)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
-
-
-@contextlib.contextmanager
-def _at_one_instant(schedule: Any) -> Iterator[None]:
-    """Within, it is always the same now for a schedule of Celery's, which looks at the clock
-    several times to say whether and since when it is due: a pause between two of them would show
-    in the instant that comes out."""
-    if not hasattr(schedule, "nowfun"):  # a class of the user's, which need not have one
-        yield
-        return
-    now, nowfun = schedule.now(), schedule.nowfun
-    schedule.nowfun = lambda: now
-    try:
-        yield
-    finally:
-        schedule.nowfun = nowfun
-
-
-def _to_utc(instant: datetime) -> datetime:
-    """Celery takes a naive one for UTC."""
-    if instant.tzinfo is None:
-        return instant.replace(tzinfo=timezone.utc)
-    return instant.astimezone(timezone.utc)
-
-
-def _as_of(entry: Any, instant: datetime) -> datetime:
-    """`instant` in the manner of the entry's own clock: its time zone, or naive."""
-    zone = entry.default_now().tzinfo
-    return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)
 
 
 def _exit_on_sigterm() -> None:

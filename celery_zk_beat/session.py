@@ -6,12 +6,14 @@ given to :class:`ZooKeeperSession` are called there and may only hand a token to
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 from kazoo.client import KazooClient
@@ -34,7 +36,7 @@ from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandl
 from kazoo.protocol.serialization import Connect
 from kazoo.retry import KazooRetry
 
-from .errors import Conflict, Uncertain, UnsupportedEnvironment, ZooKeeperError
+from .errors import Conflict, ConnectTimeout, Uncertain, UnsupportedEnvironment, ZooKeeperError
 
 #: Longest pause between two attempts to connect, seconds. kazoo's own default grows to a minute.
 _RECONNECT_PAUSE = 1.0
@@ -64,6 +66,8 @@ for _code, _name in _UNKNOWN_TO_KAZOO.items():
 
 _CONFLICTS = (NodeExistsError, NoNodeError, BadVersionError)
 
+#: Seconds that :func:`connected` waits for the end of its session.
+_CLOSE_WITHIN = 2.0
 #: Seconds that clocks may be apart without a word.
 _CLOCK_TOLERANCE = 1.0
 
@@ -79,11 +83,13 @@ def boottime() -> float:
 
 @dataclass(frozen=True)
 class Node:
-    """A znode as it was read. `owner` is the session of an ephemeral one, else 0."""
+    """A znode as it was read. `data` is empty also where there is none, `owner` the session of an
+    ephemeral one, else 0; `mtime` is the server's clock when it was written, seconds since 1970."""
 
     data: bytes
     version: int
     owner: int
+    mtime: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -259,15 +265,24 @@ class ZooKeeperSession:
         for path, result in pending:
             try:
                 data, stat = _translated(path, result.get, timeout=self.timeout)
-                nodes.append(Node(data, stat.version, stat.ephemeralOwner))
+                nodes.append(
+                    Node(data or b"", stat.version, stat.ephemeralOwner, stat.mtime / 1000)
+                )
             except Conflict:
                 nodes.append(None)
         return nodes
 
-    def children(self, path: str) -> list[str]:
-        """Names of the znodes below `path`, none where it is missing. Raises as :meth:`read`."""
+    def exists(self, path: str, watch: Callable[[object], None] | None = None) -> bool:
+        """Whether there is such a znode. `watch` is called as that of :meth:`read` and, other than
+        there, also when a missing znode is made. Raises as :meth:`read`."""
+        result = self._live_client(path).exists_async(path, watch)
+        return _translated(path, result.get, timeout=self.timeout) is not None
+
+    def children(self, path: str, watch: Callable[[object], None] | None = None) -> list[str]:
+        """Names of the znodes below `path`, none where it is missing. `watch` is called as that of
+        :meth:`read`, when one is made or deleted. Raises as :meth:`read`."""
         try:
-            result = self._live_client(path).get_children_async(path)
+            result = self._live_client(path).get_children_async(path, watch)
             return list(_translated(path, result.get, timeout=self.timeout))
         except Conflict:
             return []
@@ -336,6 +351,49 @@ class ZooKeeperSession:
             return answer
 
         client._connection._invoke = noting
+
+
+def changed_path(event: object) -> str | None:
+    """The znode of which a watch tells; None: the connection is lost, so it may be any."""
+    return getattr(event, "path", None)
+
+
+@contextlib.contextmanager
+def connected(
+    hosts: str, session_timeout: float, timeout: float, on_change: Callable[[], None]
+) -> Iterator[ZooKeeperSession]:
+    """A session that is connected, for as long as the block lasts.
+
+    Args:
+        hosts: ZooKeeper connection string; a chroot in it is ignored, for paths are absolute.
+        session_timeout, on_change: as those of :class:`ZooKeeperSession`.
+        timeout: seconds to wait for ZooKeeper.
+
+    Raises:
+        ConnectTimeout: ZooKeeper did not answer in time.
+        UnsupportedEnvironment: gevent or eventlet has patched this process.
+    """
+    news: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def tell() -> None:
+        news.put(None)
+        on_change()
+
+    session = ZooKeeperSession(hosts.partition("/")[0], session_timeout, tell)
+    session.start()
+    try:
+        deadline = time.monotonic() + timeout
+        while not session.connected:
+            try:
+                news.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise ConnectTimeout(
+                    f"ZooKeeper at {hosts} did not answer within {timeout:g} s: is it running, "
+                    "and is zk_beat_hosts right?"
+                ) from None
+        yield session
+    finally:
+        session.stop(_CLOSE_WITHIN)
 
 
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]

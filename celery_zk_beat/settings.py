@@ -40,6 +40,7 @@ class Settings:
         recovery: what becomes of a run that a master claimed and perhaps did not publish before
             it died: "resend" or "drop".
         publish_deadline: seconds after which a master that cannot publish resigns; None: never.
+        http: host and port of health, metrics and status page; None: none of them.
         app: the Celery app's name, None where it has none; guards the root against other apps.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     connect_timeout: float | None
     recovery: str
     publish_deadline: float | None
+    http: tuple[str, int] | None
     app: str | None
 
     @classmethod
@@ -76,6 +78,7 @@ class Settings:
             connect_timeout=read("connect_timeout", check_seconds_or_none, None),
             recovery=read("recovery", check_recovery, RESEND),
             publish_deadline=read("publish_deadline", check_seconds_or_none, 30.0),
+            http=read("http", check_http, None),
             app=app,
         )
 
@@ -198,6 +201,27 @@ def check_seconds_or_none(value: Any) -> float | None:
         return check_seconds(value)
     except SettingsError as exc:
         raise SettingsError(f"{exc}, or None") from None
+
+
+def check_http(value: Any) -> tuple[str, int] | None:
+    """Returns host and port of ``"host:port"``, or of a port alone, which is one of 127.0.0.1.
+
+    Raises:
+        SettingsError: anything else.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(
+        r"(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]@]+):)?(?P<port>[0-9]{1,5})", f"{value}"
+    )
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (str, int))
+        or match is None
+        or int(match["port"]) not in _PORTS
+    ):
+        raise SettingsError(f"{value!r}: expected 'host:port', or a port of 127.0.0.1")
+    return (match["host"] or "127.0.0.1").strip("[]"), int(match["port"])
 
 
 def check_recovery(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -16,6 +17,13 @@ from .errors import RootError
 from .settings import quote_name
 
 FORMAT = 1
+#: ZooKeeper counts versions with a signed 32-bit number.
+LAST_EPOCH = 2**31 - 1
+#: How many masters are remembered.
+TERMS_REMEMBERED = 50
+#: Most bytes of all of them; a list that is larger was not written by us, and might not fit into
+#: the transaction of an election.
+LARGEST_MASTERS = 400_000
 
 R = TypeVar("R", bound="Record")
 
@@ -39,6 +47,25 @@ class Paths:
     @property
     def members(self) -> str:
         return f"{self.root}/members"
+
+    @property
+    def masters(self) -> str:
+        """Persistent; the last :data:`TERMS_REMEMBERED` masters."""
+        return f"{self.root}/masters"
+
+    @property
+    def pauses(self) -> str:
+        """Persistent; what operators hold back. Empty: nothing."""
+        return f"{self.root}/pauses"
+
+    @property
+    def requests(self) -> str:
+        """Persistent; written whenever a request is made below it, so that one watch is enough."""
+        return f"{self.root}/requests"
+
+    def request(self, name: str) -> str:
+        """Ephemeral, of who asks; the master answers in it."""
+        return f"{self.requests}/{name}"
 
     @property
     def runs(self) -> str:
@@ -85,14 +112,20 @@ class Record:
         Raises:
             RootError: `data` is no such record; the message names `path`.
         """
-        fields = decode(path, data)
-        for name, field in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
-            if not isinstance(fields.get(name), _KINDS[field.type]):
+        return cls.of(path, decode(path, data))
+
+    @classmethod
+    def of(cls: type[R], path: str, fields: Any) -> R:
+        """As :meth:`decode`, of what is part of another record."""
+        if not isinstance(fields, dict):
+            raise RootError(f"{path}: {fields!r:.80} is no {cls.__name__}; {_remedy(path)}")
+        for name, kind in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
+            if not isinstance(fields.get(name), _KINDS[kind.type]):
                 raise RootError(
                     f"{path}: the field {name!r} is {fields.get(name)!r:.80}, expected "
-                    f"{field.type}; {_remedy(path)}"
+                    f"{kind.type}; {_remedy(path)}"
                 )
-        return cls(**{name: fields[name] for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
+        return cls(**{name: fields.get(name) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -105,7 +138,7 @@ class RootRecord(Record):
 @dataclass(frozen=True)
 class MasterRecord(Record):
     """Who is master. `since` is ISO 8601 UTC, `version` that of this package, `schedule` as in
-    :class:`MemberRecord`."""
+    :class:`MemberRecord`, `heir` the id of the beat that it is handing over to."""
 
     id: str
     host: str
@@ -114,6 +147,7 @@ class MasterRecord(Record):
     epoch: int
     version: str
     schedule: str | None
+    heir: str | None
 
 
 @dataclass(frozen=True)
@@ -126,13 +160,44 @@ class EpochRecord(Record):
 
 @dataclass(frozen=True)
 class MemberRecord(Record):
-    """One beat, `state` "master" or "standby"; `schedule` is a digest of what it would run."""
+    """One beat, `state` "master" or "standby", started at `since`; `schedule` is a digest of what
+    it would run. `written` is its machine's clock when this was written: the znode's mtime, which
+    is the server's, tells how far the two are apart."""
 
     id: str
     host: str
     pid: int
     state: str
+    since: str
+    version: str
     schedule: str | None
+    written: str
+
+
+@dataclass(frozen=True)
+class TermRecord(Record):
+    """One time as master, over since `until`, None while it lasts; `why` says how it ended."""
+
+    epoch: int
+    id: str
+    host: str
+    pid: int
+    since: str
+    until: str | None
+    why: str | None
+
+
+def encode_masters(terms: Sequence[TermRecord]) -> bytes:
+    return encode({"masters": [asdict(term) for term in terms[-TERMS_REMEMBERED:]]})
+
+
+def decode_masters(path: str, data: bytes) -> list[TermRecord]:
+    """Oldest first; none where `data` is empty. Raises as :meth:`Record.decode`."""
+    if not data:
+        return []
+    if len(data) > LARGEST_MASTERS:
+        raise RootError(f"{path}: has {len(data)} bytes, expected at most {LARGEST_MASTERS}")
+    return [TermRecord.of(path, term) for term in field(path, decode(path, data), "masters", list)]
 
 
 def encode(fields: dict[str, Any]) -> bytes:
@@ -157,6 +222,40 @@ def decode(path: str, data: bytes) -> dict[str, Any]:
             f"run the release that wrote it, or {_remedy(path)}"
         )
     return fields
+
+
+def field(path: str, fields: Any, name: str, kind: type) -> Any:
+    """The field `name` of a record that was read from `path`, of type `kind`.
+
+    Raises:
+        RootError: it is not there, or of another type; so do the next two.
+    """
+    value = fields.get(name) if isinstance(fields, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RootError(
+            f"{path}: the field {name!r} is {value!r:.80}, expected {kind.__name__}: mend it "
+            f"(zkCli.sh get {path}), or delete the znode to start anew"
+        )
+    return value
+
+
+def count(path: str, fields: Any, name: str) -> int:
+    """As :func:`field`, a number that counts something."""
+    value: int = field(path, fields, name, int)
+    if value < 0:
+        raise RootError(f"{path}: the field {name!r} is {value}, expected 0 or more")
+    return value
+
+
+def instant(path: str, fields: Any, name: str) -> datetime:
+    """As :func:`field`, an instant as :func:`to_text` writes it."""
+    text = field(path, fields, name, str)
+    try:
+        return from_text(text)
+    except (ValueError, OverflowError):
+        raise RootError(
+            f"{path}: the field {name!r} is {text!r:.80}, no ISO 8601 instant"
+        ) from None
 
 
 def _remedy(path: str) -> str:

@@ -27,6 +27,8 @@ app.conf.broker_connection_retry_on_startup = True
 # All that celery-zk-beat needs: its scheduler, and where ZooKeeper is.
 app.conf.beat_scheduler = "celery_zk_beat:ZooKeeperScheduler"
 app.conf.zk_beat_hosts = os.environ.get("ZK_BEAT_HOSTS", "localhost:2181")
+app.conf.zk_beat_id = os.environ.get("ZK_BEAT_ID")  # None: host and pid
+app.conf.zk_beat_http = os.environ.get("ZK_BEAT_HTTP")  # None: no health, metrics, status page
 if "ZK_BEAT_SESSION_TIMEOUT" in os.environ:
     app.conf.zk_beat_session_timeout = float(os.environ["ZK_BEAT_SESSION_TIMEOUT"])
 

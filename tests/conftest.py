@@ -14,6 +14,7 @@ import pytest
 from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
+from example_project import processes
 from example_project.servers import Redis, ZooKeeper
 
 from .faults import Road
@@ -26,10 +27,17 @@ SESSION_TIMEOUT = 1.0
 PATIENCE = 30.0
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Of workers that run tests side by side each has ports of its own to give."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    processes.given_ports |= {port for port in processes.PORTS if port % workers != mine}
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_of_the_developer() -> None:
     for name in list(os.environ):
-        if name.startswith(("CELERY_", "ZK_BEAT_")):
+        if name.startswith(("CELERY_", "ZK_BEAT_", "NOTIFY_SOCKET")):
             del os.environ[name]
 
 

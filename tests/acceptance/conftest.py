@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
 
+from celery_zk_beat.cli import zk_beat
 from example_project.servers import (
+    REPOSITORY,
     Process,
     Redis,
     ZooKeeper,
@@ -23,6 +31,8 @@ from tests.history import Message, messages
 from tests.rabbitmq import RabbitMQ
 
 APP = "tests.acceptance.app"
+#: A broker that is not there.
+NOBODY = "redis://127.0.0.1:1"
 
 
 class Site:
@@ -53,6 +63,35 @@ class Site:
         process.wait_for_log("ready.", PATIENCE)
         return process
 
+    def zk_beat(self, *args: str, **conf: Any) -> subprocess.CompletedProcess[str]:
+        """What ``celery zk-beat ARGS`` does, within this process; see also :meth:`console`."""
+        app = Celery("acceptance", set_as_current=False)
+        app.config_from_object({"zk_beat_id": "asker", **self.conf, "broker_url": NOBODY, **conf})
+        context = CLIContext(app=app, no_color=False, workdir=None)
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(contextlib.redirect_stdout(_stream()))
+            err = stack.enter_context(contextlib.redirect_stderr(_stream()))
+            ended = stack.enter_context(pytest.raises(SystemExit))
+            zk_beat.main(list(args), prog_name="celery zk-beat", obj=context)
+        exit_code = int(ended.value.code or 0)
+        return subprocess.CompletedProcess(args, exit_code, _text(out), _text(err))
+
+    def console(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """What the real command does, in a process of its own. It takes a second."""
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "-A", APP, "zk-beat", *args],
+            env={**os.environ, **self.env(broker_url=NOBODY)},
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE,
+        )
+
+    def env(self, **conf: Any) -> dict[str, str]:
+        """The environment of a process that asks."""
+        return self._env("asker", conf)
+
     def history(self) -> list[Message]:
         return messages(self.conf["broker_url"])
 
@@ -77,6 +116,15 @@ class Site:
 
     def _env(self, id: str, conf: dict[str, Any]) -> dict[str, str]:
         return {"CONF": json.dumps({"zk_beat_id": id, **self.conf, **conf})}
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    assert isinstance(stream.buffer, io.BytesIO)
+    return stream.buffer.getvalue().decode()
 
 
 @pytest.fixture

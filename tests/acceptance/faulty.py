@@ -25,15 +25,17 @@ class Faulty(ZooKeeperScheduler):
             if os.environ["FAULT"] == step and when():
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def after_write(states: Any, outbox: Any, write: Any = ledger._send) -> Any:
-            pending = write(states, outbox)
+        write, claim = ledger._send, ledger.claim
+
+        def after_write(states: Any, outbox: Any, also: Any = ()) -> Any:
+            pending = write(states, outbox, also)
             if states:
                 batch[:] = [run for run in outbox.values() if run.entry in states]
                 dies("claim sent")
             return pending
 
-        def after_claim(runs: Any, claim: Any = ledger.claim) -> Any:
-            claimed = claim(runs)
+        def after_claim(runs: Any, *also: Any) -> Any:
+            claimed = claim(runs, *also)
             batch[:] = claimed
             sent.clear()
             dies("claim acknowledged")

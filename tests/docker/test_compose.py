@@ -54,7 +54,8 @@ def _compose() -> list[str]:
 
 
 def test_compose_file(compose: tuple[str, Callable[..., None]], docker_client: Any) -> None:
-    """Every container gets healthy, one beat is master; killed, it is replaced by another."""
+    """Every container gets healthy, one beat is master; killed, it is replaced by another, and
+    `zk-beat status` says so."""
     project, run = compose
     run("up", "-d", "--build")
 
@@ -85,6 +86,8 @@ def test_compose_file(compose: tuple[str, Callable[..., None]], docker_client: A
     run("kill", first)
     second = wait_until(lambda: master_of(2), PATIENCE, "another master")
     assert second != first
+    # Exit status 0 says that there is a master and that it ticks.
+    run("exec", "-T", second, "celery", "-A", "example_project.app", "zk-beat", "status")
     executed = [
         each.logs().decode().count(" succeeded in ") for each in containers(service="worker")
     ]

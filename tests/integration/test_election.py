@@ -10,17 +10,27 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError, SessionExpiredError
-from kazoo.security import make_digest_acl
+from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
+from celery_zk_beat import election as election_module
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.session import ZooKeeperSession
-from celery_zk_beat.znodes import EpochRecord, MasterRecord
+from celery_zk_beat.znodes import (
+    TERMS_REMEMBERED,
+    EpochRecord,
+    MasterRecord,
+    MemberRecord,
+    TermRecord,
+    decode_masters,
+    encode_masters,
+)
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
 from tests.faults import Road
@@ -32,6 +42,18 @@ def elect(election: MasterElection) -> MasterElection:
     election.start(PATIENCE)
     assert election.wait(PATIENCE)
     return election
+
+
+def terms(client: KazooClient, election: MasterElection) -> list[TermRecord]:
+    path = election.paths.masters
+    return decode_masters(path, client.get(path)[0])
+
+
+def begun_anew(client: KazooClient, election: MasterElection, epoch: int) -> bool:
+    """Whether the list of masters is there again, with one of them."""
+    with contextlib.suppress(NoNodeError, RootError):
+        return [term.epoch for term in terms(client, election)] == [epoch]
+    return False
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -109,6 +131,15 @@ def test_callbacks(candidate: Candidate) -> None:
     assert calls.get(timeout=PATIENCE) == "resigned"
 
 
+def test_stopping_is_told(candidate: Candidate) -> None:
+    """By the time stop() returns, on_demoted has been called."""
+    calls: list[Any] = []
+    one = candidate("one", on_elected=calls.append, on_demoted=calls.append)
+    elect(one)
+    one.stop()
+    assert calls == [1, "stopped"]
+
+
 def test_resign(candidate: Candidate) -> None:
     """The other is elected, though the one that resigned goes on as a candidate."""
     one, two = elect(candidate("one")), candidate("two")
@@ -161,6 +192,69 @@ def test_written_by_hand(candidate: Candidate, client: KazooClient) -> None:
     until(lambda: (one.epoch or 0) > 5, "another one")
 
 
+@pytest.mark.parametrize("epoch", [2**40, -1, -7])
+@pytest.mark.parametrize("heir", [None, "one"])
+def test_a_master_of_an_impossible_epoch(
+    candidate: Candidate, client: KazooClient, epoch: int, heir: str | None
+) -> None:
+    """Written by hand: it is waited for, as any other, and does not end this one."""
+    one = candidate("one")
+    client.ensure_path(one.paths.root)
+    record = MasterRecord("stranger", "host", 1, "", epoch, "", None, heir)
+    client.create(one.paths.master, record.encode())
+    one.start(PATIENCE)
+    assert not one.is_master
+    client.delete(one.paths.master)
+    assert one.wait(PATIENCE)
+    assert one.epoch == 1
+
+
+def test_a_znode_without_data(candidate: Candidate, client: KazooClient) -> None:
+    """Other clients of ZooKeeper make them; it is one of an unknown format."""
+    one = candidate("one")
+    client.ensure_path(one.paths.root)
+    for path in (one.paths.master, one.paths.masters, one.paths.epoch):
+        client.create(path)
+        client.set(path, None)
+    one.start(PATIENCE)
+    assert one.master is not None
+    assert one.master.id == "unknown"
+    client.delete(one.paths.master)
+    assert one.wait(PATIENCE)
+
+
+def test_masters_deleted_by_hand(candidate: Candidate, client: KazooClient) -> None:
+    """Without the list of masters one can resign all the same."""
+    one = elect(candidate("one"))
+    until(lambda: begun_anew(client, one, 1), "it in the list of masters")
+    client.delete(one.paths.masters)
+    assert one.resign()
+    assert one.wait(PATIENCE)
+    until(lambda: begun_anew(client, one, 2), "a new list")
+
+
+def test_masters_that_cannot_be_written_again(candidate: Candidate, client: KazooClient) -> None:
+    """A list that ZooKeeper took, and would not take with one more, begins anew."""
+    one = candidate("one")
+    client.ensure_path(one.paths.root)
+    term = TermRecord(0, "stranger", "host", 1, "", "", "x" * 1_048_200)
+    client.create(one.paths.masters, encode_masters([term]))
+    elect(one)
+    until(lambda: begun_anew(client, one, 1), "a new list")
+
+
+def test_masters_that_may_not_be_written(candidate: Candidate, client: KazooClient) -> None:
+    """Nobody stops being master for what is only to be remembered."""
+    demoted: list[str] = []
+    one = candidate("one", on_demoted=demoted.append)
+    client.ensure_path(one.paths.root)
+    client.create(one.paths.masters, acl=READ_ACL_UNSAFE)
+    elect(one)
+    until(lambda: members(client, one) == ["one"], "what comes after it")
+    assert one.resign()
+    assert demoted == [] or demoted == ["resigned"]
+
+
 def test_nothing_new_is_not_told(candidate: Candidate) -> None:
     """Or whoever has it look again after a refusal would be woken at once, again and again."""
     one = elect(candidate("one"))
@@ -200,11 +294,100 @@ def test_no_release_of_a_successor(candidate: Candidate, client: KazooClient) ->
     with_successor.delete(one.paths.master)
     with_successor.create(one.paths.master, b"{}")
     with_successor.set_data(one.paths.epoch, b"")
-    one._inbox.put(queue.SimpleQueue())  # resigns before it can hear of what follows
     with_successor.commit()
     one._reign = reign
-    one._resign()
+    one._resign(None, "resigned")
     assert client.exists(one.paths.master)
+
+
+def test_resigning_in_favour_of_one(candidate: Candidate, client: KazooClient) -> None:
+    """Of many standbys, the one that is named is the next master; there is no time without one."""
+    one = elect(candidate("one"))
+    others = [candidate(name) for name in ("two", "three", "four")]
+    for other in others:
+        other.start(PATIENCE)
+    until(lambda: members(client, one) == ["four", "one", "three", "two"], "all members")
+    for heir, old in ((others[1], one), (others[0], others[1]), (one, others[0])):
+        epoch = old.epoch
+        assert old.resign(to=heir.id, why="asked by the test")
+        assert not old.is_master
+        assert heir.wait(PATIENCE)
+        assert heir.epoch == (epoch or 0) + 1
+    until(lambda: len(terms(client, one)) == 4, "what is written of it")
+    *past, last = terms(client, one)
+    assert [(term.epoch, term.id) for term in past] == [(1, "one"), (2, "three"), (3, "two")]
+    assert {term.why for term in past} == {"resigned: asked by the test"}
+    assert all(term.until is not None for term in past)
+    assert (last.epoch, last.id, last.until, last.why) == (4, "one", None, None)
+
+
+def test_an_heir_that_has_just_resigned(
+    candidate: Candidate, client: KazooClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the field to others for a while, but not when it is asked to take over."""
+    monkeypatch.setattr(election_module, "RESIGN_PAUSE", 2 * PATIENCE)
+    one, two = elect(candidate("one")), candidate("two")
+    two.start(PATIENCE)
+    until(lambda: members(client, one) == ["one", "two"], "both members")
+    assert one.resign()
+    assert two.wait(PATIENCE)
+    assert two.resign(to="one")
+    assert one.wait(PATIENCE)
+
+
+def test_an_heir_that_does_not_come(candidate: Candidate, client: KazooClient, road: Road) -> None:
+    """The master goes on, in the same epoch: nobody else was elected."""
+    one, two = elect(candidate("one")), candidate("two", road.hosts, session_timeout=4.0)
+    two.start(PATIENCE)
+    until(lambda: members(client, one) == ["one", "two"], "both members")
+    road.block()
+    assert one.resign(to="two")
+    assert one.wait(PATIENCE)
+    assert one.epoch == 1
+    until(lambda: [term.until for term in terms(client, one)] == [None], "the term as it is")
+    assert one.resign(to="two", why="again")  # it can be asked once more
+    road.open()
+
+
+@pytest.mark.parametrize("to", ["one", "nobody", "", "../master", "\ud800"])
+def test_resigning_in_favour_of_nobody(candidate: Candidate, to: str) -> None:
+    """Of itself, or of a beat that is not there: it stays master."""
+    one = elect(candidate("one"))
+    assert not one.resign(to=to)
+    assert one.is_master
+
+
+def test_the_masters_are_remembered(
+    candidate: Candidate, client: KazooClient, zookeeper: ZooKeeper
+) -> None:
+    """With how each ended, as far as it could tell; the last fifty."""
+    one = elect(candidate("one"))
+    one.stop()
+    two = elect(candidate("two"))
+    until(lambda: len(terms(client, two)) == 2, "two masters")
+    expire(zookeeper.hosts, two)
+    until(lambda: two.epoch == 3 and len(terms(client, two)) == 3, "the third")
+    whys = [term.why for term in terms(client, two)]
+    assert whys == ["stopped", "its session ended", None]
+    two.stop()
+    path = two.paths.masters
+    client.set(path, encode_masters(terms(client, two)[:1] * TERMS_REMEMBERED))
+    three = elect(candidate("three"))
+    until(lambda: terms(client, two)[-1].epoch == 4, "the fourth")
+    assert len(terms(client, two)) == TERMS_REMEMBERED
+    three.stop()
+    client.set(path, b"not JSON")
+    elect(candidate("four"))
+    until(lambda: b"JSON" not in client.get(path)[0], "a list made anew")
+
+
+def test_the_clock_shows_in_the_member(candidate: Candidate, client: KazooClient) -> None:
+    """What a beat wrote there, and when the server wrote it down, are at most a moment apart."""
+    one = elect(candidate("one"))
+    until(lambda: members(client, one) == ["one"], "the member")
+    data, stat = client.get(one.paths.member("one"))
+    written = datetime.fromisoformat(MemberRecord.decode("", data).written).timestamp()
+    assert abs(written - stat.mtime / 1000) < PATIENCE
 
 
 def test_session_expiry(zookeeper: ZooKeeper, candidate: Candidate) -> None:
@@ -302,7 +485,7 @@ def test_old_session_of_ones_own(
     other = KazooClient(zookeeper.hosts)
     other.start(PATIENCE)
     one = candidate("one")
-    old = MasterRecord("one", "host", 1, "2026-01-01T00:00:00.000000+00:00", 1, "0.1.0", None)
+    old = MasterRecord("one", "host", 1, "2026-01-01T00:00:00.000000+00:00", 1, "0.1.0", None, None)
     other.create(one.paths.master, old.encode(), ephemeral=True, makepath=True)
     one.start(PATIENCE)
     assert not one.is_master

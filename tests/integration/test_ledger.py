@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -18,10 +19,9 @@ from celery_zk_beat.ledger import (
     MOST_RUNS,
     RETENTION,
     SAFE_PART,
-    Run,
     RunLedger,
-    RunState,
 )
+from celery_zk_beat.runs import Run, RunState
 from celery_zk_beat.session import boottime
 from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper, wait_until
@@ -51,6 +51,11 @@ def ledger(election: MasterElection) -> RunLedger:
     return load(election)
 
 
+def bare(state: RunState | None) -> RunState | None:
+    """Without what else is remembered."""
+    return state and replace(state, history=())
+
+
 def load(election: MasterElection) -> RunLedger:
     ledger = RunLedger(election)
     assert election.reign is not None
@@ -60,23 +65,23 @@ def load(election: MasterElection) -> RunLedger:
 
 def test_a_run_from_claim_to_confirmation(election: MasterElection, ledger: RunLedger) -> None:
     ledger.first_seen({"a": NOW})
-    assert ledger.state("a") == RunState(NOW)
+    assert bare(ledger.state("a")) == RunState(NOW)
     (claimed,) = ledger.claim([run("a", 1, NOW + SECOND)])
     assert load(election).outbox == {"a": claimed}
-    assert load(election).state("a") == RunState(NOW + SECOND, 1, NOW)
+    assert bare(load(election).state("a")) == RunState(NOW + SECOND, 1, NOW)
     ledger.assure()
-    ledger.published(claimed)
+    ledger.published(claimed, NOW)
     ledger.confirm()
     ledger.flush()
     assert load(election).outbox == {}
-    assert load(election).state("a") == RunState(NOW + SECOND, 1, NOW)
+    assert bare(load(election).state("a")) == RunState(NOW + SECOND, 1, NOW)
 
 
 def test_the_next_claim_carries_over(election: MasterElection, ledger: RunLedger) -> None:
     """What is unpublished stays in the outbox, what was published leaves it."""
     ledger.first_seen(dict.fromkeys("abc", NOW))
     a, b = ledger.claim([run("a"), run("b")])
-    ledger.published(a)
+    ledger.published(a, NOW)
     (c,) = ledger.claim([run("c")])
     assert load(election).outbox == {"b": b, "c": c}
 
@@ -87,14 +92,16 @@ def test_any_name(election: MasterElection, ledger: RunLedger) -> None:
     ledger.claim([run(name) for name in names])
     again = load(election)
     assert set(again.outbox) == set(names)
-    assert [again.state(name) for name in names] == [RunState(NOW, 1, NOW - SECOND)] * len(names)
+    assert [bare(again.state(name)) for name in names] == [RunState(NOW, 1, NOW - SECOND)] * len(
+        names
+    )
 
 
 def test_nothing_goes_backwards(ledger: RunLedger) -> None:
     """[I5] Not even when the clock of this machine is behind the last master's."""
     ledger.first_seen({"a": NOW})
     ledger.claim([run("a", 1, NOW - 5 * SECOND)])
-    assert ledger.state("a") == RunState(NOW, 1, NOW - 6 * SECOND)
+    assert bare(ledger.state("a")) == RunState(NOW, 1, NOW - 6 * SECOND)
 
 
 def test_only_the_master_writes(candidate: Candidate, ledger: RunLedger) -> None:
@@ -111,7 +118,7 @@ def test_only_the_master_writes(candidate: Candidate, ledger: RunLedger) -> None
         with pytest.raises(Conflict, match=one.paths.epoch):
             write()
         assert ledger.reign is None
-    assert load(two).state("a") == RunState(NOW)
+    assert bare(load(two).state("a")) == RunState(NOW)
     assert load(two).state("b") is None
     ledger.reign = reign
     with pytest.raises(Conflict):
@@ -131,7 +138,7 @@ def test_a_stale_confirmation_harms_nobody(candidate: Candidate, ledger: RunLedg
     assert two.wait(PATIENCE)
     successor = load(two)
     successor.claim([run("b")])
-    ledger.published(a)
+    ledger.published(a, NOW)
     with pytest.raises(Conflict):
         ledger.flush()
     assert set(load(two).outbox) == {"a", "b"}
@@ -218,7 +225,7 @@ def test_confirmations_are_coalesced(election: MasterElection, ledger: RunLedger
     ledger.first_seen(dict.fromkeys(names, NOW))
     version = ledger._outbox_version
     for claimed in ledger.claim([run(name) for name in names]):
-        ledger.published(claimed)
+        ledger.published(claimed, NOW)
         ledger.confirm()
     ledger.flush()
     assert load(election).outbox == {}
@@ -238,11 +245,11 @@ def test_more_than_fits(election: MasterElection, ledger: RunLedger, count: int)
         transactions += 1
         for each in claimed:
             assert left.pop(each.entry) == each
-            ledger.published(each)
+            ledger.published(each, NOW)
     assert transactions >= count / MOST_RUNS
     ledger.flush()
     again = load(election)
-    assert all(again.state(name) == RunState(NOW, 1, NOW - SECOND) for name in names)
+    assert all(bare(again.state(name)) == RunState(NOW, 1, NOW - SECOND) for name in names)
 
 
 def test_long_names_fit(ledger: RunLedger) -> None:
@@ -314,12 +321,12 @@ def test_drop(election: MasterElection, ledger: RunLedger) -> None:
     """[I2] A run that is dropped is noted as such, in the transaction that takes it out."""
     ledger.first_seen({"a": NOW, "b": NOW})
     a, b = ledger.claim([run("a"), run("b")])
-    ledger.drop([a])
+    ledger.drop([a], "by the test")
     again = load(election)
     assert again.outbox == {"b": b}
-    assert again.state("a") == RunState(NOW, 1, NOW - SECOND, dropped=(1,))
+    assert bare(again.state("a")) == RunState(NOW, 1, NOW - SECOND, dropped=(1,))
     ledger.claim([run("a", 2, NOW + SECOND)])
-    ledger.drop([run("a", 2, NOW + SECOND)])
+    ledger.drop([run("a", 2, NOW + SECOND)], "by the test")
     state = load(election).state("a")
     assert state is not None
     assert state.dropped == (1, 2)
@@ -331,14 +338,14 @@ def test_forgotten_entries(election: MasterElection, ledger: RunLedger) -> None:
     ledger.first_seen({"kept": NOW, "old": NOW, "back": NOW, "waiting": NOW})
     ledger.claim([run("waiting")])
     assert ledger.note_named({"kept"}, NOW) == []
-    assert load(election).state("old") == RunState(NOW, unnamed_since=NOW)
+    assert bare(load(election).state("old")) == RunState(NOW, unnamed_since=NOW)
     later = NOW + RETENTION
     assert ledger.note_named({"kept", "back"}, later) == []
-    assert load(election).state("back") == RunState(NOW)
+    assert bare(load(election).state("back")) == RunState(NOW)
     assert ledger.note_named({"kept", "back"}, later + SECOND) == ["old"]
     again = load(election)
     assert again.state("old") is None
-    assert again.state("kept") == RunState(NOW)
+    assert bare(again.state("kept")) == RunState(NOW)
     assert again.state("waiting") is not None  # a run of it is in the outbox
 
 
@@ -349,7 +356,7 @@ def test_what_is_known_to_be_published_stays_so(
     does not publish it again."""
     ledger.first_seen({"a": NOW, "b": NOW})
     a, b = ledger.claim([run("a"), run("b")])
-    ledger.published(a)
+    ledger.published(a, NOW)
     ledger.forget()
     assert election.reign is not None
     ledger.load(election.reign)
@@ -402,6 +409,7 @@ def test_what_stands_in_zookeeper(ledger: RunLedger, client: KazooClient) -> Non
                 "last_run_at": "2026-01-01T12:00:01.000000+00:00",
                 "total_run_count": 1,
                 "due": "2026-01-01T12:00:00.000000+00:00",
+                "history": [[1, 1767268800000, 1767268801000, 1]],
             }
         },
     }

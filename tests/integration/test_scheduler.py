@@ -5,91 +5,32 @@ from __future__ import annotations
 
 import collections
 import json
+import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 import redis
 from celery import Celery
 from celery.beat import BeatLazyFunc
-from celery.schedules import crontab, schedule
+from celery.schedules import crontab, schedstate, schedule
 from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.errors import NotMaster, Uncertain
 from celery_zk_beat.ledger import MOST_RUNS, RunLedger
+from celery_zk_beat.signals import run_dropped
 from celery_zk_beat.znodes import page_of
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road
-from tests.history import Message, check, messages
+from tests.history import check
 
-BERLIN = ZoneInfo("Europe/Berlin")
-
-Make = Callable[..., ZooKeeperScheduler]
-
-
-@pytest.fixture
-def app(zookeeper: ZooKeeper, redis_server: Redis, root: str) -> Celery:
-    app = Celery("shop", broker=redis_server.url(0), set_as_current=False)
-    app.conf.zk_beat_hosts = zookeeper.hosts
-    app.conf.zk_beat_root = root
-    app.conf.zk_beat_session_timeout = 4.0
-    app.conf.result_expires = None  # no entry of Celery's own
-    return app
-
-
-@pytest.fixture
-def make(app: Celery) -> Iterator[Make]:
-    """Makes schedulers that are turned by hand; the first becomes master."""
-    made: list[ZooKeeperScheduler] = []
-
-    def make(**conf: Any) -> ZooKeeperScheduler:
-        app.conf.update(conf)
-        scheduler = ZooKeeperScheduler(app=app)
-        made.append(scheduler)
-        scheduler._prepare()
-        scheduler._election.start(PATIENCE)
-        return scheduler
-
-    yield make
-    for scheduler in made:
-        scheduler.close()
-
-
-def turn(scheduler: ZooKeeperScheduler) -> float:
-    """One turn as master, with every entry asked anew."""
-    assert scheduler._election.wait(PATIENCE)
-    scheduler._heap_is_current = False
-    return scheduler._turn()
-
-
-def history(app: Celery) -> list[Message]:
-    return messages(app.conf.broker_url)
-
-
-def every(seconds: float, task: str = "task", **more: Any) -> dict[str, Any]:
-    return {"task": task, "schedule": seconds, **more}
-
-
-LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self, local: str, zone: ZoneInfo = BERLIN) -> None:
-        self.zone = zone
-        self.now = datetime.fromisoformat(local).replace(tzinfo=zone).astimezone(timezone.utc)
-
-    def __call__(self) -> datetime:
-        return self.now.astimezone(self.zone)
+from .conftest import LONG_AGO, Clock, Make, every, history, turn
 
 
 def test_lazy_opens_nothing(app: Celery) -> None:
@@ -109,6 +50,18 @@ def test_nothing_connects_before_the_first_tick(app: Celery) -> None:
     scheduler = ZooKeeperScheduler(app=app)
     assert threading.active_count() == before
     assert "connection" not in vars(scheduler)
+
+
+def test_http_is_closed_twice(app: Celery) -> None:
+    """As Celery does, first in the signal handler; in between its thread has ended, and all that
+    it had open is closed."""
+    app.conf.zk_beat_http = free_port()
+    scheduler = ZooKeeperScheduler(app=app)
+    scheduler.tick()
+    scheduler.close()
+    scheduler._server._thread.join(PATIENCE)
+    assert not scheduler._server._thread.is_alive()
+    scheduler.close()
 
 
 def test_celerys_own_entry_is_there(app: Celery, tmp_path: Path) -> None:
@@ -293,6 +246,27 @@ def test_starting_deadline(app: Celery, make: Make, deadline: int | None, runs: 
     assert [message.run for message in history(app)] == list(range(1, runs + 2))
 
 
+def test_not_due_within_the_starting_deadline(app: Celery, make: Make) -> None:
+    """A schedule that says that it is not due, though it would be, is asked again, not skipped."""
+
+    class Closed(crontab):
+        closed = True
+
+        def is_due(self, last_run_at: datetime) -> schedstate:
+            return schedstate(False, 60) if self.closed else super().is_due(last_run_at)
+
+    clock = Clock("2026-06-01T12:00")
+    hourly = Closed(minute="0", nowfun=clock, app=app)
+    app.conf.beat_cron_starting_deadline = 3600
+    scheduler = make(beat_schedule={"e": {"task": "task", "schedule": hourly}})
+    turn(scheduler)
+    clock.now += timedelta(hours=1, minutes=5)
+    turn(scheduler)
+    hourly.closed = False
+    turn(scheduler)
+    assert (scheduler.metrics.skipped, len(history(app))) == (0, 1)
+
+
 def test_the_same_run_has_the_same_id(app: Celery, make: Make) -> None:
     """Whoever publishes it; and no other run has it."""
     entries = {name: every(60, name, last_run_at=LONG_AGO) for name in ("a", "a/1")}
@@ -302,11 +276,17 @@ def test_the_same_run_has_the_same_id(app: Celery, make: Make) -> None:
     runs = [
         one._run_of(entry, next(entry)) for entry in ZooKeeperScheduler(app=app).schedule.values()
     ]
-    assert [one._task_id(run) for run in runs] == [two._task_id(run) for run in runs]
-    assert {message.id for message in history(app)} == {one._task_id(run) for run in runs}
+    assert [one.task_id(run.entry, run.number) for run in runs] == [
+        two.task_id(run.entry, run.number) for run in runs
+    ]
+    assert {message.id for message in history(app)} == {
+        one.task_id(run.entry, run.number) for run in runs
+    }
     app.conf.zk_beat_root += "-other"
     other = ZooKeeperScheduler(app=app)
-    assert not {other._task_id(run) for run in runs} & {two._task_id(run) for run in runs}
+    assert not {other.task_id(run.entry, run.number) for run in runs} & {
+        two.task_id(run.entry, run.number) for run in runs
+    }
 
 
 def test_claimed_and_not_published(
@@ -336,12 +316,27 @@ def test_dropped(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> N
     turn(one)
     one.close()
     two = make()
+    told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def receiver(**event: Any) -> None:
+        told.put(event)
+
+    run_dropped.connect(receiver, sender=two)
     turn(two)
     assert history(app) == []
     assert "e: run 1, due 2020-01-01T00:01:00" in caplog.text
     assert "it is dropped" in caplog.text
     assert two._ledger.state("e").dropped == (1,)
     assert two._ledger.outbox == {}
+    assert told.get(timeout=PATIENCE) == {
+        "signal": run_dropped,
+        "sender": two,
+        "entry": "e",
+        "run": 1,
+        "due": datetime(2020, 1, 1, 0, 1, tzinfo=timezone.utc),
+        "epoch": 2,
+        "reason": "zk_beat_recovery, perhaps published in epoch 1 or before",
+    }
 
 
 def test_ones_own_runs_are_not_dropped(app: Celery, make: Make, road: Road) -> None:
@@ -592,7 +587,7 @@ def test_digest(app: Celery) -> None:
 
     def digest(**entries: Any) -> str:
         app.conf.beat_schedule = entries
-        return ZooKeeperScheduler(app=app)._digest()
+        return ZooKeeperScheduler(app=app).digest()
 
     assert digest(a=every(1), b=every(2)) == digest(b=every(2), a=every(1))
 

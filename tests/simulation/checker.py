@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from celery_zk_beat.ledger import RunState, _decode_page
+from celery_zk_beat.control import Pauses
+from celery_zk_beat.runs import RunState, decode_page
 from celery_zk_beat.znodes import Paths
 
 from .broker import Sent
@@ -43,9 +45,13 @@ class Checker:
         self.wrote: dict[int, float] = {}
         #: Epochs whose master's znode was deleted by hand: it learns of it a while later.
         self.deposed: set[int] = set()
+        self._answers: set[tuple[str, int]] = set()
+        #: What operators hold back, as it was before the write that is looked at.
+        self.pauses = Pauses()
         #: Beats that are not to be master in the end, for they do not reach the broker.
         self.useless: set[str] = set()
         self.dropped: set[tuple[str, int]] = set()
+        self.dropped_by_operators: set[tuple[str, int]] = set()
         #: Where nothing is sent: what is said to be.
         self.published: set[tuple[str, int]] = set()
         self.sent: dict[tuple[str, int], list[Sent]] = defaultdict(list)
@@ -84,22 +90,40 @@ class Checker:
         if self._paths.master in changes:
             node = changes[self._paths.master]
             self.master = self.master if node is None else node.owner
-        claimed = set()
+        claimed: set[tuple[str, int]] = set()
+        self._answers = {
+            (fields["entry"], fields["run"])
+            for path, node in changes.items()
+            if path.startswith(self._paths.requests + "/") and node is not None and node.version
+            for fields in [json.loads(node.data)]
+            if fields.get("run") is not None
+        }
         for path in pages:
             node = changes[path]
             assert node is not None
-            for entry, state in _decode_page(path, node.data).items():
+            for entry, state in decode_page(path, node.data).items():
                 claimed |= self._on_state(entry, state)
         if self._paths.outbox in changes:
             node = changes[self._paths.outbox]
             assert node is not None
             self._on_outbox(json.loads(node.data)["runs"], claimed)
+        if not self._answers <= claimed:
+            self.fail(f"I8: said to be claimed, and is not: {self._answers - claimed}")
+        if self._paths.pauses in changes:
+            node = changes[self._paths.pauses]
+            assert node is not None
+            self.pauses = Pauses.decode(self._paths.pauses, node.data)
 
     def _on_state(self, entry: str, state: RunState) -> set[tuple[str, int]]:
         before = self.states.get(entry)
         self.states[entry] = state
         number = state.total_run_count
         self.dropped |= {(entry, dropped) for dropped in state.dropped}
+        self.dropped_by_operators |= {
+            (entry, past.number)
+            for past in state.history
+            if past.number is not None and "dropped: an operator" in (past.note or "")
+        }
         if before is None:
             if number:
                 self.fail(f"I5: {entry}: a state that begins with run {number}")
@@ -107,9 +131,23 @@ class Checker:
         if state.last_run_at < before.last_run_at or number < before.total_run_count:
             self.fail(f"I5: {entry} goes back, from {before} to {state}")
         if number == before.total_run_count:
+            if state.last_run_at > before.last_run_at:
+                self._on_skip(entry, before, state)
             return set()
         if number != before.total_run_count + 1 or (entry, number) in self.claimed:
             self.fail(f"I1: {entry}: {before} is followed by {state}")
+        if not state.history or state.history[-1].number != number:
+            self.fail(f"I8: {entry}, run {number}, is not remembered: {state}")
+            return set()
+        if state.history[-1].note == "asked for":
+            if state.last_run_at != before.last_run_at:
+                self.fail(f"I8: {entry}, run {number}, was asked for and moves the clock: {state}")
+            if (entry, number) not in self._answers:
+                self.fail(f"I8: {entry}, run {number}: claimed without an answer to who asked")
+            self.claimed[entry, number] = self._world.now
+            return {(entry, number)}
+        if self.pauses.since(entry) is not None or self.pauses.skip_until(entry) is not None:
+            self.fail(f"I7: {entry}, run {number}, is claimed against {self.pauses}")
         period = self._periods.get(entry)
         if state.due is None:
             self.fail(f"{entry}, run {number}: for no instant")
@@ -119,6 +157,17 @@ class Checker:
             self.fail(f"I2: {entry}, run {number}: due {late} s after the last, not {period}")
         self.claimed[entry, number] = self._world.now
         return {(entry, number)}
+
+    def _on_skip(self, entry: str, before: RunState, state: RunState) -> None:
+        until = self.pauses.skip_until(entry)
+        # Earlier where the master's clock is behind the operator's.
+        if until is None or state.last_run_at > until or state.history[-1].number is not None:
+            self.fail(f"I7: {entry} is skipped against {self.pauses}: {before} becomes {state}")
+        period = self._periods.get(entry)
+        if period is not None and until is not None:
+            due = before.last_run_at + timedelta(seconds=period)
+            if due > until:
+                self.fail(f"I2: {entry} is skipped before it was due, {due}: {state}")
 
     def _on_outbox(self, runs: list[dict[str, Any]], claimed: set[tuple[str, int]]) -> None:
         found = {(run["entry"], run["number"]): run for run in runs}
@@ -185,5 +234,6 @@ class Checker:
             arrived = any(sent.arrived for sent in self.sent[run])
             if not arrived and run not in self.dropped and run not in self.outbox:
                 self.fail(f"I2: {run} was never published")
-            if arrived and run in self.dropped and self._recovery != "drop":
+            by_policy = self._recovery == "drop" or run in self.dropped_by_operators
+            if arrived and run in self.dropped and not by_policy:
                 self.fail(f"I2: {run} was dropped, against the policy")

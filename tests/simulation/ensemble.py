@@ -166,6 +166,16 @@ class Ensemble:
         if path in self.tree:
             self._commit({path: None}, None, None)
 
+    def set(self, *nodes: tuple[str, bytes, int]) -> None:
+        """By hand, in one transaction: path, data and owner, of new znodes and old."""
+        changes: dict[str, Znode | None] = {}
+        now = BEGINNING + self.world.now + self.clock_offset
+        for path, data, owner in nodes:
+            before = self.tree.get(path)
+            version = 0 if before is None else before.version + 1
+            changes[path] = Znode(data, version, owner, now)
+        self._commit(changes, None, None)
+
     def write(self, connection: Connection, request: Any) -> None:
         """The leader's turn."""
         session = self.sessions.get(connection.session)
@@ -384,6 +394,8 @@ class Connection:
                 self._watched.add(request.path)
         elif isinstance(request, Exists):
             result = node.stat() if node is not None else None
+            if request.watcher:
+                self._watched.add(request.path)
         self._send(lambda: self._client.on_answer(self, result, self.replica.zxid))
 
     def _send(self, action: Callable[[], None]) -> None:

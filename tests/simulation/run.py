@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Callable
 from unittest import mock
@@ -15,13 +16,15 @@ from celery import Celery
 from kombu.messaging import Producer
 
 from celery_zk_beat import ZooKeeperScheduler, broker, election, ledger, schedulers, session
+from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
+from celery_zk_beat.znodes import Paths
 
 from . import world as simulated
 from .broker import Broker
 from .checker import Checker
 from .client import SimulatedKazoo
 from .ensemble import Ensemble, Link
-from .world import Machine, World
+from .world import BEGINNING, Machine, World
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +187,7 @@ class Run:
         self.recovery = plan.choice(("resend", "resend", "drop"))
         self.ensemble = Ensemble(self.world)
         self.broker = Broker(self.world)
+        self.paths = Paths(ROOT)
         self.checker = Checker(self.world, self.recovery, PERIODS, ROOT, SESSION_TIMEOUT)
         self.ensemble.observers.append(self.checker.on_write)
         self.broker.observers.append(self.checker.on_sent)
@@ -278,7 +282,7 @@ class Run:
             return
         logger.info("%s", fault)
         self.happened.append(number)
-        if fault.what not in ("stop", "deploy"):
+        if fault.what not in ("stop", "deploy") and fault.who != OPERATOR:
             self.checker.on_fault(fault.who, self.world.now, fault.length)
         begin, end = self._verb(fault)
         begin()
@@ -286,6 +290,7 @@ class Run:
 
     def _heal(self) -> None:
         self._healed = True
+        self._change_pauses(lambda pauses, now: Pauses())
         self.ensemble.start()
         self.ensemble.clock_offset = 0.0
         for beat in self.beats.values():
@@ -306,6 +311,8 @@ class Run:
         beat = self.beats.get(fault.who)
         ensemble, moods = self.ensemble, self.broker.moods
         if beat is None:
+            if fault.who == OPERATOR:
+                return self._operate(fault)
             if fault.what == "no quorum":
                 return ensemble.stop, ensemble.start
             if fault.what == "master deleted":
@@ -351,6 +358,37 @@ class Run:
             "clock": (clock, lambda: None),
         }[fault.what]
 
+    def _operate(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What an operator asks, and how he takes it back."""
+        entry: str | None = list(PERIODS)[round(1e6 * fault.at) % len(PERIODS)]
+        if fault.what == PAUSE and fault.at % 1 < 0.3:
+            entry = None
+        if fault.what == PAUSE:
+            skip = fault.length % 0.1 < 0.05
+            return (
+                lambda: self._change_pauses(lambda pauses, now: pauses.pause(entry, now)),
+                lambda: self._change_pauses(lambda pauses, now: pauses.resume(entry, now, skip)),
+            )
+        do, to = (RUN, None) if fault.what == ASK else (RESIGN, None)
+        if fault.what == RESIGN_TO:
+            to = BEATS[round(1e6 * fault.at) % len(BEATS)]
+        path = self.paths.request(f"request{self.happened[-1]}")
+        asked = RequestRecord(do, entry if do == RUN else None, to, "2026-01-01", "operator")
+
+        def ask() -> None:
+            if self.paths.requests in self.ensemble.tree:
+                self.ensemble.set((path, asked.encode(), 1), (self.paths.requests, b"", 0))
+
+        return ask, lambda: self.ensemble.delete(path)
+
+    def _change_pauses(self, change: Callable[[Pauses, datetime], Pauses]) -> None:
+        path = self.paths.pauses
+        node = self.ensemble.tree.get(path)
+        if node is not None:
+            now = datetime.fromtimestamp(BEGINNING + self.world.now, timezone.utc)
+            pauses = change(Pauses.decode(path, node.data), now)
+            self.ensemble.set((path, pauses.encode(), 0))
+
     def _delete_master(self) -> None:
         self.checker.deposed.add(self.checker.epoch)
         self.ensemble.delete(f"{ROOT}/master")
@@ -380,6 +418,11 @@ KINDS = {
     "master deleted": 1,
 }
 
+#: What operators ask.
+PAUSE, ASK, RESIGN_ALONE, RESIGN_TO = "pause entries", "run an entry", "resign", "resign to"
+KINDS.update({PAUSE: 2, ASK: 2, RESIGN_ALONE: 3, RESIGN_TO: 3})
+OPERATOR = "operator"
+OF_OPERATOR = (PAUSE, ASK, RESIGN_ALONE, RESIGN_TO)
 OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted")
 
 
@@ -390,5 +433,6 @@ def _plan(plan: random.Random) -> Iterator[Fault]:
         at += plan.uniform(0, rhythm)
         (what,) = plan.choices(list(KINDS), list(KINDS.values()))
         who = "ZooKeeper" if what in OF_ZOOKEEPER else plan.choice(BEATS)
+        who = OPERATOR if what in OF_OPERATOR else who
         length = plan.choice((0.2, 0.5, 1.0, 2.0)) * plan.uniform(0, 1.5) * SESSION_TIMEOUT
         yield Fault(at, what, who, length, plan.choice(("", "message", "write")))

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from celery_zk_beat import MasterElection
 from celery_zk_beat.errors import ZkBeatError
-from celery_zk_beat.ledger import Run, RunLedger
+from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.runs import Run
 
 from .checker import Checker
 from .client import SimulatedKazoo
@@ -103,13 +104,13 @@ class Ledgers(RuleBasedStateMachine):
         for name in sorted(names & ledger.outbox.keys()):
             run = ledger.outbox[name]
             self.checker.published.add((name, run.number))
-            ledger.published(run)
+            ledger.published(run, run.claimed)
 
     @rule(who=who, names=names)
     def drop(self, who: int, names: set[str]) -> None:
         ledger = self.ledgers[who]
         runs = [ledger.outbox[name] for name in sorted(names & ledger.outbox.keys())]
-        self.do(who, lambda: ledger.drop(runs))
+        self.do(who, lambda: ledger.drop(runs, "by the test"))
 
     @rule(who=who)
     def confirm(self, who: int) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_zk_beat.errors import RootError
-from celery_zk_beat.ledger import (
-    DROPS_REMEMBERED,
+from celery_zk_beat.ledger import DROPS_REMEMBERED, _size
+from celery_zk_beat.runs import (
+    PastRun,
     Run,
     RunState,
-    _decode_outbox,
-    _decode_page,
-    _encode_outbox,
-    _encode_page,
-    _size,
+    decode_outbox,
+    decode_page,
+    encode_outbox,
+    encode_page,
 )
 from celery_zk_beat.znodes import encode
 
@@ -31,16 +32,28 @@ STATES = st.builds(
     st.none() | INSTANTS,
     st.lists(COUNTS, max_size=DROPS_REMEMBERED).map(tuple),
     st.none() | INSTANTS,
+    st.lists(
+        st.builds(
+            PastRun.of,
+            st.none() | COUNTS,
+            INSTANTS,
+            INSTANTS,
+            COUNTS,
+            st.none() | st.text(min_size=1, max_size=20),
+        ),
+        max_size=3,
+    ).map(tuple),
 )
-RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS)
+RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS, st.booleans())
 
 
-@given(st.dictionaries(NAMES, STATES, max_size=5))
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine is no fault
+@given(st.dictionaries(NAMES, STATES, max_size=3))
 def test_pages(states: dict[str, RunState]) -> None:
-    data = _encode_page(states)
-    assert _decode_page("/page", data) == states
+    data = encode_page(states)
+    assert decode_page("/page", data) == states
     reckoned = sum(_size(name, state) for name, state in states.items())
-    assert len(data) <= reckoned + len(_encode_page({}))
+    assert len(data) <= reckoned + len(encode_page({}))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +63,25 @@ def test_no_instant(instant: str) -> None:
     """A page that holds one is damaged, whatever is wrong with it."""
     fields = {"last_run_at": instant, "total_run_count": 1}
     with pytest.raises(RootError, match="no ISO 8601 instant"):
-        _decode_page("/page", encode({"entries": {"e": fields}}))
+        decode_page("/page", encode({"entries": {"e": fields}}))
 
 
 @given(st.lists(RUNS, max_size=5))
 def test_outbox(runs: list[Run]) -> None:
-    data = _encode_outbox(runs)
-    assert _decode_outbox("/outbox", data) == runs
+    data = encode_outbox(runs)
+    assert decode_outbox("/outbox", data) == runs
     reckoned = sum(_size(run.entry, None) for run in runs)
-    assert len(data) <= reckoned + len(_encode_outbox([]))
+    assert len(data) <= reckoned + len(encode_outbox([]))
+
+
+@pytest.mark.parametrize(
+    "item", [None, {}, [], [1, 2, 3], ["1", 2, 3, 4], [1, -2, 3, 4], [1, 2, 10**30, 4], [True] * 4]
+)
+def test_a_past_that_is_not_understood(item: object) -> None:
+    """It is left out; the state is not damaged by it."""
+    state = RunState(datetime(2026, 1, 1, tzinfo=timezone.utc), 1)
+    fields: dict[str, Any] = {"last_run_at": "2026-01-01T00:00:00+00:00", "total_run_count": 1}
+    fields["history"] = [item]
+    assert decode_page("/page", encode({"entries": {"e": fields}})) == {"e": state}
+    fields["history"] = {"1": item}
+    assert decode_page("/page", encode({"entries": {"e": fields}})) == {"e": state}

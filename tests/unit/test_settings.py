@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import MasterElection, SettingsError
-from celery_zk_beat.settings import Settings, check_hosts, default_root, quote_name
+from celery_zk_beat.settings import Settings, check_hosts, check_http, default_root, quote_name
 
 NAN = float("nan")
 
@@ -46,6 +46,22 @@ BAD = [
     ("id", "a\nb", "1 to 200 printable characters"),
     ("id", "x" * 201, "1 to 200 printable characters"),
     ("id", 7, "1 to 200 printable characters"),
+    *[
+        ("http", value, "'host:port', or a port of 127.0.0.1")
+        for value in (
+            "",
+            "host",
+            "host:",
+            ":80",
+            "host:0",
+            65536,
+            0,
+            True,
+            80.0,
+            "a b:80",
+            "::1:80",
+        )
+    ],
     ("recovery", "", "'resend' or 'drop'"),
     ("recovery", "Drop", "'resend' or 'drop'"),
     ("recovery", True, "'resend' or 'drop'"),
@@ -133,6 +149,7 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_CONNECT_TIMEOUT": 2.5,
         "CELERY_ZK_BEAT_RECOVERY": "drop",
         "CELERY_ZK_BEAT_PUBLISH_DEADLINE": None,
+        "CELERY_ZK_BEAT_HTTP": "[::1]:8080",
     }
     app.config_from_object(settings, namespace="CELERY")
     assert Settings.from_app(app) == Settings(
@@ -143,6 +160,7 @@ def test_good_values() -> None:
         connect_timeout=2.5,
         recovery="drop",
         publish_deadline=None,
+        http=("::1", 8080),
         app="shop",
     )
 
@@ -196,3 +214,12 @@ def test_an_election_checks_its_arguments(arguments: dict[str, Any]) -> None:
     name, value = next(iter(arguments.items()))
     with pytest.raises(SettingsError, match=f"^{name} = {value!r}"):
         MasterElection(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [(8080, ("127.0.0.1", 8080)), ("8080", ("127.0.0.1", 8080)), ("0.0.0.0:80", ("0.0.0.0", 80))],
+)
+def test_http(value: Any, address: tuple[str, int]) -> None:
+    """A port alone is not open to the world."""
+    assert check_http(value) == address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -20,7 +21,7 @@ from celery_zk_beat.znodes import (
     to_text,
 )
 
-RECORD = MasterRecord("a", "host", 1, "2026-01-01T00:00:00.000000+00:00", 7, "0.1.0", None)
+RECORD = MasterRecord("a", "host", 1, "2026-01-01T00:00:00.000000+00:00", 7, "0.1.0", None, None)
 
 
 @given(st.text(st.characters()))
@@ -69,6 +70,12 @@ def test_what_is_no_record_is_refused_by_name(data: bytes) -> None:
     """Never guessed, never a traceback of json: the message names the znode."""
     with pytest.raises(RootError, match="/some/path"):
         RootRecord.decode("/some/path", data)
+
+
+def test_what_an_earlier_release_did_not_write() -> None:
+    """A field that may be None may be missing: beats of two releases meet during an upgrade."""
+    fields = {name: value for name, value in asdict(RECORD).items() if value is not None}
+    assert MasterRecord.decode("/x", encode(fields)) == RECORD
 
 
 def test_records_are_ascii() -> None:

@@ -1,0 +1,144 @@
+"""How much later runs are dispatched while somebody asks a lot over HTTP.
+
+One beat; rounds with and without so many requests a second, in turn. Every path is asked for, from
+a process of its own, a new connection each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import get_context
+from typing import Any
+
+from celery_zk_beat.web import PATHS
+from example_project.processes import LOOPBACK, free_port, wait_until
+
+from .bench import PATIENCE, Cluster, Row, report, scratch
+
+#: What the lateness with requests may be, of that without.
+BOUND = 1.2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, default=20)
+    parser.add_argument("--period", type=float, default=1.0, help="seconds, of each")
+    parser.add_argument("--spread", action="store_true", help="not all entries at once")
+    parser.add_argument("--rate", type=int, default=200, help="requests a second")
+    parser.add_argument("--rounds", type=int, default=8, help="of each kind")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a round")
+    options = parser.parse_args()
+    port = free_port()
+    env = {"BENCHMARK_ENTRIES": str(options.entries), "BENCHMARK_HTTP": str(port)}
+    if options.spread:
+        env["BENCHMARK_SPREAD"] = "yes"
+    lateness: dict[bool, list[list[float]]] = {False: [], True: []}
+    answers: list[float] = []
+    with scratch() as folder, Cluster(folder, 2.0, options.period) as cluster:
+        print(f"{options.entries} entries, {options.rate} requests/s", flush=True)
+        cluster.start_beats(1, env=env)
+        enough = 3 * options.entries
+        wait_until(lambda: len(cluster.arrivals.all) > enough, PATIENCE, f"{enough} runs")
+        for asking in (False, True) * options.rounds:
+            if asking:
+                with Load(port, options.rate) as load:
+                    lateness[True].append(_round(cluster, options.seconds))
+                answers += load.times
+            else:
+                lateness[False].append(_round(cluster, options.seconds))
+    rows = []
+    for part in (0.5, 0.99):
+        name = f"p{100 * part:g}"
+        without = [1000 * quantile(each, part) for each in lateness[False]]
+        asked = [1000 * quantile(each, part) for each in lateness[True]]
+        ratio = statistics.median(asked) / statistics.median(without)
+        rows += [
+            Row(f"lateness, {name} of each round, without requests", without, "ms"),
+            Row(f"lateness, {name} of each round, with requests", asked, "ms"),
+            Row(f"ratio of the medians of {name}", [ratio], "", BOUND),
+        ]
+    rows.append(Row("answers", [1000 * each for each in answers], "ms"))
+    rows.append(Row("answers, p99", [1000 * quantile(answers, 0.99)], "ms"))
+    return report(rows)
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    return sorted(values)[int(len(values) * part)]
+
+
+def _round(cluster: Cluster, seconds: float) -> list[float]:
+    time.sleep(1.0)
+    before = len(cluster.arrivals.all)
+    time.sleep(seconds)
+    return [arrival.at - arrival.due for arrival in cluster.arrivals.all[before:]]
+
+
+class Load:
+    """So many requests a second, for as long as the ``with`` block lasts. `times`: seconds that the
+    answers took, afterwards.
+
+    Raises:
+        RuntimeError: at the end, where an answer was not what it should be.
+    """
+
+    def __init__(self, port: int, rate: int) -> None:
+        self.times: list[float] = []
+        context = get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=ask, args=(port, rate, there), daemon=True)
+
+    def __enter__(self) -> Load:
+        self._process.start()
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is None:
+            self._here.send("enough")
+            self.times, faults = self._here.recv()
+            if faults:
+                raise RuntimeError(f"{len(faults)} answers were wrong: {sorted(set(faults))}")
+        self._process.terminate()
+        self._process.join()
+
+
+def ask(port: int, rate: int, control: Any) -> None:
+    """In a process of its own."""
+    times: list[float] = []
+    faults: list[str] = []
+
+    async def one(path: str) -> None:
+        begun = time.monotonic()
+        try:
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            answer = await asyncio.wait_for(reader.read(), 5)  # all of it: the server hangs up
+            writer.close()
+            if not answer.startswith(b"HTTP/1.1 200"):
+                faults.append(f"{path}: {answer[:12]!r}")
+        except (OSError, asyncio.TimeoutError) as exc:
+            faults.append(f"{path}: {exc!r}")
+        times.append(time.monotonic() - begun)
+
+    async def many() -> None:
+        await one("/status.json")  # the first has to wait until ZooKeeper is read
+        begun = time.monotonic()
+        asked = set()
+        for number, path in enumerate(itertools.cycle(PATHS)):
+            await asyncio.sleep(max(0.0, begun + number / rate - time.monotonic()))
+            if control.poll():
+                break
+            asked.add(asyncio.ensure_future(one(path)))
+        await asyncio.wait(asked)
+
+    asyncio.run(many())
+    control.send((times, faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""How long `celery -A proj zk-beat status` takes, from its start to its end, with many entries.
+
+    python -m benchmarks.status
+
+A real ZooKeeper with a master's election, and for each entry a state with as much history as is
+kept; half of the entries are intervals, half crontabs. Ends with status 1 if the bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from datetime import datetime, timedelta, timezone
+
+from celery_zk_beat import MasterElection
+from celery_zk_beat.runs import (
+    HISTORY,
+    HISTORY_OF_PAGE,
+    PastRun,
+    RunState,
+    encode_outbox,
+    encode_page,
+)
+from celery_zk_beat.session import Create
+from celery_zk_beat.settings import default_root
+from celery_zk_beat.znodes import page_of
+from example_project.servers import ZooKeeper
+
+from .bench import PATIENCE, TICK_TIME, Row, report, scratch
+
+#: Seconds, for 10,000 entries.
+BOUND = 2.0
+COMMANDS = ("--help", "status", "status --json", "history", "run no-such-entry")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.status", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--entries", type=int, default=10_000)
+    parser.add_argument("--times", type=int, default=5)
+    args = parser.parse_args()
+    with scratch() as folder, ZooKeeper(folder, tick_time=TICK_TIME) as server:
+        os.environ["ZK_BEAT_HOSTS"] = server.start().hosts
+        os.environ["BENCHMARK_ENTRIES"] = str(args.entries)
+        return measure(server.hosts, args.times)
+
+
+def measure(hosts: str, times: int) -> int:
+    from . import many
+
+    names = list(many.app.conf.beat_schedule)
+    rows, faults = [], []
+    with MasterElection(hosts, default_root("benchmark"), app="benchmark") as election:
+        assert election.wait(PATIENCE)
+        fill(election, names)
+        for command in COMMANDS:
+            took = []
+            for _ in range(times):
+                begun = time.perf_counter()
+                done = zk_beat(command)
+                took.append(time.perf_counter() - begun)
+            if command == "status --json":
+                entries = json.loads(done.stdout)["entries"]
+                told = sum(entry["next_run_at"] is not None for entry in entries)
+                if told != len(names):
+                    faults.append(f"{told} of {len(names)} entries have a next run")
+            bound = BOUND if command.startswith("status") else None
+            rows.append(Row(f"zk-beat {command}", took, "s", bound))
+    return report(rows, faults)
+
+
+def fill(election: MasterElection, names: list[str]) -> None:
+    """Each entry has run as often as is remembered, the last time an hour ago."""
+    now = datetime.now(timezone.utc)
+    runs = min(HISTORY, max(1, HISTORY_OF_PAGE * 256 // len(names)))
+    history = [
+        PastRun.of(number, at, at, 1)
+        for number in range(1, runs + 1)
+        for at in [now - timedelta(hours=runs - number + 1)]
+    ]
+    state = RunState(history[-1].at, runs, history[-1].due, history=tuple(history))
+    pages: defaultdict[str, dict[str, RunState]] = defaultdict(dict)
+    for name in names:
+        pages[page_of(name)][name] = state
+    for page, states in pages.items():
+        election.session.commit(Create(election.paths.page(page), encode_page(states)))
+    election.session.commit(Create(election.paths.outbox, encode_outbox([])))
+
+
+def zk_beat(command: str) -> subprocess.CompletedProcess[str]:
+    args = [sys.executable, "-m", "celery", "-A", "benchmarks.many", "zk-beat", *command.split()]
+    return subprocess.run(args, capture_output=True, text=True, timeout=PATIENCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,567 @@
+"""``celery -A proj zk-beat ...``: asks ZooKeeper how the beats are, and the master to do things.
+
+It never starts a beat, takes part in no election and needs no broker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gc
+import getpass
+import json
+import math
+import os
+import queue
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+import click
+from celery.app.utils import find_app
+from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
+
+from . import text
+from .control import RESIGN, RUN, Answer, Asking, Pauses, RequestRecord, change_pauses
+from .errors import Conflict, RootError, Uncertain, ZkBeatError
+from .runs import decode_outbox, decode_page
+from .schedulers import ZooKeeperScheduler
+from .session import ZooKeeperSession, connected
+from .settings import Settings
+from .status import Master, Reader, Snapshot, paths_of, plain
+from .znodes import FORMAT, decode, page_of, to_text
+
+#: Exit codes, beside 0.
+#: There is no master that ticks; what was asked is refused, or not done.
+NOT_DONE = 1
+#: ZooKeeper cannot be reached; a setting, or the command line, is wrong.
+UNREACHABLE = 2
+
+#: How many times a write is tried that others make at the same time.
+_ATTEMPTS = 10
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Failure(click.ClickException):
+    """One line on stderr, and an exit code."""
+
+    exit_code = NOT_DONE
+
+    def __init__(self, message: str) -> None:
+        super().__init__(text.safe(message))
+
+
+class Unreachable(Failure):
+    exit_code = UNREACHABLE
+
+
+class _News:
+    """Wakes a command when something has changed in ZooKeeper."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def tell(self, event: object = None) -> None:
+        self._queue.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is any within `seconds`."""
+        try:
+            self._queue.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            return False
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        return True
+
+
+class _Site:
+    """What a command works with, while it is connected."""
+
+    def __init__(self, ctx: click.Context, settings: Settings, session: ZooKeeperSession) -> None:
+        self.settings = settings
+        self.session = session
+        self.paths = paths_of(settings)
+        self.scheduler = _scheduler(ctx.obj.app)
+
+    def read(self) -> Snapshot:
+        return Reader(self.session, self.settings, self.scheduler).read()
+
+
+def _scheduler(app: Any) -> ZooKeeperScheduler:
+    """As beat would make it: for its schedule, which the app's modules may add to."""
+    app.loader.import_default_modules()
+    app.finalize()
+    return ZooKeeperScheduler(app)
+
+
+@contextlib.contextmanager
+def _site(ctx: click.Context, timeout: float, news: _News) -> Iterator[_Site]:
+    """Connects, and turns each error of ours into its line and exit code."""
+    hosts = ""
+    try:
+        settings = Settings.from_app(ctx.obj.app)
+        hosts = settings.hosts
+        session_timeout = min(timeout, settings.session_timeout)
+        with connected(hosts, session_timeout, timeout, news.tell) as session:
+            yield _Site(ctx, settings, session)
+    except RootError as exc:
+        raise Failure(str(exc)) from None
+    except ZkBeatError as exc:
+        where = f"ZooKeeper at {hosts}: " if hosts and hosts not in str(exc) else ""
+        raise Unreachable(f"{where}{exc}") from None
+
+
+# The commands -------------------------------------------------------------------------------------
+
+
+def _timeout(command: Function) -> Function:
+    return click.option(
+        "--timeout",
+        cls=CeleryOption,
+        type=click.FloatRange(min=0, min_open=True),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help_group="zk-beat Options",
+        help="How long to wait: for ZooKeeper, and for what was asked to be done.",
+    )(command)
+
+
+def _json(command: Function) -> Function:
+    return click.option(
+        "--json",
+        "as_json",
+        cls=CeleryOption,
+        is_flag=True,
+        help_group="zk-beat Options",
+        help="One JSON object, as docs/status.md describes it.",
+    )(command)
+
+
+def _complete_entry(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    try:
+        app: Any = find_app(ctx.find_root().params["app"])
+        return [name for name in app.conf.beat_schedule if str(name).startswith(incomplete)]
+    except Exception:  # a shell that waits for a completion is no place for an error
+        return []
+
+
+def _entry(required: bool) -> Callable[[Function], Function]:
+    return click.argument("entry", required=required, shell_complete=_complete_entry)
+
+
+@click.group(name="zk-beat")
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+def zk_beat(ctx: click.Context, **kwargs: Any) -> None:
+    """See and steer the beats of an app that share a ZooKeeper.
+
+    Needs only ZooKeeper, not the broker; starts no beat. The settings are those of the app
+    (zk_beat_hosts, zk_beat_root, ...).
+
+    \b
+    Exit status:
+      0  fine
+      1  no master that ticks; or what was asked was refused, or is not done
+      2  ZooKeeper cannot be reached; or a setting, or the command line, is wrong
+
+    \b
+    Example:
+      $ celery -A proj zk-beat status
+    """
+    gc.disable()  # a command lives for a second, and what it makes is no garbage before its end
+    ctx.call_on_close(gc.enable)
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_json
+@_timeout
+@click.pass_context
+def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
+    """Show who is master, what runs next and what is amiss.
+
+    Members are marked whose schedule differs from the one that this command reads from the app,
+    and clocks are compared with ZooKeeper's (+ is ahead). Entries stand in the order in which they
+    run next. The exit status is 0 only if there is a master and it ticks.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat status
+      $ celery -A proj zk-beat status --json | jq .master.id
+    """
+    with _site(ctx, timeout, _News()) as site:
+        snapshot = site.read()
+    if as_json:
+        click.echo(json.dumps(snapshot.to_json()))
+    else:
+        _print(ctx, text.status(snapshot, snapshot.read_at, _style(ctx), _width()))
+    ctx.exit(0 if snapshot.ok else NOT_DONE)
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_timeout
+@click.pass_context
+def watch(ctx: click.Context, timeout: float) -> None:
+    """Show the same live, until Ctrl-C.
+
+    Nothing is polled: ZooKeeper tells what has changed, and only that is read again. Needs the
+    package rich (pip install 'celery-zk-beat[watch]').
+
+    \b
+    Example:
+      $ celery -A proj zk-beat watch
+    """
+    try:
+        from .watch import show
+    except ImportError as exc:
+        raise Unreachable(f"{exc}: pip install 'celery-zk-beat[watch]'") from None
+    if not sys.stdout.isatty():
+        raise Unreachable("watch needs a terminal; `zk-beat status` does not")
+    gc.enable()
+    news = _News()
+    with _site(ctx, timeout, news) as site:
+        reader = Reader(site.session, site.settings, site.scheduler, news.tell)
+        with contextlib.suppress(KeyboardInterrupt):
+            show(reader, news.wait, _style(ctx))
+
+
+@zk_beat.command(cls=CeleryCommand)
+@click.option(
+    "--to",
+    cls=CeleryOption,
+    metavar="ID",
+    help_group="zk-beat Options",
+    help="The standby that is to be master; without, whoever is first.",
+)
+@_timeout
+@click.pass_context
+def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
+    """Have the master hand over to another beat.
+
+    The master first notes what it has published, so nothing is lost or repeated; it stays as a
+    standby. Returns when the next one is elected, and says how long that took. Refused where there
+    is no other beat.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat resign
+      $ celery -A proj zk-beat resign --to host2:4711
+    """
+    news, deadline = _News(), time.monotonic() + timeout
+    with _site(ctx, timeout, news) as site:
+        master = _successor_wanted(site.read(), to)
+        begun = time.monotonic()
+        with Asking(site.session, site.paths, _request(RESIGN, to=to), news.tell) as asking:
+            answer: Answer | None = None
+
+            def next_master() -> dict[str, Any] | None:
+                nonlocal answer
+                answer = answer or asking.answer()
+                if answer is not None and not answer.ok:
+                    raise Failure(f"{master.id}: {answer.text}")
+                found = _read_master(site, news)
+                return found if found.get("epoch", 0) > master.epoch else None
+
+            found = _until(next_master, news, deadline)
+            if found is None:
+                _not_resigned(asking, answer, master, timeout)
+                return
+    took = text.duration(time.monotonic() - begun)
+    _print(ctx, [text.safe(f"{found.get('id')} is master, epoch {found['epoch']}, after {took}")])
+
+
+def _successor_wanted(snapshot: Snapshot, to: str | None) -> Master:
+    """The master, if it can do what is asked."""
+    master = snapshot.master
+    if master is None:
+        raise Failure(f"there is no master under {snapshot.root}, so nobody can resign")
+    others = [member.id for member in snapshot.members if member.id != master.id]
+    if not others:
+        raise Failure(f"{master.id} is the only beat under {snapshot.root}: start another first")
+    if to == master.id:
+        raise Failure(f"{to} is master already")
+    if to is not None and to not in others:
+        raise Failure(f"there is no standby {to!r} under {snapshot.root}: {', '.join(others)}")
+    return master
+
+
+def _read_master(site: _Site, news: _News) -> dict[str, Any]:
+    """The record of the master, empty where there is none; watched, and so is its coming."""
+    site.session.children(site.paths.root, news.tell)
+    node = site.session.read(site.paths.master, news.tell)
+    return {} if node is None else decode(site.paths.master, node.data)
+
+
+def _not_resigned(asking: Asking, answer: Answer | None, master: Master, timeout: float) -> None:
+    if answer is None and asking.take_back():
+        raise Failure(f"{master.id} did not answer within {timeout:g} s; it goes on as master")
+    raise Failure(f"{master.id} resigned, and within {timeout:g} s nobody was elected: see status")
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_entry(required=False)
+@_timeout
+@click.pass_context
+def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
+    """Dispatch nothing of ENTRY, or nothing at all, until `resume`.
+
+    It is kept in ZooKeeper, so it holds for every master to come, and needs no running beat. A run
+    that is already on its way to a worker is not called back. `zk-beat run` works all the same.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat pause invoices
+      $ celery -A proj zk-beat pause
+    """
+    with _site(ctx, timeout, _News()) as site:
+        snapshot = site.read()
+        if entry is not None:
+            _known(snapshot, entry)
+        now = datetime.now(timezone.utc)
+        before, after = _change(site, lambda pauses: pauses.pause(entry, now))
+    since = _pause(after, entry)
+    what = "everything" if entry is None else entry
+    if before == after:
+        _print(ctx, [text.safe(f"{what} is paused already, since {text.iso(since)}")])
+    else:
+        how = "zk-beat resume" if entry is None else f"zk-beat resume {entry}"
+        _print(ctx, [text.safe(f"{what} is paused; `{how}` ends it")])
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_entry(required=False)
+@click.option(
+    "--catch-up/--skip",
+    "catch_up",
+    cls=CeleryOption,
+    default=True,
+    show_default=True,
+    help_group="zk-beat Options",
+    help="Whether what was due meanwhile is run once, or not at all.",
+)
+@_timeout
+@click.pass_context
+def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float) -> None:
+    """Go on dispatching ENTRY, or everything, after `pause`.
+
+    With --catch-up an entry that was due while it was paused runs once, at once. With --skip it
+    runs when it is due next, and its history says what was skipped. Pauses of single entries and
+    that of everything are apart: `resume` without ENTRY ends only the latter.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat resume invoices --skip
+      $ celery -A proj zk-beat resume
+    """
+    with _site(ctx, timeout, _News()) as site:
+        snapshot, now = site.read(), datetime.now(timezone.utc)
+        before, after = _change(site, lambda pauses: pauses.resume(entry, now, not catch_up))
+        if before == after and entry is not None:
+            _known(snapshot, entry)
+    what = "everything" if entry is None else entry
+    if before == after:
+        _print(ctx, [text.safe(f"{what} is not paused{_other_pauses(after, entry)}")])
+        return
+    who = "the next master" if snapshot.master is None else snapshot.master.id
+    missed = f"{who} runs once what was due" if catch_up else f"{who} skips what was due"
+    _print(ctx, [text.safe(f"{what} goes on: {missed}{_other_pauses(after, entry)}")])
+
+
+def _change(site: _Site, change: Callable[[Pauses], Pauses]) -> tuple[Pauses, Pauses]:
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(Conflict):
+            return change_pauses(site.session, site.paths, change)
+    return change_pauses(site.session, site.paths, change)
+
+
+def _pause(pauses: Pauses, entry: str | None) -> datetime | None:
+    return pauses.of(entry).since
+
+
+def _other_pauses(pauses: Pauses, entry: str | None) -> str:
+    """What is still held back when `entry`, or everything, is not."""
+    if entry is not None:
+        held = _pause(pauses, None) is not None
+        return "; but everything is paused: `zk-beat resume` ends that" if held else ""
+    names = [name for name in pauses.entries if _pause(pauses, name) is not None]
+    return f"; still paused: {', '.join(sorted(names))}" if names else ""
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_entry(required=True)
+@_timeout
+@click.pass_context
+def run(ctx: click.Context, entry: str, timeout: float) -> None:
+    """Have the master dispatch ENTRY now, once more.
+
+    With the entry's own arguments and options, as a run of its own: when it is due next does not
+    change. Works while the entry is paused, too. Returns when the broker has it.
+
+    \b
+    Example:
+      $ celery -A proj zk-beat run invoices
+    """
+    news, deadline = _News(), time.monotonic() + timeout
+    with _site(ctx, timeout, news) as site:
+        snapshot = site.read()
+        _known(snapshot, entry)
+        master = snapshot.master
+        if master is None:
+            raise Failure(f"no master under {snapshot.root}: nothing was dispatched")
+        begun = time.monotonic()
+        try:
+            with Asking(site.session, site.paths, _request(RUN, entry), news.tell) as asking:
+                answer = _until(asking.answer, news, deadline) or _withdraw(asking)
+        except Uncertain as exc:
+            raise Unreachable(
+                f"{exc}; whether {entry} was dispatched, `zk-beat history {entry}` tells"
+            ) from None
+        if answer is None:
+            raise Failure(
+                f"{master.id} did not answer within {timeout:g} s: nothing was dispatched"
+            )
+        if not answer.ok or answer.run is None:
+            raise Failure(f"{entry}: {answer.text}: nothing was dispatched")
+        number = answer.run
+        claimed = f"run {number} of {entry}, task id {answer.task_id}"
+        if _until(lambda: _has_left(site, entry, number, news), news, deadline) is None:
+            raise Failure(f"{claimed}: is claimed, and waits for the broker")
+        if number in _dropped(site, entry):
+            raise Failure(f"{claimed}: was dropped; see `zk-beat history {entry}`")
+    took = text.duration(time.monotonic() - begun)
+    _print(ctx, [text.safe(f"{claimed}: dispatched after {took}")])
+
+
+def _withdraw(asking: Asking) -> Answer | None:
+    """None: it is withdrawn, or nobody knows; else the answer that came at the last moment."""
+    if asking.take_back():
+        return None
+    answer = asking.answer()
+    if answer is None:
+        raise Uncertain("the request could not be withdrawn")
+    return answer
+
+
+def _has_left(site: _Site, entry: str, number: int, news: _News) -> bool | None:
+    """True when a run has left the outbox, else None."""
+    path = site.paths.outbox
+    node = site.session.read(path, news.tell)
+    runs = [] if node is None else decode_outbox(path, node.data)
+    return None if any((run.entry, run.number) == (entry, number) for run in runs) else True
+
+
+def _dropped(site: _Site, entry: str) -> tuple[int, ...]:
+    path = site.paths.page(page_of(entry))
+    node = site.session.read(path)
+    states = {} if node is None else decode_page(path, node.data)
+    return states[entry].dropped if entry in states else ()
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_entry(required=False)
+@click.option(
+    "--limit",
+    cls=CeleryOption,
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help_group="zk-beat Options",
+    help="How many runs at most.",
+)
+@_json
+@_timeout
+@click.pass_context
+def history(
+    ctx: click.Context, entry: str | None, limit: int, as_json: bool, timeout: float
+) -> None:
+    """Show what ran last, of ENTRY or of all, and who was master.
+
+    For each instant that was due: when it was dispatched, how late, by whom, and the task id; or
+    why it was skipped. Several missed instants become one run, that of the first. Up to 20 runs of
+    an entry are kept, and the last 50 masters.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat history invoices
+      $ celery -A proj zk-beat history --json --limit 1000
+    """
+    with _site(ctx, timeout, _News()) as site:
+        reader = Reader(site.session, site.settings, site.scheduler)
+        snapshot = reader.read()
+    if entry is not None:
+        _known(snapshot, entry)
+    runs, masters = reader.history(entry, limit), snapshot.masters
+    if as_json:
+        told = {"format": FORMAT, "root": snapshot.root, "entry": entry}
+        click.echo(json.dumps({**told, "runs": plain(runs), "masters": plain(masters)}))
+        return
+    now, style = snapshot.read_at, _style(ctx)
+    _print(ctx, text.history(runs, style, _width(), with_entry=entry is None))
+    if entry is None:
+        _print(ctx, ["", *text.masters(masters, now, style, _width())])
+
+
+# What they share ----------------------------------------------------------------------------------
+
+
+def _known(snapshot: Snapshot, entry: str) -> None:
+    names = [each.name for each in snapshot.entries]
+    if entry not in names:
+        close = difflib.get_close_matches(entry, names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`zk-beat status` lists them"
+        raise Failure(f"no entry {entry!r} in the app's schedule or {snapshot.root}: {hint}")
+
+
+def _request(do: str, entry: str | None = None, to: str | None = None) -> RequestRecord:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = str(os.getuid())
+    by = f"{user}@{socket.gethostname()}"
+    return RequestRecord(do, entry, to, to_text(datetime.now(timezone.utc)), by)
+
+
+def _until(look: Callable[[], T | None], news: _News, deadline: float) -> T | None:
+    """What `look`, which sets a watch, finds; None if it has found nothing by the deadline.
+
+    Raises:
+        Uncertain: there was no connection then.
+    """
+    while True:
+        lost: Uncertain | None = None
+        try:
+            found = look()
+            if found is not None:
+                return found
+        except Uncertain as exc:
+            lost = exc  # it may come back, and says so then
+        if not news.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+            if lost is not None:
+                raise lost
+            return None
+
+
+def _print(ctx: click.Context, lines: Iterable[str]) -> None:
+    encoding = sys.stdout.encoding or "ascii"
+    ctx.obj.echo("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _style(ctx: click.Context) -> text.Style:
+    def style(message: str, colour: str) -> str:
+        how: dict[str, Any] = {"bold": True} if colour == "bold" else {"fg": colour}
+        return str(ctx.obj.style(message, **how))
+
+    return style
+
+
+def _width() -> float:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf

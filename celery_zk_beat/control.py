@@ -1,0 +1,350 @@
+"""What operators ask of the master: to hold entries back, to run one now, to resign.
+
+It all lies in ZooKeeper. What is to last, pauses, is written by who asks, in a znode whose version
+every claim checks: once it is written nothing that is paused is claimed, whoever is master. What is
+done once is a request: an ephemeral znode of who asks, in which the master answers; who loses
+patience takes it back, and a request of which nobody waits for the answer is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from .errors import RootError, ZkBeatError
+from .session import (
+    Check,
+    Create,
+    Delete,
+    Operation,
+    SetData,
+    ZooKeeperSession,
+    changed_path,
+)
+from .znodes import Paths, Record, decode, encode, instant, to_text
+from .znodes import field as _field
+
+RUN, RESIGN = "run", "resign"
+
+#: Most bytes of a request: the answer, in which it is repeated, has to fit into a transaction.
+LARGEST_REQUEST = 100_000
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Nothing is dispatched from `since` on, None where that is over; what was due until `skip` is
+    still to be skipped, by the master, None where nothing is. Instants are aware, UTC."""
+
+    since: datetime | None
+    skip: datetime | None = None
+
+
+_NONE = Pause(None)
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """All of one root. `everything` and those of single entries are independent of each other."""
+
+    everything: Pause = _NONE
+    entries: Mapping[str, Pause] = field(default_factory=dict)
+
+    def of(self, entry: str | None) -> Pause:
+        """That of an entry by name or, with None, of everything."""
+        return self.everything if entry is None else self.entries.get(entry, _NONE)
+
+    def since(self, entry: str) -> datetime | None:
+        """Since when an entry is held back, None where it is not."""
+        held = [each.since for each in (self.everything, self.of(entry)) if each.since is not None]
+        return min(held, default=None)
+
+    def skip_until(self, entry: str) -> datetime | None:
+        """The instant up to which what the entry missed is to be skipped, None for none. What is
+        said of everything does not count for one that is held back by name."""
+        own = self.of(entry)
+        pauses = (own,) if own.since is not None else (self.everything, own)
+        return max((each.skip for each in pauses if each.skip is not None), default=None)
+
+    @property
+    def skips(self) -> bool:
+        """Whether there is something to be skipped."""
+        return any(each.skip is not None for each in (self.everything, *self.entries.values()))
+
+    def without_skips(self, of: Callable[[str], bool]) -> Pauses:
+        """Once what is to be skipped of these entries, and of everything, was."""
+        entries = {
+            name: replace(each, skip=None) if of(name) else each
+            for name, each in self.entries.items()
+        }
+        return Pauses(
+            replace(self.everything, skip=None),
+            {name: each for name, each in entries.items() if each != _NONE},
+        )
+
+    def pause(self, entry: str | None, at: datetime) -> Pauses:
+        """With an entry, or None: everything, held back from `at` on; as it is where it is so
+        already."""
+        before = self.of(entry)
+        return self if before.since is not None else self._with(entry, replace(before, since=at))
+
+    def resume(self, entry: str | None, at: datetime, skip: bool) -> Pauses:
+        """With an entry, or None: everything, held back no longer."""
+        before = self.of(entry)
+        if before.since is None:
+            return self
+        return self._with(entry, Pause(None, at if skip else before.skip))
+
+    def _with(self, entry: str | None, pause: Pause) -> Pauses:
+        if entry is None:
+            return replace(self, everything=pause)
+        entries = {**self.entries, entry: pause}
+        return replace(self, entries={k: v for k, v in entries.items() if v != _NONE})
+
+    def encode(self) -> bytes:
+        fields = {name: _pause_fields(pause) for name, pause in self.entries.items()}
+        return encode({"all": _pause_fields(self.everything), "entries": fields})
+
+    @classmethod
+    def decode(cls, path: str, data: bytes) -> Pauses:
+        """Empty `data` is none at all.
+
+        Raises:
+            RootError: not to be understood.
+        """
+        if not data:
+            return cls()
+        fields = decode(path, data)
+        entries = _field(path, fields, "entries", dict)
+        return cls(
+            _pause(path, fields.get("all")),
+            {name: _pause(path, each) for name, each in entries.items()},
+        )
+
+
+def _pause_fields(pause: Pause) -> dict[str, Any]:
+    instants = {"since": pause.since, "skip": pause.skip}
+    return {name: None if at is None else to_text(at) for name, at in instants.items()}
+
+
+def _pause(path: str, fields: Any) -> Pause:
+    fields = _field(path, {"pause": fields}, "pause", dict)
+    names = [name for name in ("since", "skip") if fields.get(name) is not None]
+    return replace(_NONE, **{name: instant(path, fields, name) for name in names})
+
+
+@dataclass(frozen=True)
+class RequestRecord(Record):
+    """What is asked. `do` is "run", of `entry`, or "resign", perhaps in favour of the beat `to`;
+    `asked` is ISO 8601 UTC, `by` who asks, for the log and the history."""
+
+    do: str
+    entry: str | None
+    to: str | None
+    asked: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The master's. `text` is one line for a human; `run` and `task_id` are of a claimed run."""
+
+    ok: bool
+    text: str
+    run: int | None = None
+    task_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """As the master sees it: open, in the znode `path`."""
+
+    path: str
+    record: RequestRecord
+
+    def answer(self, answer: Answer) -> Operation:
+        """To be part of the transaction that does what was asked. It is refused when the request
+        was taken back, or answered already."""
+        return SetData(self.path, encode({**asdict(self.record), **asdict(answer)}), version=0)
+
+
+class Control:
+    """The master's side. For one thread; all but `wake` raises as :meth:`ZooKeeperSession.read`.
+
+    Args:
+        wake: called on kazoo's thread when an operator wrote something: :meth:`read` it.
+    """
+
+    def __init__(self, session: ZooKeeperSession, paths: Paths, wake: Callable[[], None]) -> None:
+        self._session = session
+        self._paths = paths
+        self._wake = wake
+        #: The requests that ZooKeeper does not let us answer.
+        self._given_up: set[str] = set()
+        self.forget()
+
+    def forget(self) -> None:
+        """What is known was of another time as master."""
+        #: Whether something was written since it was read, and whether it was pauses.
+        self.stale = self.pauses_stale = True
+        self.pauses = Pauses()
+        #: Why the pauses cannot be understood, None when they can; while it is so, everything is
+        #: held back, for what is late can be caught up with.
+        self.damage: RootError | None = None
+        self._version = 0
+
+    def read(self) -> list[Request]:
+        """Reads the pauses, and returns the requests that are open."""
+        self.stale = self.pauses_stale = False
+        try:
+            pauses, requests = self._session.read_all(
+                [self._paths.pauses, self._paths.requests], watch=self._on_watch
+            )
+            if pauses is None or requests is None:
+                for path in (self._paths.pauses, self._paths.requests):
+                    self._session.ensure(path)
+                return self.read()
+            names = sorted(self._session.children(self._paths.requests))
+            paths = [path for path in map(self._paths.request, names) if path not in self._given_up]
+            nodes = self._session.read_all(paths) if paths else []
+        except ZkBeatError:
+            self.stale = self.pauses_stale = True
+            raise
+        self.damage = None
+        self._version = pauses.version
+        try:
+            self.pauses = Pauses.decode(self._paths.pauses, pauses.data)
+        except RootError as exc:
+            self.damage = exc
+        return [
+            Request(path, record)
+            for path, node in zip(paths, nodes)
+            if node is not None and node.version == 0
+            for record in self._understood(path, node.data)
+        ]
+
+    def holds(self, entry: str) -> bool:
+        """Whether nothing of the entry is to be dispatched."""
+        return self.damage is not None or self.pauses.since(entry) is not None
+
+    @property
+    def unchanged(self) -> Operation:
+        """For a claim: refuses it when the pauses are no longer as they were read."""
+        return Check(self._paths.pauses, self._version)
+
+    def skipped(self, epoch: int, of: Callable[[str], bool]) -> None:
+        """Writes down that what is to be skipped of these entries, and of everything, was."""
+        pauses = self.pauses.without_skips(of)
+        if pauses == self.pauses:
+            return
+        self._session.commit(
+            Check(self._paths.epoch, epoch),
+            SetData(self._paths.pauses, pauses.encode(), self._version),
+        )
+        self.pauses = pauses
+        self._version += 1
+
+    def give_up(self, request: Request) -> None:
+        """Has it be left alone."""
+        self._given_up.add(request.path)
+
+    def _understood(self, path: str, data: bytes) -> list[RequestRecord]:
+        if len(data) > LARGEST_REQUEST:
+            return []  # nobody who uses this package waits for an answer to it
+        try:
+            return [RequestRecord.decode(path, data)]
+        except RootError:
+            return []
+
+    def _on_watch(self, event: object) -> None:
+        if changed_path(event) != self._paths.requests:
+            self.pauses_stale = True
+        self.stale = True
+        self._wake()
+
+
+# The side of who asks ---------------------------------------------------------------------------
+
+
+def change_pauses(
+    session: ZooKeeperSession, paths: Paths, change: Callable[[Pauses], Pauses]
+) -> tuple[Pauses, Pauses]:
+    """Writes what `change` makes of the pauses, unless it leaves them as they are.
+
+    Returns:
+        the pauses before and after.
+
+    Raises:
+        RootError: they are not to be understood, or nothing of ours is under this root.
+        Uncertain, ZooKeeperError: as :meth:`ZooKeeperSession.commit`.
+        Conflict: somebody else changed them at the same time: again, please.
+    """
+    node = session.read(paths.pauses)
+    if node is None:
+        raise RootError(
+            f"{paths.pauses}: no such znode: no beat of this release has run under this root yet"
+        )
+    before = Pauses.decode(paths.pauses, node.data)
+    after = change(before)
+    if after != before:
+        session.commit(SetData(paths.pauses, after.encode(), node.version))
+    return before, after
+
+
+class Asking:
+    """A request, from making it to taking it back; a context manager.
+
+    Args:
+        on_change: called on kazoo's thread when there may be an answer.
+    """
+
+    def __init__(
+        self,
+        session: ZooKeeperSession,
+        paths: Paths,
+        record: RequestRecord,
+        on_change: Callable[[object], None],
+    ) -> None:
+        self._session = session
+        self._requests = paths.requests
+        self._path = paths.request(uuid.uuid4().hex)
+        self._record = record
+        self._on_change = on_change
+
+    def __enter__(self) -> Asking:
+        """Raises as :meth:`ZooKeeperSession.commit`."""
+        self._session.commit(
+            Create(self._path, self._record.encode(), ephemeral=True),
+            SetData(self._requests, b""),
+        )
+        return self
+
+    def answer(self) -> Answer | None:
+        """The master's answer, None as long as there is none. Raises as
+        :meth:`ZooKeeperSession.read`."""
+        node = self._session.read(self._path, watch=self._on_change)
+        if node is None or node.version == 0:
+            return None
+        fields = decode(self._path, node.data)
+        run, task_id = fields.get("run"), fields.get("task_id")
+        return Answer(
+            fields.get("ok") is True,
+            str(fields.get("text", "")),
+            run if isinstance(run, int) else None,
+            task_id if isinstance(task_id, str) else None,
+        )
+
+    def take_back(self) -> bool:
+        """Whether there was no answer yet, so that nothing will be done."""
+        try:
+            self._session.commit(Delete(self._path, version=0))
+        except ZkBeatError:
+            return False
+        return True
+
+    def __exit__(self, *exc: object) -> None:
+        with contextlib.suppress(ZkBeatError):  # it goes with the session, too
+            self._session.commit(Delete(self._path))

@@ -1,0 +1,189 @@
+"""What is remembered of runs, and how it lies in the pages and the outbox. Pure: no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+from .znodes import count, decode, encode, field, instant, to_text
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+#: Of the year 9999.
+_LATEST_MS = 253_370_764_800_000
+#: Most that is remembered of an entry's past; of all entries on one page together.
+HISTORY, HISTORY_OF_PAGE = 20, 200
+#: Most characters of a note in it.
+_LONGEST_NOTE = 200
+
+
+class PastRun(NamedTuple):
+    """What became of an instant at which an entry was due. Compact, for a page holds hundreds.
+
+    Attributes:
+        number: of the run; None where there was none, because it was skipped.
+        due_ms, at_ms: milliseconds since 1970: what :attr:`due` and :attr:`at` are made of.
+        epoch: of the master that dispatched or skipped it.
+        note: what is to be said of it, such as why it was skipped.
+    """
+
+    number: int | None
+    due_ms: int
+    at_ms: int
+    epoch: int
+    note: str | None = None
+
+    @classmethod
+    def of(
+        cls, number: int | None, due: datetime, at: datetime, epoch: int, note: str | None = None
+    ) -> PastRun:
+        return cls(number, _milliseconds(due), _milliseconds(at), epoch, note)
+
+    @property
+    def due(self) -> datetime:
+        """The instant that it was for: aware, UTC."""
+        return _EPOCH + timedelta(milliseconds=self.due_ms)
+
+    @property
+    def at(self) -> datetime:
+        """When it was dispatched (to within the milliseconds from claim to publish) or skipped."""
+        return _EPOCH + timedelta(milliseconds=self.at_ms)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is remembered of an entry. Instants are aware, UTC.
+
+    Attributes:
+        last_run_at: when its last run was claimed; before the first, when it was first seen.
+        total_run_count: number of its last run, 0 before the first.
+        due: the instant that the last run was for, None before the first.
+        dropped: numbers of the last runs that were dropped, by the recovery policy.
+        unnamed_since: since when no master's schedule named the entry, None while one does.
+        history: what became of the last instants at which it was due, newest last.
+    """
+
+    last_run_at: datetime
+    total_run_count: int = 0
+    due: datetime | None = None
+    dropped: tuple[int, ...] = ()
+    unnamed_since: datetime | None = None
+    history: tuple[PastRun, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of one entry. Instants are aware, UTC.
+
+    Attributes:
+        entry: the entry's name.
+        number: counts the entry's runs from 1, for ever.
+        due: the earliest instant at which the entry was due and had not run.
+        claimed: when it is claimed: the entry's next ``last_run_at``.
+        epoch: of the master that claims it.
+        extra: an operator asked for it, at `due`; the entry's ``last_run_at`` stays as it is.
+    """
+
+    entry: str
+    number: int
+    due: datetime
+    claimed: datetime
+    epoch: int
+    extra: bool = False
+
+
+def encode_page(states: dict[str, RunState]) -> bytes:
+    return encode({"entries": {name: _state_fields(state) for name, state in states.items()}})
+
+
+def _state_fields(state: RunState) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "last_run_at": to_text(state.last_run_at),
+        "total_run_count": state.total_run_count,
+    }
+    # What most entries have not is left out: a page is written whole.
+    if state.due is not None:
+        fields["due"] = to_text(state.due)
+    if state.dropped:
+        fields["dropped"] = list(state.dropped)
+    if state.unnamed_since is not None:
+        fields["unnamed_since"] = to_text(state.unnamed_since)
+    if state.history:
+        fields["history"] = [past if past.note else past[:-1] for past in state.history]
+    return fields
+
+
+def decode_page(path: str, data: bytes) -> dict[str, RunState]:
+    entries = field(path, decode(path, data), "entries", dict)
+    return {name: _decode_state(path, fields) for name, fields in entries.items()}
+
+
+def _decode_state(path: str, fields: Any) -> RunState:
+    return RunState(
+        instant(path, fields, "last_run_at"),
+        count(path, fields, "total_run_count"),
+        instant(path, fields, "due") if "due" in fields else None,
+        tuple(field(path, fields, "dropped", list)) if "dropped" in fields else (),
+        instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
+        _decode_history(fields.get("history")),
+    )
+
+
+def _decode_history(items: Any) -> tuple[PastRun, ...]:
+    """Without what is not understood: nothing depends on it."""
+    if not isinstance(items, list):
+        return ()
+    return tuple(run for run in map(_decode_past, items[-HISTORY:]) if run is not None)
+
+
+def _decode_past(item: Any) -> PastRun | None:
+    try:
+        number, due_ms, at_ms, epoch, *note = item
+    except (TypeError, ValueError):
+        return None
+    # A page holds hundreds: by hand, because a loop takes three times as long.
+    if not (
+        (number is None or (type(number) is int and 0 <= number < _LATEST_MS))
+        and (type(due_ms) is int and 0 <= due_ms < _LATEST_MS)
+        and (type(at_ms) is int and 0 <= at_ms < _LATEST_MS)
+        and (type(epoch) is int and 0 <= epoch < _LATEST_MS)
+    ):
+        return None
+    return PastRun(number, due_ms, at_ms, epoch, str(note[0])[:_LONGEST_NOTE] if note else None)
+
+
+def _milliseconds(instant: datetime) -> int:
+    return (instant - _EPOCH) // timedelta(milliseconds=1)
+
+
+def encode_outbox(runs: Iterable[Run]) -> bytes:
+    return encode(
+        {
+            "runs": [
+                {
+                    "entry": run.entry,
+                    "number": run.number,
+                    "due": to_text(run.due),
+                    "claimed": to_text(run.claimed),
+                    "epoch": run.epoch,
+                    **({"extra": True} if run.extra else {}),
+                }
+                for run in runs
+            ]
+        }
+    )
+
+
+def decode_outbox(path: str, data: bytes) -> list[Run]:
+    return [
+        Run(
+            field(path, fields, "entry", str),
+            count(path, fields, "number"),
+            instant(path, fields, "due"),
+            instant(path, fields, "claimed"),
+            count(path, fields, "epoch"),
+            fields.get("extra") is True,
+        )
+        for fields in field(path, decode(path, data), "runs", list)
+    ]

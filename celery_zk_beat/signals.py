@@ -1,0 +1,146 @@
+"""Celery signals that tell of the election and of each run.
+
+They are connected as Celery's own, in the module that makes the app::
+
+    from celery_zk_beat.signals import run_published
+
+    @run_published.connect
+    def note(entry, run, due, **more):
+        ...
+
+A receiver gets keyword arguments: those that are listed here, ``sender`` (the ZooKeeperScheduler)
+and ``signal``. It must accept ``**more``, for a later release may send more. Instants are aware
+datetimes, UTC.
+
+Receivers run one after another on a thread of their own, in the order of the events, so they may
+block for a while; dispatch does not wait for them. What one raises is logged. Nothing is promised:
+a beat that is killed announces no more, one that stops gives its receivers a second, and while one
+hangs, events past the first thousand are dropped. The history in ZooKeeper is what remembers.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from typing import Any
+
+from celery.utils.dispatch import Signal
+
+__all__ = ["beat_demoted", "beat_elected", "run_dropped", "run_published"]
+
+logger = logging.getLogger(__name__)
+
+#: This beat is master. Also sent when it has been all the time, and only the connection to
+#: ZooKeeper was lost for a moment: then the epoch is the one of the last beat_demoted.
+#:
+#: epoch (int): the number of this time as master; grows with every election.
+#: id (str): its zk_beat_id.
+beat_elected = Signal(name="beat_elected", providing_args={"epoch", "id"})
+
+#: This beat is no longer master, or cannot be sure to be, and dispatches nothing.
+#:
+#: epoch (int): of the time as master that has ended.
+#: reason (str): why, as in the log: "stopped", "resigned", "the connection to ZooKeeper is lost".
+beat_demoted = Signal(name="beat_demoted", providing_args={"epoch", "reason"})
+
+#: The broker took a run's message. Sent again, with the same run and task id, where a run is
+#: published again because it was in doubt.
+#:
+#: entry (str): name of the entry.
+#: task (str): name of its task.
+#: run (int): counts the entry's runs, from 1, for ever.
+#: due (datetime): the earliest instant at which the entry was due and had not run.
+#: epoch (int): of the master that published it: this beat.
+#: task_id (str): of the message.
+run_published = Signal(
+    name="run_published", providing_args={"entry", "task", "run", "due", "epoch", "task_id"}
+)
+
+#: A run that was claimed will not be published. It is noted in the entry's state.
+#:
+#: entry (str), run (int), due (datetime): as of run_published.
+#: epoch (int): of the master that dropped it: this beat.
+#: reason (str): why, in words.
+run_dropped = Signal(name="run_dropped", providing_args={"entry", "run", "due", "epoch", "reason"})
+
+#: Most events that wait for receivers.
+MOST_WAITING = 1000
+#: Seconds that a stopping beat gives its receivers for the events that wait.
+DRAIN_TIME = 1.0
+
+
+class Announcer:
+    """Sends signals on a thread of its own, which it starts at the first event that has a receiver.
+
+    Any thread may use it, and signal handlers may: nothing here takes a lock that it waits for.
+
+    Args:
+        sender: what receivers are told that it comes from.
+    """
+
+    def __init__(self, sender: object) -> None:
+        self._sender = sender
+        # SimpleQueue, because its put() is reentrant.
+        self._waiting: queue.SimpleQueue[tuple[Any, dict[str, Any]] | None] = queue.SimpleQueue()
+        #: Taken, for good, by whoever starts the thread.
+        self._start_token = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._sending = ""
+        self._dropped = 0
+        #: On time.monotonic(); None before it is closed.
+        self._patience_ends: float | None = None
+
+    def send(self, signal: Any, /, **arguments: Any) -> None:
+        """Has `signal` sent soon. Never blocks, never raises; does nothing without a receiver."""
+        if not signal.receivers or self._patience_ends is not None:
+            return
+        if self._waiting.qsize() >= MOST_WAITING:
+            self._dropped += 1
+            if self._dropped == 1:
+                logger.warning(
+                    "a receiver of the signal %s takes too long: %d events wait, "
+                    "and further ones are dropped",
+                    self._sending,
+                    MOST_WAITING,
+                )
+            return
+        self._waiting.put((signal, arguments))
+        if self._start_token.acquire(blocking=False):
+            self._start()
+
+    def close(self, timeout: float = DRAIN_TIME) -> None:
+        """Takes no more events, and waits until those that it has are sent, at most `timeout`
+        seconds from the first call."""
+        if self._patience_ends is None:
+            self._patience_ends = time.monotonic() + timeout
+            self._waiting.put(None)
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(max(0.0, self._patience_ends - time.monotonic()))
+        if thread.is_alive():
+            logger.warning("a receiver of the signal %s takes too long: it is left", self._sending)
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="zk-beat-signals", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            logger.warning("signals are not sent: %s", exc)
+            self._patience_ends = 0.0
+        else:
+            self._thread = thread
+
+    def _run(self) -> None:
+        while (event := self._waiting.get()) is not None:
+            signal, arguments = event
+            self._sending = signal.name
+            try:
+                signal.send(self._sender, **arguments)  # logs what a receiver raises
+            except BaseException:  # such as SystemExit, which would end this thread without a word
+                logger.exception("a receiver of the signal %s raised", signal.name)
+            if self._dropped and self._waiting.empty():
+                dropped, self._dropped = self._dropped, 0
+                logger.warning("%d events were dropped; signals are sent again", dropped)

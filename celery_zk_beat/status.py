@@ -1,0 +1,625 @@
+"""One read-only look at an election: who is master, what runs next, what ran last.
+
+It asks ZooKeeper alone, never the broker or a beat, writes nothing and takes part in no election.
+docs/status.md describes what comes out as JSON. What is missing is left out and what cannot be
+understood is named in `warnings`: a look at a half-broken root must not fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import queue
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from .control import Pauses
+from .errors import RootError, ZkBeatError
+from .runs import PastRun, Run, RunState, decode_outbox, decode_page
+from .schedulers import ZooKeeperScheduler
+from .session import Node, ZooKeeperSession, changed_path
+from .settings import Settings
+from .timetable import is_steady, next_run, schedule_text
+from .znodes import FORMAT, Paths, RootRecord, decode, from_text, to_text
+
+#: Seconds after which a master that has not written the outbox is not ticking; it does so every
+#: 30 s at the latest.
+TICKING_WITHIN = 120.0
+#: How long a run is in the outbox without a word of warning.
+_WAITS_QUIETLY = timedelta(seconds=10)
+#: Seconds that a beat's clock may be off without a warning.
+_CLOCK_TOLERANCE = 1.0
+#: Most runs in `recent`.
+MOST_RECENT = 50
+
+
+@dataclass(frozen=True)
+class Master:
+    """Instants are aware, UTC, here and below.
+
+    Attributes:
+        heir: the id of the standby to whom it is handing over, if it is.
+        ticked_at: when its dispatch loop last wrote the outbox, by the server's clock.
+        ticking: whether that, or its election, was less than TICKING_WITHIN ago.
+    """
+
+    id: str
+    host: str
+    pid: int
+    epoch: int
+    since: datetime | None
+    version: str
+    schedule: str | None
+    heir: str | None
+    ticked_at: datetime | None
+    ticking: bool
+
+
+@dataclass(frozen=True)
+class Member:
+    """A beat. `clock_offset`: seconds by which its clock is ahead of the server's, None if it does
+    not tell; `since`: when its process began."""
+
+    id: str
+    host: str
+    pid: int
+    state: str
+    since: datetime | None
+    version: str | None
+    schedule: str | None
+    clock_offset: float | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the asker's schedule, or one of which only ZooKeeper knows (`in_schedule`).
+
+    Attributes:
+        paused: since when.
+        last_run_at: when its last run was dispatched; None before the first.
+        last_due: the instant that its last run was for.
+        next_run_at: None where it cannot be told, and while it is paused.
+        waiting: the number of its run in the outbox.
+    """
+
+    name: str
+    task: str | None
+    schedule: str | None
+    paused: datetime | None
+    last_run_at: datetime | None
+    total_run_count: int
+    last_due: datetime | None
+    next_run_at: datetime | None
+    waiting: int | None
+    in_schedule: bool
+
+
+@dataclass(frozen=True)
+class RecentRun:
+    """A run that was dispatched, or skipped; then `run` is None and `note` says why.
+
+    Attributes:
+        at: when it was dispatched, or the skipping was noted.
+        by: the id of the master of `epoch`, if it is still known.
+    """
+
+    entry: str
+    run: int | None
+    due: datetime
+    at: datetime
+    epoch: int
+    by: str | None
+    task_id: str | None
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One time as master; `until` and `why` are None while it lasts."""
+
+    epoch: int
+    id: str
+    host: str
+    pid: int
+    since: datetime | None
+    until: datetime | None
+    why: str | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one look found; immutable.
+
+    Attributes:
+        app: the app that the root belongs to, None where that is not written.
+        schedule: digest of the asker's schedule.
+        members: the master first, then by id.
+        paused: since when everything is paused.
+        recent: the last runs, newest first.
+        masters: newest first.
+        warnings: what somebody should look at, a line each.
+    """
+
+    hosts: str
+    root: str
+    app: str | None
+    read_at: datetime
+    master: Master | None
+    members: tuple[Member, ...]
+    schedule: str
+    paused: datetime | None
+    entries: tuple[Entry, ...]
+    outbox: tuple[Run, ...]
+    recent: tuple[RecentRun, ...]
+    masters: tuple[Term, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a master that is ticking."""
+        return self.master is not None and self.master.ticking
+
+    def to_json(self) -> dict[str, Any]:
+        """As docs/status.md says: instants are ISO 8601 texts in UTC, seconds numbers."""
+        fields = plain(self)
+        for run in fields["outbox"]:
+            run["run"] = run.pop("number")
+        return {"format": FORMAT, **fields}
+
+
+def read(session: ZooKeeperSession, settings: Settings, scheduler: ZooKeeperScheduler) -> Snapshot:
+    """Looks once.
+
+    Args:
+        session: a connected one.
+        settings: those of the asker, which say where to look.
+        scheduler: the asker's, for its schedule; it need not, and will not, connect.
+
+    Raises:
+        Uncertain: no answer.
+        ZooKeeperError: refused.
+        RootError: the root belongs to another app.
+    """
+    return Reader(session, settings, scheduler).read()
+
+
+def paths_of(settings: Settings) -> Paths:
+    chroot = settings.hosts.partition("/")[2]
+    return Paths((f"/{chroot}" if chroot else "") + settings.root)
+
+
+class Reader:
+    """Looks again and again, and asks only for what has changed. For one thread at a time.
+
+    Args:
+        session, settings, scheduler: as for :func:`read`.
+        on_change: called on kazoo's thread, which it must not block, whenever the next look may
+            find something new; not when the connection comes back, which the session tells.
+            Without it no watch is set, and every look reads everything.
+    """
+
+    def __init__(
+        self,
+        session: ZooKeeperSession,
+        settings: Settings,
+        scheduler: ZooKeeperScheduler,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._scheduler = scheduler
+        self._paths = paths = paths_of(settings)
+        self._on_change = on_change
+        self._digest = scheduler.digest()
+        #: What is always looked at, and what may be missing and come.
+        self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
+        self._parents = (paths.root, paths.members, paths.runs)
+        #: Paths that changed since they were read; None for all of them.
+        self._changed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._changed.put(None)
+        self._nodes: dict[str, Node | None] = {}
+        self._pages: dict[str, _Page] = {}
+        #: An entry as it was last shown, and what it was made of.
+        self._shown: dict[str, tuple[tuple[Any, ...], Entry]] = {}
+
+    def read(self) -> Snapshot:
+        """Raises as :func:`read`; the next look then begins from nothing."""
+        try:
+            self._refresh()
+        except ZkBeatError:
+            self._changed.put(None)
+            raise
+        return self._snapshot(datetime.now(timezone.utc))
+
+    def history(self, entry: str | None, limit: int) -> list[RecentRun]:
+        """The last runs, newest first, of one entry or of all, as far as the last :meth:`read`
+        saw them."""
+        past = (
+            (run, name)
+            for page in self._pages.values()
+            for name in (page.states if entry is None else {entry} & page.states.keys())
+            for run in page.states[name].history
+        )
+        masters = _masters(self._record(self._paths.masters, []))
+        return self._recent(_newest(limit, past), masters)
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        changed = self._take_changed()
+        if not self._session.connected:
+            changed.add(None)  # so that it is said, though the watches have not told it yet
+        if not changed and self._on_change is not None:
+            return
+        everything = None in changed or self._on_change is None
+        watch = None if self._on_change is None else self._on_watch
+        wanted = {path for path in changed if path in self._nodes}
+        # What is missing has no watch of its own: the one on the root tells that it has come.
+        something_came = everything or self._paths.root in changed
+        if something_came:
+            wanted.update(self._fixed)
+        for parent in self._parents:
+            if something_came or parent in changed:
+                names = self._session.children(parent, watch)
+                if parent != self._paths.root:
+                    wanted |= self._follow(parent, names, everything)
+        # The outbox after the pages: what it says is then never older than what they say.
+        paths = sorted(wanted, key=lambda path: (path == self._paths.outbox, path))
+        for path, node in zip(paths, self._session.read_all(paths, watch) if paths else ()):
+            self._nodes[path] = node
+            self._pages.pop(path, None)
+
+    def _take_changed(self) -> set[str | None]:
+        changed = set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                changed.add(self._changed.get_nowait())
+        return changed
+
+    def _follow(self, parent: str, names: Iterable[str], everything: bool) -> set[str]:
+        """Forgets the znodes that are no longer below `parent`; returns those to be read."""
+        there = {f"{parent}/{name}" for name in names}
+        known = {path for path in self._nodes if path.startswith(f"{parent}/")}
+        for path in known - there:
+            del self._nodes[path]
+            self._pages.pop(path, None)
+        return there if everything else there - known
+
+    def _on_watch(self, event: object) -> None:
+        self._changed.put(changed_path(event))
+        if self._on_change is not None:
+            self._on_change()
+
+    # What is where ------------------------------------------------------------------------------
+
+    def _snapshot(self, now: datetime) -> Snapshot:
+        warnings: list[str] = []
+        app = self._app(warnings)
+        master = self._master(warnings, now)
+        members = self._members(warnings)
+        outbox = self._outbox(warnings)
+        pages = self._read_pages(warnings)
+        masters = _masters(self._record(self._paths.masters, warnings))
+        pauses = self._pauses(warnings)
+        paused = pauses.everything.since
+        past = (each for page in pages for each in page.newest)
+        warnings[:0] = [
+            *_about_master(master, now),
+            *_about_pause(paused),
+            *_about_clocks(members),
+            *_about_schedules(self._digest, members),
+            *_about_outbox(outbox, now),
+        ]
+        return Snapshot(
+            hosts=self._settings.hosts,
+            root=self._settings.root,
+            app=app,
+            read_at=now,
+            master=master,
+            members=tuple(members),
+            schedule=self._digest,
+            paused=paused,
+            entries=tuple(self._entries(pages, outbox, pauses, now)),
+            outbox=tuple(outbox),
+            recent=tuple(self._recent(_newest(MOST_RECENT, past), masters)),
+            masters=tuple(masters),
+            warnings=tuple(warnings),
+        )
+
+    def _app(self, warnings: list[str]) -> str | None:
+        path = self._paths.root
+        node = self._nodes.get(path)
+        if node is None:
+            warnings.append(
+                f"{path}: no such znode: no beat has run there yet (zk_beat_hosts, zk_beat_root)"
+            )
+        if node is None or not node.data:
+            return None
+        owner = RootRecord.decode(path, node.data).app
+        if self._settings.app is not None and owner != self._settings.app:
+            raise RootError(
+                f"{path} belongs to the app {owner!r}, and this is {self._settings.app!r}: give "
+                "each app a root of its own (zk_beat_root)"
+            )
+        return owner
+
+    def _master(self, warnings: list[str], now: datetime) -> Master | None:
+        node = self._nodes.get(self._paths.master)
+        fields = self._record(self._paths.master, warnings)
+        if node is None:
+            return None
+        outbox = self._nodes.get(self._paths.outbox)
+        ticked_at = None if outbox is None else datetime.fromtimestamp(outbox.mtime, timezone.utc)
+        # One that was elected just now may not have ticked yet.
+        alive_at = max(node.mtime, 0.0 if outbox is None else outbox.mtime)
+        return Master(
+            id=_text(fields.get("id")),
+            host=_text(fields.get("host")),
+            pid=_number(fields.get("pid")),
+            epoch=_number(fields.get("epoch")),
+            since=_instant(fields.get("since")),
+            version=_text(fields.get("version")),
+            schedule=_text_or_none(fields.get("schedule")),
+            heir=_text_or_none(fields.get("heir")),
+            ticked_at=ticked_at,
+            ticking=now.timestamp() - alive_at < TICKING_WITHIN,
+        )
+
+    def _members(self, warnings: list[str]) -> list[Member]:
+        members = []
+        for path, node in self._below(self._paths.members):
+            if fields := self._record(path, warnings):
+                members.append(
+                    Member(
+                        id=_text(fields.get("id")),
+                        host=_text(fields.get("host")),
+                        pid=_number(fields.get("pid")),
+                        state=_text(fields.get("state")),
+                        since=_instant(fields.get("since")),
+                        version=_text_or_none(fields.get("version")),
+                        schedule=_text_or_none(fields.get("schedule")),
+                        clock_offset=_offset(_instant(fields.get("written")), node),
+                    )
+                )
+        return sorted(members, key=lambda member: (member.state != "master", member.id))
+
+    def _outbox(self, warnings: list[str]) -> list[Run]:
+        node = self._nodes.get(self._paths.outbox)
+        try:
+            return [] if node is None else decode_outbox(self._paths.outbox, node.data)
+        except RootError as exc:
+            warnings.append(str(exc))
+            return []
+
+    def _pauses(self, warnings: list[str]) -> Pauses:
+        node = self._nodes.get(self._paths.pauses)
+        try:
+            return Pauses() if node is None else Pauses.decode(self._paths.pauses, node.data)
+        except RootError as exc:
+            warnings.append(f"{exc}; until then nothing is dispatched")
+            return Pauses()
+
+    def _read_pages(self, warnings: list[str]) -> list[_Page]:
+        for path, node in self._below(self._paths.runs):
+            if path not in self._pages:
+                self._pages[path] = _Page.of(path, node.data)
+        warnings += [page.damage for page in self._pages.values() if page.damage]
+        return list(self._pages.values())
+
+    def _below(self, parent: str) -> Iterator[tuple[str, Node]]:
+        for path, node in self._nodes.items():
+            if node is not None and path.startswith(f"{parent}/"):
+                yield path, node
+
+    def _record(self, path: str, warnings: list[str]) -> dict[str, Any]:
+        """The fields of a record; none, and perhaps a warning, where there is no such record."""
+        node = self._nodes.get(path)
+        if node is None or not node.data:
+            return {}
+        try:
+            return decode(path, node.data)
+        except RootError as exc:
+            warnings.append(str(exc))
+            return {}
+
+    # What follows from it -----------------------------------------------------------------------
+
+    def _entries(
+        self,
+        pages: Iterable[_Page],
+        outbox: Iterable[Run],
+        pauses: Pauses,
+        now: datetime,
+    ) -> list[Entry]:
+        schedule = dict(self._scheduler.schedule)
+        waiting = {run.entry: run.number for run in outbox}
+        states = {name: state for page in pages for name, state in page.states.items()}
+        before, self._shown = self._shown, {}
+        for name in sorted({*schedule, *states}):
+            entry = schedule.get(name)
+            made_of = (
+                states.get(name),
+                waiting.get(name),
+                pauses.of(name).since,
+                pauses.since(name) is not None,
+                None if entry is None or is_steady(entry.schedule) else now,
+                entry,
+            )
+            known = before.get(name)
+            if known is None or known[0] != made_of:
+                known = made_of, _entry(name, *made_of)
+            self._shown[name] = known
+        return [entry for _, entry in self._shown.values()]
+
+    def _recent(
+        self, past: Iterable[tuple[PastRun, str]], masters: Iterable[Term]
+    ) -> list[RecentRun]:
+        ids = {master.epoch: master.id for master in masters}
+        return [
+            RecentRun(
+                entry=name,
+                run=run.number,
+                due=run.due,
+                at=run.at,
+                epoch=run.epoch,
+                by=ids.get(run.epoch),
+                task_id=None if run.number is None else self._scheduler.task_id(name, run.number),
+                note=run.note,
+            )
+            for run, name in past
+        ]
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What a page holds; `damage` says why that is not to be understood."""
+
+    states: dict[str, RunState]
+    newest: list[tuple[PastRun, str]]
+    damage: str = ""
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> _Page:
+        try:
+            states = decode_page(path, data)
+        except RootError as exc:
+            return cls({}, [], f"{exc}; until then the entries on this page do not run")
+        past = ((run, name) for name, state in states.items() for run in state.history)
+        return cls(states, _newest(MOST_RECENT, past))
+
+
+def _newest(limit: int, past: Iterable[tuple[PastRun, str]]) -> list[tuple[PastRun, str]]:
+    return heapq.nlargest(limit, past, key=lambda each: (each[0].at_ms, each[1]))
+
+
+def _entry(
+    name: str,
+    state: RunState | None,
+    waiting: int | None,
+    paused: datetime | None,
+    held: bool,
+    now: datetime | None,
+    entry: Any,
+) -> Entry:
+    next_run_at = None
+    if entry is not None and state is not None and not held:
+        next_run_at = next_run(entry, state.last_run_at)
+    return Entry(
+        name=name,
+        task=None if entry is None else str(entry.task),
+        schedule=None if entry is None else schedule_text(entry.schedule),
+        paused=paused,
+        last_run_at=None if state is None else _last_run_at(state),
+        total_run_count=0 if state is None else state.total_run_count,
+        last_due=None if state is None else state.due,
+        next_run_at=next_run_at,
+        waiting=waiting,
+        in_schedule=entry is not None,
+    )
+
+
+def _last_run_at(state: RunState) -> datetime | None:
+    """Not that of the state, from which the entry's clock runs: it is also set by a run that is
+    skipped, and not by one that an operator asks for."""
+    for past in reversed(state.history):
+        if past.number is not None:
+            return past.at
+    return state.last_run_at if state.total_run_count else None
+
+
+def _masters(record: Mapping[str, Any]) -> list[Term]:
+    listed = record.get("masters")
+    return [
+        Term(
+            epoch=_number(fields.get("epoch")),
+            id=_text(fields.get("id")),
+            host=_text(fields.get("host")),
+            pid=_number(fields.get("pid")),
+            since=_instant(fields.get("since")),
+            until=_instant(fields.get("until")),
+            why=_text_or_none(fields.get("why")),
+        )
+        for fields in reversed(listed if isinstance(listed, list) else [])
+        if isinstance(fields, dict)
+    ]
+
+
+def _about_master(master: Master | None, now: datetime) -> Iterator[str]:
+    if master is None:
+        yield "there is no master: nothing is dispatched"
+    elif not master.ticking:
+        since = "" if master.ticked_at is None else f" since {_short(master.ticked_at)}"
+        yield f"{master.id} is master, but has not ticked{since}: does it hang?"
+    if master is not None and master.ticked_at is not None:
+        ahead = (master.ticked_at - now).total_seconds()
+        if ahead > _CLOCK_TOLERANCE:
+            yield f"the clock of this machine is {ahead:.1f} s behind ZooKeeper's"
+
+
+def _about_pause(paused: datetime | None) -> Iterator[str]:
+    if paused is not None:
+        yield f"everything is paused since {_short(paused)}"
+
+
+def _about_clocks(members: Iterable[Member]) -> Iterator[str]:
+    for member in members:
+        offset = member.clock_offset
+        if offset is not None and abs(offset) > _CLOCK_TOLERANCE:
+            side = "ahead of" if offset > 0 else "behind"
+            yield f"the clock of {member.id} is {abs(offset):.1f} s {side} ZooKeeper's"
+
+
+def _about_schedules(digest: str, members: Iterable[Member]) -> Iterator[str]:
+    other = [member.id for member in members if member.schedule not in (digest, None)]
+    if other:
+        yield (
+            f"another schedule than the one here: {', '.join(other)}; is a deploy under way, or "
+            "is this another configuration?"
+        )
+
+
+def _about_outbox(outbox: Iterable[Run], now: datetime) -> Iterator[str]:
+    waiting = [run.claimed for run in outbox if now - run.claimed > _WAITS_QUIETLY]
+    if waiting:
+        runs = "1 run waits" if len(waiting) == 1 else f"{len(waiting)} runs wait"
+        yield f"outbox: {runs} for the broker since {_short(min(waiting))}"
+
+
+def _offset(written: datetime | None, node: Node) -> float | None:
+    return None if written is None else round(written.timestamp() - node.mtime, 3)
+
+
+def _instant(value: Any) -> datetime | None:
+    try:
+        return from_text(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _short(instant: datetime) -> str:
+    return instant.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """What :mod:`json` takes, of any of the above."""
+    if isinstance(value, datetime):
+        return to_text(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if fields := getattr(value, "__dataclass_fields__", None):
+        return {name: plain(getattr(value, name)) for name in fields}
+    return value

@@ -1,0 +1,110 @@
+"""What Celery's entries and schedules say of time. All that looks into a schedule is here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import celery.schedules
+from celery.schedules import crontab
+
+
+def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
+    """When an entry that last ran at `last_run_at` (aware) is due again, in UTC; perhaps in the
+    past. None where its schedule cannot tell. From any thread."""
+    schedule = entry.schedule
+    try:
+        if is_steady(schedule):
+            # What is left, from any instant, and that instant make the next run, exactly; and it
+            # takes half the time when the clock need not be asked. A copy, for beat uses it, too.
+            last = now = last_run_at.astimezone(schedule.tz)
+            schedule = _copy_at(schedule, now)
+        else:
+            now, last = entry.default_now(), as_of(entry, last_run_at)
+        left: timedelta = schedule.remaining_estimate(last)
+        return to_utc(now) + left
+    except Exception:
+        return None
+
+
+def is_steady(schedule: Any) -> bool:
+    """Whether :func:`next_run` has one answer, whenever it is asked."""
+    kinds = (crontab, celery.schedules.schedule)
+    return type(schedule) in kinds and schedule.nowfun is None
+
+
+def _copy_at(schedule: Any, now: datetime) -> Any:
+    """For which it is always `now`; much faster than :mod:`copy`, which parses a crontab anew."""
+    copied = object.__new__(type(schedule))
+    vars(copied).update(vars(schedule), nowfun=lambda: now)
+    return copied
+
+
+def schedule_text(schedule: Any) -> str:
+    """For people: ``every 10 s``, ``crontab 0 3 * * 1``, or what its class shows."""
+    if type(schedule) is celery.schedules.schedule:
+        return f"every {schedule.run_every.total_seconds():g} s"
+    if type(schedule) is crontab:
+        return repr(schedule)[1:].replace(":", "", 1).partition(" (")[0]
+    return shown(schedule)
+
+
+def shown(schedule: Any) -> str:
+    """The same in every process, also where a class shows no more than its address."""
+    kind: Any = type(schedule)
+    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(schedule)
+
+
+def due_instant(entry: Any) -> datetime:
+    """The earliest instant, UTC, at which an entry is due after its last run; the present one
+    where its schedule's class does not say."""
+    now = to_utc(entry.default_now())
+    try:
+        return to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
+    except Exception:  # a class that has only is_due()
+        return now
+
+
+def missed_instant(entry: Any, until: datetime) -> tuple[datetime, datetime] | None:
+    """The earliest instant at which an entry was due after its last run, and `until`, or the
+    present one where that is earlier: a clock elsewhere may be ahead. UTC; None where it was not
+    due by then. A class that does not say when is taken at its word on whether it is due now."""
+    with at_one_instant(entry.schedule):
+        now = to_utc(entry.default_now())
+        until = min(until, now)
+        try:
+            due = to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
+        except Exception:  # a class that has only is_due()
+            due = until if entry.is_due()[0] else now + timedelta.resolution
+        return (due, until) if due <= until else None
+
+
+@contextlib.contextmanager
+def at_one_instant(schedule: Any) -> Iterator[None]:
+    """Within, it is always the same now for a schedule of Celery's, which looks at the clock
+    several times to say whether and since when it is due: a pause between two of them would show
+    in the instant that comes out."""
+    if not hasattr(schedule, "nowfun"):  # a class of the user's, which need not have one
+        yield
+        return
+    now, nowfun = schedule.now(), schedule.nowfun
+    schedule.nowfun = lambda: now
+    try:
+        yield
+    finally:
+        schedule.nowfun = nowfun
+
+
+def to_utc(instant: datetime) -> datetime:
+    """Celery takes a naive one for UTC."""
+    if instant.tzinfo is None:
+        return instant.replace(tzinfo=timezone.utc)
+    return instant.astimezone(timezone.utc)
+
+
+def as_of(entry: Any, instant: datetime) -> datetime:
+    """`instant` in the manner of the entry's own clock: its time zone, or naive."""
+    zone = entry.default_now().tzinfo
+    return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)

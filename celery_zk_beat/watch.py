@@ -1,0 +1,56 @@
+"""``zk-beat watch``: a snapshot on the screen that follows ZooKeeper. Needs rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from . import text
+from .errors import Uncertain
+from .status import Reader, Snapshot
+
+#: Seconds in which changes are gathered before they are read.
+_GATHER = 0.1
+#: Seconds between two pictures when nothing changes: ages grow.
+_EVERY = 1.0
+
+
+def show(reader: Reader, wait: Callable[[float], bool], style: text.Style) -> None:
+    """Until it is interrupted.
+
+    Args:
+        wait: waits for a change, or the connection to come or go, for at most so many seconds.
+
+    Raises:
+        as :func:`~.status.read`; but a connection that is lost is waited for.
+    """
+    console = Console(highlight=False)
+    snapshot, lost = reader.read(), False
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(_picture(snapshot, lost, console, style), refresh=True)
+            if wait(_EVERY):
+                time.sleep(_GATHER)
+            try:
+                # Asks for nothing where nothing has changed; but what is late may be so by now.
+                snapshot, lost = reader.read(), False
+            except Uncertain:
+                lost = True
+
+
+def _picture(snapshot: Snapshot, lost: bool, console: Console, style: text.Style) -> Text:
+    now = datetime.now(timezone.utc)
+    lines = text.status(snapshot, now, style, console.width, console.height - lost)
+    if lost:
+        when = text.age(snapshot.read_at, now)
+        lines.insert(0, style(f"ZooKeeper does not answer; this is what it said {when}", "red"))
+    picture = Text("\n").join(
+        Text.from_ansi(line, no_wrap=True) for line in lines[: console.height]
+    )
+    picture.no_wrap = True
+    return picture

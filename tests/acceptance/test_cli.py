@@ -1,0 +1,363 @@
+"""`celery -A app zk-beat ...`, with real beats."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kazoo.client import KazooClient
+
+from celery_zk_beat import MasterElection
+from celery_zk_beat.cli import NOT_DONE, UNREACHABLE
+from celery_zk_beat.znodes import Paths
+from example_project.processes import REPOSITORY
+from example_project.servers import Process, Redis, ZooKeeper, wait_until
+from tests.conftest import PATIENCE
+
+from .conftest import APP, Site
+
+COMMANDS = (
+    ("status",),
+    ("status", "--json"),
+    ("history",),
+    ("pause",),
+    ("resume", "often", "--skip"),
+    ("run", "often"),
+    ("resign",),
+)
+
+
+def refused(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
+    """It ended with this exit code, and one line that holds these words."""
+    assert done.returncode == exit_code, done
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    for word in words:
+        assert word in line
+
+
+def did(done: subprocess.CompletedProcess[str], pattern: str) -> re.Match[str]:
+    assert done.returncode == 0, done
+    assert done.stderr == ""
+    found = re.search(pattern, done.stdout)
+    assert found is not None, done.stdout
+    return found
+
+
+def state_of(site: Site) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(site.zk_beat("status", "--json").stdout)
+    return told
+
+
+def beats(site: Site, *names: str) -> dict[str, Process]:
+    """Beats of these names; all are there, and one of them has dispatched something."""
+    started = {name: site.beat(name) for name in names}
+    for beat in started.values():
+        beat.wait_for_log("elected", PATIENCE)
+    site.wait(lambda history: history, "a run")
+    return started
+
+
+def test_status_and_history(site: Site) -> None:
+    """Who is master, what runs next, what ran: as tables for people, as JSON for programs."""
+    site.schedule(often=0.2, seldom=3600)
+    running = beats(site, "one", "two")
+    told = state_of(site)
+    assert {member["id"] for member in told["members"]} == {"one", "two"}
+    master = told["master"]
+    assert master["ticking"]
+    assert master["pid"] == running[master["id"]].pid
+    assert told["warnings"] == []
+
+    text = site.console("status")
+    did(text, rf"(?m)^master +{master['id']}, epoch 1, since .*Z \(.+\)$")
+    did(text, r"(?m)^master .* (one|two)$")
+    did(text, r"(?m)^standby .* (one|two)$")
+    did(text, r"in 59 min +- +- +0  every 3600 s  +seldom")
+
+    history = site.zk_beat("history", "often", "--limit", "3")
+    assert len(history.stdout.splitlines()) == 1 + 3
+    did(history, rf"Z +\d+ ms +\d+ +1  {master['id']} +[0-9a-f-]{{36}}")
+    told = json.loads(site.zk_beat("history", "--json").stdout)
+    assert {run["task_id"] for run in told["runs"]} <= {each.id for each in site.history()}
+    assert [term["id"] for term in told["masters"]] == [master["id"]]
+
+
+def test_a_schedule_that_differs(site: Site) -> None:
+    """The status is that of the app that asks; beats with another schedule are marked."""
+    beats(site, "one")
+    done = site.zk_beat("status", beat_schedule={"other": {"task": "x", "schedule": 1}})
+    did(done, r"warning +another schedule than the one here: one")
+    did(done, r"[0-9a-f]{16} differs")
+    did(done, r"not in schedule +often")
+
+
+def test_resign(site: Site) -> None:
+    """To whoever is first, or to a named standby; it returns when the next one is master."""
+    running = beats(site, "one", "two", "three")
+    first = state_of(site)["master"]["id"]
+    second = did(site.console("resign"), r"^(\w+) is master, epoch 2, after \d+ ms$")[1]
+    assert second != first
+    third = ({"one", "two", "three"} - {first, second}).pop()
+    done = site.zk_beat("resign", "--to", third)
+    did(done, rf"^{third} is master, epoch 3, after \d+ ms$")
+    site.wait_for_run(running[third])
+
+    refused(site.zk_beat("resign", "--to", third), NOT_DONE, f"{third} is master already")
+    refused(site.zk_beat("resign", "--to", "four"), NOT_DONE, "'four'", first, second)
+    did(site.zk_beat("history"), rf"{second} +resigned: asked by .+@")
+
+    running[first].terminate()
+    running[second].terminate()
+    wait_until(lambda: len(state_of(site)["members"]) == 1, PATIENCE, "one beat")
+    refused(site.zk_beat("resign"), NOT_DONE, third, "only beat")
+    running[third].terminate()
+    refused(site.zk_beat("resign"), NOT_DONE, "no master")
+
+
+def test_run(site: Site) -> None:
+    """An extra run, under the task id that is told; when the entry is due next stays as it is."""
+    site.schedule(often=0.2, seldom=3600)
+    site.conf["beat_schedule"]["seldom"].update(args=[1, 2], options={"headers": {"mine": 3}})
+    beats(site, "one")
+    due = {entry["name"]: entry["next_run_at"] for entry in state_of(site)["entries"]}
+    done = did(site.console("run", "seldom"), r"run 1 of seldom, task id (\S+): dispatched after")
+    (message,) = [each for each in site.history() if each.task == "seldom"]
+    assert (message.id, message.run) == (done[1], 1)
+    entries = {entry["name"]: entry for entry in state_of(site)["entries"]}
+    assert entries["seldom"]["next_run_at"] == due["seldom"]
+    assert entries["seldom"]["total_run_count"] == 1
+    refused(site.zk_beat("run", "seldmo"), NOT_DONE, "'seldmo'", "did you mean seldom?")
+
+
+def test_run_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:
+    """It says that the run waits; the run is dispatched when the broker is back."""
+    site.schedule(seldom=3600)
+    site.beat("one").wait_for_log("dispatching", PATIENCE)
+    redis_server.stop()
+    done = site.zk_beat("run", "seldom", "--timeout", "1.5")
+    refused(done, NOT_DONE, "run 1 of seldom", "waits for the broker")
+    refused(site.zk_beat("run", "seldom"), NOT_DONE, "run 1 waits for the broker")
+    did(site.zk_beat("status"), r"run 1 waits +seldom")
+    redis_server.start()
+    (message,) = site.wait(lambda history: history, "the run")
+    assert message.id in done.stderr
+
+
+def test_without_a_beat(site: Site, client: KazooClient, root: str) -> None:
+    """What needs a master says so, and nothing comes of it later; what does not is done."""
+    site.schedule(seldom=3600)
+    nowhere = site.zk_beat("status")
+    assert nowhere.returncode == NOT_DONE
+    assert f"{root}: no such znode" in nowhere.stdout
+    refused(site.zk_beat("pause", "seldom"), NOT_DONE, root, "no beat")
+    assert client.exists(root) is None
+
+    beat = site.beat("one")
+    beat.wait_for_log("dispatching", PATIENCE)
+    beat.terminate()
+    paths = Paths(root)
+    epoch = client.get(paths.epoch)[1].version
+    done = site.zk_beat("status")
+    assert done.returncode == NOT_DONE
+    assert "there is no master" in done.stdout
+    refused(site.zk_beat("run", "seldom"), NOT_DONE, root, "no master", "nothing was dispatched")
+    assert client.get_children(paths.requests) == []
+    did(site.zk_beat("pause", "seldom"), "seldom is paused; `zk-beat resume seldom` ends it")
+    did(site.zk_beat("pause", "seldom"), "seldom is paused already, since ")
+    did(site.zk_beat("resume"), "everything is not paused; still paused: seldom")
+    did(site.zk_beat("resume", "seldom", "--skip"), "seldom goes on: the next master skips")
+    did(site.zk_beat("resume", "seldom"), "seldom is not paused")
+    refused(site.zk_beat("resume", "seldmo"), NOT_DONE, "did you mean seldom?")
+    assert client.get(paths.epoch)[1].version == epoch
+    assert client.get_children(paths.members) == []
+
+    site.beat("two").wait_for_log("dispatching", PATIENCE)
+    assert state_of(site)["master"]["epoch"] == epoch + 1
+    assert site.history() == []
+
+
+def test_pause_and_resume(site: Site) -> None:
+    """Nothing of a paused entry is dispatched, whoever is master; what it missed is run once, or
+    skipped, as the operator has it, and its history says so."""
+    site.schedule(often=0.2, other=0.2)
+    running = beats(site, "one", "two")
+
+    def count(task: str) -> int:
+        return sum(message.task == task for message in site.history())
+
+    def wait_for(task: str, more: int = 3) -> None:
+        wanted = count(task) + more
+        site.wait(lambda _: count(task) >= wanted, f"runs of {task}")
+
+    did(site.zk_beat("pause", "often"), "often is paused")
+    wait_for("other", 1)  # the one that was under way when it was paused has arrived
+    before = count("often")
+    wait_for("other")
+    master = state_of(site)["master"]["id"]
+    running[master].terminate()
+    wait_for("other")
+    told = state_of(site)
+    assert told["master"]["id"] != master
+    paused = {entry["name"]: entry["paused"] is not None for entry in told["entries"]}
+    assert paused == {"often": True, "other": False}
+    assert count("often") == before
+    did(site.zk_beat("resume", "often", "--skip"), f"often goes on: {told['master']['id']} skips")
+    wait_for("often")
+    did(site.zk_beat("history", "often"), "skipped .* an operator resumed without catching up")
+
+    did(site.zk_beat("pause"), "everything is paused")
+    done = site.zk_beat("status")
+    did(done, "warning +everything is paused since")
+    before = len(site.history())
+    did(site.zk_beat("resume"), "everything goes on: .* runs once what was due")
+    site.wait(lambda history: len(history) > before, "runs")
+    first, second, *_ = (each.due for each in site.history() if each.task == "often")
+    assert first < second
+
+
+def test_pauses_at_the_same_time(site: Site, client: KazooClient, root: str) -> None:
+    """None is lost."""
+    names = ("a", "b", "c")
+    site.schedule(**dict.fromkeys(names, 3600))
+    site.beat("one").wait_for_log("dispatching", PATIENCE)
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda name: site.console("pause", name), names))
+    assert [each.returncode for each in done] == [0] * len(names)
+    assert {each["name"] for each in state_of(site)["entries"] if each["paused"]} == set(names)
+
+
+def test_zookeeper_is_away(own_site: Site, own_zookeeper: ZooKeeper) -> None:
+    """Every command says so in one line that names it, in the time that it was given."""
+    for command in COMMANDS:
+        done = own_site.zk_beat(*command, "--timeout", "0.1")
+        refused(done, UNREACHABLE, own_zookeeper.hosts, "did not answer within 0.1 s")
+    refused(own_site.console("status", "--timeout", "0.1"), UNREACHABLE, own_zookeeper.hosts)
+    own_zookeeper.start().pause()
+    begun = time.monotonic()
+    done = own_site.zk_beat("status", "--timeout", "0.3")
+    refused(done, UNREACHABLE, own_zookeeper.hosts, "did not answer within 0.3 s")
+    assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_what_cannot_work(site: Site, candidate: Callable[..., MasterElection], root: str) -> None:
+    refused(site.zk_beat("status", zk_beat_hosts=7), UNREACHABLE, "zk_beat_hosts = 7")
+    refused(site.zk_beat("run", "x", zk_beat_rot="/x"), UNREACHABLE, "zk_beat_root?")
+    assert site.zk_beat("status", "--timeout", "0").returncode == UNREACHABLE
+    assert site.zk_beat("run").returncode == UNREACHABLE
+    refused(site.zk_beat("watch"), UNREACHABLE, "terminal")
+
+    candidate("one", app="bakery").start(PATIENCE)
+    wait_until(lambda: site.zk_beat("status").stderr, PATIENCE, "the other app")
+    for command in (("status",), ("pause",), ("run", "often")):
+        refused(site.zk_beat(*command), NOT_DONE, root, "'bakery'", "'acceptance'")
+
+
+def test_names_that_would_steer_a_terminal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are shown escaped; on a terminal without Unicode, all that it lacks."""
+    names = ("\x1b[2J", "two\nlines", "\u202etxt.exe", "日本語", "\x9b31m")
+    site.schedule(**dict.fromkeys(names, 0.5))
+    beats(site, "one")
+    site.zk_beat("pause", names[0])
+    for command in (("status",), ("history",), ("run", names[0]), ("run", "two\nlined")):
+        done = site.zk_beat(*command)
+        shown = done.stdout + done.stderr
+        assert all(each.isprintable() or each == "\n" for each in shown), shown
+    assert "two\\nlines" in shown
+    assert "日本語" in site.zk_beat("status").stdout
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert "\\u65e5\\u672c\\u8a9e" in site.console("status").stdout
+
+
+def test_completion(site: Site) -> None:
+    """ENTRY completes from the app's schedule."""
+    site.schedule(often=1, oftener=1, seldom=1)
+    words = f"celery -A {APP} zk-beat run oft"
+    environment = {"_CELERY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "5"}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "celery"],
+        env={**os.environ, **site.env(), **environment},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stdout.split() == ["plain,often", "plain,oftener"]
+
+
+class Screen:
+    """A command on a terminal of its own."""
+
+    def __init__(self, site: Site, *args: str) -> None:
+        self._master, terminal = pty.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", APP, "zk-beat", *args],
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "30", **site.env()},
+            cwd=REPOSITORY,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        os.set_blocking(self._master, False)
+        self._text = ""
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+
+    def wait_for(self, pattern: str) -> None:
+        """Waits for what has not been waited for yet."""
+
+        def shown() -> bool:
+            with contextlib.suppress(OSError):
+                while piece := os.read(self._master, 65536):
+                    self._text += re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", piece.decode())
+            found = re.search(pattern, self._text)
+            if found:
+                self._text = self._text[found.end() :]
+            return found is not None
+
+        wait_until(shown, PATIENCE, f"{pattern} on the screen")
+
+    def interrupt(self) -> int:
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(PATIENCE)
+
+
+def test_watch(own_site: Site, own_zookeeper: ZooKeeper) -> None:
+    """It follows the election, the runs and the loss of ZooKeeper, until Ctrl-C."""
+    own_zookeeper.start()
+    own_site.conf["zk_beat_session_timeout"] = 4.0
+    running = beats(own_site, "one", "two")
+    with Screen(own_site, "watch") as screen:
+        screen.wait_for(r"master +(one|two), epoch 1,")
+        screen.wait_for(r"every 0\.2 s +often")
+        master = state_of(own_site)["master"]["id"]
+        running[master].terminate()
+        screen.wait_for(r"master +(one|two), epoch 2,")
+        own_site.zk_beat("pause")
+        screen.wait_for("everything is paused since")
+        own_zookeeper.stop()
+        screen.wait_for("ZooKeeper does not answer; this is what it said")
+        own_zookeeper.start()
+        own_site.zk_beat("resume")
+        screen.wait_for(r"\n\s*STATE")
+        assert screen.interrupt() == 0

@@ -1,0 +1,78 @@
+"""Schedulers that are turned by hand, on a real ZooKeeper and Redis, with a clock of the test's own
+where the hour matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery import Celery
+
+from celery_zk_beat import ZooKeeperScheduler
+from example_project.servers import Redis, ZooKeeper
+from tests.conftest import PATIENCE
+from tests.history import Message, messages
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+Make = Callable[..., ZooKeeperScheduler]
+
+
+@pytest.fixture
+def app(zookeeper: ZooKeeper, redis_server: Redis, root: str) -> Celery:
+    app = Celery("shop", broker=redis_server.url(0), set_as_current=False)
+    app.conf.zk_beat_hosts = zookeeper.hosts
+    app.conf.zk_beat_root = root
+    app.conf.zk_beat_session_timeout = 4.0
+    app.conf.result_expires = None  # no entry of Celery's own
+    return app
+
+
+@pytest.fixture
+def make(app: Celery) -> Iterator[Make]:
+    """Makes schedulers that are turned by hand; the first becomes master."""
+    made: list[ZooKeeperScheduler] = []
+
+    def make(**conf: Any) -> ZooKeeperScheduler:
+        app.conf.update(conf)
+        scheduler = ZooKeeperScheduler(app=app)
+        made.append(scheduler)
+        scheduler._prepare()
+        scheduler._election.start(PATIENCE)
+        return scheduler
+
+    yield make
+    for scheduler in made:
+        scheduler.close()
+
+
+def turn(scheduler: ZooKeeperScheduler) -> float:
+    """One turn as master, with every entry asked anew."""
+    assert scheduler._election.wait(PATIENCE)
+    scheduler._heap_is_current = False
+    return scheduler._turn()
+
+
+def history(app: Celery) -> list[Message]:
+    return messages(app.conf.broker_url)
+
+
+def every(seconds: float, task: str = "task", **more: Any) -> dict[str, Any]:
+    return {"task": task, "schedule": seconds, **more}
+
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self, local: str, zone: ZoneInfo = BERLIN) -> None:
+        self.zone = zone
+        self.now = datetime.fromisoformat(local).replace(tzinfo=zone).astimezone(timezone.utc)
+
+    def __call__(self) -> datetime:
+        return self.now.astimezone(self.zone)

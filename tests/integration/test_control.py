@@ -1,0 +1,600 @@
+"""What operators ask, and what a master does about it; turned by hand, on a real ZooKeeper."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import schedstate, schedule
+from kazoo.client import KazooClient
+from kazoo.security import READ_ACL_UNSAFE
+
+from celery_zk_beat import ZooKeeperScheduler, ledger, schedulers
+from celery_zk_beat.control import (
+    Answer,
+    Asking,
+    Pauses,
+    Request,
+    RequestRecord,
+    change_pauses,
+)
+from celery_zk_beat.errors import RootError, ZkBeatError
+from celery_zk_beat.runs import PastRun, decode_page
+from celery_zk_beat.session import Operation, ZooKeeperSession
+from celery_zk_beat.znodes import Paths, encode, page_of
+from example_project.servers import ZooKeeper, free_port, wait_until
+from tests.conftest import PATIENCE
+
+from .conftest import LONG_AGO, Clock, Make, every, history, turn
+
+HOUR = timedelta(hours=1)
+
+
+class Operator:
+    """Somebody at a command line."""
+
+    def __init__(self, session: ZooKeeperSession, paths: Paths) -> None:
+        self.session, self.paths = session, paths
+
+    def pause(self, entry: str | None, at: datetime) -> None:
+        change_pauses(self.session, self.paths, lambda pauses: pauses.pause(entry, at))
+
+    def resume(self, entry: str | None, at: datetime, skip: bool = False) -> None:
+        change_pauses(self.session, self.paths, lambda pauses: pauses.resume(entry, at, skip))
+
+    def ask(self, do: str, entry: str | None = None, to: str | None = None) -> Asking:
+        record = RequestRecord(do, entry, to, "2026-01-01T00:00:00+00:00", "the test")
+        return Asking(self.session, self.paths, record, lambda event: None)
+
+
+@pytest.fixture
+def operator(zookeeper: ZooKeeper, root: str) -> Iterator[Operator]:
+    session = ZooKeeperSession(zookeeper.hosts, 4.0, lambda: None)
+    session.start()
+    wait_until(lambda: session.connected, PATIENCE, "a session")
+    yield Operator(session, Paths(root))
+    session.stop(PATIENCE)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock("2026-06-01T12:00")
+
+
+@pytest.fixture
+def entries(app: Celery, clock: Clock) -> dict[str, Any]:
+    """Two entries of an hour, on the clock."""
+    return {
+        name: {"task": name, "schedule": schedule(HOUR, nowfun=clock, app=app)}
+        for name in ("a", "b")
+    }
+
+
+def heard(scheduler: ZooKeeperScheduler) -> None:
+    """A turn after it knows that something was written."""
+    wait_until(lambda: scheduler._control.stale, PATIENCE, "the watch")
+    while scheduler._control.stale:  # again, where more news came in the middle
+        turn(scheduler)
+
+
+def published(scheduler: ZooKeeperScheduler, number: int) -> None:
+    """As many turns as it takes for so many runs: the master hears of its own writes, too, and what
+    it is in the middle of then waits for the next."""
+    wait_until(
+        lambda: turn(scheduler) is not None and scheduler.metrics.published == number,
+        PATIENCE,
+        f"{number} runs",
+    )
+
+
+def past(client: KazooClient, root: str, entry: str) -> list[PastRun]:
+    path = Paths(root).page(page_of(entry))
+    return list(decode_page(path, client.get(path)[0])[entry].history)
+
+
+def runs(app: Celery, task: str) -> list[tuple[int, datetime]]:
+    return [(each.run, each.due) for each in history(app) if each.task == task]
+
+
+def test_paused(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+) -> None:
+    """It does not run, whoever is master, and the others do; then the missed instants are one
+    run, for the first of them."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    begun = clock.now
+    operator.pause("a", clock.now)
+    clock.now += HOUR
+    heard(one)
+    assert runs(app, "a") == []
+    assert runs(app, "b") == [(1, begun + HOUR)]
+    one.close()
+    two = make()
+    clock.now += 2 * HOUR
+    turn(two)
+    assert runs(app, "a") == []
+    operator.resume("a", clock.now)
+    heard(two)
+    turn(two)
+    assert runs(app, "a") == [(1, begun + HOUR)]
+    assert two.metrics.skipped == 0
+
+
+def test_everything_is_paused(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+) -> None:
+    """And what is paused by itself stays so when the rest goes on."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    operator.pause(None, clock.now)
+    operator.pause("a", clock.now)
+    clock.now += HOUR
+    heard(one)
+    assert history(app) == []
+    operator.resume(None, clock.now)
+    heard(one)
+    assert {each.task for each in history(app)} == {"b"}
+
+
+def test_resumed_without_catching_up(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    client: KazooClient,
+    root: str,
+) -> None:
+    """What was missed is skipped, and remembered as such; the clock goes on from the resumption,
+    of an entry that missed nothing as before. What waited for the broker is dropped."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    begun = clock.now
+    clock.now += HOUR
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    assert set(one._ledger.outbox) == {"a", "b"}
+    del one._publish
+    operator.pause("a", clock.now)
+    heard(one)
+    assert set(one._ledger.outbox) == {"a"}
+    clock.now += 2.5 * HOUR
+    resumed = clock.now
+    operator.resume("a", resumed, skip=True)
+    heard(one)
+    assert runs(app, "a") == []
+    assert one._ledger.outbox == {}
+    assert (one.metrics.skipped, one.metrics.dropped) == (1, 1)
+    dropped, skipped = past(client, root, "a")
+    why = "an operator resumed without catching up"
+    assert (dropped.number, dropped.note) == (1, f"dropped: {why}")
+    assert skipped == PastRun.of(None, begun + 2 * HOUR, resumed, 1, f"skipped: {why}")
+    assert not one._control.pauses.skips
+    clock.now += HOUR
+    published(one, 4)
+    assert runs(app, "a") == [(2, resumed + HOUR)]
+    # b had nothing to be skipped: held back for a moment in which nothing was due.
+    operator.pause("b", clock.now)
+    operator.resume("b", clock.now + timedelta(minutes=1), skip=True)
+    heard(one)
+    assert one.metrics.skipped == 1
+
+
+def test_a_run_that_was_dropped_in_doubt(
+    app: Celery, make: Make, clock: Clock, entries: dict[str, Any], operator: Operator
+) -> None:
+    """The next of its entry is not taken for one that was sent again."""
+    one = make(beat_schedule={"a": entries["a"]})
+    turn(one)
+    clock.now += HOUR
+    good = app.conf.broker_url
+    app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    turn(one)
+    assert one.metrics.failed > 0
+    app.conf.broker_url = good
+    operator.pause("a", clock.now)
+    operator.resume("a", clock.now, skip=True)
+    heard(one)
+    assert one.metrics.dropped == 1
+    clock.now += HOUR
+    published(one, 1)
+    assert runs(app, "a") == [(2, clock.now)]
+    assert one.metrics.resent == 0
+
+
+def test_resumed_while_everything_is_paused(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+) -> None:
+    """That an entry is not to catch up holds also when it goes on with the others later."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    operator.pause("a", clock.now)
+    operator.pause(None, clock.now)
+    clock.now += 1.5 * HOUR
+    operator.resume("a", clock.now, skip=True)
+    heard(one)
+    operator.resume(None, clock.now)
+    heard(one)
+    assert {each.task for each in history(app)} == {"b"}
+
+
+@pytest.mark.parametrize("ahead", [24 * HOUR, datetime.max - datetime(2027, 1, 1)])
+def test_resumed_by_a_clock_that_is_ahead(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    ahead: timedelta,
+) -> None:
+    """What is due after the resumption runs, whatever the operator's machine takes for now."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    operator.pause(None, clock.now)
+    clock.now += 1.5 * HOUR
+    resumed = clock.now
+    operator.resume(None, clock.now + ahead, skip=True)
+    heard(one)
+    clock.now += HOUR
+    published(one, 2)
+    assert runs(app, "a") == [(1, resumed + HOUR)]
+
+
+class Late:
+    """A schedule of the user's, which can say only whether it is due."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        return schedstate(self.now() - last_run_at >= HOUR, 60)
+
+
+def test_resumed_with_a_schedule_that_has_no_future(
+    app: Celery, make: Make, clock: Clock, operator: Operator
+) -> None:
+    """It is skipped if it is due when the master hears of it."""
+    one = make(beat_schedule={"a": {"task": "a", "schedule": Late(clock)}})
+    turn(one)
+    operator.pause("a", clock.now)
+    clock.now += 1.5 * HOUR
+    operator.resume("a", clock.now, skip=True)
+    clock.now += timedelta(seconds=1)
+    heard(one)
+    assert (one.metrics.skipped, runs(app, "a")) == (1, [])
+    clock.now += HOUR
+    published(one, 1)
+    assert len(runs(app, "a")) == 1
+
+
+def test_skipped_by_a_master_that_knows_it(
+    app: Celery, make: Make, clock: Clock, entries: dict[str, Any], operator: Operator
+) -> None:
+    """During a deploy the master's schedule may lack the entry: the next one skips, then."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    begun = clock.now
+    one.close()
+    two = make(beat_schedule={"b": entries["b"]})
+    turn(two)
+    operator.pause("a", clock.now)
+    clock.now += 2.5 * HOUR
+    operator.resume("a", clock.now, skip=True)
+    heard(two)
+    assert two._control.pauses.skips
+    two.close()
+    three = make(beat_schedule=entries)
+    turn(three)
+    assert three.metrics.skipped == 1
+    clock.now += HOUR
+    wait_until(lambda: turn(three) and runs(app, "a"), PATIENCE, "the next run")
+    assert runs(app, "a") == [(1, begun + 3.5 * HOUR)]
+
+
+def test_an_extra_run(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    client: KazooClient,
+    root: str,
+) -> None:
+    """Whoever asked is told its number and id; the schedule goes on as if nothing had been, also
+    while the entry is paused."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    begun = clock.now
+    operator.pause("a", clock.now)
+    with operator.ask("run", "a") as asking:
+        assert asking.answer() is None
+        heard(one)
+        (message,) = history(app)
+        assert asking.answer() == Answer(True, "claimed", 1, message.id)
+    assert message.run == 1
+    assert [run.note for run in past(client, root, "a")] == ["asked for"]
+    operator.resume("a", clock.now)
+    clock.now += HOUR
+    heard(one)
+    assert runs(app, "a")[1:] == [(2, begun + HOUR)]
+    assert client.get_children(Paths(root).requests) == []
+
+
+@pytest.mark.parametrize(
+    ("do", "entry", "to", "says"),
+    [
+        ("run", "c", None, "no entry 'c'"),
+        ("run", None, None, "no entry ''"),
+        ("run", "a", None, "run 1 waits for the broker"),
+        ("resign", None, "nobody", "could not resign"),
+        ("resign", None, "../../x", "could not resign"),
+        ("dance", "a", None, "'dance' is nothing that this release can be asked for"),
+    ],
+)
+def test_refused(
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    do: str,
+    entry: str | None,
+    to: str | None,
+    says: str,
+) -> None:
+    """With the reason; the master goes on."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    clock.now += HOUR
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    with operator.ask(do, entry, to) as asking:
+        heard(one)
+        answer = asking.answer()
+    assert answer is not None
+    assert not answer.ok
+    assert says in answer.text
+    assert one._election.is_master
+
+
+def test_taken_back(
+    app: Celery,
+    make: Make,
+    entries: dict[str, Any],
+    operator: Operator,
+) -> None:
+    """A request that is gone when it would be claimed is not done; one that is done cannot be
+    taken back."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    with operator.ask("run", "a") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        requests = one._control.read()
+        assert asking.take_back()
+        with pytest.raises(ZkBeatError):
+            one._answer(requests[0])
+    turn(one)
+    assert history(app) == []
+    with operator.ask("run", "a") as asking:
+        heard(one)
+        assert not asking.take_back()
+
+
+def test_resignation_taken_back(make: Make, entries: dict[str, Any], operator: Operator) -> None:
+    """The answer is part of the resignation: who took the request back has the master go on, and
+    no other master finds it open, and resigns as well."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    with operator.ask("resign") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        (request,) = one._control.read()
+        assert asking.take_back()
+        one._answer(request)
+    assert one._election.is_master
+    two = make(zk_beat_id="two")
+    session = one._election.session
+    commit = session.commit
+    with operator.ask("resign") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        (request,) = one._control.read()
+
+        def commit_elsewhere(*operations: Operation) -> list[int]:
+            assert threading.current_thread() is not threading.main_thread()
+            return commit(*operations)
+
+        session.commit = commit_elsewhere  # type: ignore[method-assign]
+        one._answer(request)
+        del session.commit
+        turn(two)
+        assert asking.answer() == Answer(True, "resigned")
+    assert two._election.is_master
+
+
+def test_hostile_requests(
+    make: Make,
+    entries: dict[str, Any],
+    operator: Operator,
+    client: KazooClient,
+    root: str,
+) -> None:
+    """What is no request of ours is left alone."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    paths = Paths(root)
+    hostile = [b"", b"not JSON", b"[]", encode({"do": 7}), encode({"do": "run", "entry": ["a"]})]
+    for number, data in enumerate(hostile):
+        client.create(paths.request(str(number)), data)
+    client.set(paths.requests, b"")
+    heard(one)
+    assert one._election.is_master
+    assert [client.get(paths.request(str(number)))[0] for number in range(5)] == hostile
+
+
+def test_many_requests_hold_nothing_up(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    client: KazooClient,
+    root: str,
+) -> None:
+    """What is due is dispatched, though whenever the master has heard one there is another."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    read = one._control.read
+
+    def read_and_more() -> list[Request]:
+        requests = read()
+        client.set(Paths(root).requests, b"")
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        return requests
+
+    one._control.read = read_and_more  # type: ignore[method-assign]
+    client.set(Paths(root).requests, b"")
+    wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+    clock.now += HOUR
+    one._build_heap()
+    one._turn()
+    del one._control.read
+    assert {each.task for each in history(app)} == {"a", "b"}
+
+
+@pytest.mark.parametrize("do", ["run", "dance", "too long " * 100_000])
+def test_a_request_that_cannot_be_answered(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    client: KazooClient,
+    root: str,
+    do: str,
+) -> None:
+    """Because it is too large, or ours to read alone: is given up, and all goes on."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    request = RequestRecord(do, "a", None, "", "").encode()
+    client.create(Paths(root).request("x"), request, acl=READ_ACL_UNSAFE)
+    client.set(Paths(root).requests, b"")
+    wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+    clock.now += HOUR
+    wait_until(lambda: turn(one) and len(history(app)) == 2, PATIENCE, "the runs")
+    assert runs(app, "a")[0][0] == 1
+
+
+def test_damaged_pauses(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    client: KazooClient,
+    root: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who cannot tell what is held back holds back everything, and says so; nothing is lost."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    path = Paths(root).pauses
+    client.set(path, b"garbage")
+    clock.now += HOUR
+    heard(one)
+    assert history(app) == []
+    assert f"{path}: not JSON" in caplog.text
+    with pytest.raises(RootError, match=path):
+        operator.pause("a", clock.now)
+    client.set(path, Pauses().encode())
+    heard(one)
+    assert {each.task for each in history(app)} == {"a", "b"}
+    client.delete(path)
+    client.delete(Paths(root).requests)
+    clock.now += HOUR
+    wait_until(lambda: turn(one) and len(history(app)) == 4, PATIENCE, "made anew")
+
+
+def test_what_is_remembered(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    client: KazooClient,
+    root: str,
+) -> None:
+    """The last runs; of one that another master published, when and in which epoch it did."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    begun = clock.now
+    for _ in range(30):
+        clock.now += HOUR
+        turn(one)
+    remembered = past(client, root, "a")
+    assert [run.number for run in remembered] == list(range(11, 31))
+    assert remembered[-1].due == begun + 30 * HOUR
+    clock.now += HOUR
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    one.close()
+    two = make()
+    before = datetime.now(timezone.utc) - timedelta(milliseconds=1)
+    turn(two)
+    two._ledger.flush()
+    last = past(client, root, "a")[-1]
+    assert (last.number, last.due, last.epoch) == (31, begun + 31 * HOUR, 2)
+    assert last.at >= before
+    assert two.metrics.resent == two.metrics.published == 2
+
+
+def test_what_is_held_back_fills_no_outbox(
+    make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries that are paused one after another, while the broker is away."""
+    monkeypatch.setattr(schedulers, "MOST_RUNS", 4)
+    monkeypatch.setattr(schedulers, "MOST_WAITING", 8)
+    entries = {f"e{n}": every(60, last_run_at=LONG_AGO) for n in range(20)}
+    one = make(beat_schedule=entries)
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    for _ in range(6):
+        turn(one)
+        for name in list(one._ledger.outbox):
+            operator.pause(name, datetime.now(timezone.utc))
+        wait_until(lambda: turn(one) and not one._waiting()[4:], PATIENCE, "a turn")
+    assert len(one._ledger.outbox) == 8
+
+
+def test_a_master_without_work_shows_that_it_lives(
+    make: Make,
+    client: KazooClient,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It writes the outbox now and then, and at once after its election."""
+    one = make(beat_schedule={"e": every(3600)})
+    turn(one)
+    path = Paths(root).outbox
+    wait_until(lambda: client.get(path)[1].version >= 1, PATIENCE, "the first sign of life")
+    turn(one)
+    one._ledger.flush()
+    version = client.get(path)[1].version
+    turn(one)
+    assert client.get(path)[1].version == version
+    monkeypatch.setattr(ledger, "TOUCH_EVERY", 0.0)
+    turn(one)
+    one._ledger.flush()
+    assert client.get(path)[1].version > version
+    assert json.loads(client.get(path)[0])["runs"] == []

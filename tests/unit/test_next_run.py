@@ -1,0 +1,107 @@
+"""When an entry is due next, as the status tells it, and as Celery's own schedules do."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import celery
+import pytest
+from celery import Celery
+from celery.schedules import crontab, schedule
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_zk_beat.timetable import as_of, next_run, schedule_text
+
+ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe")
+APPS = {zone: Celery("x", set_as_current=False) for zone in ZONES}
+for zone, app in APPS.items():
+    app.conf.timezone = zone
+
+FIELDS = ("*", 0, 17, "*/7")
+crontabs = st.builds(
+    dict,
+    minute=st.sampled_from(FIELDS),
+    hour=st.sampled_from((*FIELDS[:2], 2, "1-3")),
+    day_of_week=st.sampled_from(("*", "mon-fri", 0)),
+    day_of_month=st.sampled_from(("*", 1, 29)),
+).map(lambda fields: crontab(**fields))
+intervals = st.builds(
+    schedule, st.floats(0.5, 1e6).map(lambda seconds: timedelta(seconds=seconds)), st.booleans()
+)
+# Until some release after 5.5 the estimate of a crontab depends on whether it ran today.
+schedules = crontabs | intervals if celery.VERSION >= (5, 7) else intervals
+instants = st.datetimes(datetime(2024, 1, 1), datetime(2028, 1, 1), timezones=st.just(timezone.utc))
+
+
+def entry(schedule: Any, app: Celery) -> Any:
+    schedule.app = app
+    return SimpleNamespace(schedule=schedule, default_now=schedule.now)
+
+
+@given(schedules, instants, st.sampled_from(ZONES))
+def test_as_celery_has_it(schedule: Any, last_run_at: datetime, zone: str) -> None:
+    """It is now and what Celery's estimate says is left: in every zone, at every change of the
+    clocks, for every kind of schedule."""
+    that = entry(schedule, APPS[zone])
+    before = datetime.now(timezone.utc)
+    left = schedule.remaining_estimate(as_of(that, last_run_at))
+    after = datetime.now(timezone.utc)
+    told = next_run(that, last_run_at)
+    assert told is not None
+    assert before + left <= told <= after + left
+    assert schedule.nowfun is None
+
+
+def test_exactly() -> None:
+    """To the microsecond, and to the full minute."""
+    last = datetime(2026, 3, 28, 23, 30, 1, 234567, timezone.utc)
+    berlin = APPS["Europe/Berlin"]
+    assert next_run(entry(schedule(10), berlin), last) == last + timedelta(seconds=10)
+    assert next_run(entry(crontab(minute=0, hour=5), berlin), last) == datetime(
+        2026, 3, 29, 3, 0, tzinfo=timezone.utc
+    )
+
+
+class Odd(schedule):
+    """Celery's own, but for the answer."""
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        return timedelta(seconds=5)
+
+
+class Broken(schedule):
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        raise RuntimeError
+
+
+class Bare:
+    """No class of Celery's; it has what beat needs, and no clock."""
+
+    def is_due(self, last_run_at: datetime) -> tuple[bool, float]:
+        return False, 60.0
+
+
+def test_classes_of_the_users() -> None:
+    now = datetime.now(timezone.utc)
+    soon = next_run(entry(Odd(60), APPS["UTC"]), now)
+    assert soon is not None
+    assert now + timedelta(seconds=5) <= soon < now + timedelta(seconds=60)
+    assert next_run(entry(Broken(60), APPS["UTC"]), now) is None
+    assert next_run(SimpleNamespace(schedule=Bare(), default_now=lambda: now), now) is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (schedule(10), "every 10 s"),
+        (schedule(0.25), "every 0.25 s"),
+        (schedule(3600.0), "every 3600 s"),
+        (crontab(minute="*/15", day_of_week="mon-fri"), "crontab */15 * * * mon-fri"),
+        (Bare(), "Bare"),
+    ],
+)
+def test_schedule_text(schedule: Any, text: str) -> None:
+    assert schedule_text(schedule) == text
