@@ -278,6 +278,7 @@ class ZooKeeperScheduler(Scheduler):
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
             schedule=self.digest(),
+            access=self.settings.access,
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,
         )
