@@ -15,6 +15,8 @@ from cryptography.x509.oid import NameOID
 from example_project.servers import LOOPBACK, ZooKeeper, free_port
 
 TICK_TIME = 200
+#: Known to SASL unless others are named.
+BEAT = {"username": "beat", "password": "sesame"}
 PROVIDER = "org.apache.zookeeper.server.auth"
 
 
@@ -100,10 +102,9 @@ class SecureZooKeeper(ZooKeeper):
         *,
         client_certificate: str = "want",
         users: dict[str, str] | None = None,
-        options: tuple[str, ...] = (),
     ) -> None:
         self.secure_port = free_port()
-        self.users = users or {}
+        self.users = users or {BEAT["username"]: BEAT["password"]}
         self._jaas = folder / "jaas.conf"
         super().__init__(
             folder,
@@ -122,7 +123,6 @@ class SecureZooKeeper(ZooKeeper):
                 f"-Djava.security.auth.login.config={self._jaas}",
                 f"-Dzookeeper.authProvider.sasl={PROVIDER}.SASLAuthenticationProvider",
                 f"-Dzookeeper.authProvider.x509={PROVIDER}.X509AuthenticationProvider",
-                *options,
             ],
         )
 

@@ -18,28 +18,16 @@ from celery_zk_beat.security import Access, Grant
 from celery_zk_beat.session import Create, connected
 from example_project.servers import wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
-from tests.secure import Authority, SecureZooKeeper
+from tests.secure import BEAT, Authority, SecureZooKeeper
 
-BEAT = {"username": "beat", "password": "sesame"}
 WORLD = [Grant("world", "anyone", 31)]
 
 Start = Callable[..., MasterElection]
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, authority: Authority
-) -> Iterator[SecureZooKeeper]:
-    """Speaks TLS on one of its ports, and takes every kind of credential but needs none."""
-    folder = tmp_path_factory.mktemp("secure")
-    users = {BEAT["username"]: BEAT["password"]}
-    with SecureZooKeeper(folder, authority, authority.issue("server"), users=users) as server:
-        yield server.start()
+@pytest.fixture
+def server(secure_zookeeper: SecureZooKeeper) -> SecureZooKeeper:
+    return secure_zookeeper
 
 
 @pytest.fixture
