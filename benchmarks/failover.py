@@ -118,7 +118,9 @@ def measure_resigning(cluster: Cluster, times: int) -> int:
             resumed.append(arrival.at - at)
             late.append(arrival.at - max(at, arrival.due))
             print(
-                f"{turn:3}  epoch {term.epoch}: its successor's first run after {resumed[-1]:.3f} s"
+                f"{turn:3}  epoch {term.epoch}: the next master's first run after "
+                f"{resumed[-1]:.3f} s, {late[-1]:.3f} s after it was due",
+                flush=True,
             )
     print(f"\n{len(cluster.arrivals.all)} messages, {cluster.arrivals.repeats} a run once more")
     faults = changed + cluster.arrivals.faults()

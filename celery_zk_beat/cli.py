@@ -383,8 +383,7 @@ def _change(site: _Site, change: Callable[[Pauses], Pauses]) -> tuple[Pauses, Pa
 
 
 def _pause(pauses: Pauses, entry: str | None) -> datetime | None:
-    pause = pauses.everything if entry is None else pauses.entries.get(entry)
-    return None if pause is None or pause.until is not None else pause.since
+    return pauses.of(entry).since
 
 
 def _other_pauses(pauses: Pauses, entry: str | None) -> str:

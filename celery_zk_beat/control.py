@@ -36,80 +36,77 @@ LARGEST_REQUEST = 100_000
 
 @dataclass(frozen=True)
 class Pause:
-    """Nothing is dispatched from `since` on. When it is over, `until` says to when what was due is
-    still to be skipped; a pause whose missed runs are caught up with is over by being removed."""
+    """Nothing is dispatched from `since` on, None where that is over; what was due until `skip` is
+    still to be skipped, by the master, None where nothing is. Instants are aware, UTC."""
 
-    since: datetime
-    until: datetime | None = None
+    since: datetime | None
+    skip: datetime | None = None
+
+
+_NONE = Pause(None)
 
 
 @dataclass(frozen=True)
 class Pauses:
     """All of one root. `everything` and those of single entries are independent of each other."""
 
-    everything: Pause | None = None
+    everything: Pause = _NONE
     entries: Mapping[str, Pause] = field(default_factory=dict)
+
+    def of(self, entry: str | None) -> Pause:
+        """That of an entry by name or, with None, of everything."""
+        return self.everything if entry is None else self.entries.get(entry, _NONE)
 
     def since(self, entry: str) -> datetime | None:
         """Since when an entry is held back, None where it is not."""
-        held = [
-            pause.since
-            for pause in (self.everything, self.entries.get(entry))
-            if pause is not None and pause.until is None
-        ]
+        held = [each.since for each in (self.everything, self.of(entry)) if each.since is not None]
         return min(held, default=None)
 
     def skip_until(self, entry: str) -> datetime | None:
-        """The instant up to which what the entry missed is to be skipped, None for none; also of
-        an entry that goes on being held back with all the others."""
-        own = self.entries.get(entry)
-        if own is not None and own.until is None:
-            return None
-        over = [
-            pause.until
-            for pause in (self.everything, own)
-            if pause is not None and pause.until is not None
-        ]
-        return max(over, default=None)
+        """The instant up to which what the entry missed is to be skipped, None for none. What is
+        said of everything does not count for one that is held back by name."""
+        own = self.of(entry)
+        pauses = (own,) if own.since is not None else (self.everything, own)
+        return max((each.skip for each in pauses if each.skip is not None), default=None)
 
     @property
-    def ended(self) -> bool:
-        """Whether there is a pause that is over, with what was missed to be skipped."""
-        pauses = (self.everything, *self.entries.values())
-        return any(pause is not None and pause.until is not None for pause in pauses)
+    def skips(self) -> bool:
+        """Whether there is something to be skipped."""
+        return any(each.skip is not None for each in (self.everything, *self.entries.values()))
 
-    def without_ended(self) -> Pauses:
-        everything = self.everything
-        if everything is not None and everything.until is not None:
-            everything = None
+    def without_skips(self, of: Callable[[str], bool]) -> Pauses:
+        """Once what is to be skipped of these entries, and of everything, was."""
+        entries = {
+            name: replace(each, skip=None) if of(name) else each
+            for name, each in self.entries.items()
+        }
         return Pauses(
-            everything, {name: each for name, each in self.entries.items() if each.until is None}
+            replace(self.everything, skip=None),
+            {name: each for name, each in entries.items() if each != _NONE},
         )
 
     def pause(self, entry: str | None, at: datetime) -> Pauses:
         """With an entry, or None: everything, held back from `at` on; as it is where it is so
         already."""
-        before = self.everything if entry is None else self.entries.get(entry)
-        pause = before if before is not None and before.until is None else Pause(at)
-        return self._with(entry, pause)
+        before = self.of(entry)
+        return self if before.since is not None else self._with(entry, replace(before, since=at))
 
     def resume(self, entry: str | None, at: datetime, skip: bool) -> Pauses:
         """With an entry, or None: everything, held back no longer."""
-        before = self.everything if entry is None else self.entries.get(entry)
-        if before is None or before.until is not None:
+        before = self.of(entry)
+        if before.since is None:
             return self
-        return self._with(entry, replace(before, until=at) if skip else None)
+        return self._with(entry, Pause(None, at if skip else before.skip))
 
-    def _with(self, entry: str | None, pause: Pause | None) -> Pauses:
+    def _with(self, entry: str | None, pause: Pause) -> Pauses:
         if entry is None:
             return replace(self, everything=pause)
         entries = {**self.entries, entry: pause}
-        return replace(self, entries={k: v for k, v in entries.items() if v is not None})
+        return replace(self, entries={k: v for k, v in entries.items() if v != _NONE})
 
     def encode(self) -> bytes:
         fields = {name: _pause_fields(pause) for name, pause in self.entries.items()}
-        everything = None if self.everything is None else _pause_fields(self.everything)
-        return encode({"all": everything, "entries": fields})
+        return encode({"all": _pause_fields(self.everything), "entries": fields})
 
     @classmethod
     def decode(cls, path: str, data: bytes) -> Pauses:
@@ -121,24 +118,22 @@ class Pauses:
         if not data:
             return cls()
         fields = decode(path, data)
-        everything = fields.get("all")
+        entries = _field(path, fields, "entries", dict)
         return cls(
-            None if everything is None else _pause(path, everything),
-            {
-                name: _pause(path, each)
-                for name, each in _field(path, fields, "entries", dict).items()
-            },
+            _pause(path, fields.get("all")),
+            {name: _pause(path, each) for name, each in entries.items()},
         )
 
 
 def _pause_fields(pause: Pause) -> dict[str, Any]:
-    until = None if pause.until is None else to_text(pause.until)
-    return {"since": to_text(pause.since), "until": until}
+    instants = {"since": pause.since, "skip": pause.skip}
+    return {name: None if at is None else to_text(at) for name, at in instants.items()}
 
 
 def _pause(path: str, fields: Any) -> Pause:
-    over = isinstance(fields, dict) and fields.get("until") is not None
-    return Pause(instant(path, fields, "since"), instant(path, fields, "until") if over else None)
+    fields = _field(path, {"pause": fields}, "pause", dict)
+    names = [name for name in ("since", "skip") if fields.get(name) is not None]
+    return replace(_NONE, **{name: instant(path, fields, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -240,9 +235,11 @@ class Control:
         """For a claim: refuses it when the pauses are no longer as they were read."""
         return Check(self._paths.pauses, self._version)
 
-    def forget_ended(self, epoch: int) -> None:
-        """What was missed has been skipped: the pauses that are over are removed."""
-        pauses = self.pauses.without_ended()
+    def skipped(self, epoch: int, of: Callable[[str], bool]) -> None:
+        """Writes down that what is to be skipped of these entries, and of everything, was."""
+        pauses = self.pauses.without_skips(of)
+        if pauses == self.pauses:
+            return
         self._session.commit(
             Check(self._paths.epoch, epoch),
             SetData(self._paths.pauses, pauses.encode(), self._version),

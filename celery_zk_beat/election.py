@@ -381,12 +381,18 @@ class MasterElection:
             while not self._settle():
                 pause = self._abstain_until - time.monotonic()
                 if pause > 0:
+                    # Whoever is elected meanwhile may have this one for its heir.
+                    if self.session.exists(self.paths.master, self._on_watch):
+                        continue
                     return pause
                 self._contend()
             if not self._decided:
                 self._decided = True
                 self._tell()
-            self._remember_term()
+            try:
+                self._remember_term()
+            except ZooKeeperError as exc:
+                logger.warning("%s; this time as master is not remembered", exc)
             if not self._show():
                 return _RETRY_AFTER
             now = time.monotonic()

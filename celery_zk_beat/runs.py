@@ -126,12 +126,14 @@ def _decode_state(path: str, fields: Any) -> RunState:
         instant(path, fields, "due") if "due" in fields else None,
         tuple(field(path, fields, "dropped", list)) if "dropped" in fields else (),
         instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
-        _decode_history(field(path, fields, "history", list)) if "history" in fields else (),
+        _decode_history(fields.get("history")),
     )
 
 
-def _decode_history(items: list[Any]) -> tuple[PastRun, ...]:
+def _decode_history(items: Any) -> tuple[PastRun, ...]:
     """Without what is not understood: nothing depends on it."""
+    if not isinstance(items, list):
+        return ()
     return tuple(run for run in map(_decode_past, items[-HISTORY:]) if run is not None)
 
 

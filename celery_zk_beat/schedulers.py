@@ -60,6 +60,8 @@ _STOP_PATIENCE = 3.0
 #: Seconds after which the run states are read anew, as after a take-over.
 _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
+#: Most runs in the outbox: it is written whole, in one transaction with what is claimed.
+MOST_WAITING = 2 * MOST_RUNS
 #: Most runs of the outbox that a take-over tells of, each in a line.
 _MOST_TOLD = 20
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
@@ -102,8 +104,8 @@ class ZooKeeperScheduler(Scheduler):
         self._loaded_at = 0.0
         #: What this beat has done so far; for any thread to read.
         self.metrics = Metrics()
-        #: Entries of which a publish failed, so that the broker may have the message or not.
-        self._in_doubt: set[str] = set()
+        #: Entry to run of which a publish failed, so that the broker may have the message or not.
+        self._in_doubt: dict[str, int] = {}
         self._dispatching_epoch = 0
         self._election: Any = None
         self._ledger: Any = None
@@ -282,6 +284,7 @@ class ZooKeeperScheduler(Scheduler):
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,
         )
+        self.metrics.entries = len(self.schedule)
         self._ledger = RunLedger(self._election)
         self._control = Control(self._election.session, self._election.paths, self._wake)
         self._election.subscribe(self._wake)
@@ -438,12 +441,18 @@ class ZooKeeperScheduler(Scheduler):
             # crash would repeat.
             return _CONFIRM_AFTER
         waiting = self._waiting()
-        next_at = self._heap[0].at if self._heap and len(waiting) < MOST_RUNS else math.inf
+        next_at = self._heap[0].at if self._heap and self._room() > 0 else math.inf
         return min(next_at - time.time(), self._back_off.left(waiting))
 
     def _waiting(self) -> list[str]:
         """The entries whose last run is still to be published, by this beat."""
         return [name for name, run in self._ledger.outbox.items() if self._may_publish(run)]
+
+    def _room(self) -> int:
+        """How many runs may be claimed: what waits for the broker is bounded, and so is all that
+        waits, with what is held back or of another schedule."""
+        outbox = self._ledger.outbox
+        return min(MOST_RUNS - len(self._waiting()), MOST_WAITING - len(outbox))
 
     def _may_publish(self, run: Run) -> bool:
         return run.entry in self.schedule and (run.extra or not self._control.holds(run.entry))
@@ -457,10 +466,10 @@ class ZooKeeperScheduler(Scheduler):
             self._heap_is_current = False
         if control.damage is not None:
             logger.error("%s; until then nothing is dispatched", control.damage)
-        if control.pauses.ended:
+        if control.pauses.skips:
             self._heap_is_current = False
             self._skip_missed()
-            control.forget_ended(self._ledger.reign.epoch)
+            control.skipped(self._ledger.reign.epoch, self._is_known)
         for request in requests:
             if self._election.reign == self._ledger.reign:
                 try:
@@ -468,6 +477,10 @@ class ZooKeeperScheduler(Scheduler):
                 except ZooKeeperError:
                     control.give_up(request)
                     raise
+
+    def _is_known(self, entry: str) -> bool:
+        """Whether this beat can tell what the entry missed: another master may have to."""
+        return entry in self.schedule and not self._ledger.damaged(entry)
 
     def _skip_missed(self) -> None:
         """What was due while entries were held back, and is not to be caught up with."""
@@ -528,7 +541,8 @@ class ZooKeeperScheduler(Scheduler):
             return Answer(False, f"the master's schedule has no entry {name!r}")
         waiting = self._ledger.outbox.get(name)
         if waiting is not None:
-            return Answer(False, f"run {waiting.number} waits for the broker")
+            why = "the end of the pause" if self._control.holds(name) else "the broker"
+            return Answer(False, f"run {waiting.number} waits for {why}")
         if state is None:
             return Answer(False, "its run state is missing or damaged: see the master's log")
         now = datetime.now(timezone.utc)
@@ -596,7 +610,7 @@ class ZooKeeperScheduler(Scheduler):
             return
         due: dict[str, tuple[Run, Any, Any]] = {}
         skipped: dict[str, tuple[datetime, datetime]] = {}
-        now, room = time.time(), MOST_RUNS - len(self._waiting())
+        now, room = time.time(), self._room()
         while len(due) < room and self._heap and self._heap[0].at <= now:
             name = heapq.heappop(self._heap).name
             entry = self.schedule.get(name)
@@ -668,9 +682,9 @@ class ZooKeeperScheduler(Scheduler):
 
     def _note_published(self, run: Run, at: datetime) -> None:
         self.metrics.published += 1
-        if run.epoch != self._ledger.reign.epoch or run.entry in self._in_doubt:
+        in_doubt = self._in_doubt.pop(run.entry, None) == run.number
+        if in_doubt or run.epoch != self._ledger.reign.epoch:
             self.metrics.resent += 1
-        self._in_doubt.discard(run.entry)
         self.metrics.lateness.observe((at - run.due).total_seconds())
 
     def _announce_published(self, run: Run) -> None:
@@ -739,7 +753,7 @@ class ZooKeeperScheduler(Scheduler):
         broker = comes_from(exc, errors)
         self.metrics.failed += 1
         if broker:
-            self._in_doubt.add(run.entry)
+            self._in_doubt[run.entry] = run.number
         if broker and self._failing_since is None:
             self._failing_since = begun
         pause = self._back_off.punish(None if broker else run.entry)

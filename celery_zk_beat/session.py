@@ -342,6 +342,12 @@ class ZooKeeperSession:
                 nodes.append(None)
         return nodes
 
+    def exists(self, path: str, watch: Callable[[object], None] | None = None) -> bool:
+        """Whether there is such a znode. `watch` is called as that of :meth:`read` and, other than
+        there, also when a missing znode is made. Raises as :meth:`read`."""
+        result = self._live_client(path).exists_async(path, watch)
+        return _translated(path, result.get, timeout=self.timeout) is not None
+
     def children(self, path: str, watch: Callable[[object], None] | None = None) -> list[str]:
         """Names of the znodes below `path`, none where it is missing. `watch` is called as that of
         :meth:`read`, when one is made or deleted. Raises as :meth:`read`."""

@@ -256,10 +256,12 @@ class Reader:
         everything = None in changed or self._on_change is None
         watch = None if self._on_change is None else self._on_watch
         wanted = {path for path in changed if path in self._nodes}
-        if everything or self._paths.root in changed:
+        # What is missing has no watch of its own: the one on the root tells that it has come.
+        something_came = everything or self._paths.root in changed
+        if something_came:
             wanted.update(self._fixed)
         for parent in self._parents:
-            if everything or parent in changed:
+            if something_came or parent in changed:
                 names = self._session.children(parent, watch)
                 if parent != self._paths.root:
                     wanted |= self._follow(parent, names, everything)
@@ -301,8 +303,7 @@ class Reader:
         pages = self._read_pages(warnings)
         masters = _masters(self._record(self._paths.masters, warnings))
         pauses = self._pauses(warnings)
-        everything = pauses.everything
-        paused = None if everything is None or everything.until is not None else everything.since
+        paused = pauses.everything.since
         past = (each for page in pages for each in page.newest)
         warnings[:0] = [
             *_about_master(master, now),
@@ -437,11 +438,11 @@ class Reader:
         states = {name: state for page in pages for name, state in page.states.items()}
         before, self._shown = self._shown, {}
         for name in sorted({*schedule, *states}):
-            entry, pause = schedule.get(name), pauses.entries.get(name)
+            entry = schedule.get(name)
             made_of = (
                 states.get(name),
                 waiting.get(name),
-                None if pause is None or pause.until is not None else pause.since,
+                pauses.of(name).since,
                 pauses.since(name) is not None,
                 None if entry is None or is_steady(entry.schedule) else now,
                 entry,

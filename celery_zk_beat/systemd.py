@@ -8,6 +8,8 @@ import time
 
 #: Least seconds between two signs of life.
 _AT_MOST_EVERY = 1.0
+#: Characters.
+_LONGEST_STATUS = 300
 
 
 class Unit:
@@ -28,6 +30,8 @@ class Unit:
         The first tick makes it ready, whether or not ZooKeeper answers: a standby that waits for
         it is well, and a start that waited would only be timed out and begun again.
         """
+        # The name of a master is what somebody wrote into a znode.
+        status = "".join(c if c.isprintable() else "?" for c in status[:_LONGEST_STATUS])
         now = time.monotonic()
         if status == self._status and now < self._told_at + _AT_MOST_EVERY:
             return

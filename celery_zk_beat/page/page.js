@@ -213,7 +213,7 @@ function showBeats(status, here) {
     put(host, `${m.host}, pid ${m.pid}`);
     at(running.firstChild, m.since, "since");
     const off = m.clock_offset;
-    put(clock, off === null ? "unknown" : Math.abs(off) < 0.1 ? "right"
+    put(clock, off === null ? "unknown" : Math.abs(off) < 0.1 ? "right, within 0.1 s"
       : `${length(off)} ${off > 0 ? "ahead" : "behind"}`);
     style(clock, Math.abs(off ?? 0) > 1 ? "warn-text" : "");
     const same = m.schedule === status.schedule;
@@ -229,7 +229,7 @@ function showBeats(status, here) {
 function makeRow() {
   const name = el("bdi", "entry"), tag = el("span", "tag"), more = el("div", "more"), note = el("div", "note");
   const due = el("time", ""), last = el("td", "time");
-  const row = el("tr", "", el("td", "", name, more, note), el("td", "time", due), last);
+  const row = el("tr", "", el("td", "", el("div", "title", name), more, note), el("td", "time", due), last);
   row.parts = { name, tag, more, note, due, last };
   return row;
 }
@@ -242,12 +242,11 @@ function fillRow(row, entry, more) {
 }
 
 function tag(row, text, kind) {
-  const { tag: node, more } = row.parts;
-  if (!text) return node.remove();
+  const { name, tag: node } = row.parts;
   put(node, text);
   style(node, `tag ${kind}`);
-  if (node.parentNode !== more.parentNode) more.before(node);
-  return undefined;
+  if (!text) node.remove();
+  else if (!node.parentNode) name.after(node);
 }
 
 function rows(id, items, key, update, of = items.length) {
@@ -356,7 +355,7 @@ function showMasters(status) {
     changes === 1 ? "1 change of master" : `${changes} changes of master`,
     ` in ${roughly((end - start) / 1000)}`,
     without >= 0.001 ? `; ${length(without)} without one` : "",
-    ended ? `; ${ended} ended without handing over, where up to the session time-out passes too` : "",
+    ended ? `; ${ended} did not hand over, and a standby waits for the session time-out` : "",
     ".",
   ].join(""));
   show($("chart"), shown.length > 0);
@@ -477,8 +476,8 @@ function ticks(start, end) {
 function trouble() {
   if (failed) return answer ? `The beat ${answer.beat.id} does not answer.` : "This beat does not answer.";
   const { error, age, beat, status } = answer;
-  if (!beat.connected) return `${beat.id} has no connection to ZooKeeper. ${error ?? ""}`;
-  if (error && !(status && age < FRESH)) return `ZooKeeper cannot be read: ${error}`;
+  if (!beat.connected) return `${beat.id} has no connection to ZooKeeper.`;
+  if (error && !(status && age < FRESH)) return error[0].toUpperCase() + error.slice(1);
   return null;
 }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from example_project.servers import REPOSITORY, Process, Redis, ZooKeeper
+from example_project.servers import REPOSITORY, Process, Redis, ZooKeeper, free_port
 from tests.conftest import PATIENCE
 
 from .conftest import Site
@@ -109,7 +109,8 @@ def test_stopping_while_all_hangs(
     own_zookeeper.start()
     monkeypatch.setenv("RECEIVED", str(tmp_path / "received"))
     monkeypatch.setenv("DISTURB", "hang")
-    beat = own_site.beat("one", app="tests.acceptance.signals_app")
+    http = f"127.0.0.1:{free_port()}"
+    beat = own_site.beat("one", app="tests.acceptance.signals_app", zk_beat_http=http)
     own_site.wait_for_run(beat)
     own_zookeeper.pause()
     redis_server.pause()

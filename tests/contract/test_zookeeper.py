@@ -138,6 +138,21 @@ def test_no_watch_on_what_is_not_there(backend: Backend, root: str) -> None:
     assert not events
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_watch_on_what_may_come_or_go(backend: Backend, root: str, there: bool) -> None:
+    """exists() tells of both, once."""
+    one, two = backend.session(), backend.session()
+    if there:
+        one.commit(Create(root, b""))
+        backend.until(lambda: two.read(root) is not None)
+    events: list[object] = []
+    assert two.exists(root, watch=events.append) is there
+    one.commit(Delete(root) if there else Create(root, b""))
+    backend.until(lambda: events)
+    assert two.exists(root) is not there
+    assert len(events) == 1
+
+
 def test_a_short_cut(backend: Backend, root: str) -> None:
     """The session lives on; watches and requests under way do not."""
     session = backend.session(timeout=4.0)

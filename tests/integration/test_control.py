@@ -14,7 +14,7 @@ from celery.schedules import schedstate, schedule
 from kazoo.client import KazooClient
 from kazoo.security import READ_ACL_UNSAFE
 
-from celery_zk_beat import ZooKeeperScheduler, ledger
+from celery_zk_beat import ZooKeeperScheduler, ledger, schedulers
 from celery_zk_beat.control import (
     Answer,
     Asking,
@@ -27,10 +27,10 @@ from celery_zk_beat.errors import RootError, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
 from celery_zk_beat.session import Operation, ZooKeeperSession
 from celery_zk_beat.znodes import Paths, encode, page_of
-from example_project.servers import ZooKeeper, wait_until
+from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 
-from .conftest import Clock, Make, every, history, turn
+from .conftest import LONG_AGO, Clock, Make, every, history, turn
 
 HOUR = timedelta(hours=1)
 
@@ -80,6 +80,16 @@ def heard(scheduler: ZooKeeperScheduler) -> None:
     wait_until(lambda: scheduler._control.stale, PATIENCE, "the watch")
     while scheduler._control.stale:  # again, where more news came in the middle
         turn(scheduler)
+
+
+def published(scheduler: ZooKeeperScheduler, number: int) -> None:
+    """As many turns as it takes for so many runs: the master hears of its own writes, too, and what
+    it is in the middle of then waits for the next."""
+    wait_until(
+        lambda: turn(scheduler) is not None and scheduler.metrics.published == number,
+        PATIENCE,
+        f"{number} runs",
+    )
 
 
 def past(client: KazooClient, root: str, entry: str) -> list[PastRun]:
@@ -173,15 +183,37 @@ def test_resumed_without_catching_up(
     why = "an operator resumed without catching up"
     assert (dropped.number, dropped.note) == (1, f"dropped: {why}")
     assert skipped == PastRun.of(None, begun + 2 * HOUR, resumed, 1, f"skipped: {why}")
-    assert not one._control.pauses.ended
+    assert not one._control.pauses.skips
     clock.now += HOUR
-    turn(one)
+    published(one, 4)
     assert runs(app, "a") == [(2, resumed + HOUR)]
     # b had nothing to be skipped: held back for a moment in which nothing was due.
     operator.pause("b", clock.now)
     operator.resume("b", clock.now + timedelta(minutes=1), skip=True)
     heard(one)
     assert one.metrics.skipped == 1
+
+
+def test_a_run_that_was_dropped_in_doubt(
+    app: Celery, make: Make, clock: Clock, entries: dict[str, Any], operator: Operator
+) -> None:
+    """The next of its entry is not taken for one that was sent again."""
+    one = make(beat_schedule={"a": entries["a"]})
+    turn(one)
+    clock.now += HOUR
+    good = app.conf.broker_url
+    app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    turn(one)
+    assert one.metrics.failed > 0
+    app.conf.broker_url = good
+    operator.pause("a", clock.now)
+    operator.resume("a", clock.now, skip=True)
+    heard(one)
+    assert one.metrics.dropped == 1
+    clock.now += HOUR
+    published(one, 1)
+    assert runs(app, "a") == [(2, clock.now)]
+    assert one.metrics.resent == 0
 
 
 def test_resumed_while_everything_is_paused(
@@ -222,7 +254,7 @@ def test_resumed_by_a_clock_that_is_ahead(
     operator.resume(None, clock.now + ahead, skip=True)
     heard(one)
     clock.now += HOUR
-    turn(one)
+    published(one, 2)
     assert runs(app, "a") == [(1, resumed + HOUR)]
 
 
@@ -249,8 +281,32 @@ def test_resumed_with_a_schedule_that_has_no_future(
     heard(one)
     assert (one.metrics.skipped, runs(app, "a")) == (1, [])
     clock.now += HOUR
-    turn(one)
+    published(one, 1)
     assert len(runs(app, "a")) == 1
+
+
+def test_skipped_by_a_master_that_knows_it(
+    app: Celery, make: Make, clock: Clock, entries: dict[str, Any], operator: Operator
+) -> None:
+    """During a deploy the master's schedule may lack the entry: the next one skips, then."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    begun = clock.now
+    one.close()
+    two = make(beat_schedule={"b": entries["b"]})
+    turn(two)
+    operator.pause("a", clock.now)
+    clock.now += 2.5 * HOUR
+    operator.resume("a", clock.now, skip=True)
+    heard(two)
+    assert two._control.pauses.skips
+    two.close()
+    three = make(beat_schedule=entries)
+    turn(three)
+    assert three.metrics.skipped == 1
+    clock.now += HOUR
+    wait_until(lambda: turn(three) and runs(app, "a"), PATIENCE, "the next run")
+    assert runs(app, "a") == [(1, begun + 3.5 * HOUR)]
 
 
 def test_an_extra_run(
@@ -502,6 +558,23 @@ def test_what_is_remembered(
     assert (last.number, last.due, last.epoch) == (31, begun + 31 * HOUR, 2)
     assert last.at >= before
     assert two.metrics.resent == two.metrics.published == 2
+
+
+def test_what_is_held_back_fills_no_outbox(
+    make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries that are paused one after another, while the broker is away."""
+    monkeypatch.setattr(schedulers, "MOST_RUNS", 4)
+    monkeypatch.setattr(schedulers, "MOST_WAITING", 8)
+    entries = {f"e{n}": every(60, last_run_at=LONG_AGO) for n in range(20)}
+    one = make(beat_schedule=entries)
+    one._publish = lambda runs: None  # type: ignore[method-assign]
+    for _ in range(6):
+        turn(one)
+        for name in list(one._ledger.outbox):
+            operator.pause(name, datetime.now(timezone.utc))
+        wait_until(lambda: turn(one) and not one._waiting()[4:], PATIENCE, "a turn")
+    assert len(one._ledger.outbox) == 8
 
 
 def test_a_master_without_work_shows_that_it_lives(

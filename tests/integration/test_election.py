@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError, SessionExpiredError
-from kazoo.security import make_digest_acl
+from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
+from celery_zk_beat import election as election_module
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.session import ZooKeeperSession
 from celery_zk_beat.znodes import (
@@ -242,6 +243,18 @@ def test_masters_that_cannot_be_written_again(candidate: Candidate, client: Kazo
     until(lambda: begun_anew(client, one, 1), "a new list")
 
 
+def test_masters_that_may_not_be_written(candidate: Candidate, client: KazooClient) -> None:
+    """Nobody stops being master for what is only to be remembered."""
+    demoted: list[str] = []
+    one = candidate("one", on_demoted=demoted.append)
+    client.ensure_path(one.paths.root)
+    client.create(one.paths.masters, acl=READ_ACL_UNSAFE)
+    elect(one)
+    until(lambda: members(client, one) == ["one"], "what comes after it")
+    assert one.resign()
+    assert demoted == [] or demoted == ["resigned"]
+
+
 def test_nothing_new_is_not_told(candidate: Candidate) -> None:
     """Or whoever has it look again after a refusal would be woken at once, again and again."""
     one = elect(candidate("one"))
@@ -306,6 +319,20 @@ def test_resigning_in_favour_of_one(candidate: Candidate, client: KazooClient) -
     assert {term.why for term in past} == {"resigned: asked by the test"}
     assert all(term.until is not None for term in past)
     assert (last.epoch, last.id, last.until, last.why) == (4, "one", None, None)
+
+
+def test_an_heir_that_has_just_resigned(
+    candidate: Candidate, client: KazooClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the field to others for a while, but not when it is asked to take over."""
+    monkeypatch.setattr(election_module, "RESIGN_PAUSE", 2 * PATIENCE)
+    one, two = elect(candidate("one")), candidate("two")
+    two.start(PATIENCE)
+    until(lambda: members(client, one) == ["one", "two"], "both members")
+    assert one.resign()
+    assert two.wait(PATIENCE)
+    assert two.resign(to="one")
+    assert one.wait(PATIENCE)
 
 
 def test_an_heir_that_does_not_come(candidate: Candidate, client: KazooClient, road: Road) -> None:

@@ -52,6 +52,18 @@ def test_nothing_connects_before_the_first_tick(app: Celery) -> None:
     assert "connection" not in vars(scheduler)
 
 
+def test_http_is_closed_twice(app: Celery) -> None:
+    """As Celery does, first in the signal handler; in between its thread has ended, and all that
+    it had open is closed."""
+    app.conf.zk_beat_http = free_port()
+    scheduler = ZooKeeperScheduler(app=app)
+    scheduler.tick()
+    scheduler.close()
+    scheduler._server._thread.join(PATIENCE)
+    assert not scheduler._server._thread.is_alive()
+    scheduler.close()
+
+
 def test_celerys_own_entry_is_there(app: Celery, tmp_path: Path) -> None:
     """A result backend that does not expire by itself is cleaned up, beside the user's entries."""
     app.conf.result_backend = f"file://{tmp_path}"

@@ -376,6 +376,31 @@ def test_following(
     follower.sees_what_a_fresh_one_sees(look, "nothing at all")
 
 
+def test_following_from_the_beginning(
+    candidate: Candidate,
+    client: KazooClient,
+    session: ZooKeeperSession,
+    scheduler: ZooKeeperScheduler,
+    look: Callable[[], Snapshot],
+) -> None:
+    """A reader that came before the first run is told of that, too."""
+    client.create(scheduler.settings.root)
+    follower = Follower(session, scheduler)
+    assert follower.reader.read().master is None
+    election = candidate("one", app="shop", schedule=scheduler.digest())
+    election.start(PATIENCE)
+    assert election.wait(PATIENCE)
+    follower.sees_what_a_fresh_one_sees(look, "a master")
+    ledger = RunLedger(election)
+    assert election.reign is not None
+    ledger.load(election.reign)
+    ledger.first_seen({"often": now()})
+    follower.sees_what_a_fresh_one_sees(look, "the first page")
+    assert follower.reader.read().entries[-1].next_run_at is not None
+    claim(ledger, "often")
+    follower.sees_what_a_fresh_one_sees(look, "a claim")
+
+
 def test_following_asks_for_nothing_else(
     ledger: RunLedger,
     zookeeper: ZooKeeper,

@@ -394,6 +394,8 @@ class Connection:
                 self._watched.add(request.path)
         elif isinstance(request, Exists):
             result = node.stat() if node is not None else None
+            if request.watcher:
+                self._watched.add(request.path)
         self._send(lambda: self._client.on_answer(self, result, self.replica.zxid))
 
     def _send(self, action: Callable[[], None]) -> None:

@@ -49,6 +49,15 @@ def test_a_life(listen: Listen) -> None:
     assert server.recv(1000).decode() == "STOPPING=1\nSTATUS=stopping"
 
 
+def test_a_status_is_one_line_of_bearable_length(listen: Listen) -> None:
+    """Whatever is in it: another line would be an order, and what is too long is not taken."""
+    server = listen(f"@zk-beat-{uuid.uuid4()}")
+    Unit().ticked("standby, x\nMAINPID=1\ud800" + "x" * 1_000_000)
+    ready, watchdog, status = server.recv(10_000).decode().split("\n")
+    assert (ready, watchdog) == ("READY=1", "WATCHDOG=1")
+    assert status.startswith("STATUS=standby, x?MAINPID=1?xxx")
+
+
 def test_ready_is_not_lost(listen: Listen, tmp_path: Path) -> None:
     """A systemd that is behind with its reading makes nobody wait, and is told again."""
     address = str(tmp_path / "notify")
