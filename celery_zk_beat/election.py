@@ -296,6 +296,14 @@ class MasterElection:
         whose write was refused."""
         self._inbox.put(None)
 
+    def complain(self, complaint: str) -> None:
+        """Logs what may come every second, now and then."""
+        last, until = self._complaint
+        now = time.monotonic()
+        if complaint != last or now >= until:
+            logger.warning("%s; trying again every %g s", complaint, _RETRY_AFTER)
+            self._complaint = (complaint, now + _REMIND_EVERY)
+
     def stop(self, timeout: float = 5.0) -> None:
         """Ends the session, and with it a mastership at once; waits for callbacks that are still
         to be called. Returns within `timeout` seconds. May be called twice, from a signal handler,
@@ -407,8 +415,8 @@ class MasterElection:
             self._prepared_for = 0
             return 0.1
         except ZooKeeperError as exc:
-            self._demote(str(exc))
-            self._complain(f"{exc}; trying again every {_RETRY_AFTER:g} s")
+            self._demote("denied by ZooKeeper" if isinstance(exc, AccessDenied) else str(exc))
+            self.complain(str(exc))
             if isinstance(exc, AccessDenied):
                 # A server may close the connection, too, and the next comes at once.
                 self._denied_until = time.monotonic() + _RETRY_AFTER
@@ -728,7 +736,7 @@ class MasterElection:
         now = time.monotonic()
         refusal = self.session.refusal
         if refusal is not None:
-            self._complain(f"{refusal}; trying again every {_RETRY_AFTER:g} s")
+            self.complain(refusal)
         if self._remind_at <= now:
             if self._remind_at and refusal is None:
                 logger.warning(
@@ -740,14 +748,6 @@ class MasterElection:
     def _renew_session(self) -> None:
         self.session.stop(timeout=_RETRY_AFTER)
         self.session.start()
-
-    def _complain(self, complaint: str) -> None:
-        """What may come every second is said at once, and again now and then."""
-        last, until = self._complaint
-        now = time.monotonic()
-        if complaint != last or now >= until:
-            logger.warning("%s", complaint)
-            self._complaint = (complaint, now + _REMIND_EVERY)
 
     def _session_name(self) -> str:
         return f"{self.session.id:#x}"

@@ -346,7 +346,7 @@ class ZooKeeperSession:
         """Whether there is such a znode. `watch` is called as that of :meth:`read` and, other than
         there, also when a missing znode is made. Raises as :meth:`read`."""
         result = self._live_client(path).exists_async(path, watch)
-        return _translated(path, result.get, timeout=self.timeout) is not None
+        return self.translated(path, result.get, timeout=self.timeout) is not None
 
     def children(self, path: str, watch: Callable[[object], None] | None = None) -> list[str]:
         """Names of the znodes below `path`, none where it is missing. `watch` is called as that of
@@ -366,9 +366,7 @@ class ZooKeeperSession:
             self.translated(path, result.get, timeout=self.timeout)
         except AccessDenied:
             # To make one is a right on its parent, and to look whether there is one needs none.
-            while path.rpartition("/")[0] and not self.translated(
-                path, client.exists_async(path).get, timeout=self.timeout
-            ):
+            while path.rpartition("/")[0] and not self.exists(path):
                 path = path.rpartition("/")[0]
             raise AccessDenied(self._denial(path, "NoAuth")) from None
 
@@ -519,10 +517,10 @@ class ZooKeeperSession:
         if not self.access.identified:
             names = self.access.credentials("or")
             return f"{path}: denied by ZooKeeper ({name}), as nobody: set {names}"
-        user = f"the user of {self.access.credentials('and')}"
+        names = self.access.credentials("and")
         return (
-            f"{path}: denied by ZooKeeper ({name}) to {user}: "
-            f"is it the right one, and does the znode's ACL name it (zkCli.sh: getAcl {path})?"
+            f"{path}: denied by ZooKeeper ({name}) to the user of {names}: is that the right one, "
+            f"and is it in the znode's ACL (getAcl {path})?"
         )
 
     def _note_granted_timeout(self, client: Any) -> None:
