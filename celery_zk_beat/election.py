@@ -610,6 +610,10 @@ class MasterElection:
     def _look_at_rights(self) -> None:
         """Tells, once, what others may do with our znodes that they should not."""
         access, root = self.session.access, self.paths.root
+        if access.tls is not None and not access.tls.verify:
+            logger.warning(
+                "%s: with verify = False anybody may pass for ZooKeeper", access.name("tls")
+            )
         if access.open_by_default:
             logger.warning(
                 "whoever reaches ZooKeeper at %s may change %s: set %s (docs/security.md)",

@@ -7,11 +7,13 @@ A secret (a password) may be given in one of four forms, the same everywhere::
     {"file": "/run/secrets/zookeeper"}  a file; a line end at its end is no part of it
     read_it                             a function without arguments that returns it
 
-All but the first are read anew at each attempt to connect, as are the files of certificates.
+All but the first are read anew at each attempt to connect, as are the files of certificates. The
+function may be called on any thread, and should not take long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -208,6 +210,26 @@ def _load(name: str, path: str, load: Callable[[], object]) -> None:
         raise SettingsError(f"{name} {path!r}: {exc}") from None
 
 
+@dataclass(frozen=True, repr=False)
+class Identity:
+    """What is shown to ZooKeeper, in plain text. To be used and forgotten.
+
+    Attributes:
+        user: ``user:password`` of the digest scheme.
+        sasl: kazoo's options.
+        certificate: the whole file.
+    """
+
+    user: str | None
+    sasl: dict[str, str] | None
+    certificate: bytes
+
+    def fingerprint(self) -> bytes:
+        """To tell it from another one, later."""
+        sasl = sorted((self.sasl or {}).items())
+        return hashlib.sha256(repr((self.user, sasl, self.certificate)).encode()).digest()
+
+
 @dataclass(frozen=True)
 class Access:
     """All of it. Immutable; its repr shows no secret.
@@ -308,50 +330,36 @@ class Access:
             and grant.rights & ~meant.get((grant.scheme, grant.id), 0)
         ]
 
-    def user_and_password(self) -> str:
-        """Of the digest scheme.
+    def identity(self) -> Identity:
+        """Who this process is now.
 
         Raises:
-            SettingsError: it cannot be read, or is none.
+            SettingsError: a secret cannot be read, or is not what it should be.
         """
-        assert self.auth is not None
-        try:
-            text = self.auth.read()
-            _check_user_and_password(text)
-        except SettingsError as exc:
-            raise SettingsError(f"{self.name('auth')}: {exc}") from None
-        return text
-
-    def sasl_options(self) -> dict[str, str]:
-        """Raises as :meth:`user_and_password`."""
-        assert self.sasl is not None
-        try:
-            return self.sasl.options()
-        except SettingsError as exc:
-            raise SettingsError(f"{self.name('sasl')}: {exc}") from None
+        user, sasl, certificate = None, None, b""
+        if self.auth is not None:
+            try:
+                user = self.auth.read()
+                _check_user_and_password(user)
+            except SettingsError as exc:
+                raise SettingsError(f"{self.name('auth')}: {exc}") from None
+        if self.sasl is not None:
+            try:
+                sasl = self.sasl.options()
+            except SettingsError as exc:
+                raise SettingsError(f"{self.name('sasl')}: {exc}") from None
+        if self.tls is not None and self.tls.certificate is not None:
+            with contextlib.suppress(OSError), open(self.tls.certificate, "rb") as file:
+                certificate = file.read()
+        return Identity(user, sasl, certificate)
 
     def tls_context(self) -> ssl.SSLContext:
-        """Raises as :meth:`user_and_password`."""
+        """Raises as :meth:`identity`."""
         assert self.tls is not None
         try:
             return self.tls.context()
         except SettingsError as exc:
             raise SettingsError(f"{self.name('tls')}: {exc}") from None
-
-    def fingerprint(self) -> bytes | None:
-        """Changes with what this process is to ZooKeeper; None where that cannot be read."""
-        digest = hashlib.sha256()
-        try:
-            if self.auth is not None:
-                digest.update(self.user_and_password().encode())
-            if self.sasl is not None:
-                digest.update(repr(sorted(self.sasl_options().items())).encode())
-            if self.tls is not None and self.tls.certificate is not None:
-                with open(self.tls.certificate, "rb") as file:
-                    digest.update(file.read())
-        except (SettingsError, OSError):
-            return None
-        return digest.digest()
 
 
 # What users give ----------------------------------------------------------------------------------

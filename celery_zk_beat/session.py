@@ -252,11 +252,13 @@ class ZooKeeperSession:
 
     @property
     def outdated(self) -> bool:
-        """Whether the credentials are others now than those that the session began with."""
+        """Whether the credentials are others now than when they were shown to ZooKeeper."""
         if not self.access.identified:
             return False
-        now = self.access.fingerprint()
-        return now is not None and now != self._fingerprint
+        try:
+            return self.access.identity().fingerprint() != self._fingerprint
+        except SettingsError:
+            return False
 
     @property
     def id(self) -> int:
@@ -442,11 +444,11 @@ class ZooKeeperSession:
             self._authenticated = not access.authenticates
             client.handler.server_name = host
             try:
-                self._fingerprint = access.fingerprint()
-                if access.auth is not None:
-                    client.auth_data = {("digest", access.user_and_password())}
-                if access.sasl is not None:
-                    connection.sasl_options = access.sasl_options()
+                identity = access.identity()
+                self._fingerprint = identity.fingerprint()
+                if identity.user is not None:
+                    client.auth_data = {("digest", identity.user)}
+                connection.sasl_options = identity.sasl
                 answer = connect(host, address, port)
             except SessionExpiredError:
                 raise
