@@ -453,9 +453,13 @@ class ZooKeeperSession:
             except SessionExpiredError:
                 raise
             except Exception as exc:
-                why = self._refusal(exc, f"{host}:{port}", bool(client.connected))
-                if why is not None and client is self._client:
-                    self._refusals[f"{host}:{port}"] = why
+                server = f"{host}:{port}"
+                self._suspicion = None
+                self._refusals.pop(server, None)
+                why = self._refusal(exc, server, bool(client.connected))
+                if why is not None:
+                    self._refusals[server] = why
+                if self.refusal is not None and client is self._client:
                     self._on_change()
                 if isinstance(exc, (ConnectionDropped, KazooTimeoutError)):
                     raise
@@ -478,7 +482,10 @@ class ZooKeeperSession:
         if isinstance(exc, SettingsError):
             return str(exc)
         if isinstance(exc, _TlsError):
-            return str(exc)
+            if exc.certain:
+                return str(exc)
+            self._suspicion = str(exc)
+            return None
         if isinstance(exc, SASLException):
             return f"{access.name('sasl')}: {exc.__cause__ or exc}"
         if connected:
@@ -589,7 +596,15 @@ def connected(
 
 
 class _TlsError(Exception):
-    """Not an OSError, of which kazoo would keep too little."""
+    """Not an OSError, of which kazoo would keep too little.
+
+    Attributes:
+        certain: whether it cannot be that the network, or the server, has just failed.
+    """
+
+    def __init__(self, message: str, certain: bool) -> None:
+        super().__init__(message)
+        self.certain = certain
 
 
 def _tls_refusal(access: Access, server: str, exc: Exception) -> str:
@@ -634,9 +649,11 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
             return context.wrap_socket(connection, server_hostname=self.server_name)
         except (OSError, ValueError) as exc:
             connection.close()
-            raise _TlsError(
-                _tls_refusal(self._access, f"{self.server_name}:{address[1]}", exc)
-            ) from None
+            if isinstance(exc, (TimeoutError, socket.timeout)):  # one class since Python 3.10
+                raise
+            certain = not isinstance(exc, (ConnectionError, ssl.SSLEOFError))
+            server = f"{self.server_name}:{address[1]}"
+            raise _TlsError(_tls_refusal(self._access, server, exc), certain) from None
 
     def select(self, *args: Any, **kwargs: Any) -> Any:
         """TLS may have read from the socket already what kazoo waits for."""

@@ -20,7 +20,7 @@ from celery_zk_beat.errors import AccessDenied
 from celery_zk_beat.security import Access, Grant
 from celery_zk_beat.session import Create, _Handler, connected
 from example_project.servers import LOOPBACK, wait_until
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.conftest import PATIENCE
 from tests.secure import BEAT, Authority, SecureZooKeeper
 
 WORLD = [Grant("world", "anyone", 31)]
@@ -39,7 +39,7 @@ def start(server: SecureZooKeeper, root: str) -> Iterator[Start]:
     made: list[MasterElection] = []
 
     def start(hosts: str = server.hosts, **options: Any) -> MasterElection:
-        options = {"session_timeout": SESSION_TIMEOUT, "root": root, **options}
+        options = {"session_timeout": 4.0, "root": root, **options}
         made.append(MasterElection(hosts, **options))
         made[-1].start()
         return made[-1]
