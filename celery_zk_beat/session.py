@@ -95,10 +95,11 @@ _kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
 
 
 def _hide_secrets(record: logging.LogRecord) -> bool:
-    """kazoo logs each request in DEBUG, and below that what would let others into the session."""
+    """kazoo logs each request in DEBUG, and below that each answer; credentials and the password of
+    the session are among them."""
     if isinstance(record.args, tuple):
         record.args = tuple(
-            f"{type(arg).__name__}(***)" if isinstance(arg, (Auth, SASL)) else arg
+            f"{type(arg).__name__}(***)" if isinstance(arg, (Auth, Connect, SASL)) else arg
             for arg in record.args
         )
     return record.levelno >= logging.DEBUG
@@ -368,8 +369,8 @@ class ZooKeeperSession:
             self.translated(path, result.get, timeout=self.timeout)
         except AccessDenied:
             # To make one is a right on its parent, and to look whether there is one needs none.
-            while path.rpartition("/")[0] and not self.exists(path):
-                path = path.rpartition("/")[0]
+            while path != "/" and not self.exists(path):
+                path = path.rpartition("/")[0] or "/"
             raise AccessDenied(self._denial(path, "NoAuth")) from None
 
     def grants(self, paths: Sequence[str]) -> list[list[Grant]]:

@@ -91,6 +91,21 @@ def _family(process: Process) -> list[int]:
     return [pid, *map(int, children)]
 
 
+def test_looking_on(make_site: MakeSite, secure_zookeeper: SecureZooKeeper) -> None:
+    """Others may read if they are let, and no more."""
+    site = make_site(secure_zookeeper.hosts)
+    site.schedule(often=0.2)
+    ours = {"zk_beat_auth": "beat:sesame", "zk_beat_acl": "auth::cdrwa,world:anyone:r"}
+    site.wait_for_run(site.beat("beat", **ours))
+    assert site.zk_beat("status").returncode == 0
+    assert site.zk_beat("pause", "often", **ours).returncode == 0
+    for command in (["resume", "often"], ["run", "often"]):
+        answer = site.zk_beat(*command)
+        assert answer.returncode == 2
+        (line,) = answer.stderr.splitlines()
+        assert "denied by ZooKeeper (NoAuth), as nobody: set zk_beat_auth, " in line
+
+
 def test_credentials_change_under_a_master(
     make_site: MakeSite, authority: Authority, tmp_path: Path
 ) -> None:

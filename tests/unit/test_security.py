@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from kazoo.protocol.serialization import SASL, Auth
+from kazoo.protocol.serialization import SASL, Auth, Connect
 
 from celery_zk_beat import MasterElection, SettingsError, ZooKeeperScheduler
 from celery_zk_beat.security import Access, Grant, Secret, check_acl, check_sasl, check_tls
@@ -158,12 +158,17 @@ def test_no_secret_in_kazoos_log(caplog: pytest.LogCaptureFixture) -> None:
     """It logs each request, and what others could take a session over with."""
     log = logging.getLogger("celery_zk_beat.kazoo")
     with caplog.at_level(1, log.name):
-        for request in (Auth(0, "digest", f"user:{SECRET}"), SASL(SECRET.encode())):
+        for request in (
+            Auth(0, "digest", f"user:{SECRET}"),
+            SASL(SECRET.encode()),
+            Connect(0, 0, 1000, 1, SECRET.encode(), False),
+        ):
             log.debug("Sending request(xid=%s): %s", -4, request)
         log.log(5, "Session created, session_passwd: %s", SECRET)
     assert caplog.messages == [
         "Sending request(xid=-4): Auth(***)",
         "Sending request(xid=-4): SASL(***)",
+        "Sending request(xid=-4): Connect(***)",
     ]
 
 
