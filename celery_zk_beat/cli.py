@@ -110,7 +110,7 @@ def _site(ctx: click.Context, timeout: float, news: _News) -> Iterator[_Site]:
         settings = Settings.from_app(ctx.obj.app)
         hosts = settings.hosts
         session_timeout = min(timeout, settings.session_timeout)
-        with connected(hosts, session_timeout, timeout, news.tell) as session:
+        with connected(hosts, session_timeout, timeout, news.tell, settings.access) as session:
             yield _Site(ctx, settings, session)
     except RootError as exc:
         raise Failure(str(exc)) from None

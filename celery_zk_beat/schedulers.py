@@ -33,7 +33,7 @@ from kombu.utils.objects import cached_property
 from .broker import BackOff, comes_from, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
-from .errors import Conflict, SettingsError, ZkBeatError, ZooKeeperError
+from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .metrics import Metrics
 from .runs import Run
@@ -280,6 +280,7 @@ class ZooKeeperScheduler(Scheduler):
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
             schedule=self.digest(),
+            access=self.settings.access,
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,
         )
@@ -350,7 +351,10 @@ class ZooKeeperScheduler(Scheduler):
             # beat is master still.
             if self._closing or self._election.reign is None:
                 return 0.0
-            logger.warning("%s; reading the run states anew", exc)
+            if isinstance(exc, AccessDenied):
+                self._election.complain(str(exc))
+            else:
+                logger.warning("%s; reading the run states anew", exc)
             self._ledger.forget()
             self._election.recheck()
             return _RETRY_AFTER
