@@ -13,7 +13,6 @@ one way on: read ``master`` and ``epoch``, and believe what they say.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import queue
@@ -28,6 +27,7 @@ from typing import Any, Callable
 
 from .errors import Conflict as _Conflict
 from .errors import ConnectTimeout, RootError, SettingsError, Uncertain, ZkBeatError, ZooKeeperError
+from .log import get_logger
 from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
 from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
 from .version import __version__
@@ -44,12 +44,14 @@ from .znodes import (
     to_text,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds for which a master that resigned leaves the field to the others, or to its heir.
 RESIGN_PAUSE = 1.0
 #: Seconds between two log lines about a ZooKeeper that does not answer.
 _REMIND_EVERY = 5.0
+#: Most characters of why a time as master ended.
+_LONGEST_WHY = 200
 #: Seconds before something that was refused, or stands in the way, is tried again.
 _RETRY_AFTER = 1.0
 #: Seconds after which the member znode is written anew: its time shows how the clocks are apart.
@@ -255,7 +257,7 @@ class MasterElection:
             was refused, or within `timeout` seconds no answer came.
         """
         reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        why = f"resigned: {why}" if why else "resigned"
+        why = f"resigned: {why}"[:_LONGEST_WHY] if why else "resigned"
         self._inbox.put(_Resignation(to, why, tuple(also), reply))
         try:
             return reply.get(timeout=timeout)
@@ -372,6 +374,13 @@ class MasterElection:
             self._demote(str(exc))
             logger.warning("%s; trying again in %g s", exc, _RETRY_AFTER)
             return _RETRY_AFTER
+        except RootError as exc:
+            if not self._decided:
+                raise
+            # Not a mistake of who started this beat, which has been fine.
+            self._demote(str(exc))
+            logger.error("%s; looking again in %g s", exc, _REMIND_EVERY)
+            return _REMIND_EVERY
 
     def _settle(self) -> bool:
         """Reads who is master, this one perhaps, and arms the watch; False when nobody is."""
@@ -394,16 +403,20 @@ class MasterElection:
             elif time.monotonic() >= self._abstain_until:
                 logger.warning("%s did not take over; going on as master", seen.heir)
                 self._terms_of = 0
-                self.session.commit(
-                    SetData(self.paths.master, replace(seen, heir=None).encode(), node.version)
-                )
-                return self._settle()
+                seen = replace(seen, heir=None)
+                self.session.commit(SetData(self.paths.master, seen.encode(), node.version))
+                self._begin(connection, seen)
             return True
         self._demote(f"{seen.id} is master")
         heir, seen = seen.heir, replace(seen, heir=None)
         if seen != self._master:
             old = " (an earlier session of this one)" if seen.id == self.id else ""
             logger.info("not elected because %s%s is master, epoch %d", seen.id, old, seen.epoch)
+            if node.owner == 0:
+                logger.error(
+                    "%s is not ephemeral, so no beat made it, and none is master: delete it",
+                    self.paths.master,
+                )
             if seen.schedule != self._schedule:
                 logger.warning(
                     "%s, the master, has another schedule than %s (digests %s and %s): is a "

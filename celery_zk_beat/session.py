@@ -34,9 +34,11 @@ from kazoo.exceptions import (
 )
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 from kazoo.protocol.serialization import Connect
+from kazoo.protocol.states import ZnodeStat
 from kazoo.retry import KazooRetry
 
 from .errors import Conflict, ConnectTimeout, Uncertain, UnsupportedEnvironment, ZooKeeperError
+from .log import get_logger
 
 #: Longest pause between two attempts to connect, seconds. kazoo's own default grows to a minute.
 _RECONNECT_PAUSE = 1.0
@@ -71,9 +73,9 @@ _CLOSE_WITHIN = 2.0
 #: Seconds that clocks may be apart without a word.
 _CLOCK_TOLERANCE = 1.0
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: kazoo logs each attempt to connect; what matters of it is said by election.py, once.
-_kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
+_kazoo_log = get_logger("celery_zk_beat.kazoo")
 
 
 def boottime() -> float:
@@ -119,6 +121,8 @@ class Delete:
 
 
 Operation = Union[Create, SetData, Check, Delete]
+#: As what kazoo reads the answers.
+_ANSWERS = {Create: str, SetData: ZnodeStat, Check: bool, Delete: bool}
 
 
 class Pending:
@@ -155,6 +159,9 @@ class Pending:
         for operation, answer in zip(self._operations, answers):
             if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
                 raise _error(operation.path, answer)
+        kinds = [_ANSWERS[type(operation)] for operation in self._operations]
+        if [type(answer) for answer in answers] != kinds:
+            raise Uncertain(f"{what}: an answer that fits no question")
         for operation, answer in zip(self._operations, answers):
             if isinstance(operation, SetData):
                 self._session.compare_clocks(self._sent_at, answer.mtime / 1000, time.time())
@@ -277,9 +284,11 @@ class ZooKeeperSession:
         :meth:`read`, when one is made or deleted. Raises as :meth:`read`."""
         try:
             result = self._live_client(path).get_children_async(path, watch)
-            return list(_translated(path, result.get, timeout=self.timeout))
+            names = _translated(path, result.get, timeout=self.timeout)
         except Conflict:
             return []
+        # Not what garbled answers may hold, and no path is made of.
+        return [name for name in names if name and "/" not in name and name not in (".", "..")]
 
     def ensure(self, path: str) -> None:
         """Creates a persistent znode and its parents where they are missing. Raises as
@@ -390,9 +399,29 @@ def connected(
         session.stop(_CLOSE_WITHIN)
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """For a logging.Filter: the exception that kazoo tells of becomes part of the line."""
+    if record.exc_info:
+        record.msg, record.args = "%s (%r)", (record.getMessage(), record.exc_info[1])
+        record.exc_info = None
+    return True
+
+
+_kazoo_log.addFilter(_without_traceback)
+
+
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
     """kazoo waits a whole session time-out for one silent server; ours leaves time for the
     others, as ZooKeeper's Java client does (session time-out / number of servers)."""
+
+    def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def loop() -> None:
+            try:
+                func(*args, **kwargs)
+            except Exception:  # over an answer that it cannot parse: kazoo has logged it
+                logger.debug("kazoo's loop has ended", exc_info=True)
+
+        return super().spawn(loop)
 
     def __init__(self, connect_timeout: float) -> None:
         super().__init__()
@@ -431,6 +460,8 @@ def _translated(path: str, call: Callable[..., Any], **kwargs: Any) -> Any:
         return call(**kwargs)
     except (KazooException, KazooTimeoutError) as exc:
         raise _error(path, exc) from None
+    except Exception as exc:  # what kazoo's own reading of garbled bytes came to
+        raise Uncertain(f"{path}: an answer that cannot be understood ({exc!r})") from None
 
 
 def _error(path: str, exc: Exception) -> Exception:
