@@ -21,6 +21,7 @@ from kazoo.exceptions import (
     EXCEPTIONS,
     BadVersionError,
     ConnectionClosedError,
+    ConnectionDropped,
     ConnectionLoss,
     KazooException,
     NodeExistsError,
@@ -68,6 +69,8 @@ for _code, _name in _UNKNOWN_TO_KAZOO.items():
 
 _CONFLICTS = (NodeExistsError, NoNodeError, BadVersionError)
 
+#: Seconds: a longer session time-out is granted only to who asks for it.
+_LONGEST_GRANTED = 300.0
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
 #: Seconds that clocks may be apart without a word.
@@ -347,10 +350,29 @@ class ZooKeeperSession:
     def _note_granted_timeout(self, client: Any) -> None:
         invoke = client._connection._invoke
 
+        refused_since: float | None = None
+
         def noting(timeout: float, request: Any, xid: int | None = None) -> Any:
-            answer = invoke(timeout, request, xid)
-            if isinstance(request, Connect) and answer[0].time_out > 0:
-                self.timeout = answer[0].time_out / 1000
+            nonlocal refused_since
+            if not isinstance(request, Connect):
+                return invoke(timeout, request, xid)
+            try:
+                answer = invoke(timeout, request, xid)
+            except ConnectionDropped:
+                now = time.monotonic()
+                refused_since = refused_since or now
+                if now - refused_since > self.timeout:
+                    # A server hangs up on who has seen more than it has, which would be for ever
+                    # where its data was lost, or a garbled answer made us believe so. We can bear
+                    # to read what is old: every write says what it has read.
+                    client.last_zxid = 0
+                raise
+            refused_since = None
+            granted = answer[0].time_out / 1000
+            if granted > max(self._asked, _LONGEST_GRANTED):
+                raise ConnectionDropped(f"a session time-out of {granted:g} s cannot be meant")
+            if granted > 0:
+                self.timeout = granted
             return answer
 
         client._connection._invoke = noting

@@ -14,7 +14,7 @@ from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection, ZooKeeperScheduler, election, schedulers
 from celery_zk_beat.control import Pause, Pauses, RequestRecord
-from celery_zk_beat.ledger import LARGEST_OUTBOX, LARGEST_PAGE
+from celery_zk_beat.ledger import LARGEST_OUTBOX
 from celery_zk_beat.runs import Run, encode_outbox
 from celery_zk_beat.znodes import (
     MasterRecord,
@@ -125,14 +125,15 @@ def test_pages(app: Celery, make: Make, stranger: Stranger) -> None:
     scheduler = make(beat_schedule=SCHEDULE)
     turn(scheduler)
     path = stranger.paths.page(PAGE)
-    long_names = {f"{n}": state() for n in range(100_000) if page_of(f"{n}") == PAGE}
+    names = [name for n in range(30_000) for name in ["é" * 2000 + f"{n}"] if page_of(name) == PAGE]
+    growing = encode({"entries": {"e": state(), **{name: state() for name in names}}})
     values = [
         *(hostile.GARBAGE[name] for name in CHOSEN),
         encode({"entries": {"e": state(count=10**300)}}),
         encode({"entries": {"e": state("9999-12-31T23:59:59+00:00")}}),
         encode({"entries": {"e": state("9999-12-31T23:59:59.999999+00:00")}}),
         encode({"entries": {"e": state(), "other": state(unnamed_since="1999-01-01T00:00:00Z")}}),
-        encode({"entries": {"e": state(), **long_names}}) + b" " * LARGEST_PAGE,
+        growing.replace(b"\\u00e9", "é".encode()),
     ]
     for value in values:
         before = stranger.write(path, value)
@@ -168,7 +169,8 @@ def test_the_outbox(app: Celery, make: Make, stranger: Stranger) -> None:
     turn(scheduler)
     path = stranger.paths.outbox
     unknown = Run("nobody's", 1, END, END, 2**53 - 1)
-    most = [Run(f"é{n}", 1, NOW, NOW, 1) for n in range(LARGEST_OUTBOX // 100)]
+    # As many as fit, in letters that we write three times as long.
+    most = [Run("é" * 2000 + f"{n}", 1, NOW, NOW, 1) for n in range(LARGEST_OUTBOX // 4200)]
     raw = encode_outbox(most).replace(b"\\u00e9", "é".encode())
     values = [
         *(hostile.GARBAGE[name] for name in CHOSEN),

@@ -118,6 +118,13 @@ def test_the_deepest_that_can_be_read() -> None:
         at(depth)
 
 
+def test_numbers_of_dropped_runs() -> None:
+    """What is none is left out: it would be written again, and may be too deep for that."""
+    fields: dict[str, Any] = {"last_run_at": "2020-01-01T00:00:00+00:00", "total_run_count": 1}
+    fields["dropped"] = [1, "2", None, True, -1, 10**300, [[[[]]]], 3]
+    assert decode_page(PATH, encode({"entries": {"e": fields}}))["e"].dropped == (1, 3)
+
+
 def test_a_page_with_entries_of_another() -> None:
     """Its states would be written to the page on which they belong, over those that are there."""
     fields = {"last_run_at": "2020-01-01T00:00:00+00:00", "total_run_count": 1}
