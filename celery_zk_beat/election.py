@@ -143,6 +143,8 @@ class MasterElection:
         #: The last masters as this one wrote them down, and for which epoch it did.
         self._terms: list[TermRecord] = []
         self._terms_of = 0
+        #: The session in which the master znode was last made, and what was written.
+        self._wrote: tuple[int, MasterRecord] | None = None
         #: The session that was seen to hold the member znode of this one's name.
         self._namesake = 0
         self._abstain_until = 0.0
@@ -407,6 +409,12 @@ class MasterElection:
                 self.session.commit(SetData(self.paths.master, seen.encode(), node.version))
                 self._begin(connection, seen)
             return True
+        if self._wrote == (self.session.id, replace(seen, heir=None)):
+            # The handshake that named the session was garbled; with every other name we are
+            # never master, and keep others from it.
+            logger.warning("%s, written by this session, has another owner", self.paths.master)
+            self._begin_session_anew()
+            raise Uncertain(f"{self.paths.master}: asked under a name that is not ours")
         self._demote(f"{seen.id} is master")
         heir, seen = seen.heir, replace(seen, heir=None)
         if seen != self._master:
@@ -499,6 +507,7 @@ class MasterElection:
                 raise
             logger.debug("not elected: %s", exc)
             return False
+        self._wrote = self.session.id, mine
         return True
 
     def _resign(self, to: str | None, why: str, also: Sequence[Operation] = ()) -> bool:
@@ -655,8 +664,7 @@ class MasterElection:
 
     def _wait_for_zookeeper(self) -> float:
         if self.session.dead:
-            self.session.stop(timeout=_RETRY_AFTER)
-            self.session.start()
+            self._begin_session_anew()
             return _RETRY_AFTER
         now = time.monotonic()
         if self._remind_at <= now:
@@ -666,6 +674,10 @@ class MasterElection:
                 )
             self._remind_at = now + _REMIND_EVERY
         return max(0.1, self._remind_at - now)
+
+    def _begin_session_anew(self) -> None:
+        self.session.stop(timeout=_RETRY_AFTER)
+        self.session.start()
 
     def _session_name(self) -> str:
         return f"{self.session.id:#x}"
