@@ -13,7 +13,6 @@ one way on: read ``master`` and ``epoch``, and believe what they say.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import queue
@@ -36,6 +35,7 @@ from .errors import (
     ZooKeeperError,
 )
 from .errors import Conflict as _Conflict
+from .log import get_logger
 from .security import Access
 from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
 from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
@@ -53,12 +53,14 @@ from .znodes import (
     to_text,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds for which a master that resigned leaves the field to the others, or to its heir.
 RESIGN_PAUSE = 1.0
 #: Seconds between two log lines about a ZooKeeper that does not answer.
 _REMIND_EVERY = 5.0
+#: Most characters of why a time as master ended.
+_LONGEST_WHY = 200
 #: Seconds before something that was refused, or stands in the way, is tried again.
 _RETRY_AFTER = 1.0
 #: Seconds after which the member znode is written anew: its time shows how the clocks are apart.
@@ -161,6 +163,8 @@ class MasterElection:
         #: The last masters as this one wrote them down, and for which epoch it did.
         self._terms: list[TermRecord] = []
         self._terms_of = 0
+        #: The session in which the master znode was last made, and what was written.
+        self._wrote: tuple[int, MasterRecord] | None = None
         #: The session that was seen to hold the member znode of this one's name.
         self._namesake = 0
         self._abstain_until = 0.0
@@ -284,7 +288,7 @@ class MasterElection:
             was refused, or within `timeout` seconds no answer came.
         """
         reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        why = f"resigned: {why}" if why else "resigned"
+        why = f"resigned: {why}"[:_LONGEST_WHY] if why else "resigned"
         self._inbox.put(_Resignation(to, why, tuple(also), reply))
         try:
             return reply.get(timeout=timeout)
@@ -423,6 +427,13 @@ class MasterElection:
                 if self.session.outdated:
                     self._renew_session()
             return _RETRY_AFTER
+        except RootError as exc:
+            if not self._decided:
+                raise
+            # Not a mistake of who started this beat, which has been fine.
+            self._demote(str(exc))
+            logger.error("%s; looking again in %g s", exc, _REMIND_EVERY)
+            return _REMIND_EVERY
 
     def _settle(self) -> bool:
         """Reads who is master, this one perhaps, and arms the watch; False when nobody is."""
@@ -445,16 +456,26 @@ class MasterElection:
             elif time.monotonic() >= self._abstain_until:
                 logger.warning("%s did not take over; going on as master", seen.heir)
                 self._terms_of = 0
-                self.session.commit(
-                    SetData(self.paths.master, replace(seen, heir=None).encode(), node.version)
-                )
-                return self._settle()
+                seen = replace(seen, heir=None)
+                self.session.commit(SetData(self.paths.master, seen.encode(), node.version))
+                self._begin(connection, seen)
             return True
+        if self._wrote == (self.session.id, replace(seen, heir=None)):
+            # The handshake that named the session was garbled; with every other name we are
+            # never master, and keep others from it.
+            logger.warning("%s, written by this session, has another owner", self.paths.master)
+            self._renew_session()
+            raise Uncertain(f"{self.paths.master}: asked under a name that is not ours")
         self._demote(f"{seen.id} is master")
         heir, seen = seen.heir, replace(seen, heir=None)
         if seen != self._master:
             old = " (an earlier session of this one)" if seen.id == self.id else ""
             logger.info("not elected because %s%s is master, epoch %d", seen.id, old, seen.epoch)
+            if node.owner == 0:
+                logger.error(
+                    "%s is not ephemeral, so no beat made it, and none is master: delete it",
+                    self.paths.master,
+                )
             if seen.schedule != self._schedule:
                 logger.warning(
                     "%s, the master, has another schedule than %s (digests %s and %s): is a "
@@ -537,6 +558,7 @@ class MasterElection:
                 raise
             logger.debug("not elected: %s", exc)
             return False
+        self._wrote = self.session.id, mine
         return True
 
     def _resign(self, to: str | None, why: str, also: Sequence[Operation] = ()) -> bool:

@@ -40,6 +40,7 @@ from kazoo.exceptions import (
 )
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 from kazoo.protocol.serialization import SASL, Auth, Connect
+from kazoo.protocol.states import ZnodeStat
 from kazoo.retry import KazooRetry
 from kazoo.security import ACL, Id
 
@@ -52,6 +53,7 @@ from .errors import (
     UnsupportedEnvironment,
     ZooKeeperError,
 )
+from .log import get_logger
 from .security import Access, Grant
 
 #: Longest pause between two attempts to connect, seconds. kazoo's own default grows to a minute.
@@ -84,14 +86,16 @@ _CONFLICTS = (NodeExistsError, NoNodeError, BadVersionError)
 #: Also what a server answers that wants all its clients to authenticate.
 _DENIALS = (NoAuthError, AuthFailedError, EXCEPTIONS[-124])
 
+#: Seconds: a longer session time-out is granted only to who asks for it.
+_LONGEST_GRANTED = 300.0
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
 #: Seconds that clocks may be apart without a word.
 _CLOCK_TOLERANCE = 1.0
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: kazoo logs each attempt to connect; what matters of it is said by election.py, once.
-_kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
+_kazoo_log = get_logger("celery_zk_beat.kazoo")
 
 
 def _hide_secrets(record: logging.LogRecord) -> bool:
@@ -151,6 +155,8 @@ class Delete:
 
 
 Operation = Union[Create, SetData, Check, Delete]
+#: As what kazoo reads the answers.
+_ANSWERS = {Create: str, SetData: ZnodeStat, Check: bool, Delete: bool}
 
 
 class Pending:
@@ -187,6 +193,9 @@ class Pending:
         for operation, answer in zip(self._operations, answers):
             if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
                 raise self._session.error(_denying(operation, answer), answer)
+        kinds = [_ANSWERS[type(operation)] for operation in self._operations]
+        if [type(answer) for answer in answers] != kinds:
+            raise Uncertain(f"{what}: an answer that fits no question")
         for operation, answer in zip(self._operations, answers):
             if isinstance(operation, SetData):
                 self._session.compare_clocks(self._sent_at, answer.mtime / 1000, time.time())
@@ -356,9 +365,11 @@ class ZooKeeperSession:
         :meth:`read`, when one is made or deleted. Raises as :meth:`read`."""
         try:
             result = self._live_client(path).get_children_async(path, watch)
-            return list(self.translated(path, result.get, timeout=self.timeout))
+            names = self.translated(path, result.get, timeout=self.timeout)
         except Conflict:
             return []
+        # Not what garbled answers may hold, and no path is made of.
+        return [name for name in names if name and "/" not in name and name not in (".", "..")]
 
     def ensure(self, path: str) -> None:
         """Creates a persistent znode and its parents where they are missing; needs no right on
@@ -509,6 +520,8 @@ class ZooKeeperSession:
             return call(**kwargs)
         except (KazooException, KazooTimeoutError) as exc:
             raise self.error(path, exc) from None
+        except Exception as exc:  # what kazoo's own reading of garbled bytes came to
+            raise Uncertain(f"{path}: an answer that cannot be understood ({exc!r})") from None
 
     def error(self, path: str, exc: Exception) -> Exception:
         """kazoo's error as ours."""
@@ -536,10 +549,29 @@ class ZooKeeperSession:
     def _note_granted_timeout(self, client: Any) -> None:
         invoke = client._connection._invoke
 
+        refused_since: float | None = None
+
         def noting(timeout: float, request: Any, xid: int | None = None) -> Any:
-            answer = invoke(timeout, request, xid)
-            if isinstance(request, Connect) and answer[0].time_out > 0:
-                self.timeout = answer[0].time_out / 1000
+            nonlocal refused_since
+            if not isinstance(request, Connect):
+                return invoke(timeout, request, xid)
+            try:
+                answer = invoke(timeout, request, xid)
+            except ConnectionDropped:
+                now = time.monotonic()
+                refused_since = refused_since or now
+                if now - refused_since > self.timeout:
+                    # A server hangs up on who has seen more than it has, which would be for ever
+                    # where its data was lost, or a garbled answer made us believe so. We can bear
+                    # to read what is old: every write says what it has read.
+                    client.last_zxid = 0
+                raise
+            refused_since = None
+            granted = answer[0].time_out / 1000
+            if granted > max(self._asked, _LONGEST_GRANTED):
+                raise ConnectionDropped(f"a session time-out of {granted:g} s cannot be meant")
+            if granted > 0:
+                self.timeout = granted
             return answer
 
         client._connection._invoke = noting
@@ -596,6 +628,17 @@ def connected(
         session.stop(_CLOSE_WITHIN)
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """For a logging.Filter: the exception that kazoo tells of becomes part of the line."""
+    if record.exc_info:
+        record.msg, record.args = "%s (%r)", (record.getMessage(), record.exc_info[1])
+        record.exc_info = None
+    return True
+
+
+_kazoo_log.addFilter(_without_traceback)
+
+
 class _TlsError(Exception):
     """Not an OSError, of which kazoo would keep too little.
 
@@ -628,6 +671,15 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
 
     TLS is ours: kazoo trusts the system's CAs beside the given one, checks no host name unless it
     is told to, and 2.10 never does."""
+
+    def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def loop() -> None:
+            try:
+                func(*args, **kwargs)
+            except Exception:  # over an answer that it cannot parse: kazoo has logged it
+                logger.debug("kazoo's loop has ended", exc_info=True)
+
+        return super().spawn(loop)
 
     def __init__(self, connect_timeout: float, access: Access) -> None:
         super().__init__()
