@@ -95,7 +95,7 @@ _CLOCK_TOLERANCE = 1.0
 
 logger = get_logger(__name__)
 #: kazoo logs each attempt to connect; what matters of it is said by election.py, once.
-_kazoo_log = get_logger("celery_zk_beat.kazoo")
+_kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
 
 
 def _hide_secrets(record: logging.LogRecord) -> bool:
@@ -109,7 +109,18 @@ def _hide_secrets(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.DEBUG
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """For a logging.Filter: the exception that kazoo tells of becomes part of the line."""
+    if record.exc_info:
+        record.msg, record.args = "%s (%r)", (record.getMessage(), record.exc_info[1])
+        record.exc_info = None
+    return True
+
+
+# In this order: what is made one line of text is no longer to be known for a secret.
 _kazoo_log.addFilter(_hide_secrets)
+_kazoo_log.addFilter(_without_traceback)
+get_logger(_kazoo_log.name)
 
 
 def boottime() -> float:
@@ -626,17 +637,6 @@ def connected(
         yield session
     finally:
         session.stop(_CLOSE_WITHIN)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """For a logging.Filter: the exception that kazoo tells of becomes part of the line."""
-    if record.exc_info:
-        record.msg, record.args = "%s (%r)", (record.getMessage(), record.exc_info[1])
-        record.exc_info = None
-    return True
-
-
-_kazoo_log.addFilter(_without_traceback)
 
 
 class _TlsError(Exception):
