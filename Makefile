@@ -25,12 +25,13 @@ demo:
 	@.ci/setup $(VENV) demo
 	@$(BIN)/python -m example_project.demo
 
+# Most tests wait most of the time: for a session to end, a beat to start, a page to load.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile
 
 test-oldest:
 	@.ci/setup $(VENV)-oldest test celery==5.5.3 kazoo==2.10.0
-	$(VENV)-oldest/bin/pytest
+	$(VENV)-oldest/bin/pytest -n 3 --dist loadfile
 
 docker: EXTRAS := test,docker
 docker:

@@ -22,7 +22,7 @@ app.conf.beat_schedule = {
     f"entry-{n}": {
         "task": f"entry-{n}",
         "schedule": PERIOD,
-        "last_run_at": BEGUN + timedelta(seconds=n * SPREAD),
+        **({"last_run_at": BEGUN + timedelta(seconds=n * SPREAD)} if SPREAD else {}),
     }
     for n in range(ENTRIES)
 }

@@ -38,22 +38,22 @@ _POLL = 0.02
 #: The parent-death signal fires when the *thread* that forked ends, so one thread, which lives as
 #: long as the program, starts all processes, whichever thread asks for them.
 _spawner = ThreadPoolExecutor(1, thread_name_prefix="process-spawner")
-_given_ports: set[int] = set()
+#: Below Linux's range of ephemeral ports, because a client that keeps trying to reach a dead
+#: server on an ephemeral port may be given that very port and connect to itself.
+PORTS = range(10240, 32768)
+#: Ports that :func:`free_port` does not give (any more).
+given_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, never the same twice in one program.
-
-    Below Linux's range of ephemeral ports, because a client that keeps trying to reach a dead
-    server on an ephemeral port may be given that very port and connect to itself.
-    """
+    """A TCP port of :data:`PORTS` that nobody listens on, never the same twice in one program."""
     while True:
-        port = random.randrange(10240, 32768)
-        if port in _given_ports:
+        port = random.choice(PORTS)
+        if port in given_ports:
             continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((LOOPBACK, port))
-            _given_ports.add(port)
+            given_ports.add(port)
             return port
 
 

@@ -14,6 +14,7 @@ import pytest
 from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
+from example_project import processes
 from example_project.servers import Redis, ZooKeeper
 
 from .faults import Road
@@ -25,6 +26,13 @@ TICK_TIME = 200
 SESSION_TIMEOUT = 1.0
 #: Seconds; far more than anything here takes on a machine that has other things to do.
 PATIENCE = 30.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of workers that run tests side by side each has ports of its own to give."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    processes.given_ports |= {port for port in processes.PORTS if port % workers != mine}
 
 
 @pytest.fixture(autouse=True, scope="session")
