@@ -237,10 +237,6 @@ class ZooKeeperSession:
         self._on_change = on_change
         self.access = access or Access()
         self._client: Any = None
-        #: kazoo says that it is connected before it has told who it is (kazoo#594).
-        self._authenticated = not self.access.authenticates
-        #: By which credentials.
-        self._fingerprint: bytes | None = None
         #: Why each server was left again, while none is connected: credentials, certificates.
         self._refusals: dict[str, str] = {}
         #: The same, where it may as well be something else.
@@ -258,7 +254,9 @@ class ZooKeeperSession:
     @property
     def connected(self) -> bool:
         """No network: what kazoo last saw."""
-        return self._client is not None and bool(self._client.connected) and self._authenticated
+        client = self._client
+        # kazoo says that it is connected before it has told who it is (kazoo#594).
+        return client is not None and bool(client.connected and client.authenticated)
 
     @property
     def refusal(self) -> str | None:
@@ -274,10 +272,10 @@ class ZooKeeperSession:
     @property
     def outdated(self) -> bool:
         """Whether the credentials are others now than when they were shown to ZooKeeper."""
-        if not self.access.identified:
+        if not self.access.identified or self._client is None:
             return False
         try:
-            return self.access.identity().fingerprint() != self._fingerprint
+            return bool(self.access.identity().fingerprint() != self._client.fingerprint)
         except SettingsError:
             return False
 
@@ -321,6 +319,8 @@ class ZooKeeperSession:
             command_retry=KazooRetry(max_tries=1, ignore_expire=False),
             logger=_kazoo_log,
         )
+        client.authenticated = not self.access.authenticates
+        client.fingerprint = None
         self._note_granted_timeout(client)
         if self.access.authenticates or self.access.tls is not None:
             self._authenticate(client)
@@ -464,11 +464,11 @@ class ZooKeeperSession:
 
         def connecting(host: str, address: str, port: int) -> Any:
             access = self.access
-            self._authenticated = not access.authenticates
+            client.authenticated = not access.authenticates
             client.handler.server_name = host
             try:
                 identity = access.identity()
-                self._fingerprint = identity.fingerprint()
+                client.fingerprint = identity.fingerprint()
                 if identity.user is not None:
                     client.auth_data = {("digest", identity.user)}
                 connection.sasl_options = identity.sasl
@@ -476,30 +476,34 @@ class ZooKeeperSession:
             except SessionExpiredError:
                 raise
             except Exception as exc:
-                server = f"{host}:{port}"
-                self._suspicion = None
-                self._refusals.pop(server, None)
-                why = self._refusal(exc, server, bool(client.connected))
-                if why is not None:
-                    self._refusals[server] = why
-                if self.refusal is not None and client is self._client:
-                    self._on_change()
+                if client is self._client:  # or it was stopped
+                    self._note_failure(exc, f"{host}:{port}")
                 if isinstance(exc, (ConnectionDropped, KazooTimeoutError)):
                     raise
-                raise ConnectionDropped(why or type(exc).__name__) from None
+                raise ConnectionDropped(type(exc).__name__) from None
             finally:
                 client.auth_data = set()
                 connection.sasl_options = None
-            self._refusals.clear()
-            self._suspicion = None
-            if not self._authenticated:
-                self._authenticated = True
+            if client is self._client:
+                self._refusals.clear()
+                self._suspicion = None
+            if not client.authenticated:
+                client.authenticated = True
                 self._on_state(client)
             return answer
 
         connection._connect = connecting
 
-    def _refusal(self, exc: Exception, server: str, connected: bool) -> str | None:
+    def _note_failure(self, exc: Exception, server: str) -> None:
+        self._suspicion = None
+        self._refusals.pop(server, None)
+        why = self._refusal(exc, server)
+        if why is not None:
+            self._refusals[server] = why
+        if self.refusal is not None:
+            self._on_change()
+
+    def _refusal(self, exc: Exception, server: str) -> str | None:
         """What the end of an attempt to connect says about a setting; None: nothing."""
         access = self.access
         if isinstance(exc, SettingsError):
@@ -509,12 +513,16 @@ class ZooKeeperSession:
                 return str(exc)
             self._suspicion = str(exc)
             return None
-        if isinstance(exc, SASLException):
-            return f"{access.name('sasl')}: {exc.__cause__ or exc}"
-        if connected:
-            names = access.credentials("and")
-            how = "refuses" if isinstance(exc, ZookeeperError) else "hangs up on"
-            return f"ZooKeeper at {server} {how} what {names} says"
+        cause = exc.__cause__
+        in_library = cause is not None and not isinstance(cause, ConnectionDropped)
+        if in_library and isinstance(exc, (SASLException, AuthFailedError)):
+            return f"{access.name('sasl')}: {type(cause).__name__} in the SASL library"
+        if isinstance(exc, ZookeeperError):
+            names = [access.name(name) for name in ("auth", "sasl") if getattr(access, name)]
+            return f"ZooKeeper at {server} refuses {' or '.join(names)}"
+        client = self._client
+        if client is None or client.connected:
+            return None  # the connection was lost while it was asked who we are
         if access.tls is not None and isinstance(exc, ConnectionDropped):
             alert, name = exc.__context__, access.name("tls")
             if isinstance(alert, ssl.SSLError):
