@@ -200,7 +200,7 @@ def test_pauses(app: Celery, make: Make, stranger: Stranger) -> None:
     for value in (
         *(hostile.GARBAGE[name] for name in CHOSEN if name not in ("nothing", "no fields")),
         encode({"all": {"since": 10**300}}),
-        Pauses(None, many).encode().replace(b"\\u00e9", "é".encode()),
+        Pauses(entries=many).encode().replace(b"\\u00e9", "é".encode()),
         Pauses(Pause(END)).encode(),
     ):
         stranger.write(path, value)
@@ -215,7 +215,7 @@ def test_pauses(app: Celery, make: Make, stranger: Stranger) -> None:
         assert len(history(app)) == before
         stranger.write(path, b"")
         goes_on(scheduler, app)
-    stranger.write(path, Pauses(Pause(LONG_AGO, END)).encode())
+    stranger.write(path, Pauses(Pause(None, END)).encode())
     goes_on(scheduler, app)
     check(history(app))
 
@@ -311,7 +311,7 @@ def test_a_pause_that_ends_in_the_future(app: Celery, make: Make, stranger: Stra
     """What is skipped is what was due by now: not all that will ever be."""
     scheduler = make(beat_schedule=SCHEDULE)
     turn(scheduler)
-    stranger.write(stranger.paths.pauses, Pauses(None, {"e": Pause(LONG_AGO, END)}).encode())
+    stranger.write(stranger.paths.pauses, Pauses(entries={"e": Pause(None, END)}).encode())
     goes_on(scheduler, app)
     found = scheduler._ledger.state("e")
     assert found is not None
