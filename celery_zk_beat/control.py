@@ -9,7 +9,6 @@ patience takes it back, and a request of which nobody waits for the answer is no
 from __future__ import annotations
 
 import contextlib
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -213,7 +212,7 @@ class Control:
                 pauses, requests = self._session.read_all(both, watch=self._on_watch)
             if pauses is None or requests is None:
                 raise Uncertain(f"{self._paths.pauses}: deleted as soon as it is made")
-            names = sorted(filter(_is_request, self._session.children(self._paths.requests)))
+            names = sorted(self._session.children(self._paths.requests))
             paths = [path for path in map(self._paths.request, names) if path not in self._given_up]
             nodes = self._session.read_all(paths) if paths else []
         except ZkBeatError:
@@ -271,10 +270,6 @@ class Control:
         self._wake()
 
 
-def _is_request(name: str) -> bool:
-    return re.fullmatch("[0-9a-f]{32}", name) is not None
-
-
 # The side of who asks ---------------------------------------------------------------------------
 
 
@@ -319,7 +314,7 @@ class Asking:
     ) -> None:
         self._session = session
         self._requests = paths.requests
-        self._path = paths.request(uuid.uuid4().hex)  # as _is_request() knows it
+        self._path = paths.request(uuid.uuid4().hex)
         self._record = record
         self._on_change = on_change
 

@@ -16,12 +16,15 @@ from celery import Celery
 from celery.schedules import crontab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kazoo.exceptions import RolledBackError
+from kazoo.protocol.states import ZnodeStat
 
 from celery_zk_beat import RootError, ZooKeeperScheduler, text
 from celery_zk_beat.control import Asking, Pauses, RequestRecord
+from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.log import get_logger
 from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, encode_page
-from celery_zk_beat.session import Node
+from celery_zk_beat.session import Check, Node, Pending, SetData, ZooKeeperSession
 from celery_zk_beat.status import Reader, Snapshot
 from celery_zk_beat.web import Reading
 from celery_zk_beat.znodes import (
@@ -38,6 +41,7 @@ from celery_zk_beat.znodes import (
 )
 from tests import hostile
 
+ZNODE_STAT = ZnodeStat(*range(11))
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 PATH = f"/runs/{page_of('e')}"
 READERS: dict[str, tuple[Callable[[str, bytes], Any], st.SearchStrategy[bytes]]] = {
@@ -275,3 +279,24 @@ def test_it_does_not_take_long(scheduler: ZooKeeperScheduler) -> None:
     text.status(seen, seen.read_at, lambda message, colour: message, 80)
     Reading(seen, 0.0).full()
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[], [True], [True, True], ["/x", ZNODE_STAT], [True, RolledBackError()], [None, ZNODE_STAT]],
+    ids=repr,
+)
+def test_an_answer_that_fits_no_question(answers: list[object]) -> None:
+    """It says nothing, least of all that a claim was made."""
+
+    class Transaction:
+        def commit_async(self) -> Transaction:
+            return self
+
+        def get(self, timeout: float) -> list[object]:
+            return answers
+
+    session = ZooKeeperSession("localhost:1", 1.0, lambda: None)
+    asked = Pending(session, [Check("/epoch", 1), SetData("/outbox", b"")])
+    with pytest.raises(Uncertain, match="/epoch: an answer that fits no question"):
+        asked.send(Transaction()).result()
