@@ -33,7 +33,7 @@ from .schedulers import ZooKeeperScheduler
 from .session import ZooKeeperSession, connected
 from .settings import Settings
 from .status import Master, Reader, Snapshot, paths_of, plain
-from .znodes import FORMAT, decode, page_of, to_text
+from .znodes import FORMAT, MasterRecord, page_of, to_text
 
 #: Exit codes, beside 0.
 #: There is no master that ticks; what was asked is refused, or not done.
@@ -110,7 +110,7 @@ def _site(ctx: click.Context, timeout: float, news: _News) -> Iterator[_Site]:
         settings = Settings.from_app(ctx.obj.app)
         hosts = settings.hosts
         session_timeout = min(timeout, settings.session_timeout)
-        with connected(hosts, session_timeout, timeout, news.tell) as session:
+        with connected(hosts, session_timeout, timeout, news.tell, settings.access) as session:
             yield _Site(ctx, settings, session)
     except RootError as exc:
         raise Failure(str(exc)) from None
@@ -262,20 +262,20 @@ def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
         with Asking(site.session, site.paths, _request(RESIGN, to=to), news.tell) as asking:
             answer: Answer | None = None
 
-            def next_master() -> dict[str, Any] | None:
+            def next_master() -> MasterRecord | None:
                 nonlocal answer
                 answer = answer or asking.answer()
                 if answer is not None and not answer.ok:
                     raise Failure(f"{master.id}: {answer.text}")
                 found = _read_master(site, news)
-                return found if found.get("epoch", 0) > master.epoch else None
+                return found if found is not None and found.epoch > master.epoch else None
 
             found = _until(next_master, news, deadline)
             if found is None:
                 _not_resigned(asking, answer, master, timeout)
                 return
     took = text.duration(time.monotonic() - begun)
-    _print(ctx, [text.safe(f"{found.get('id')} is master, epoch {found['epoch']}, after {took}")])
+    _print(ctx, [text.safe(f"{found.id} is master, epoch {found.epoch}, after {took}")])
 
 
 def _successor_wanted(snapshot: Snapshot, to: str | None) -> Master:
@@ -293,11 +293,11 @@ def _successor_wanted(snapshot: Snapshot, to: str | None) -> Master:
     return master
 
 
-def _read_master(site: _Site, news: _News) -> dict[str, Any]:
-    """The record of the master, empty where there is none; watched, and so is its coming."""
+def _read_master(site: _Site, news: _News) -> MasterRecord | None:
+    """The record of the master, None where there is none; watched, and so is its coming."""
     site.session.children(site.paths.root, news.tell)
     node = site.session.read(site.paths.master, news.tell)
-    return {} if node is None else decode(site.paths.master, node.data)
+    return None if node is None else MasterRecord.decode(site.paths.master, node.data)
 
 
 def _not_resigned(asking: Asking, answer: Answer | None, master: Master, timeout: float) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from .errors import RootError, ZkBeatError
+from .errors import RootError, Uncertain, ZkBeatError
 from .session import (
     Check,
     Create,
@@ -31,7 +31,9 @@ from .znodes import field as _field
 RUN, RESIGN = "run", "resign"
 
 #: Most bytes of a request: the answer, in which it is repeated, has to fit into a transaction.
-LARGEST_REQUEST = 100_000
+LARGEST_REQUEST = 10_000
+#: Most bytes of pauses: they are written again, perhaps thrice as long.
+LARGEST_PAUSES = 300_000
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Pauses:
         """
         if not data:
             return cls()
+        if len(data) > LARGEST_PAUSES:
+            raise RootError(f"{path}: has {len(data)} bytes, expected at most {LARGEST_PAUSES}")
         fields = decode(path, data)
         entries = _field(path, fields, "entries", dict)
         return cls(
@@ -182,7 +186,7 @@ class Control:
         self._session = session
         self._paths = paths
         self._wake = wake
-        #: The requests that ZooKeeper does not let us answer.
+        #: The requests that ZooKeeper does not let us answer, and those that are none.
         self._given_up: set[str] = set()
         self.forget()
 
@@ -200,13 +204,14 @@ class Control:
         """Reads the pauses, and returns the requests that are open."""
         self.stale = self.pauses_stale = False
         try:
-            pauses, requests = self._session.read_all(
-                [self._paths.pauses, self._paths.requests], watch=self._on_watch
-            )
+            both = [self._paths.pauses, self._paths.requests]
+            pauses, requests = self._session.read_all(both, watch=self._on_watch)
             if pauses is None or requests is None:
-                for path in (self._paths.pauses, self._paths.requests):
+                for path in both:
                     self._session.ensure(path)
-                return self.read()
+                pauses, requests = self._session.read_all(both, watch=self._on_watch)
+            if pauses is None or requests is None:
+                raise Uncertain(f"{self._paths.pauses}: deleted as soon as it is made")
             names = sorted(self._session.children(self._paths.requests))
             paths = [path for path in map(self._paths.request, names) if path not in self._given_up]
             nodes = self._session.read_all(paths) if paths else []
@@ -252,12 +257,11 @@ class Control:
         self._given_up.add(request.path)
 
     def _understood(self, path: str, data: bytes) -> list[RequestRecord]:
-        if len(data) > LARGEST_REQUEST:
-            return []  # nobody who uses this package waits for an answer to it
-        try:
-            return [RequestRecord.decode(path, data)]
-        except RootError:
-            return []
+        with contextlib.suppress(RootError):
+            if len(data) <= LARGEST_REQUEST:
+                return [RequestRecord.decode(path, data)]
+        self._given_up.add(path)  # nobody who uses this package waits for an answer to it
+        return []
 
     def _on_watch(self, event: object) -> None:
         if changed_path(event) != self._paths.requests:
@@ -329,10 +333,10 @@ class Asking:
         if node is None or node.version == 0:
             return None
         fields = decode(self._path, node.data)
-        run, task_id = fields.get("run"), fields.get("task_id")
+        text, run, task_id = fields.get("text"), fields.get("run"), fields.get("task_id")
         return Answer(
             fields.get("ok") is True,
-            str(fields.get("text", "")),
+            text if isinstance(text, str) else "",
             run if isinstance(run, int) else None,
             task_id if isinstance(task_id, str) else None,
         )

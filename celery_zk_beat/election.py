@@ -13,7 +13,6 @@ one way on: read ``master`` and ``epoch``, and believe what they say.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import queue
@@ -26,8 +25,18 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Callable
 
+from .errors import (
+    AccessDenied,
+    ConnectTimeout,
+    RootError,
+    SettingsError,
+    Uncertain,
+    ZkBeatError,
+    ZooKeeperError,
+)
 from .errors import Conflict as _Conflict
-from .errors import ConnectTimeout, RootError, SettingsError, Uncertain, ZkBeatError, ZooKeeperError
+from .log import get_logger
+from .security import Access
 from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
 from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
 from .version import __version__
@@ -44,12 +53,14 @@ from .znodes import (
     to_text,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds for which a master that resigned leaves the field to the others, or to its heir.
 RESIGN_PAUSE = 1.0
 #: Seconds between two log lines about a ZooKeeper that does not answer.
 _REMIND_EVERY = 5.0
+#: Most characters of why a time as master ended.
+_LONGEST_WHY = 200
 #: Seconds before something that was refused, or stands in the way, is tried again.
 _RETRY_AFTER = 1.0
 #: Seconds after which the member znode is written anew: its time shows how the clocks are apart.
@@ -82,6 +93,9 @@ class MasterElection:
             replaced. The server answers within its own bounds (2 to 20 times its tickTime).
         app: name of the program that owns the root. A root with another's name is refused.
         schedule: a digest of what this candidate would do as master, shown to the others.
+        auth, sasl, tls, acl: credentials, TLS and the rights on the znodes, as the settings
+            ``zk_beat_auth`` ... take them.
+        access: the same four, checked already.
         on_elected: called with the epoch after each election.
         on_demoted: called with the reason, a text, when mastership ends.
 
@@ -101,6 +115,11 @@ class MasterElection:
         session_timeout: float = 10.0,
         app: str | None = None,
         schedule: str | None = None,
+        auth: object = None,
+        sasl: object = None,
+        tls: object = None,
+        acl: object = None,
+        access: Access | None = None,
         on_elected: Callable[[int], object] | None = None,
         on_demoted: Callable[[str], object] | None = None,
     ) -> None:
@@ -110,7 +129,8 @@ class MasterElection:
         self.paths = Paths(base + _checked("root", check_path, root))
         self.id = default_id() if id is None else _checked("id", check_id, id)
         timeout = _checked("session_timeout", check_seconds, session_timeout)
-        self.session = ZooKeeperSession(servers, timeout, self._on_connection)
+        access = access or Access.checked(auth, sasl, tls, acl)
+        self.session = ZooKeeperSession(servers, timeout, self._on_connection, access)
         self._app = app
         self._schedule = schedule
         self._on_elected = on_elected
@@ -127,6 +147,8 @@ class MasterElection:
         self._reign: Reign | None = None
         #: The session for which the root is known to be ready.
         self._prepared_for = 0
+        #: The session that the log tells of.
+        self._greeted_in = 0
         #: Whether the role was decided since the start.
         self._decided = False
         self._master: MasterRecord | None = None
@@ -141,10 +163,18 @@ class MasterElection:
         #: The last masters as this one wrote them down, and for which epoch it did.
         self._terms: list[TermRecord] = []
         self._terms_of = 0
+        #: The session in which the master znode was last made, and what was written.
+        self._wrote: tuple[int, MasterRecord] | None = None
         #: The session that was seen to hold the member znode of this one's name.
         self._namesake = 0
         self._abstain_until = 0.0
         self._remind_at = 0.0
+        #: What was last complained of, and until when that is not said again.
+        self._complaint: tuple[str, float] = ("", 0.0)
+        #: On time.monotonic(): until when nothing is asked, as it would be denied.
+        self._denied_until = 0.0
+        #: Whether the rights of others on our znodes were looked at.
+        self._saw_rights = False
 
     # What is asked of it ----------------------------------------------------------------------
 
@@ -173,9 +203,12 @@ class MasterElection:
             )
             self._caller.start()
         if timeout is not None and not self._wait_until(lambda: self._decided, timeout):
+            refusal = self.session.refusal or self._complaint[0]
             self.stop()
             raise ConnectTimeout(
-                f"ZooKeeper at {self.hosts} did not answer within {timeout:g} s: "
+                f"{refusal}; gave up after {timeout:g} s"
+                if refusal
+                else f"ZooKeeper at {self.hosts} did not answer within {timeout:g} s: "
                 "is it running, and is this its address?"
             )
 
@@ -255,7 +288,7 @@ class MasterElection:
             was refused, or within `timeout` seconds no answer came.
         """
         reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        why = f"resigned: {why}" if why else "resigned"
+        why = f"resigned: {why}"[:_LONGEST_WHY] if why else "resigned"
         self._inbox.put(_Resignation(to, why, tuple(also), reply))
         try:
             return reply.get(timeout=timeout)
@@ -266,6 +299,14 @@ class MasterElection:
         """Has it read anew, soon, whether this candidate is master: for a holder of the epoch
         whose write was refused."""
         self._inbox.put(None)
+
+    def complain(self, complaint: str) -> None:
+        """Logs what may come every second, now and then."""
+        last, until = self._complaint
+        now = time.monotonic()
+        if complaint != last or now >= until:
+            logger.warning("%s; trying again every %g s", complaint, _RETRY_AFTER)
+            self._complaint = (complaint, now + _REMIND_EVERY)
 
     def stop(self, timeout: float = 5.0) -> None:
         """Ends the session, and with it a mastership at once; waits for callbacks that are still
@@ -344,6 +385,9 @@ class MasterElection:
             self._demote("the connection to ZooKeeper is lost")
             return self._wait_for_zookeeper()
         self._remind_at = 0.0
+        pause = self._denied_until - time.monotonic()
+        if pause > 0:
+            return pause
         try:
             self._prepare()
             while not self._settle():
@@ -375,9 +419,21 @@ class MasterElection:
             self._prepared_for = 0
             return 0.1
         except ZooKeeperError as exc:
-            self._demote(str(exc))
-            logger.warning("%s; trying again in %g s", exc, _RETRY_AFTER)
+            self._demote("denied by ZooKeeper" if isinstance(exc, AccessDenied) else str(exc))
+            self.complain(str(exc))
+            if isinstance(exc, AccessDenied):
+                # A server may close the connection, too, and the next comes at once.
+                self._denied_until = time.monotonic() + _RETRY_AFTER
+                if self.session.outdated:
+                    self._renew_session()
             return _RETRY_AFTER
+        except RootError as exc:
+            if not self._decided:
+                raise
+            # Not a mistake of who started this beat, which has been fine.
+            self._demote(str(exc))
+            logger.error("%s; looking again in %g s", exc, _REMIND_EVERY)
+            return _REMIND_EVERY
 
     def _settle(self) -> bool:
         """Reads who is master, this one perhaps, and arms the watch; False when nobody is."""
@@ -400,16 +456,26 @@ class MasterElection:
             elif time.monotonic() >= self._abstain_until:
                 logger.warning("%s did not take over; going on as master", seen.heir)
                 self._terms_of = 0
-                self.session.commit(
-                    SetData(self.paths.master, replace(seen, heir=None).encode(), node.version)
-                )
-                return self._settle()
+                seen = replace(seen, heir=None)
+                self.session.commit(SetData(self.paths.master, seen.encode(), node.version))
+                self._begin(connection, seen)
             return True
+        if self._wrote == (self.session.id, replace(seen, heir=None)):
+            # The handshake that named the session was garbled; with every other name we are
+            # never master, and keep others from it.
+            logger.warning("%s, written by this session, has another owner", self.paths.master)
+            self._renew_session()
+            raise Uncertain(f"{self.paths.master}: asked under a name that is not ours")
         self._demote(f"{seen.id} is master")
         heir, seen = seen.heir, replace(seen, heir=None)
         if seen != self._master:
             old = " (an earlier session of this one)" if seen.id == self.id else ""
             logger.info("not elected because %s%s is master, epoch %d", seen.id, old, seen.epoch)
+            if node.owner == 0:
+                logger.error(
+                    "%s is not ephemeral, so no beat made it, and none is master: delete it",
+                    self.paths.master,
+                )
             if seen.schedule != self._schedule:
                 logger.warning(
                     "%s, the master, has another schedule than %s (digests %s and %s): is a "
@@ -492,6 +558,7 @@ class MasterElection:
                 raise
             logger.debug("not elected: %s", exc)
             return False
+        self._wrote = self.session.id, mine
         return True
 
     def _resign(self, to: str | None, why: str, also: Sequence[Operation] = ()) -> bool:
@@ -544,18 +611,60 @@ class MasterElection:
         session = self.session.id
         if self._prepared_for == session:
             return
-        logger.info(
-            "connected to ZooKeeper at %s, root %s, session time-out %g s%s",
-            self.hosts,
-            self.paths.root,
-            self.session.timeout,
-            self.session.granted_otherwise,
-        )
+        if self._greeted_in != session:
+            self._greeted_in = session
+            logger.info(
+                "connected to ZooKeeper at %s, root %s, session time-out %g s%s",
+                self.hosts,
+                self.paths.root,
+                self.session.timeout,
+                self.session.granted_otherwise,
+            )
         for path in (self.paths.root, self.paths.epoch, self.paths.members, self.paths.runs):
             self.session.ensure(path)
         self._claim_root()
+        if not self._saw_rights:
+            self._look_at_rights()
+            self._saw_rights = True
         self._prepared_for = session
         self._member_state = None
+
+    def _look_at_rights(self) -> None:
+        """Tells, once, what others may do with our znodes that they should not."""
+        access, root = self.session.access, self.paths.root
+        if access.tls is not None and not access.tls.verify:
+            logger.warning(
+                "%s: with verify = False anybody may pass for ZooKeeper", access.name("tls")
+            )
+        if access.open_by_default:
+            logger.warning(
+                "whoever reaches ZooKeeper at %s may change %s: set %s (docs/security.md)",
+                self.hosts,
+                root,
+                access.credentials("or"),
+            )
+            return
+        below = [f"{root}/{name}" for name in self.session.children(root)]
+        pages = [f"{self.paths.runs}/{name}" for name in self.session.children(self.paths.runs)]
+        paths = [root, *sorted(below), *sorted(pages)]
+        found = [
+            (path, excess[0])
+            for path, grants in zip(paths, self.session.grants(paths))
+            if (excess := access.excess(grants))
+        ]
+        if found:
+            path, grant = found[0]
+            more = f" and {len(found) - 1} more" if found[1:] else ""
+            logger.warning(
+                "%s%s give %s, which is more than %s: zkCli.sh, as a user who may, mends it with "
+                "setAcl -R %s %s",
+                path,
+                more,
+                grant,
+                access.name("acl") if access.acl else "to the creator alone",
+                root,
+                ",".join(map(str, access.grants)),
+            )
 
     def _claim_root(self) -> None:
         if self._app is None:
@@ -648,17 +757,23 @@ class MasterElection:
 
     def _wait_for_zookeeper(self) -> float:
         if self.session.dead:
-            self.session.stop(timeout=_RETRY_AFTER)
-            self.session.start()
+            self._renew_session()
             return _RETRY_AFTER
         now = time.monotonic()
+        refusal = self.session.refusal
+        if refusal is not None:
+            self.complain(refusal)
         if self._remind_at <= now:
-            if self._remind_at:
+            if self._remind_at and refusal is None:
                 logger.warning(
                     "ZooKeeper at %s does not answer; waiting for it as a standby", self.hosts
                 )
             self._remind_at = now + _REMIND_EVERY
         return max(0.1, self._remind_at - now)
+
+    def _renew_session(self) -> None:
+        self.session.stop(timeout=_RETRY_AFTER)
+        self.session.start()
 
     def _session_name(self) -> str:
         return f"{self.session.id:#x}"

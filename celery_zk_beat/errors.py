@@ -28,6 +28,10 @@ class ZooKeeperError(ZkBeatError):
     """ZooKeeper answered a request with a refusal that is not part of the protocol."""
 
 
+class AccessDenied(ZooKeeperError):
+    """ZooKeeper knows who asks, or does not, and says no."""
+
+
 class Uncertain(ZkBeatError):
     """A request got no answer (connection lost, or too late): it may or may not have happened.
 

@@ -12,16 +12,17 @@ goes on from what ZooKeeper says.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NoReturn
 
 from .election import MasterElection, Reign
-from .errors import NotMaster, RootError, ZkBeatError
+from .errors import Conflict, NotMaster, RootError, ZkBeatError
+from .log import get_logger
 from .runs import (
     HISTORY,
     HISTORY_OF_PAGE,
@@ -34,17 +35,21 @@ from .runs import (
     encode_page,
 )
 from .session import Check, Create, Node, Operation, Pending, SetData, boottime
-from .znodes import page_of
+from .znodes import is_page, page_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Most runs of one transaction: what a crash in the middle may leave in the outbox.
 MOST_RUNS = 500
-#: Most bytes of data in one transaction; ZooKeeper drops the connection at a request of 1 MiB
-#: (jute.maxbuffer, Administrator's Guide).
-MOST_BYTES = 700_000
-#: Most bytes of a page; a larger one could not be written again.
-LARGEST_PAGE = MOST_BYTES
+#: Most bytes of data in one transaction that could be less; ZooKeeper drops the connection at a
+#: request of 1 MiB (jute.maxbuffer, Administrator's Guide), again and again.
+MOST_BYTES = 480_000
+#: Most bytes of a page, and of the outbox: the largest of both fit into one transaction.
+LARGEST_PAGE, LARGEST_OUTBOX = MOST_BYTES, 500_000
+#: Bytes of an outbox that is put aside that go into one znode.
+_PIECE = 500_000
+#: How many times as long a page, or an outbox, may become when it is written again.
+_MOST_LONGER = 5
 #: How many of an entry's dropped runs are remembered.
 DROPS_REMEMBERED = 100
 #: How long the state of an entry is kept that no master's schedule names.
@@ -121,7 +126,7 @@ class RunLedger:
         :meth:`state` and cannot be claimed until it is mended.
         """
         self.forget()
-        names = sorted(self._session.children(self._paths.runs))
+        names = sorted(filter(is_page, self._session.children(self._paths.runs)))
         paths = [self._paths.epoch, self._paths.outbox, *map(self._paths.page, names)]
         epoch, outbox, *pages = self._session.read_all(paths)
         if epoch is None or epoch.version != reign.epoch:
@@ -438,12 +443,15 @@ class RunLedger:
         self._outbox_version = node.version
         try:
             runs = decode_outbox(path, node.data)
+            _check_size(path, len(node.data), LARGEST_OUTBOX, lambda: encode_outbox(runs))
         except RootError as exc:
             # Without an outbox nothing can be claimed. Nothing is lost: it is kept.
             aside = self._paths.damaged_outbox(node.version)
-            self._session.commit(
-                fenced, Create(aside, node.data), SetData(path, encode_outbox(()), node.version)
-            )
+            for n in range(_PIECE, len(node.data), _PIECE):
+                with contextlib.suppress(Conflict):  # there since another try
+                    self._session.commit(Create(f"{aside}-at-{n}", node.data[n : n + _PIECE]))
+            first = Create(aside, node.data[:_PIECE])
+            self._session.commit(fenced, first, SetData(path, encode_outbox(()), node.version))
             self._outbox_version += 1
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
             return
@@ -454,15 +462,29 @@ class RunLedger:
     def _take_page(self, name: str, node: Node) -> None:
         path = self._paths.page(name)
         try:
-            if len(node.data) > LARGEST_PAGE:
-                raise RootError(
-                    f"{path}: has {len(node.data)} bytes, and a page of more than {LARGEST_PAGE} "
-                    "cannot be written: delete states in it that are not needed"
-                )
-            self._pages[name] = _Page(decode_page(path, node.data), node.version, len(node.data))
+            states = decode_page(path, node.data)
+            size = len(node.data)
+            size = _check_size(path, size, LARGEST_PAGE, lambda: encode_page(states))
+            self._pages[name] = _Page(states, node.version, size)
         except RootError as exc:
             self._damaged.add(name)
             logger.error("%s; until then the entries on this page do not run", exc)
+
+
+def _check_size(path: str, size: int, most: int, encode: Callable[[], bytes]) -> int:
+    """How many bytes a znode of so many has when it is written again, at most.
+
+    Raises:
+        RootError: too many.
+    """
+    # Another hand may have written it shorter than we do: not in ASCII, without microseconds.
+    size = max(size, len(encode())) if size > most / _MOST_LONGER else size
+    if size > most:
+        raise RootError(
+            f"{path}: has {size} bytes, and more than {most} cannot be written: delete in it what "
+            "is not needed"
+        )
+    return size
 
 
 def _amended(history: tuple[PastRun, ...], past: PastRun) -> tuple[PastRun, ...]:

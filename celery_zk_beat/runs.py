@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
-from .znodes import count, decode, encode, field, instant, to_text
+from .errors import RootError
+from .znodes import count, decode, encode, field, instant, page_of, to_text
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 #: Of the year 9999.
@@ -116,6 +117,10 @@ def _state_fields(state: RunState) -> dict[str, Any]:
 
 def decode_page(path: str, data: bytes) -> dict[str, RunState]:
     entries = field(path, decode(path, data), "entries", dict)
+    page = path.rpartition("/")[2]
+    for name in entries:
+        if page_of(name) != page:
+            raise RootError(f"{path}: holds {name!r:.80}, whose page is {page_of(name)}")
     return {name: _decode_state(path, fields) for name, fields in entries.items()}
 
 
@@ -124,10 +129,15 @@ def _decode_state(path: str, fields: Any) -> RunState:
         instant(path, fields, "last_run_at"),
         count(path, fields, "total_run_count"),
         instant(path, fields, "due") if "due" in fields else None,
-        tuple(field(path, fields, "dropped", list)) if "dropped" in fields else (),
+        _decode_dropped(path, fields),
         instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
         _decode_history(fields.get("history")),
     )
+
+
+def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
+    numbers = field(path, fields, "dropped", list) if "dropped" in fields else ()
+    return tuple(number for number in numbers if type(number) is int and 0 <= number < _LATEST_MS)
 
 
 def _decode_history(items: Any) -> tuple[PastRun, ...]:
@@ -150,7 +160,8 @@ def _decode_past(item: Any) -> PastRun | None:
         and (type(epoch) is int and 0 <= epoch < _LATEST_MS)
     ):
         return None
-    return PastRun(number, due_ms, at_ms, epoch, str(note[0])[:_LONGEST_NOTE] if note else None)
+    text = note[0][:_LONGEST_NOTE] if note and isinstance(note[0], str) else None
+    return PastRun(number, due_ms, at_ms, epoch, text)
 
 
 def _milliseconds(instant: datetime) -> int:

@@ -33,18 +33,19 @@ from kombu.utils.objects import cached_property
 from .broker import BackOff, comes_from, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
-from .errors import Conflict, SettingsError, ZkBeatError, ZooKeeperError
+from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
 from .ledger import MOST_RUNS, RETENTION, RunLedger
+from .log import get_logger
 from .metrics import Metrics
 from .runs import Run
 from .session import Operation, boottime
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
 from .systemd import Unit
-from .timetable import as_of, at_one_instant, due_instant, missed_instant, shown, to_utc
-from .znodes import to_text
+from .timetable import as_of, at_one_instant, due_instant, is_ahead, missed_instant, shown, to_utc
+from .znodes import page_of, to_text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Most seconds between two turns of the dispatch loop, and so between two ticks: `celery inspect
 #: ping` takes a beat for hung whose last tick is a minute old.
@@ -102,6 +103,8 @@ class ZooKeeperScheduler(Scheduler):
         self._failing_since: float | None = None
         #: On boottime(): when the run states were read.
         self._loaded_at = 0.0
+        #: Whether an entry's state says that it ran in the future.
+        self._ahead = False
         #: What this beat has done so far; for any thread to read.
         self.metrics = Metrics()
         #: Entry to run of which a publish failed, so that the broker may have the message or not.
@@ -280,6 +283,7 @@ class ZooKeeperScheduler(Scheduler):
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
             schedule=self.digest(),
+            access=self.settings.access,
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,
         )
@@ -350,15 +354,19 @@ class ZooKeeperScheduler(Scheduler):
             # beat is master still.
             if self._closing or self._election.reign is None:
                 return 0.0
-            logger.warning("%s; reading the run states anew", exc)
+            if isinstance(exc, AccessDenied):
+                self._election.complain(str(exc))
+            else:
+                logger.warning("%s; reading the run states anew", exc)
             self._ledger.forget()
             self._election.recheck()
             return _RETRY_AFTER
 
     def _is_time_to_look_again(self) -> bool:
-        """A page that was damaged may have been mended; and once a day states grow old."""
+        """A state that was damaged may have been mended; and once a day states grow old."""
         age = boottime() - self._loaded_at
-        return bool(age > (_LOOK_AT_DAMAGE_EVERY if self._ledger.is_damaged else _LOOK_EVERY))
+        damaged = self._ledger.is_damaged or self._ahead
+        return bool(age > (_LOOK_AT_DAMAGE_EVERY if damaged else _LOOK_EVERY))
 
     def _say_goodbye(self) -> None:
         try:
@@ -571,11 +579,21 @@ class ZooKeeperScheduler(Scheduler):
                 with self._only_logged(name):
                     unseen[name] = self._clock_starts(entry)
         ledger.first_seen(unseen)
-        self._heap = []
+        self._heap, self._ahead = [], False
         for name, entry in entries:
             state = ledger.state(name)
             if state is not None and not self._control.holds(name):
                 with self._only_logged(name):
+                    if is_ahead(state.last_run_at, to_utc(entry.default_now())):
+                        self._ahead = True
+                        logger.error(
+                            "%s: ran last at %s, says %s, which is still to come: it does not "
+                            "run until this is mended; is a clock wrong?",
+                            name,
+                            to_text(state.last_run_at),
+                            self._election.paths.page(page_of(name)),
+                        )
+                        continue
                     entry.last_run_at = as_of(entry, state.last_run_at)
                     entry.total_run_count = state.total_run_count
                     self._push(name, 0.0)

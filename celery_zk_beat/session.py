@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import socket
+import ssl
 import sys
 import threading
 import time
@@ -19,24 +21,40 @@ from typing import Any, Union
 from kazoo.client import KazooClient
 from kazoo.exceptions import (
     EXCEPTIONS,
+    AuthFailedError,
     BadVersionError,
     ConnectionClosedError,
+    ConnectionDropped,
     ConnectionLoss,
     KazooException,
+    NoAuthError,
     NodeExistsError,
     NoNodeError,
     OperationTimeoutError,
     RolledBackError,
     RuntimeInconsistency,
+    SASLException,
     SessionExpiredError,
     SessionMovedError,
     ZookeeperError,
 )
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
-from kazoo.protocol.serialization import Connect
+from kazoo.protocol.serialization import SASL, Auth, Connect
+from kazoo.protocol.states import ZnodeStat
 from kazoo.retry import KazooRetry
+from kazoo.security import ACL, Id
 
-from .errors import Conflict, ConnectTimeout, Uncertain, UnsupportedEnvironment, ZooKeeperError
+from .errors import (
+    AccessDenied,
+    Conflict,
+    ConnectTimeout,
+    SettingsError,
+    Uncertain,
+    UnsupportedEnvironment,
+    ZooKeeperError,
+)
+from .log import get_logger
+from .security import Access, Grant
 
 #: Longest pause between two attempts to connect, seconds. kazoo's own default grows to a minute.
 _RECONNECT_PAUSE = 1.0
@@ -65,15 +83,44 @@ for _code, _name in _UNKNOWN_TO_KAZOO.items():
     EXCEPTIONS.setdefault(_code, type(_name, (ZookeeperError,), {"code": _code}))
 
 _CONFLICTS = (NodeExistsError, NoNodeError, BadVersionError)
+#: Also what a server answers that wants all its clients to authenticate.
+_DENIALS = (NoAuthError, AuthFailedError, EXCEPTIONS[-124])
 
+#: Seconds: a longer session time-out is granted only to who asks for it.
+_LONGEST_GRANTED = 300.0
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
 #: Seconds that clocks may be apart without a word.
 _CLOCK_TOLERANCE = 1.0
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: kazoo logs each attempt to connect; what matters of it is said by election.py, once.
 _kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
+
+
+def _hide_secrets(record: logging.LogRecord) -> bool:
+    """kazoo logs each request in DEBUG, and below that each answer; credentials and the password of
+    the session are among them."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            f"{type(arg).__name__}(***)" if isinstance(arg, (Auth, Connect, SASL)) else arg
+            for arg in record.args
+        )
+    return record.levelno >= logging.DEBUG
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """For a logging.Filter: the exception that kazoo tells of becomes part of the line."""
+    if record.exc_info:
+        record.msg, record.args = "%s (%r)", (record.getMessage(), record.exc_info[1])
+        record.exc_info = None
+    return True
+
+
+# In this order: what is made one line of text is no longer to be known for a secret.
+_kazoo_log.addFilter(_hide_secrets)
+_kazoo_log.addFilter(_without_traceback)
+get_logger(_kazoo_log.name)
 
 
 def boottime() -> float:
@@ -119,6 +166,8 @@ class Delete:
 
 
 Operation = Union[Create, SetData, Check, Delete]
+#: As what kazoo reads the answers.
+_ANSWERS = {Create: str, SetData: ZnodeStat, Check: bool, Delete: bool}
 
 
 class Pending:
@@ -151,10 +200,13 @@ class Pending:
             ZooKeeperError: refused for another reason (rights, quota); nothing was done.
         """
         what = self._operations[0].path
-        answers = _translated(what, self._result.get, timeout=self._session.timeout)
+        answers = self._session.translated(what, self._result.get, timeout=self._session.timeout)
         for operation, answer in zip(self._operations, answers):
             if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
-                raise _error(operation.path, answer)
+                raise self._session.error(_denying(operation, answer), answer)
+        kinds = [_ANSWERS[type(operation)] for operation in self._operations]
+        if [type(answer) for answer in answers] != kinds:
+            raise Uncertain(f"{what}: an answer that fits no question")
         for operation, answer in zip(self._operations, answers):
             if isinstance(operation, SetData):
                 self._session.compare_clocks(self._sent_at, answer.mtime / 1000, time.time())
@@ -168,15 +220,27 @@ class ZooKeeperSession:
         servers: ``host:port,host:port``, without a chroot: paths are always absolute.
         timeout: session time-out to ask for, seconds.
         on_change: called on kazoo's thread whenever the connection came or went.
+        access: who this is to ZooKeeper, how it is spoken to, and the ACL of what is made.
 
     Reading and writing may be done from any thread that is not kazoo's own.
     """
 
-    def __init__(self, servers: str, timeout: float, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        servers: str,
+        timeout: float,
+        on_change: Callable[[], None],
+        access: Access | None = None,
+    ) -> None:
         self._servers = servers
         self._asked = timeout
         self._on_change = on_change
+        self.access = access or Access()
         self._client: Any = None
+        #: Why each server was left again, while none is connected: credentials, certificates.
+        self._refusals: dict[str, str] = {}
+        #: The same, where it may as well be something else.
+        self._suspicion: str | None = None
         #: The session time-out that the server granted, seconds; kazoo forgets it (kazoo#769).
         self.timeout = timeout
         #: Changes whenever the connection comes or goes: what was learned under another number
@@ -190,7 +254,30 @@ class ZooKeeperSession:
     @property
     def connected(self) -> bool:
         """No network: what kazoo last saw."""
-        return self._client is not None and bool(self._client.connected)
+        client = self._client
+        # kazoo says that it is connected before it has told who it is (kazoo#594).
+        return client is not None and bool(client.connected and client.authenticated)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why there is no connection, in a line, where that is known: it is about a setting, or a
+        certificate. Trying goes on."""
+        return next(iter(self._refusals.values()), self._suspicion)
+
+    @property
+    def refused(self) -> bool:
+        """Whether each of the servers has shown such a reason."""
+        return len(self._refusals) > self._servers.count(",")
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the credentials are others now than when they were shown to ZooKeeper."""
+        if not self.access.identified or self._client is None:
+            return False
+        try:
+            return bool(self.access.identity().fingerprint() != self._client.fingerprint)
+        except SettingsError:
+            return False
 
     @property
     def id(self) -> int:
@@ -223,14 +310,20 @@ class ZooKeeperSession:
         self._client = client = KazooClient(
             hosts=self._servers,
             timeout=self._asked,
-            handler=_Handler(self._asked / (self._servers.count(",") + 1)),
+            handler=_Handler(self._asked / (self._servers.count(",") + 1), self.access),
             read_only=False,
+            # None: all for the world, kazoo's own default.
+            default_acl=None if self.access.open_by_default else _acl(self.access.grants),
             connection_retry=KazooRetry(max_tries=-1, delay=0.1, max_delay=_RECONNECT_PAUSE),
             # Unused: a fenced write must never be repeated blindly, least of all after expiry.
             command_retry=KazooRetry(max_tries=1, ignore_expire=False),
             logger=_kazoo_log,
         )
+        client.authenticated = not self.access.authenticates
+        client.fingerprint = None
         self._note_granted_timeout(client)
+        if self.access.authenticates or self.access.tls is not None:
+            self._authenticate(client)
         client.add_listener(lambda state: self._on_state(client))
         client.start_async()
 
@@ -264,7 +357,7 @@ class ZooKeeperSession:
         nodes: list[Node | None] = []
         for path, result in pending:
             try:
-                data, stat = _translated(path, result.get, timeout=self.timeout)
+                data, stat = self.translated(path, result.get, timeout=self.timeout)
                 nodes.append(
                     Node(data or b"", stat.version, stat.ephemeralOwner, stat.mtime / 1000)
                 )
@@ -276,22 +369,44 @@ class ZooKeeperSession:
         """Whether there is such a znode. `watch` is called as that of :meth:`read` and, other than
         there, also when a missing znode is made. Raises as :meth:`read`."""
         result = self._live_client(path).exists_async(path, watch)
-        return _translated(path, result.get, timeout=self.timeout) is not None
+        return self.translated(path, result.get, timeout=self.timeout) is not None
 
     def children(self, path: str, watch: Callable[[object], None] | None = None) -> list[str]:
         """Names of the znodes below `path`, none where it is missing. `watch` is called as that of
         :meth:`read`, when one is made or deleted. Raises as :meth:`read`."""
         try:
             result = self._live_client(path).get_children_async(path, watch)
-            return list(_translated(path, result.get, timeout=self.timeout))
+            names = self.translated(path, result.get, timeout=self.timeout)
         except Conflict:
             return []
+        # Not what garbled answers may hold, and no path is made of.
+        return [name for name in names if name and "/" not in name and name not in (".", "..")]
 
     def ensure(self, path: str) -> None:
-        """Creates a persistent znode and its parents where they are missing. Raises as
+        """Creates a persistent znode and its parents where they are missing; needs no right on
+        those that are there. Raises as :meth:`read`."""
+        client = self._live_client(path)
+        try:
+            result = client.ensure_path_async(path)
+            self.translated(path, result.get, timeout=self.timeout)
+        except AccessDenied:
+            # To make one is a right on its parent, and to look whether there is one needs none.
+            while path != "/" and not self.exists(path):
+                path = path.rpartition("/")[0] or "/"
+            raise AccessDenied(self._denial(path, "NoAuth")) from None
+
+    def grants(self, paths: Sequence[str]) -> list[list[Grant]]:
+        """The ACL of each znode, empty where there is none or it may not be read. Raises as
         :meth:`read`."""
-        result = self._live_client(path).ensure_path_async(path)
-        _translated(path, result.get, timeout=self.timeout)
+        client = self._live_client(paths[0])
+        found: list[list[Grant]] = []
+        for path, result in [(path, client.get_acls_async(path)) for path in paths]:
+            try:
+                acls, _ = self.translated(path, result.get, timeout=self.timeout)
+                found.append([Grant(acl.id.scheme, acl.id.id, acl.perms) for acl in acls])
+            except (Conflict, AccessDenied):
+                found.append([])
+        return found
 
     def commit(self, *operations: Operation) -> list[int]:
         """Does all operations or none, and waits: see :meth:`Pending.result`."""
@@ -330,7 +445,7 @@ class ZooKeeperSession:
 
     def _live_client(self, path: str) -> Any:
         client = self._client
-        if client is None or not client.connected:
+        if client is None or not self.connected:
             # Asked while disconnected, kazoo would queue the request for an unknown time.
             raise Uncertain(f"{path}: no connection to ZooKeeper ({self._servers})")
         return client
@@ -341,13 +456,141 @@ class ZooKeeperSession:
         self.connection += 1
         self._on_change()
 
+    def _authenticate(self, client: Any) -> None:
+        """Has each attempt to connect take the credentials as they are then, and a refusal be
+        nothing but another failed attempt: kazoo itself would end its loop, and the session."""
+        connection = client._connection
+        connect = connection._connect
+
+        def connecting(host: str, address: str, port: int) -> Any:
+            access = self.access
+            client.authenticated = not access.authenticates
+            client.handler.server_name = host
+            try:
+                identity = access.identity()
+                client.fingerprint = identity.fingerprint()
+                if identity.user is not None:
+                    client.auth_data = {("digest", identity.user)}
+                connection.sasl_options = identity.sasl
+                answer = connect(host, address, port)
+            except SessionExpiredError:
+                raise
+            except Exception as exc:
+                if client is self._client:  # or it was stopped
+                    self._note_failure(exc, f"{host}:{port}")
+                if isinstance(exc, (ConnectionDropped, KazooTimeoutError)):
+                    raise
+                raise ConnectionDropped(type(exc).__name__) from None
+            finally:
+                client.auth_data = set()
+                connection.sasl_options = None
+            if client is self._client:
+                self._refusals.clear()
+                self._suspicion = None
+            if not client.authenticated:
+                client.authenticated = True
+                self._on_state(client)
+            return answer
+
+        connection._connect = connecting
+
+    def _note_failure(self, exc: Exception, server: str) -> None:
+        self._suspicion = None
+        self._refusals.pop(server, None)
+        why = self._refusal(exc, server)
+        if why is not None:
+            self._refusals[server] = why
+        if self.refusal is not None:
+            self._on_change()
+
+    def _refusal(self, exc: Exception, server: str) -> str | None:
+        """What the end of an attempt to connect says about a setting; None: nothing."""
+        access = self.access
+        if isinstance(exc, SettingsError):
+            return str(exc)
+        if isinstance(exc, _TlsError):
+            if exc.certain:
+                return str(exc)
+            self._suspicion = str(exc)
+            return None
+        cause = exc.__cause__
+        in_library = cause is not None and not isinstance(cause, ConnectionDropped)
+        if in_library and isinstance(exc, (SASLException, AuthFailedError)):
+            return f"{access.name('sasl')}: {type(cause).__name__} in the SASL library"
+        if isinstance(exc, ZookeeperError):
+            names = [access.name(name) for name in ("auth", "sasl") if getattr(access, name)]
+            return f"ZooKeeper at {server} refuses {' or '.join(names)}"
+        client = self._client
+        if client is None or client.connected:
+            return None  # the connection was lost while it was asked who we are
+        if access.tls is not None and isinstance(exc, ConnectionDropped):
+            alert, name = exc.__context__, access.name("tls")
+            if isinstance(alert, ssl.SSLError):
+                return _tls_refusal(access, server, alert)
+            self._suspicion = (
+                f"ZooKeeper at {server} hangs up after the TLS handshake: it has no quorum, or "
+                f"wants another certificate in {name}"
+            )
+        return None
+
+    def translated(self, path: str, call: Callable[..., Any], **kwargs: Any) -> Any:
+        """What `call` returns, its errors as ours."""
+        try:
+            return call(**kwargs)
+        except (KazooException, KazooTimeoutError) as exc:
+            raise self.error(path, exc) from None
+        except Exception as exc:  # what kazoo's own reading of garbled bytes came to
+            raise Uncertain(f"{path}: an answer that cannot be understood ({exc!r})") from None
+
+    def error(self, path: str, exc: Exception) -> Exception:
+        """kazoo's error as ours."""
+        name = type(exc).__name__
+        if isinstance(exc, _CONFLICTS):
+            return Conflict(path, name)
+        if isinstance(exc, _UNCERTAIN):
+            return Uncertain(f"{path}: no answer from ZooKeeper ({name})")
+        if isinstance(exc, _DENIALS):
+            return AccessDenied(self._denial(path, name.replace("Error", "")))
+        return ZooKeeperError(
+            f"{path}: refused by ZooKeeper ({name}{f': {exc}' if str(exc) else ''})"
+        )
+
+    def _denial(self, path: str, name: str) -> str:
+        if not self.access.identified:
+            names = self.access.credentials("or")
+            return f"{path}: denied by ZooKeeper ({name}), as nobody: set {names}"
+        names = self.access.credentials("and")
+        return (
+            f"{path}: denied by ZooKeeper ({name}) to the user of {names}: is that the right one, "
+            f"and is it in the znode's ACL (getAcl {path})?"
+        )
+
     def _note_granted_timeout(self, client: Any) -> None:
         invoke = client._connection._invoke
 
+        refused_since: float | None = None
+
         def noting(timeout: float, request: Any, xid: int | None = None) -> Any:
-            answer = invoke(timeout, request, xid)
-            if isinstance(request, Connect) and answer[0].time_out > 0:
-                self.timeout = answer[0].time_out / 1000
+            nonlocal refused_since
+            if not isinstance(request, Connect):
+                return invoke(timeout, request, xid)
+            try:
+                answer = invoke(timeout, request, xid)
+            except ConnectionDropped:
+                now = time.monotonic()
+                refused_since = refused_since or now
+                if now - refused_since > self.timeout:
+                    # A server hangs up on who has seen more than it has, which would be for ever
+                    # where its data was lost, or a garbled answer made us believe so. We can bear
+                    # to read what is old: every write says what it has read.
+                    client.last_zxid = 0
+                raise
+            refused_since = None
+            granted = answer[0].time_out / 1000
+            if granted > max(self._asked, _LONGEST_GRANTED):
+                raise ConnectionDropped(f"a session time-out of {granted:g} s cannot be meant")
+            if granted > 0:
+                self.timeout = granted
             return answer
 
         client._connection._invoke = noting
@@ -360,17 +603,21 @@ def changed_path(event: object) -> str | None:
 
 @contextlib.contextmanager
 def connected(
-    hosts: str, session_timeout: float, timeout: float, on_change: Callable[[], None]
+    hosts: str,
+    session_timeout: float,
+    timeout: float,
+    on_change: Callable[[], None],
+    access: Access | None = None,
 ) -> Iterator[ZooKeeperSession]:
     """A session that is connected, for as long as the block lasts.
 
     Args:
         hosts: ZooKeeper connection string; a chroot in it is ignored, for paths are absolute.
-        session_timeout, on_change: as those of :class:`ZooKeeperSession`.
+        session_timeout, on_change, access: as those of :class:`ZooKeeperSession`.
         timeout: seconds to wait for ZooKeeper.
 
     Raises:
-        ConnectTimeout: ZooKeeper did not answer in time.
+        ConnectTimeout: ZooKeeper did not answer in time, or refuses this access.
         UnsupportedEnvironment: gevent or eventlet has patched this process.
     """
     news: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -379,14 +626,18 @@ def connected(
         news.put(None)
         on_change()
 
-    session = ZooKeeperSession(hosts.partition("/")[0], session_timeout, tell)
+    session = ZooKeeperSession(hosts.partition("/")[0], session_timeout, tell, access)
     session.start()
     try:
         deadline = time.monotonic() + timeout
         while not session.connected:
+            if session.refused:
+                raise ConnectTimeout(str(session.refusal))
             try:
                 news.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
+                if session.refusal is not None:
+                    raise ConnectTimeout(session.refusal) from None
                 raise ConnectTimeout(
                     f"ZooKeeper at {hosts} did not answer within {timeout:g} s: is it running, "
                     "and is zk_beat_hosts right?"
@@ -396,19 +647,82 @@ def connected(
         session.stop(_CLOSE_WITHIN)
 
 
+class _TlsError(Exception):
+    """Not an OSError, of which kazoo would keep too little.
+
+    Attributes:
+        certain: whether it cannot be that the network, or the server, has just failed.
+    """
+
+    def __init__(self, message: str, certain: bool) -> None:
+        super().__init__(message)
+        self.certain = certain
+
+
+def _tls_refusal(access: Access, server: str, exc: Exception) -> str:
+    """What went wrong with TLS, in a line."""
+    name = access.name("tls")
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        why = exc.verify_message.rstrip(".")
+        return f"{name}: the certificate of ZooKeeper at {server} is not accepted: {why}"
+    reason = exc.reason if isinstance(exc, ssl.SSLError) else None
+    why = (reason or getattr(exc, "strerror", None) or str(exc)).lower().replace("_", " ")
+    if " alert " in why:
+        ours = f"the certificate of {name}" if access.tls and access.tls.certificate else name
+        return f"ZooKeeper at {server} refuses {ours}: {why}"
+    return f"{name}: no TLS with ZooKeeper at {server} ({why}): is that its secureClientPort?"
+
+
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
     """kazoo waits a whole session time-out for one silent server; ours leaves time for the
-    others, as ZooKeeper's Java client does (session time-out / number of servers)."""
+    others, as ZooKeeper's Java client does (session time-out / number of servers).
 
-    def __init__(self, connect_timeout: float) -> None:
+    TLS is ours: kazoo trusts the system's CAs beside the given one, checks no host name unless it
+    is told to, and 2.10 never does."""
+
+    def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def loop() -> None:
+            try:
+                func(*args, **kwargs)
+            except Exception:  # over an answer that it cannot parse: kazoo has logged it
+                logger.debug("kazoo's loop has ended", exc_info=True)
+
+        return super().spawn(loop)
+
+    def __init__(self, connect_timeout: float, access: Access) -> None:
         super().__init__()
         self._connect_timeout = connect_timeout
+        self._access = access
+        #: As the setting names it; kazoo 2.10 tells only the address.
+        self.server_name = ""
 
     def create_connection(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["timeout"] = min(
+        timeout = kwargs["timeout"] = min(
             kwargs.get("timeout") or self._connect_timeout, self._connect_timeout
         )
-        return super().create_connection(*args, **kwargs)
+        if self._access.tls is None:
+            return super().create_connection(*args, **kwargs)
+        context = self._access.tls_context()
+        address = kwargs["address"]
+        connection = socket.create_connection(address, timeout)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            return context.wrap_socket(connection, server_hostname=self.server_name)
+        except (OSError, ValueError) as exc:
+            connection.close()
+            if isinstance(exc, (TimeoutError, socket.timeout)):  # one class since Python 3.10
+                raise
+            certain = not isinstance(exc, (ConnectionError, ssl.SSLEOFError))
+            server = f"{self.server_name}:{address[1]}"
+            raise _TlsError(_tls_refusal(self._access, server, exc), certain) from None
+
+    def select(self, *args: Any, **kwargs: Any) -> Any:
+        """TLS may have read from the socket already what kazoo waits for."""
+        ready = [each for each in args[0] if isinstance(each, ssl.SSLSocket) and each.pending() > 0]
+        if not ready:
+            return super().select(*args, **kwargs)
+        others = super().select(args[0], args[1], args[2], 0)
+        return [*ready, *(each for each in others[0] if each not in ready)], *others[1:]
 
 
 def _close(client: Any) -> None:
@@ -432,20 +746,15 @@ def _refuse_green_threads() -> None:
         )
 
 
-def _translated(path: str, call: Callable[..., Any], **kwargs: Any) -> Any:
-    try:
-        return call(**kwargs)
-    except (KazooException, KazooTimeoutError) as exc:
-        raise _error(path, exc) from None
+def _denying(operation: Operation, answer: Exception) -> str:
+    """The znode whose ACL a refusal is about: making and deleting are rights on the parent."""
+    if isinstance(answer, NoAuthError) and isinstance(operation, (Create, Delete)):
+        return operation.path.rpartition("/")[0] or "/"
+    return operation.path
 
 
-def _error(path: str, exc: Exception) -> Exception:
-    name = type(exc).__name__
-    if isinstance(exc, _CONFLICTS):
-        return Conflict(path, name)
-    if isinstance(exc, _UNCERTAIN):
-        return Uncertain(f"{path}: no answer from ZooKeeper ({name})")
-    return ZooKeeperError(f"{path}: refused by ZooKeeper ({name}{f': {exc}' if str(exc) else ''})")
+def _acl(grants: Sequence[Grant]) -> list[Any]:
+    return [ACL(grant.rights, Id(grant.scheme, grant.id)) for grant in grants]
 
 
 def _version_after(operation: Operation, answer: Any) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Callable, TypeVar
 from urllib.parse import quote
 
 from .errors import SettingsError
+from .security import Access, Grant, Sasl, Secret, Tls, check_acl, check_auth, check_sasl, check_tls
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class Settings:
             it died: "resend" or "drop".
         publish_deadline: seconds after which a master that cannot publish resigns; None: never.
         http: host and port of health, metrics and status page; None: none of them.
+        auth, sasl, tls, acl: see :class:`~.security.Access`.
         app: the Celery app's name, None where it has none; guards the root against other apps.
     """
 
@@ -53,6 +55,12 @@ class Settings:
     publish_deadline: float | None
     http: tuple[str, int] | None
     app: str | None
+    auth: Secret | None = None
+    sasl: Sasl | None = None
+    tls: Tls | None = None
+    acl: tuple[Grant, ...] | None = None
+    #: Before the names of all settings, as the user writes them.
+    prefix: str = _PREFIX
 
     @classmethod
     def from_app(cls, app: Any) -> Settings:
@@ -70,7 +78,7 @@ class Settings:
         """As :meth:`from_app`, from any mapping and the app's name."""
         read = _Reader(conf)
         read.refuse_unknown_names(cls._names())
-        return cls(
+        settings = cls(
             hosts=read("hosts", check_hosts, "127.0.0.1:2181"),
             root=read("root", check_path, None) or default_root(app),
             id=read("id", check_id, None) or default_id(),
@@ -79,12 +87,25 @@ class Settings:
             recovery=read("recovery", check_recovery, RESEND),
             publish_deadline=read("publish_deadline", check_seconds_or_none, 30.0),
             http=read("http", check_http, None),
+            auth=read("auth", check_auth, None),
+            sasl=read("sasl", check_sasl, None),
+            tls=read("tls", check_tls, None),
+            acl=read("acl", check_acl, None),
             app=app,
+            prefix=read.shown(_PREFIX),
         )
+        settings.access.check()
+        return settings
+
+    @property
+    def access(self) -> Access:
+        """Who this beat is to ZooKeeper, and the rights on its znodes."""
+        return Access(self.auth, self.sasl, self.tls, self.acl, self.prefix)
 
     @classmethod
     def _names(cls) -> list[str]:
-        return [_PREFIX + name for name in cls.__dataclass_fields__ if name != "app"]
+        ours = ("app", "prefix")
+        return [_PREFIX + name for name in cls.__dataclass_fields__ if name not in ours]
 
 
 class _Reader:
@@ -103,20 +124,20 @@ class _Reader:
         try:
             return check(value)
         except SettingsError as exc:
-            raise SettingsError(f"{self._shown(_PREFIX + name)} = {exc}") from None
+            raise SettingsError(f"{self.shown(_PREFIX + name)} = {exc}") from None
 
     def refuse_unknown_names(self, known: Iterable[str]) -> None:
-        accepted = {self._shown(name) for name in known} | set(known)
+        accepted = {self.shown(name) for name in known} | set(known)
         ours = re.compile(rf"(?:celery_|{re.escape(self._namespace)}_)?({_PREFIX}.*)", re.I | re.S)
         for key in self._keys:
             match = ours.fullmatch(key) if key not in accepted else None
             if match is None:
                 continue
             guess = difflib.get_close_matches(match[1].lower(), list(known), n=1)
-            hint = f"did you mean {self._shown(guess[0])}?" if guess else "see the settings page"
+            hint = f"did you mean {self.shown(guess[0])}?" if guess else "see the settings page"
             raise SettingsError(f"{key} is no setting of celery-zk-beat: {hint}")
 
-    def _shown(self, name: str) -> str:
+    def shown(self, name: str) -> str:
         return f"{self._namespace}_{name.upper()}" if self._namespace else name
 
 

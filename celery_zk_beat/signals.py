@@ -20,7 +20,6 @@ hangs, events past the first thousand are dropped. The history in ZooKeeper is w
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -28,9 +27,11 @@ from typing import Any
 
 from celery.utils.dispatch import Signal
 
+from .log import get_logger
+
 __all__ = ["beat_demoted", "beat_elected", "run_dropped", "run_published"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: This beat is master. Also sent when it has been all the time, and only the connection to
 #: ZooKeeper was lost for a moment: then the epoch is the one of the last beat_demoted.

@@ -21,8 +21,19 @@ from .runs import PastRun, Run, RunState, decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .session import Node, ZooKeeperSession, changed_path
 from .settings import Settings
-from .timetable import is_steady, next_run, schedule_text
-from .znodes import FORMAT, Paths, RootRecord, decode, from_text, to_text
+from .timetable import is_ahead, is_steady, next_run, schedule_text
+from .znodes import (
+    FORMAT,
+    LARGEST_NUMBER,
+    TERMS_REMEMBERED,
+    Paths,
+    RootRecord,
+    decode,
+    from_text,
+    is_page,
+    page_of,
+    to_text,
+)
 
 #: Seconds after which a master that has not written the outbox is not ticking; it does so every
 #: 30 s at the latest.
@@ -31,6 +42,8 @@ TICKING_WITHIN = 120.0
 _WAITS_QUIETLY = timedelta(seconds=10)
 #: Seconds that a beat's clock may be off without a warning.
 _CLOCK_TOLERANCE = 1.0
+#: Most characters of an id and the like.
+_LONGEST_TEXT = 200
 #: Most runs in `recent`.
 MOST_RECENT = 50
 
@@ -280,6 +293,8 @@ class Reader:
 
     def _follow(self, parent: str, names: Iterable[str], everything: bool) -> set[str]:
         """Forgets the znodes that are no longer below `parent`; returns those to be read."""
+        if parent == self._paths.runs:
+            names = filter(is_page, names)
         there = {f"{parent}/{name}" for name in names}
         known = {path for path in self._nodes if path.startswith(f"{parent}/")}
         for path in known - there:
@@ -311,6 +326,7 @@ class Reader:
             *_about_clocks(members),
             *_about_schedules(self._digest, members),
             *_about_outbox(outbox, now),
+            *self._about_ahead(pages, now),
         ]
         return Snapshot(
             hosts=self._settings.hosts,
@@ -351,7 +367,7 @@ class Reader:
         if node is None:
             return None
         outbox = self._nodes.get(self._paths.outbox)
-        ticked_at = None if outbox is None else datetime.fromtimestamp(outbox.mtime, timezone.utc)
+        ticked_at = None if outbox is None else _server_time(outbox.mtime)
         # One that was elected just now may not have ticked yet.
         alive_at = max(node.mtime, 0.0 if outbox is None else outbox.mtime)
         return Master(
@@ -453,6 +469,20 @@ class Reader:
             self._shown[name] = known
         return [entry for _, entry in self._shown.values()]
 
+    def _about_ahead(self, pages: Iterable[_Page], now: datetime) -> Iterator[str]:
+        ahead = {
+            name: state.last_run_at
+            for page in pages
+            for name, state in page.states.items()
+            if is_ahead(state.last_run_at, now) and name in self._scheduler.schedule
+        }
+        for name in sorted(ahead)[:1]:
+            others = f" (and so for {len(ahead) - 1} more)" if len(ahead) > 1 else ""
+            yield (
+                f"{name} ran last at {_short(ahead[name])}, says {self._paths.page(page_of(name))}"
+                f"{others}, which is still to come: it does not run until this is mended"
+            )
+
     def _recent(
         self, past: Iterable[tuple[PastRun, str]], masters: Iterable[Term]
     ) -> list[RecentRun]:
@@ -541,7 +571,7 @@ def _masters(record: Mapping[str, Any]) -> list[Term]:
             until=_instant(fields.get("until")),
             why=_text_or_none(fields.get("why")),
         )
-        for fields in reversed(listed if isinstance(listed, list) else [])
+        for fields in reversed(listed[-TERMS_REMEMBERED:] if isinstance(listed, list) else [])
         if isinstance(fields, dict)
     ]
 
@@ -598,16 +628,23 @@ def _instant(value: Any) -> datetime | None:
         return None
 
 
+def _server_time(mtime: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(mtime, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def _number(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return value if type(value) is int and 0 <= value <= LARGEST_NUMBER else 0
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return value[:_LONGEST_TEXT] if isinstance(value, str) else ""
 
 
 def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return _text(value) if isinstance(value, str) else None
 
 
 def _short(instant: datetime) -> str:

@@ -9,24 +9,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Callable
 
+from .log import safe as safe
 from .status import Entry, RecentRun, Snapshot, Term
 
 #: Gives a text a colour by name, or None for none.
 Style = Callable[[str, str], str]
 
 _GAP = "  "
+#: Most columns to which others are filled up: one name of a megabyte must not make a hundred.
+_WIDEST = 300
 #: Seconds that a run may be late without a colour.
 _LATE = 5.0
-
-
-def safe(text: str) -> str:
-    """As it may be shown on a terminal: what could steer one is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
-        for each in text
-    )
 
 
 def iso(instant: datetime | None) -> str:
@@ -257,7 +250,7 @@ class Table:
         """As lines, the first of them with the titles. One column that is too wide for the
         terminal is better than a name that is cut short."""
         cells = [[column.title for column in self.columns], *(row for row, _ in self._rows)]
-        widths = [max(map(_columns, column)) for column in zip(*cells)]
+        widths = [min(_WIDEST, max(map(_columns, column))) for column in zip(*cells)]
         kept = [
             number
             for number, column in enumerate(self.columns)

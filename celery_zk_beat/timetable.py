@@ -10,6 +10,8 @@ from typing import Any
 import celery.schedules
 from celery.schedules import crontab
 
+_AHEAD = timedelta(minutes=1)
+
 
 def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
     """When an entry that last ran at `last_run_at` (aware) is due again, in UTC; perhaps in the
@@ -95,6 +97,11 @@ def at_one_instant(schedule: Any) -> Iterator[None]:
         yield
     finally:
         schedule.nowfun = nowfun
+
+
+def is_ahead(last_run_at: datetime, now: datetime) -> bool:
+    """Whether a last run is further in the future than clocks may differ; both are aware."""
+    return last_run_at - now > _AHEAD
 
 
 def to_utc(instant: datetime) -> datetime:

@@ -27,6 +27,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from .errors import SettingsError, ZkBeatError
+from .log import get_logger, safe
 from .metrics import Histogram
 from .session import Node, ZooKeeperSession, boottime
 from .status import Reader, Snapshot
@@ -55,7 +56,7 @@ except ImportError as exc:
         f"({exc})"
     ) from None
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds within which the dispatch loop of a beat that is alive moves.
 ALIVE_WITHIN = 60.0
@@ -256,7 +257,7 @@ class Application:
 
 def _probe(*checks: Check) -> Answer:
     """One line a check."""
-    lines = [f"{'ok' if holds else 'failed'}: {text}\n" for holds, text in checks]
+    lines = [f"{'ok' if holds else 'failed'}: {safe(text)}\n" for holds, text in checks]
     status = 200 if all(check.holds for check in checks) else 503
     return Answer(status, _TEXT, "".join(lines).encode(errors="backslashreplace"))
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from reprlib import Repr
 from typing import Any, TypeVar
 
 from .errors import RootError
@@ -19,11 +21,17 @@ from .settings import quote_name
 FORMAT = 1
 #: ZooKeeper counts versions with a signed 32-bit number.
 LAST_EPOCH = 2**31 - 1
+#: What every reader of JSON can hold.
+LARGEST_NUMBER = 2**53 - 1
 #: How many masters are remembered.
 TERMS_REMEMBERED = 50
 #: Most bytes of all of them; a list that is larger was not written by us, and might not fit into
 #: the transaction of an election.
 LARGEST_MASTERS = 400_000
+
+#: For messages: not all of what may be large, or so deep that repr() gives up.
+_repr = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 R = TypeVar("R", bound="Record")
 
@@ -95,8 +103,17 @@ def page_of(entry: str) -> str:
     return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:2]
 
 
+def is_page(name: str) -> bool:
+    """Whether a znode below ``runs`` is a page."""
+    return re.fullmatch("[0-9a-f]{2}", name) is not None
+
+
 #: What the annotations of records stand for.
-_KINDS: dict[str, Any] = {"str": str, "int": int, "str | None": (str, type(None))}
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: type(value) is int and 0 <= value <= LARGEST_NUMBER,
+    "str | None": lambda value: value is None or isinstance(value, str),
+}
 
 
 class Record:
@@ -118,11 +135,11 @@ class Record:
     def of(cls: type[R], path: str, fields: Any) -> R:
         """As :meth:`decode`, of what is part of another record."""
         if not isinstance(fields, dict):
-            raise RootError(f"{path}: {fields!r:.80} is no {cls.__name__}; {_remedy(path)}")
+            raise RootError(f"{path}: {_repr.repr(fields)} is no {cls.__name__}; {_remedy(path)}")
         for name, kind in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
-            if not isinstance(fields.get(name), _KINDS[kind.type]):
+            if not _KINDS[kind.type](fields.get(name)):
                 raise RootError(
-                    f"{path}: the field {name!r} is {fields.get(name)!r:.80}, expected "
+                    f"{path}: the field {name!r} is {_repr.repr(fields.get(name))}, expected "
                     f"{kind.type}; {_remedy(path)}"
                 )
         return cls(**{name: fields.get(name) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
@@ -188,7 +205,13 @@ class TermRecord(Record):
 
 
 def encode_masters(terms: Sequence[TermRecord]) -> bytes:
-    return encode({"masters": [asdict(term) for term in terms[-TERMS_REMEMBERED:]]})
+    """The last of them, as many as are not too large."""
+    terms = terms[-TERMS_REMEMBERED:]
+    while True:
+        data = encode({"masters": [asdict(term) for term in terms]})
+        if len(data) <= LARGEST_MASTERS or len(terms) < 2:
+            return data
+        terms = terms[(len(terms) + 1) // 2 :]
 
 
 def decode_masters(path: str, data: bytes) -> list[TermRecord]:
@@ -218,8 +241,8 @@ def decode(path: str, data: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
         raise RootError(
-            f"{path}: a record of format {found!r}, and this release reads format {FORMAT}: "
-            f"run the release that wrote it, or {_remedy(path)}"
+            f"{path}: a record of format {_repr.repr(found)}, and this release reads format "
+            f"{FORMAT}: run the release that wrote it, or {_remedy(path)}"
         )
     return fields
 
@@ -233,7 +256,7 @@ def field(path: str, fields: Any, name: str, kind: type) -> Any:
     value = fields.get(name) if isinstance(fields, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise RootError(
-            f"{path}: the field {name!r} is {value!r:.80}, expected {kind.__name__}: mend it "
+            f"{path}: the field {name!r} is {_repr.repr(value)}, expected {kind.__name__}: mend it "
             f"(zkCli.sh get {path}), or delete the znode to start anew"
         )
     return value
@@ -242,8 +265,10 @@ def field(path: str, fields: Any, name: str, kind: type) -> Any:
 def count(path: str, fields: Any, name: str) -> int:
     """As :func:`field`, a number that counts something."""
     value: int = field(path, fields, name, int)
-    if value < 0:
-        raise RootError(f"{path}: the field {name!r} is {value}, expected 0 or more")
+    if not 0 <= value <= LARGEST_NUMBER:
+        raise RootError(
+            f"{path}: the field {name!r} is {_repr.repr(value)}, expected 0 to {LARGEST_NUMBER}"
+        )
     return value
 
 

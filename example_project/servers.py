@@ -64,7 +64,9 @@ def _missing_redis() -> str | None:
 def _zookeeper_classpath() -> str:
     if given := os.environ.get("ZOOKEEPER_CLASSPATH"):
         return given
-    jars = [Path("/usr/share/java") / name for name in ("zookeeper.jar", "slf4j-simple.jar")]
+    # Netty's codecs are needed for TLS, and zookeeper.jar does not name them.
+    names = ("zookeeper.jar", "slf4j-simple.jar", "netty-codec.jar", "netty-resolver.jar")
+    jars = [Path("/usr/share/java") / name for name in names]
     return ":".join(str(jar) for jar in jars if jar.exists()) if jars[0].exists() else ""
 
 
@@ -76,6 +78,7 @@ class ZooKeeper(Process):
         servers: ``server.N`` lines of an ensemble, number to ``host:port:port``.
         my_id: this server's number among `servers`.
         config: further lines of ``zoo.cfg``, replacing those that it has.
+        java: further options of Java.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class ZooKeeper(Process):
         servers: Mapping[int, str] | None = None,
         my_id: int = 1,
         config: Mapping[str, object] | None = None,
+        java: Sequence[str] = (),
     ) -> None:
         self.port = port or free_port()
         home = Path(folder) / name
@@ -106,12 +110,12 @@ class ZooKeeper(Process):
             **(config or {}),
         }
         self._my_id = my_id
-        java = ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        command = ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         log = "-Dorg.slf4j.simpleLogger"
-        java += [f"{log}.showDateTime=true", f"{log}.dateTimeFormat=HH:mm:ss.SSS"]
-        java += ["-cp", _zookeeper_classpath()]
+        command += [f"{log}.showDateTime=true", f"{log}.dateTimeFormat=HH:mm:ss.SSS", *java]
+        command += ["-cp", _zookeeper_classpath()]
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        super().__init__(folder, name, [*java, main, str(home / "zoo.cfg")], cwd=folder)
+        super().__init__(folder, name, [*command, main, str(home / "zoo.cfg")], cwd=folder)
 
     @property
     def hosts(self) -> str:

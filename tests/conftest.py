@@ -19,6 +19,7 @@ from example_project.servers import Redis, ZooKeeper
 
 from .faults import Road
 from .rabbitmq import RabbitMQ, missing_rabbitmq
+from .secure import Authority, SecureZooKeeper
 
 TICK_TIME = 200
 #: Seconds; what ZooKeeper allows a silent client. Five ticks.
@@ -60,6 +61,22 @@ def own_zookeeper(tmp_path: Path) -> Iterator[ZooKeeper]:
     """A server to stop and start, not yet started."""
     with ZooKeeper(tmp_path, tick_time=TICK_TIME) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def secure_zookeeper(
+    tmp_path_factory: pytest.TempPathFactory, authority: Authority
+) -> Iterator[SecureZooKeeper]:
+    """A server that speaks TLS on one of its ports, and takes every kind of credential but needs
+    none. No test may harm it."""
+    folder = tmp_path_factory.mktemp("secure")
+    with SecureZooKeeper(folder, authority, authority.issue("server")) as server:
+        yield server.start()
 
 
 @pytest.fixture

@@ -143,7 +143,9 @@ class Road:
     def _forward(self, end: socket.socket) -> None:
         data = b""
         with contextlib.suppress(OSError):
-            data = end.recv(1 << 20)
+            data = self._passed_on(end, end.recv(1 << 20))
+        if data is None:
+            return
         if not data:
             self._selector.unregister(end)
         # What left before arrives before, also when the road is slow no longer.
@@ -152,6 +154,10 @@ class Road:
             arrival = max(arrival, self._travelling[-1][0])
         self._travelling.append((arrival, self._other[end], data))
         self._deliver()
+
+    def _passed_on(self, end: socket.socket, data: bytes) -> bytes | None:
+        """What of `data`, from `end`, goes on its way, b"" to end the connection; None: nothing."""
+        return data
 
     def _deliver(self) -> None:
         """Hands over what has arrived."""

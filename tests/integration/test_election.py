@@ -6,11 +6,13 @@ import contextlib
 import json
 import logging
 import queue
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -705,3 +707,17 @@ def test_two_with_one_name(candidate: Candidate, caplog: pytest.LogCaptureFixtur
 def test_repr(candidate: Candidate, root: str) -> None:
     one = elect(candidate("one"))
     assert "one master of epoch 1" in repr(one)
+
+
+def test_a_zookeeper_that_has_lost_its_data(
+    own_zookeeper: ZooKeeper, candidate: Callable[..., MasterElection], tmp_path: Path
+) -> None:
+    """It hangs up on a client that has seen more than it has: on ours not for ever."""
+    own_zookeeper.start()
+    election = candidate("a", own_zookeeper.hosts)
+    election.start(PATIENCE)
+    assert election.wait(PATIENCE)
+    own_zookeeper.stop()
+    shutil.rmtree(tmp_path / "zookeeper" / "version-2")
+    own_zookeeper.start()
+    wait_until(lambda: election.epoch == 1 and election.is_master, PATIENCE, "another epoch 1")

@@ -20,8 +20,10 @@ from celery_zk_beat.runs import (
     encode_outbox,
     encode_page,
 )
-from celery_zk_beat.znodes import encode
+from celery_zk_beat.znodes import encode, page_of
 
+#: Of the entry e.
+PAGE = f"/runs/{page_of('e')}"
 NAMES = st.text(st.characters(), max_size=400)
 COUNTS = st.integers(0, 10**9)
 INSTANTS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc))
@@ -51,7 +53,8 @@ RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS, st.booleans())
 @given(st.dictionaries(NAMES, STATES, max_size=3))
 def test_pages(states: dict[str, RunState]) -> None:
     data = encode_page(states)
-    assert decode_page("/page", data) == states
+    for name, state in states.items():
+        assert decode_page(f"/runs/{page_of(name)}", encode_page({name: state})) == {name: state}
     reckoned = sum(_size(name, state) for name, state in states.items())
     assert len(data) <= reckoned + len(encode_page({}))
 
@@ -63,7 +66,7 @@ def test_no_instant(instant: str) -> None:
     """A page that holds one is damaged, whatever is wrong with it."""
     fields = {"last_run_at": instant, "total_run_count": 1}
     with pytest.raises(RootError, match="no ISO 8601 instant"):
-        decode_page("/page", encode({"entries": {"e": fields}}))
+        decode_page(PAGE, encode({"entries": {"e": fields}}))
 
 
 @given(st.lists(RUNS, max_size=5))
@@ -82,6 +85,6 @@ def test_a_past_that_is_not_understood(item: object) -> None:
     state = RunState(datetime(2026, 1, 1, tzinfo=timezone.utc), 1)
     fields: dict[str, Any] = {"last_run_at": "2026-01-01T00:00:00+00:00", "total_run_count": 1}
     fields["history"] = [item]
-    assert decode_page("/page", encode({"entries": {"e": fields}})) == {"e": state}
+    assert decode_page(PAGE, encode({"entries": {"e": fields}})) == {"e": state}
     fields["history"] = {"1": item}
-    assert decode_page("/page", encode({"entries": {"e": fields}})) == {"e": state}
+    assert decode_page(PAGE, encode({"entries": {"e": fields}})) == {"e": state}

@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import MasterElection, SettingsError
+from celery_zk_beat.security import Grant, Tls
 from celery_zk_beat.settings import Settings, check_hosts, check_http, default_root, quote_name
 
 NAN = float("nan")
@@ -93,8 +94,9 @@ def test_a_bad_value(name: str, value: Any, says: str, namespaced: bool) -> None
 
 
 def test_every_setting_can_be_bad() -> None:
-    """The table above forgets none."""
-    assert {name for name, _, _ in BAD} == set(Settings.__dataclass_fields__) - {"app"}
+    """The table above forgets none but those of test_security.py."""
+    others = {"app", "prefix", "auth", "sasl", "tls", "acl"}
+    assert {name for name, _, _ in BAD} == set(Settings.__dataclass_fields__) - others
 
 
 def test_a_password_is_not_shown() -> None:
@@ -150,6 +152,8 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_RECOVERY": "drop",
         "CELERY_ZK_BEAT_PUBLISH_DEADLINE": None,
         "CELERY_ZK_BEAT_HTTP": "[::1]:8080",
+        "CELERY_ZK_BEAT_TLS": True,
+        "CELERY_ZK_BEAT_ACL": "world:anyone:cdrw",
     }
     app.config_from_object(settings, namespace="CELERY")
     assert Settings.from_app(app) == Settings(
@@ -162,6 +166,9 @@ def test_good_values() -> None:
         publish_deadline=None,
         http=("::1", 8080),
         app="shop",
+        tls=Tls(),
+        acl=(Grant("world", "anyone", 15),),
+        prefix="CELERY_ZK_BEAT_",
     )
 
 

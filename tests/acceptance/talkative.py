@@ -1,0 +1,18 @@
+"""The app of app.py, with every logger as talkative as it can be."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.signals import after_setup_logger
+
+from .app import app
+
+__all__ = ["app"]
+
+
+@after_setup_logger.connect
+def _say_all(logger: logging.Logger, **kwargs: Any) -> None:
+    for name in ("", "celery_zk_beat", "celery_zk_beat.kazoo", "kazoo"):
+        logging.getLogger(name).setLevel(1)

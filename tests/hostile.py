@@ -1,0 +1,181 @@
+"""What a stranger may have written into a znode."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+#: Text that steers terminals, logs and pages, or is not to be encoded.
+EVIL_TEXTS = (
+    "\x1b]0;owned\x07\x1b[2J",
+    "line\n2026-01-01 [CRITICAL] forged\r\n\u2028\u2029",
+    "<script>alert(1)</script><img src=x onerror=alert(1)>'\"",
+    "\u202egnp.exe\u2066\u200b",
+    "../../../etc/passwd",
+    "%s%n{0.__class__}${jndi:ldap://x}",
+    "\ud800",
+    "\x00",
+    "A" * 100_000,
+)
+#: Values of a field that are not what they should be.
+EVIL_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    10**300,
+    2**63,
+    float("nan"),
+    float("inf"),
+    1e308,
+    [],
+    {},
+    [[[[]]]],
+    {"format": 1},
+    "9999-12-31T23:59:59.999999+00:00",
+    "0001-01-01T00:00:00+00:00",
+    "9999-12-31T23:59:59-14:00",
+    *EVIL_TEXTS,
+)
+
+
+def nested(depth: int) -> bytes:
+    """Fields that no reader asks for are as deep as that; and so is one that all do."""
+    deep = b"[" * depth + b"]" * depth
+    return b'{"format":1,"entries":{"e":%s},"runs":[%s],"id":%s}' % (deep, deep, deep)
+
+
+#: What is no record of any kind.
+GARBAGE = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "binary": bytes(range(256)) * 4,
+    "another type": b"[]",
+    "null": b"null",
+    "not a number": b"NaN",
+    "a huge number": b'{"format":1,"epoch":%s}' % (b"9" * 4000),
+    "a number too long to be read": b"9" * 100_000,
+    "another format": b'{"format":2}',
+    "a format that is no number": json.dumps({"format": EVIL_TEXTS[1]}).encode(),
+    "deep": b"[" * 100_000,
+    "as deep as can be read": nested(900),
+    "no fields": b'{"format":1}',
+    "UTF-16": '{"format":1}'.encode("utf-16"),
+    "the same twice": b'{"format":2,"format":1,"app":"x","app":7}',
+    "large": b'{"format":1,"x":"' + b"x" * 900_000 + b'"}',
+}
+
+INSTANTS = st.sampled_from(
+    [
+        "2026-01-01T00:00:00.000000+00:00",
+        "9999-12-31T23:59:59.999999+00:00",
+        "0001-01-01T00:00:00.000000+00:00",
+        "9999-12-31T23:59:59.999999-14:00",
+        "2026-01-01",
+    ]
+)
+#: What JSON can hold, and Python's reader of it takes besides.
+VALUES = st.recursive(
+    st.sampled_from(EVIL_VALUES)
+    | INSTANTS
+    | st.text(st.characters(exclude_categories=()), max_size=20)
+    | st.integers()
+    | st.floats(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=()), max_size=8), inner)
+    ),
+    max_leaves=8,
+)
+
+
+def records(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[bytes]:
+    """Records that look like one with these fields, each of them perhaps missing or wrong."""
+    wrong = st.fixed_dictionaries(
+        {}, optional={name: right | VALUES for name, right in fields.items()}
+    )
+    return st.one_of(
+        wrong.map(lambda found: json.dumps({"format": 1, **found}).encode()),
+        VALUES.map(lambda value: json.dumps(value).encode()),
+        st.sampled_from(list(GARBAGE.values())),
+        st.binary(max_size=40),
+    )
+
+
+_NUMBERS = st.integers(0, 10) | st.just(2**53)
+_PAUSES = st.fixed_dictionaries({"since": INSTANTS}, optional={"until": INSTANTS | VALUES})
+_TEXTS = st.sampled_from(EVIL_TEXTS) | st.text(max_size=5)
+_STATES = st.fixed_dictionaries(
+    {"last_run_at": INSTANTS, "total_run_count": _NUMBERS},
+    optional={
+        "due": INSTANTS,
+        "dropped": st.lists(VALUES, max_size=3) | VALUES,
+        "unnamed_since": INSTANTS,
+        "history": st.lists(
+            st.tuples(_NUMBERS, _NUMBERS, _NUMBERS, _NUMBERS, _TEXTS).map(list) | VALUES, max_size=3
+        ),
+    },
+)
+_RUNS = st.fixed_dictionaries(
+    {
+        "entry": st.just("e") | _TEXTS,
+        "number": _NUMBERS,
+        "due": INSTANTS,
+        "claimed": INSTANTS,
+        "epoch": _NUMBERS,
+    }
+)
+ROOTS = records({"app": st.just("shop") | _TEXTS})
+MASTERS = records(
+    {
+        "id": _TEXTS,
+        "host": _TEXTS,
+        "pid": _NUMBERS,
+        "since": INSTANTS,
+        "epoch": _NUMBERS,
+        "version": _TEXTS,
+        "schedule": _TEXTS,
+        "heir": _TEXTS,
+    }
+)
+MEMBERS = records(
+    {
+        "id": _TEXTS,
+        "host": _TEXTS,
+        "pid": _NUMBERS,
+        "state": _TEXTS,
+        "since": INSTANTS,
+        "version": _TEXTS,
+        "schedule": _TEXTS,
+        "written": INSTANTS,
+    }
+)
+TERMS = records(
+    {
+        "masters": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "epoch": _NUMBERS,
+                    "id": _TEXTS,
+                    "host": _TEXTS,
+                    "pid": _NUMBERS,
+                    "since": INSTANTS,
+                    "until": INSTANTS,
+                    "why": _TEXTS,
+                }
+            )
+            | VALUES,
+            max_size=3,
+        )
+    }
+)
+PAGES = records({"entries": st.dictionaries(st.just("e") | _TEXTS, _STATES | VALUES, max_size=3)})
+OUTBOXES = records({"runs": st.lists(_RUNS | VALUES, max_size=3)})
+PAUSES = records(
+    {"all": _PAUSES, "entries": st.dictionaries(st.just("e") | _TEXTS, _PAUSES | VALUES)}
+)
+REQUESTS = records(
+    {"do": st.just("run") | _TEXTS, "entry": _TEXTS, "to": _TEXTS, "asked": INSTANTS, "by": _TEXTS}
+)
+ANSWERS = records({"ok": st.booleans(), "text": _TEXTS, "run": _NUMBERS, "task_id": _TEXTS})
