@@ -599,7 +599,7 @@ class Server:
         self._thread.join(_GONE_WITHIN)
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError):
+        with self._link, contextlib.suppress(OSError):
             while self._link.recv(64):
                 self._link.sendall(State.of(self._scheduler, self._state.began).encode())
         with contextlib.suppress(ChildProcessError):  # somebody else waits for all children
