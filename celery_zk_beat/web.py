@@ -1,8 +1,10 @@
 """HTTP, where `zk_beat_http` asks for it: probes, metrics and the status page. Read-only.
 
-Everything here runs beside the dispatch loop in one process, so it must hold neither that loop nor
-its GIL for long: what is asked of ZooKeeper is read by one thread, now and then, for all who ask;
-a connection is good for one request and lives some seconds, whatever its client does.
+It is served by a process of its own, a child of the beat's: requests, and what is read of ZooKeeper
+and made into JSON for them, take no time of the dispatch loop's, however many they are. (In one
+process, 200 requests a second made runs late: benchmarks/http.py.) What only the beat itself knows,
+its :class:`State`, the child asks of it, a few times a second at most. A connection is good for one
+request and lives some seconds, whatever its client does.
 
 Importing this module needs the extra ``http``.
 
@@ -12,24 +14,28 @@ Raises:
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import heapq
 import json
 import logging
 import math
+import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger, safe
-from .metrics import Histogram
-from .session import Node, ZooKeeperSession, boottime
+from .metrics import Histogram, Metrics
+from .session import boottime, connected
 from .status import Reader, Snapshot
 from .version import __version__
 from .znodes import to_text
@@ -60,13 +66,13 @@ logger = get_logger(__name__)
 
 #: Seconds within which the dispatch loop of a beat that is alive moves.
 ALIVE_WITHIN = 60.0
+#: Seconds for which a State is good, and that a request waits for a newer one.
+_TOLD, _TOLD_WITHIN = 0.2, 1.0
 #: Seconds from one reading of ZooKeeper to the next; more where reading takes long, so that no more
 #: than a part of the time is spent on it.
 _EVERY, _PART = 2.0, 1 / 5
 #: Seconds for which a reading is given out, and after which reading ends if nobody asks.
-_CURRENT, _IDLE = 10.0, 10.0
-#: How many znodes are asked for at once, and seconds before the next are.
-_AT_ONCE, _PAUSE = 4, 0.002
+_CURRENT, _IDLE = 10.0, 30.0
 #: Seconds that a request waits for a reading, and how many may: fewer than there are threads.
 _PATIENCE, _MOST_WAITING = 2.0, 2
 #: Most entries that the page shows.
@@ -75,6 +81,10 @@ _MOST_SHOWN = 50
 #: Seconds that a connection lives, and how many may be open: more, and the oldest is closed.
 _LIFETIME, _MOST_CONNECTIONS = 20.0, 128
 _THREADS = 4
+#: How much more willingly than the beat the child gives way to others.
+_NICENESS = 5
+#: Seconds that closing waits for the child.
+_GONE_WITHIN = 1.0
 
 _STATUS_LINES = {
     200: "200 OK",
@@ -104,12 +114,88 @@ PATHS = ("/livez", "/readyz", "/leader", "/metrics", "/status.json", "/page.json
 
 
 def serve(scheduler: Any) -> Server:
-    """Serves, on threads of its own, what there is to know of a scheduler with an election.
+    """Serves what there is to know of a scheduler with an election. Forks: to be called before
+    there is a connection, or a thread of ours.
 
     Raises:
         SettingsError: it cannot listen where ``zk_beat_http`` says.
     """
     return Server(scheduler)
+
+
+# What the beat tells ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """What a beat knows of itself. Times on :func:`.session.boottime`.
+
+    Attributes:
+        at: when it told this.
+        began: when serving began.
+        epoch: its own as master; None on a standby.
+        master, master_epoch: the master that it knows, itself included; None and 0 before.
+    """
+
+    at: float
+    began: float
+    id: str
+    hosts: str
+    root: str
+    connected: bool
+    session_timeout: float
+    clock_offset: float
+    decided: bool
+    epoch: int | None
+    master: str | None
+    master_epoch: int
+    metrics: Metrics
+
+    @classmethod
+    def of(cls, scheduler: Any, began: float) -> State:
+        """That of a scheduler with an election. Any thread."""
+        election = scheduler._election
+        session, epoch, master = election.session, election.epoch, election.master
+        return cls(
+            at=boottime(),
+            began=began,
+            id=election.id,
+            hosts=election.hosts,
+            root=scheduler.settings.root,
+            connected=session.connected,
+            session_timeout=session.timeout,
+            clock_offset=election.clock_offset,
+            decided=election.decided,
+            epoch=epoch,
+            master=None if master is None else master.id,
+            master_epoch=epoch or (0 if master is None else master.epoch),
+            metrics=scheduler.metrics,
+        )
+
+    def encode(self) -> bytes:
+        """One line."""
+        return json.dumps(vars(self), default=vars).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> State:
+        fields = json.loads(line)
+        metrics = Metrics(**fields.pop("metrics"))
+        metrics.lateness = _decode_histogram(metrics.lateness)
+        metrics.claim_seconds = _decode_histogram(metrics.claim_seconds)
+        return cls(metrics=metrics, **fields)
+
+
+def _decode_histogram(fields: Any) -> Histogram:
+    histogram = Histogram(fields["bounds"])
+    histogram.counts, histogram.sum = fields["counts"], fields["sum"]
+    return histogram
+
+
+class Told(NamedTuple):
+    """The newest State; `answers`: whether it is of this second."""
+
+    state: State
+    answers: bool
 
 
 # What is answered -------------------------------------------------------------------------------
@@ -122,39 +208,40 @@ class Check(NamedTuple):
     text: str
 
 
-def alive(ticked: float, began: float, now: float) -> Check:
-    """Whether the dispatch loop moves. All on :func:`.session.boottime`.
-
-    Args:
-        ticked: when it moved last; 0: not yet.
-        began: when there was somebody to ask.
-    """
-    age = now - (ticked or began)
+def alive(state: State, now: float) -> Check:
+    """Whether the dispatch loop moves; `now` on :func:`.session.boottime`."""
+    ticked = state.metrics.ticked
+    age = now - (ticked or state.began)
     did = f"the dispatch loop moved {age:.1f} s ago" if ticked else "the dispatch loop begins"
     return Check(age <= ALIVE_WITHIN, did)
 
 
-def ready(election: Any) -> list[Check]:
+def ready(told: Told) -> list[Check]:
     """Whether a beat could dispatch, or take over."""
-    session = election.session
-    if not session.connected:
-        return [Check(False, f"no connection to ZooKeeper at {election.hosts}")]
-    connected = f"connected to ZooKeeper, session time-out {session.timeout:g} s"
-    return [Check(True, connected), Check(election.decided, _role(election))]
+    state, answers = told
+    if not answers:
+        return [_SILENT]
+    if not state.connected:
+        return [Check(False, f"no connection to ZooKeeper at {state.hosts}")]
+    connected = f"connected to ZooKeeper, session time-out {state.session_timeout:g} s"
+    return [Check(True, connected), Check(state.decided, _role(state))]
 
 
-def leads(election: Any) -> Check:
-    return Check(election.is_master, _role(election))
+def leads(told: Told) -> Check:
+    return Check(told.state.epoch is not None, _role(told.state)) if told.answers else _SILENT
 
 
-def _role(election: Any) -> str:
-    epoch, master = election.epoch, election.master
-    if epoch is not None:
-        return f"{election.id} is master, epoch {epoch}"
-    if not election.decided:
-        return f"{election.id} is neither master nor standby yet"
-    known = "no master is known" if master is None else f"{master.id} is master"
-    return f"{election.id} is a standby, {known}"
+#: A process that is stopped, for example.
+_SILENT = Check(False, f"the beat has not answered for {_TOLD_WITHIN:g} s")
+
+
+def _role(state: State) -> str:
+    if state.epoch is not None:
+        return f"{state.id} is master, epoch {state.epoch}"
+    if not state.decided:
+        return f"{state.id} is neither master nor standby yet"
+    known = "no master is known" if state.master is None else f"{state.master} is master"
+    return f"{state.id} is a standby, {known}"
 
 
 class Answer(NamedTuple):
@@ -168,17 +255,15 @@ class Application:
     """The WSGI application.
 
     Args:
-        scheduler: read by any thread: ``metrics``, ``settings``, ``_election``.
+        ask: asks the beat.
         statuses: who reads ZooKeeper.
+        pid: of the beat, whose process's metrics are shown, too.
     """
 
-    def __init__(self, scheduler: Any, statuses: Statuses) -> None:
-        self._scheduler = scheduler
+    def __init__(self, ask: Callable[[], Told], statuses: Statuses, pid: int) -> None:
+        self._ask = ask
         self._statuses = statuses
-        self._began = boottime()
-        self._registry = CollectorRegistry()
-        self._registry.register(_Collector(scheduler, self._began))
-        ProcessCollector(registry=self._registry)
+        self._pid = pid
         self._paths: dict[str, Callable[[dict[str, Any]], Answer]] = {
             "/livez": self._livez,
             "/readyz": self._readyz,
@@ -216,17 +301,23 @@ class Application:
         return answer(environ)
 
     def _livez(self, environ: dict[str, Any]) -> Answer:
-        return _probe(alive(self._scheduler.metrics.ticked, self._began, boottime()))
+        return _probe(alive(self._ask().state, boottime()))
 
     def _readyz(self, environ: dict[str, Any]) -> Answer:
-        return _probe(*ready(self._scheduler._election))
+        return _probe(*ready(self._ask()))
 
     def _leader(self, environ: dict[str, Any]) -> Answer:
-        return _probe(leads(self._scheduler._election))
+        return _probe(leads(self._ask()))
 
     def _metrics(self, environ: dict[str, Any]) -> Answer:
+        state, answers = self._ask()
+        if not answers:
+            return _probe(_SILENT)  # so that Prometheus takes the beat for down
         encode, type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
-        return Answer(200, type, encode(self._registry))
+        registry = CollectorRegistry()
+        registry.register(_Collector(state))
+        ProcessCollector(pid=lambda: self._pid, registry=registry)
+        return Answer(200, type, encode(registry))
 
     def _status(self, environ: dict[str, Any]) -> Answer:
         reading, error = self._statuses.get()
@@ -238,13 +329,14 @@ class Application:
     def _page(self, environ: dict[str, Any]) -> Answer:
         """What the page shows: of the entries, only some; and, unlike /status.json, the last that
         is known where ZooKeeper does not answer."""
+        state, answers = self._ask()
         reading, error = self._statuses.get()
-        election = self._scheduler._election
         head = {
             "beat": {
-                "id": election.id,
+                "id": state.id,
                 "version": __version__,
-                "connected": election.session.connected,
+                "answers": answers,
+                "connected": state.connected,
             },
             "now": to_text(datetime.now(timezone.utc)),
             "error": error,
@@ -272,38 +364,36 @@ def _age_of(reading: Reading | None) -> dict[str, Any]:
 class _Collector(Collector):
     """The numbers of a beat as Prometheus wants them; docs/monitoring.md lists them."""
 
-    def __init__(self, scheduler: Any, began: float) -> None:
-        self._scheduler = scheduler
-        self._began = began
+    def __init__(self, state: State) -> None:
+        self._state = state
 
     def describe(self) -> Iterable[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        metrics, election = self._scheduler.metrics, self._scheduler._election
-        epoch, master = election.epoch, election.master
-        settings = self._scheduler.settings
+        state = self._state
+        metrics = state.metrics
         yield InfoMetricFamily(
             "celery_zk_beat",
             "What this beat is.",
-            {"version": __version__, "id": election.id, "root": settings.root},
+            {"version": __version__, "id": state.id, "root": state.root},
         )
         gauges = (
-            ("is_master", "Whether this beat is master: 1 or 0.", int(epoch is not None)),
+            ("is_master", "Whether this beat is master: 1 or 0.", int(state.epoch is not None)),
             (
                 "epoch",
                 "Epoch of the master that this beat knows, itself included; 0 before the first.",
-                epoch or (0 if master is None else master.epoch),
+                state.master_epoch,
             ),
             (
                 "session_connected",
                 "Whether there is a connection to ZooKeeper: 1 or 0.",
-                int(election.session.connected),
+                int(state.connected),
             ),
             (
                 "clock_offset_seconds",
                 "How far this machine's clock is at least ahead of ZooKeeper's; below 0: behind.",
-                election.clock_offset,
+                state.clock_offset,
             ),
             ("entries", "Entries of this beat's schedule.", metrics.entries),
             (
@@ -315,7 +405,7 @@ class _Collector(Collector):
                 # Not an age: that would stand still, and look well, if nobody counted it on.
                 "last_tick_timestamp_seconds",
                 "When the dispatch loop moved last, as seconds since 1970; before: when it began.",
-                time.time() - (boottime() - (metrics.ticked or self._began)),
+                time.time() - (boottime() - (metrics.ticked or state.began)),
             ),
         )
         for name, text, value in gauges:
@@ -370,20 +460,8 @@ class Reading:
 
     def full(self) -> bytes:
         with self._making:
-            self._full = self._full or _for_all(self.snapshot)
+            self._full = self._full or json.dumps(self.snapshot.to_json()).encode()
             return self._full
-
-
-def _for_all(snapshot: Snapshot) -> bytes:
-    """In pieces, because json.dumps lets no other thread run: 10,000 entries are 3 MB."""
-    rest = replace(snapshot, entries=()).to_json()
-    rest.pop("entries")
-    bare = replace(snapshot, outbox=(), recent=(), masters=())
-    pieces = []
-    for n in range(0, len(snapshot.entries), 50):
-        some = replace(bare, entries=snapshot.entries[n : n + 50]).to_json()
-        pieces.append(json.dumps(some["entries"])[1:-1])
-    return (json.dumps(rest)[:-1] + ', "entries": [' + ", ".join(pieces) + "]}").encode()
 
 
 def _for_page(snapshot: Snapshot) -> bytes:
@@ -401,11 +479,14 @@ class Statuses:
     """Reads the status for all who ask: every few seconds, as long as somebody asks.
 
     Args:
-        read: reads; raises a ZkBeatError where that fails.
+        connect: how to come to a function that reads, within a ``with`` block; both raise a
+            ZkBeatError where they fail.
     """
 
-    def __init__(self, read: Callable[[], Snapshot]) -> None:
-        self._read = read
+    def __init__(
+        self, connect: Callable[[], contextlib.AbstractContextManager[Callable[[], Snapshot]]]
+    ) -> None:
+        self._connect = connect
         self._news = threading.Condition()
         self._last: Reading | None = None
         self._error: str | None = None
@@ -420,7 +501,7 @@ class Statuses:
         """The last reading there is and, if that is not of these seconds, why. Any thread; waits
         for as long as ``_PATIENCE`` where nobody has asked for a while."""
         with self._news:
-            self._asked = now = boottime()
+            self._asked = boottime()
             if not self._at_work:
                 self._at_work = True
                 threading.Thread(target=self._work, name="zk-beat-status", daemon=True).start()
@@ -430,7 +511,7 @@ class Statuses:
                 self._waiting -= 1
             if self._is_current():
                 return self._last, self._error
-            age = now - self._begun
+            age = boottime() - self._begun
             return self._last, (
                 f"ZooKeeper has not answered for {age:.1f} s" if age > 1 else "being read just now"
             )
@@ -439,80 +520,165 @@ class Statuses:
         return boottime() - self._ended < _CURRENT
 
     def _work(self) -> None:
-        while True:
-            begun = self._begun = boottime()
-            reading, error = None, None
+        while self._is_wanted():
+            self._begun = boottime()
             try:
-                reading = Reading(self._read(), begun)
+                with self._connect() as read:
+                    while self._is_wanted():
+                        self._begun = begun = boottime()
+                        try:
+                            self._note(Reading(read(), begun), None)
+                        except ZkBeatError as exc:
+                            self._note(None, str(exc))
+                        time.sleep(max(_EVERY, (self._ended - begun) / _PART))
             except ZkBeatError as exc:
-                error = str(exc)
+                self._note(None, str(exc))
+                time.sleep(_EVERY)
             except Exception as exc:
                 logger.exception("the status cannot be read")
-                error = f"the status cannot be read: {exc!r}"
-            with self._news:
-                self._last, self._error = reading or self._last, error
-                self._ended, self._begun = boottime(), math.inf
-                self._news.notify_all()
-            time.sleep(max(_EVERY, (self._ended - begun) / _PART))
-            with self._news:
-                if boottime() - self._asked > _IDLE:
-                    self._at_work = False
-                    return
+                self._note(None, f"the status cannot be read: {exc!r}")
+                time.sleep(_EVERY)
+
+    def _is_wanted(self) -> bool:
+        with self._news:
+            self._at_work = boottime() - self._asked < _IDLE
+            return self._at_work
+
+    def _note(self, reading: Reading | None, error: str | None) -> None:
+        with self._news:
+            self._last, self._error = reading or self._last, error
+            self._ended, self._begun = boottime(), math.inf
+            self._news.notify_all()
 
 
-def _reader(scheduler: Any) -> Callable[[], Snapshot]:
-    """Reads with the election's own session; made at the first read, for it takes a while."""
-    made: list[Reader] = []
-
-    def read() -> Snapshot:
-        if not made:
-            session: Any = _Gently(scheduler._election.session)
-            made.append(Reader(session, scheduler.settings, scheduler, on_change=lambda: None))
-        return made[0].read()
-
-    return read
-
-
-class _Gently:
-    """Reads with a session that has something more urgent to do: a few znodes at a time, because
-    a claim has to wait until those that were asked for before it have come."""
-
-    def __init__(self, session: ZooKeeperSession) -> None:
-        self._session = session
-        self.children = session.children
-
-    @property
-    def connected(self) -> bool:
-        return self._session.connected
-
-    def read_all(self, paths: Sequence[str], watch: Any = None) -> list[Node | None]:
-        nodes: list[Node | None] = []
-        for n in range(0, len(paths), _AT_ONCE):
-            nodes += self._session.read_all(paths[n : n + _AT_ONCE], watch)
-            time.sleep(_PAUSE)
-        return nodes
+@contextlib.contextmanager
+def _reader(scheduler: Any) -> Iterator[Callable[[], Snapshot]]:
+    """With a session for this alone: that of the beat has more urgent things to do."""
+    settings, timeout = scheduler.settings, scheduler.settings.session_timeout
+    with connected(settings.hosts, timeout, _PATIENCE, lambda: None, settings.access) as session:
+        yield Reader(session, settings, scheduler, on_change=lambda: None).read
 
 
 # How it is served -------------------------------------------------------------------------------
 
 
 class Server:
-    """Listens from the moment that it is made.
+    """The child, from its birth, and the thread that tells it what it asks for.
 
     Args:
-        scheduler: as for :class:`Application`; ``settings.http`` says where to listen.
+        scheduler: for any thread: ``metrics``, ``settings``, ``_election``.
 
     Raises:
-        SettingsError: it cannot listen there.
+        SettingsError: it cannot listen where ``settings.http`` says.
     """
 
     def __init__(self, scheduler: Any) -> None:
-        sockets = _listen(*scheduler.settings.http)
+        host, port = scheduler.settings.http
+        sockets = _listen(host, port)
+        self._scheduler = scheduler
+        self._state = State.of(scheduler, boottime())
+        self._closing = False
+        self._link, link = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._link.close()
+            _be_the_child(scheduler, sockets, link, self._state)
+        link.close()
+        for each in sockets:
+            each.close()
+        logger.info("serving HTTP at %s, process %d", _shown(host, port), self.pid)
+        self._thread = threading.Thread(target=self._run, name="zk-beat-http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the child. Returns within a second. Safe to call twice, and from a signal handler,
+        on the thread that made it."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+        self._thread.join(_GONE_WITHIN)
+
+    def _run(self) -> None:
+        with self._link, contextlib.suppress(OSError):
+            while self._link.recv(64):
+                self._link.sendall(State.of(self._scheduler, self._state.began).encode())
+        with contextlib.suppress(ChildProcessError):  # somebody else waits for all children
+            _, status = os.waitpid(self.pid, 0)
+            if not self._closing:
+                logger.error(
+                    "the process that serves HTTP has ended (%s): there are no probes, metrics and "
+                    "status page until beat is started anew",
+                    os.waitstatus_to_exitcode(status),
+                )
+
+
+def _be_the_child(
+    scheduler: Any, sockets: list[socket.socket], link: socket.socket, state: State
+) -> NoReturn:
+    """Serves until the beat is gone, whichever way."""
+    try:
+        # A terminal, systemd and others send these to all processes; the beat obeys, and is served
+        # until then.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        gc.freeze()  # what is shared with the beat stays shared
+        with contextlib.suppress(OSError):
+            os.nice(_NICENESS)
+        with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+            name.write("zk-beat-http")
+        statuses = Statuses(lambda: _reader(scheduler))
+        _Listener(Application(_Asker(link, state), statuses, os.getppid()), sockets).run()
+    except BaseException:
+        logger.exception("HTTP is not served any longer")
+    finally:
+        os._exit(1)
+
+
+class _Asker:
+    """Asks the beat; a few times a second at most, and one thing at a time. Ends this process when
+    the beat has ended."""
+
+    def __init__(self, link: socket.socket, state: State) -> None:
+        self._link = link
+        self._state = state
+        self._news = threading.Condition()
+        #: On boottime(): since when an answer is awaited; None: it is not.
+        self._since: float | None = None
+        threading.Thread(target=self._listen, name="zk-beat-link", daemon=True).start()
+
+    def __call__(self) -> Told:
+        with self._news:
+            now = boottime()
+            if now - self._state.at < _TOLD:
+                return Told(self._state, True)
+            if self._since is None:
+                self._since = now
+                self._link.sendall(b"?")
+            left = self._since + _TOLD_WITHIN - now
+            answers = self._news.wait_for(lambda: self._since is None, max(0.0, left))
+            return Told(self._state, answers)
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError), self._link.makefile("rb") as lines:
+            for line in lines:
+                state = State.decode(line)
+                with self._news:
+                    self._state, self._since = state, None
+                    self._news.notify_all()
+        os._exit(0)
+
+
+class _Listener:
+    """waitress, with less patience.
+
+    Args:
+        sockets: bound and listening.
+    """
+
+    def __init__(self, application: Application, sockets: list[socket.socket]) -> None:
         queue_log = logging.getLogger("waitress.queue")
         if queue_log.level == logging.NOTSET:
             queue_log.setLevel(logging.ERROR)  # it tells of every request that has to wait
-        application = Application(scheduler, Statuses(_reader(scheduler)))
-        self._closing = False
         self._map: dict[int, Any] = {}
         settings = waitress.adjustments.Adjustments(
             sockets=sockets,
@@ -524,36 +690,26 @@ class Server:
             log_socket_errors=False,
             ident=None,
         )
-        self._dispatcher = waitress.task.ThreadedTaskDispatcher()
-        self._dispatcher.set_thread_count(_THREADS)
+        dispatcher = waitress.task.ThreadedTaskDispatcher()
+        dispatcher.set_thread_count(_THREADS)
         self._servers = [
             _WSGIServer(
                 application,
                 self._map,
                 True,
                 each,
-                dispatcher=self._dispatcher,
+                dispatcher=dispatcher,
                 adj=settings,
                 bind_socket=False,
                 sockinfo=(each.family, each.type, each.proto, each.getsockname()),
             )
             for each in sockets
         ]
-        self._thread = threading.Thread(target=self._run, name="zk-beat-http", daemon=True)
-        self._thread.start()
-        logger.info("serving HTTP at %s", _shown(*scheduler.settings.http))
 
-    def close(self) -> None:
-        """Closes, within a second. Safe to call twice, and from a signal handler."""
-        # waitress could be woken, through a pipe; but perhaps it has closed that by now.
-        self._closing = True
-
-    def _run(self) -> None:
-        while not self._closing:
+    def run(self) -> NoReturn:
+        while True:
             waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._map, count=1)
             self._close_old_connections()
-        self._dispatcher.set_thread_count(0)
-        waitress.wasyncore.close_all(self._map)
 
     def _close_old_connections(self) -> None:
         """waitress does not close one whose client never reads, and while too many are open it

@@ -476,6 +476,7 @@ function ticks(start, end) {
 function trouble() {
   if (failed) return answer ? `The beat ${answer.beat.id} does not answer.` : "This beat does not answer.";
   const { error, age, beat, status } = answer;
+  if (!beat.answers) return `${beat.id} hangs, or is stopped.`;
   if (!beat.connected) return `${beat.id} has no connection to ZooKeeper.`;
   if (error && !(status && age < FRESH)) return error[0].toUpperCase() + error.slice(1);
   return null;
