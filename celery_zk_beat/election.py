@@ -502,7 +502,7 @@ class MasterElection:
             if to is None:
                 leave: Operation = Delete(self.paths.master)
             elif not self._is_other_member(to):
-                logger.warning("not resigning in favour of %s: no other beat of this name", to)
+                logger.warning("not resigning in favour of %r: no other beat of this name", to)
                 return False
             else:
                 leave = SetData(self.paths.master, replace(self._master, heir=to).encode())

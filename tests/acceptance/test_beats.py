@@ -188,7 +188,7 @@ def test_the_master_znode_is_deleted(site: Site, client: KazooClient, root: str)
     """By hand: it steps down, and one of them is elected again."""
     one, _ = pair(site)
     client.delete(f"{root}/master")
-    one.wait_for_log("demoted: one was master, epoch 1: its znode is gone", PATIENCE)
+    one.wait_for_log("demoted: one was master, epoch 1: ", PATIENCE)
     history = site.wait(lambda history: history[-1].epoch > 1, "a run of the next master")
     assert check(history) == []
 
@@ -211,7 +211,7 @@ def test_everything_is_deleted(site: Site, client: KazooClient, root: str) -> No
 
 def test_an_interval_longer_than_the_time_between_restarts(site: Site) -> None:
     """[28] Its clock goes on through all of them."""
-    site.schedule(seldom=4.0)
+    site.schedule(seldom=8.0)
     beat = site.beat()
     elections = 0
     while not site.history():
