@@ -89,7 +89,7 @@ def test_without_zookeeper(own_site: Site, own_zookeeper: ZooKeeper) -> None:
     assert "did not answer within 2 s" in server.wait("/status.json", 503, "ZooKeeper at")
     own_zookeeper.start()
     server.wait("/leader", 200)
-    server.wait("/status.json", 200)
+    server.wait("/status.json", 200, '"master": {"id": "one"')
     own_zookeeper.kill()
     server.wait("/readyz", 503, "failed: no connection to ZooKeeper at")
     server.wait("/leader", 503)
