@@ -579,6 +579,8 @@ class Server:
         self._state = State.of(scheduler, boottime())
         self._closing = False
         self._link, link = socket.socketpair()
+        for end in (self._link, link):
+            end.settimeout(None)  # Celery's default is 30 s: nobody may have asked for so long
         self.pid = os.fork()
         if self.pid == 0:
             self._link.close()
