@@ -59,7 +59,7 @@ class Server:
         return int(found[1])
 
     def is_open(self) -> bool:
-        with contextlib.suppress(ConnectionRefusedError), self.connect():
+        with contextlib.suppress(ConnectionError), self.connect():
             return True
         return False
 
