@@ -314,6 +314,12 @@ class Arrivals:
         return len(self.all) - len({(arrival.entry, arrival.run) for arrival in self.all})
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def end_of(process: Process, timeout: float = PATIENCE) -> float:
     """Waits for the end of a process, and tells when that was. (Popen.wait() polls.)"""
     descriptor = os.pidfd_open(process.pid)

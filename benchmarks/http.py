@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import statistics
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 from celery_zk_beat.web import PATHS
 from example_project.processes import LOOPBACK, free_port, wait_until
 
-from .bench import PATIENCE, Cluster, Row, report, scratch
+from .bench import PATIENCE, Cluster, Row, cpu_seconds, report, scratch
 
 #: What the lateness with requests may be, of that without.
 BOUND = 1.2
@@ -39,6 +40,7 @@ def main() -> int:
     if options.spread:
         env["BENCHMARK_SPREAD"] = "yes"
     lateness: dict[bool, list[list[float]]] = {False: [], True: []}
+    cpu: dict[bool, list[float]] = {False: [], True: []}
     answers: list[float] = []
     with scratch() as folder, Cluster(folder, 2.0, options.period) as cluster:
         print(f"{options.entries} entries, {options.rate} requests/s", flush=True)
@@ -46,12 +48,11 @@ def main() -> int:
         enough = 3 * options.entries
         wait_until(lambda: len(cluster.arrivals.all) > enough, PATIENCE, f"{enough} runs")
         for asking in (False, True) * options.rounds:
-            if asking:
-                with Load(port, options.rate) as load:
-                    lateness[True].append(_round(cluster, options.seconds))
-                answers += load.times
-            else:
-                lateness[False].append(_round(cluster, options.seconds))
+            with Load(port, options.rate) if asking else contextlib.nullcontext() as load:
+                late, used = _round(cluster, options.seconds)
+            lateness[asking].append(late)
+            cpu[asking].append(used)
+            answers += load.times if load else []
     rows = []
     for part in (0.5, 0.99):
         name = f"p{100 * part:g}"
@@ -63,6 +64,8 @@ def main() -> int:
             Row(f"lateness, {name} of each round, with requests", asked, "ms"),
             Row(f"ratio of the medians of {name}", [ratio], "", BOUND),
         ]
+    for asking, text in ((False, "without requests"), (True, "with requests")):
+        rows.append(Row(f"beat's process, {text}", cpu[asking], "%"))
     rows.append(Row("answers", [1000 * each for each in answers], "ms"))
     rows.append(Row("answers, p99", [1000 * quantile(answers, 0.99)], "ms"))
     return report(rows)
@@ -72,11 +75,14 @@ def quantile(values: Sequence[float], part: float) -> float:
     return sorted(values)[int(len(values) * part)]
 
 
-def _round(cluster: Cluster, seconds: float) -> list[float]:
+def _round(cluster: Cluster, seconds: float) -> tuple[list[float], float]:
+    """How late each run was, and how many percent of a core the beat itself took."""
     time.sleep(1.0)
-    before = len(cluster.arrivals.all)
+    (beat,) = cluster.beats
+    before, begun, used = len(cluster.arrivals.all), time.monotonic(), cpu_seconds(beat.pid)
     time.sleep(seconds)
-    return [arrival.at - arrival.due for arrival in cluster.arrivals.all[before:]]
+    used = 100 * (cpu_seconds(beat.pid) - used) / (time.monotonic() - begun)
+    return [arrival.at - arrival.due for arrival in cluster.arrivals.all[before:]], used
 
 
 class Load:

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 from celery_zk_beat.ledger import TOUCH_EVERY
 from example_project.processes import wait_until
 
-from .bench import Cluster, Row, report, scratch
+from .bench import Cluster, Row, cpu_seconds, report, scratch
 
 DAY = 86400.0
 SESSION_TIMEOUT = 10.0
@@ -51,7 +49,7 @@ def measure(cluster: Cluster, seconds: float) -> int:
         _wait_idle(pid)
 
     begin = time.time()
-    cpu = {pid: -_cpu_seconds(pid) for pid in roles}
+    cpu = {pid: -cpu_seconds(pid) for pid in roles}
     received = {pid: -_connection(cluster, sessions[pid])[0] for pid in roles}
     last_ops: dict[int, Counter[str]] = {pid: Counter() for pid in roles}
     seen = {pid: -count for pid, count in received.items()}
@@ -63,7 +61,7 @@ def measure(cluster: Cluster, seconds: float) -> int:
             seen[pid] = count
     end = time.time()
     for pid in roles:
-        cpu[pid] += _cpu_seconds(pid)
+        cpu[pid] += cpu_seconds(pid)
         received[pid] += seen[pid]
 
     rows, faults = [], []
@@ -93,18 +91,12 @@ def measure(cluster: Cluster, seconds: float) -> int:
     return report(rows, faults)
 
 
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of all threads of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _wait_idle(pid: int) -> None:
-    last, since = _cpu_seconds(pid), time.monotonic()
+    last, since = cpu_seconds(pid), time.monotonic()
 
     def idle() -> bool:
         nonlocal last, since
-        now = _cpu_seconds(pid)
+        now = cpu_seconds(pid)
         if now != last:
             last, since = now, time.monotonic()
         return time.monotonic() - since > 1

@@ -300,7 +300,9 @@ class ZooKeeperScheduler(Scheduler):
 
             self._server = serve(self)
         except SettingsError as exc:
-            raise SystemExit(f"celery beat: {exc}") from None
+            logger.critical("beat stops: %s", exc)
+            self._failure = exc  # for close(), because Celery takes a SystemExit here for a wish
+            self._raise_failure()
 
     def _run(self) -> None:
         try:

@@ -98,6 +98,21 @@ logger = get_logger(__name__)
 _kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
 
 
+def _sasl_failure(exc: Exception) -> str | None:
+    """What went wrong on our side of SASL, without a secret; None: nothing did."""
+    cause = exc.__cause__
+    # kazoo lets the error through when it is the look-up of a principal's ticket that fails.
+    for each in (exc, cause):
+        if each is not None and type(each).__module__ == "kerberos":
+            # Pairs of a text and a code, the general one first; 0 is no error.
+            said = [pair[0] for pair in each.args if isinstance(pair, tuple) and pair[-1]]
+            return f"Kerberos: {said[-1] if said else type(each).__name__}"
+    in_library = cause is not None and not isinstance(cause, ConnectionDropped)
+    if in_library and isinstance(exc, (SASLException, AuthFailedError)):
+        return f"{type(cause).__name__} in the SASL library"
+    return None
+
+
 def _hide_secrets(record: logging.LogRecord) -> bool:
     """kazoo logs each request in DEBUG, and below that each answer; credentials and the password of
     the session are among them."""
@@ -513,10 +528,9 @@ class ZooKeeperSession:
                 return str(exc)
             self._suspicion = str(exc)
             return None
-        cause = exc.__cause__
-        in_library = cause is not None and not isinstance(cause, ConnectionDropped)
-        if in_library and isinstance(exc, (SASLException, AuthFailedError)):
-            return f"{access.name('sasl')}: {type(cause).__name__} in the SASL library"
+        failure = _sasl_failure(exc)
+        if failure is not None:
+            return f"{access.name('sasl')}: {failure}"
         if isinstance(exc, ZookeeperError):
             names = [access.name(name) for name in ("auth", "sasl") if getattr(access, name)]
             return f"ZooKeeper at {server} refuses {' or '.join(names)}"

@@ -79,7 +79,7 @@ _PATIENCE, _MOST_WAITING = 2.0, 2
 _MOST_SHOWN = 50
 
 #: Seconds that a connection lives, and how many may be open: more, and the oldest is closed.
-_LIFETIME, _MOST_CONNECTIONS = 20.0, 128
+_LIFETIME, _MOST_CONNECTIONS = 15.0, 128
 _THREADS = 4
 #: How much more willingly than the beat the child gives way to others.
 _NICENESS = 5
@@ -329,8 +329,8 @@ class Application:
     def _page(self, environ: dict[str, Any]) -> Answer:
         """What the page shows: of the entries, only some; and, unlike /status.json, the last that
         is known where ZooKeeper does not answer."""
-        state, answers = self._ask()
         reading, error = self._statuses.get()
+        state, answers = self._ask()  # afterwards, for the status may take a while
         head = {
             "beat": {
                 "id": state.id,
@@ -579,6 +579,8 @@ class Server:
         self._state = State.of(scheduler, boottime())
         self._closing = False
         self._link, link = socket.socketpair()
+        for end in (self._link, link):
+            end.settimeout(None)  # Celery's default is 30 s: nobody may have asked for so long
         self.pid = os.fork()
         if self.pid == 0:
             self._link.close()
@@ -675,7 +677,9 @@ class _Listener:
         sockets: bound and listening.
     """
 
-    def __init__(self, application: Application, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, application: Callable[..., Iterable[bytes]], sockets: list[socket.socket]
+    ) -> None:
         queue_log = logging.getLogger("waitress.queue")
         if queue_log.level == logging.NOTSET:
             queue_log.setLevel(logging.ERROR)  # it tells of every request that has to wait
@@ -708,8 +712,12 @@ class _Listener:
 
     def run(self) -> NoReturn:
         while True:
-            waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._map, count=1)
-            self._close_old_connections()
+            self.turn()
+
+    def turn(self) -> None:
+        """Does what there is to do, and waits for it, a second at most."""
+        waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._map, count=1)
+        self._close_old_connections()
 
     def _close_old_connections(self) -> None:
         """waitress does not close one whose client never reads, and while too many are open it
@@ -757,7 +765,9 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     except (OSError, UnicodeError) as exc:
         for each in sockets:
             each.close()
-        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        # create_server() adds the address to the text.
+        number = exc.errno if isinstance(exc, OSError) else None
+        why = os.strerror(number) if number is not None and number > 0 else exc
         raise SettingsError(
             f"zk_beat_http = {_shown(host, port)!r}: cannot listen there: {why}"
         ) from None

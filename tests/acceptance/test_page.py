@@ -111,6 +111,7 @@ def test_it_updates_by_itself(site: Site, browser: Browser) -> None:
     two = open_page(browser, site, "two")
     browser.wait_for_text("#verdict", "one is master")
     browser.wait_for("document.querySelectorAll('#beats li').length === 2")
+    browser.wait_for_text("#live", "live")
     browser.run("getSelection().selectAllChildren(document.querySelectorAll('#beats bdi')[1])")
     browser.resize(1200, 300)
     browser.run("scrollTo(0, 20)")

@@ -9,6 +9,7 @@ import queue
 import socket
 import threading
 import time
+import urllib.request
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,24 @@ def test_http_is_closed_twice(app: Celery) -> None:
     scheduler._server._thread.join(PATIENCE)
     assert not scheduler._server._thread.is_alive()
     scheduler.close()
+
+
+def test_http_when_nobody_asks(app: Celery) -> None:
+    """It outlasts the socket time-out that ``celery beat`` sets for all of its process."""
+    app.conf.zk_beat_http = port = free_port()
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.1)
+    try:
+        scheduler = ZooKeeperScheduler(app=app)
+        scheduler.tick()
+    finally:
+        socket.setdefaulttimeout(before)
+    time.sleep(0.5)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=PATIENCE) as answer:
+            assert answer.read().startswith(b"ok: the dispatch loop moved")
+    finally:
+        scheduler.close()
 
 
 def test_celerys_own_entry_is_there(app: Celery, tmp_path: Path) -> None:

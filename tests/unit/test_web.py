@@ -1,0 +1,361 @@
+"""What is answered to whom, as a function of what the beat tells and what was read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any, Callable
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from celery_zk_beat import web
+from celery_zk_beat.errors import SettingsError, Uncertain
+from celery_zk_beat.metrics import Metrics
+from celery_zk_beat.session import boottime
+from celery_zk_beat.status import Entry, Snapshot
+from celery_zk_beat.web import (
+    PATHS,
+    Application,
+    Check,
+    State,
+    Statuses,
+    Told,
+    _listen,
+    _Listener,
+    alive,
+    leads,
+    ready,
+)
+from example_project.servers import free_port, wait_until
+from tests.conftest import PATIENCE
+
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+MASTER = State(
+    at=100.0,
+    began=10.0,
+    id="one",
+    hosts="zk:2181",
+    root="/shop",
+    connected=True,
+    session_timeout=10.0,
+    clock_offset=0.0,
+    decided=True,
+    epoch=7,
+    master="one",
+    master_epoch=7,
+    metrics=Metrics(ticked=99.0),
+)
+STANDBY = replace(MASTER, id="two", epoch=None)
+CUT_OFF = replace(STANDBY, connected=False)
+BEGINS = replace(CUT_OFF, decided=False, master=None, master_epoch=0, metrics=Metrics())
+SILENT = Check(False, "the beat has not answered for 1 s")
+
+
+def entry(name: str, **fields: Any) -> Entry:
+    empty: dict[str, Any] = dict.fromkeys(Entry.__dataclass_fields__)
+    return Entry(**{**empty, "name": name, "total_run_count": 0, "in_schedule": True, **fields})
+
+
+def snapshot(*entries: Entry) -> Snapshot:
+    return Snapshot(
+        hosts="zk:2181",
+        root="/shop",
+        app="shop",
+        read_at=NOW,
+        master=None,
+        members=(),
+        schedule="",
+        paused=None,
+        entries=entries,
+        outbox=(),
+        recent=(),
+        masters=(),
+        warnings=(),
+    )
+
+
+def statuses(read: Callable[[], Snapshot]) -> Statuses:
+    @contextlib.contextmanager
+    def connect() -> Iterator[Callable[[], Snapshot]]:
+        yield read
+
+    return Statuses(connect)
+
+
+class Client:
+    """Asks an application that has been told `state`."""
+
+    def __init__(
+        self, state: State, read: Callable[[], Snapshot] = snapshot, answers: bool = True
+    ) -> None:
+        self.app = Application(lambda: Told(state, answers), statuses(read), os.getpid())
+
+    def get(self, path: str, method: str = "GET") -> tuple[str, dict[str, str], bytes]:
+        started: list[Any] = []
+        environ = {"REQUEST_METHOD": method, "PATH_INFO": path}
+        body = b"".join(self.app(environ, lambda *args: started.extend(args)))
+        return started[0], dict(started[1]), body
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "check"),
+    [
+        (MASTER, 99.5, Check(True, "the dispatch loop moved 0.5 s ago")),
+        (CUT_OFF, 159.0, Check(True, "the dispatch loop moved 60.0 s ago")),
+        (MASTER, 160.0, Check(False, "the dispatch loop moved 61.0 s ago")),
+        (BEGINS, 69.0, Check(True, "the dispatch loop begins")),
+        (BEGINS, 71.0, Check(False, "the dispatch loop begins")),
+    ],
+)
+def test_alive(state: State, now: float, check: Check) -> None:
+    """As long as the loop moves, with or without ZooKeeper; at the start it has as much time."""
+    assert alive(state, now) == check
+
+
+@pytest.mark.parametrize(
+    ("told", "checks"),
+    [
+        (Told(MASTER, True), [True, "one is master, epoch 7"]),
+        (Told(STANDBY, True), [True, "two is a standby, one is master"]),
+        (Told(replace(STANDBY, master=None), True), [True, "two is a standby, no master is known"]),
+        (
+            Told(replace(BEGINS, connected=True), True),
+            [False, "two is neither master nor standby yet"],
+        ),
+    ],
+)
+def test_ready_where_there_is_a_connection(told: Told, checks: list[Any]) -> None:
+    assert ready(told) == [
+        Check(True, "connected to ZooKeeper, session time-out 10 s"),
+        Check(*checks),
+    ]
+
+
+def test_not_ready() -> None:
+    assert ready(Told(CUT_OFF, True)) == [Check(False, "no connection to ZooKeeper at zk:2181")]
+    assert ready(Told(MASTER, False)) == [SILENT]
+
+
+def test_leads() -> None:
+    assert leads(Told(MASTER, True)) == Check(True, "one is master, epoch 7")
+    assert leads(Told(STANDBY, True)) == Check(False, "two is a standby, one is master")
+    assert leads(Told(MASTER, False)) == SILENT
+
+
+def test_a_state_on_its_way() -> None:
+    metrics = Metrics(claimed=3, ticked=1.25)
+    metrics.lateness.observe(0.02)
+    state = replace(MASTER, id="<ä\n\ud800>", metrics=metrics)
+    line = state.encode()
+    assert line.count(b"\n") == 1
+    arrived = State.decode(line)
+    assert arrived.encode() == line
+    assert (arrived.id, arrived.metrics.claimed) == (state.id, 3)
+    assert arrived.metrics.lateness.counts == metrics.lateness.counts
+
+
+def test_one_line_a_check() -> None:
+    status, headers, body = Client(CUT_OFF).get("/readyz")
+    assert status == "503 Service Unavailable"
+    assert headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert body == b"failed: no connection to ZooKeeper at zk:2181\n"
+    status, _, body = Client(STANDBY).get("/readyz")
+    assert status == "200 OK"
+    assert [line.partition(b":")[0] for line in body.splitlines()] == [b"ok", b"ok"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_headers(path: str) -> None:
+    """Nothing is kept, nothing runs but the page's own script, and HEAD is GET without the body."""
+    client = Client(replace(MASTER, metrics=Metrics(ticked=boottime())))
+    status, headers, body = client.get(path)
+    assert (status, headers["Content-Length"]) == ("200 OK", str(len(body)))
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self';")
+    assert "unsafe" not in policy
+    status, _, body = client.get(path, "HEAD")
+    assert (status, body) == ("200 OK", b"")
+    status, headers, _ = client.get(path, "POST")
+    assert (status, headers["Allow"]) == ("405 Method Not Allowed", "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["", "/nothing", "/livez/", "/../web.py", "//", "/page/page.js"])
+def test_nothing_else(path: str) -> None:
+    assert Client(MASTER).get(path)[0] == "404 Not Found"
+
+
+def test_metrics() -> None:
+    """The histogram's buckets are cumulative, and the last tick is a time of day."""
+    metrics = Metrics(ticked=boottime() - 100, elections=2)
+    for lateness in (0.001, 0.02, 0.02, 1000.0):
+        metrics.lateness.observe(lateness)
+    _, headers, body = Client(replace(STANDBY, metrics=metrics)).get("/metrics")
+    assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    values = {
+        (sample.name.replace("celery_zk_beat_", ""), sample.labels.get("le")): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+    lateness_ = "dispatch_lateness_seconds"
+    assert [values[f"{lateness_}_bucket", le] for le in ("0.005", "0.025", "300.0", "+Inf")] == [
+        1,
+        3,
+        3,
+        4,
+    ]
+    assert (values[f"{lateness_}_count", None], values["elections_total", None]) == (4, 2)
+    assert (values["is_master", None], values["epoch", None]) == (0, 7)
+    now = datetime.now(timezone.utc).timestamp()
+    assert values["last_tick_timestamp_seconds", None] == pytest.approx(now - 100, abs=10)
+    assert "process_resident_memory_bytes" in families
+
+
+def test_a_beat_that_is_silent_is_down_for_prometheus() -> None:
+    status, _, body = Client(MASTER, answers=False).get("/metrics")
+    assert (status, body) == ("503 Service Unavailable", b"failed: " + SILENT.text.encode() + b"\n")
+
+
+def test_the_page_gets_what_it_shows() -> None:
+    """Of a thousand entries, the next and the paused ones; /status.json has all."""
+    entries = [
+        *(entry(f"e{n:03}", next_run_at=NOW + timedelta(hours=n)) for n in reversed(range(999))),
+        entry("held", paused=NOW),
+    ]
+    client = Client(MASTER, lambda: snapshot(*entries))
+    page = json.loads(client.get("/page.json")[2])
+    assert page["beat"] == {"id": "one", "version": "0.1.0", "answers": True, "connected": True}
+    assert page["error"] is None
+    status = page["status"]
+    assert [each["name"] for each in status["upcoming"]] == [f"e{n:03}" for n in range(50)]
+    assert [each["name"] for each in status["paused_entries"]] == ["held"]
+    assert status["counts"] == {"entries": 1000, "paused": 1}
+    assert json.loads(client.get("/status.json")[2]) == snapshot(*entries).to_json()
+
+
+def test_zookeeper_is_away() -> None:
+    """The status says so, and since when; the page still gets what was read last."""
+    failing = False
+
+    def read() -> Snapshot:
+        if failing:
+            raise Uncertain("no connection to ZooKeeper")
+        return snapshot()
+
+    client = Client(MASTER, read)
+    assert client.get("/status.json")[0] == "200 OK"
+    failing = True
+    wait_until(lambda: client.get("/status.json")[0] != "200 OK", PATIENCE, "an error")
+    status, headers, body = client.get("/status.json")
+    assert (status, headers["Content-Type"]) == ("503 Service Unavailable", "application/json")
+    found = json.loads(body)
+    assert found["error"] == "no connection to ZooKeeper"
+    assert found["read_at"] == "2026-01-01T00:00:00.000000+00:00"
+    assert 0 < found["age"] < PATIENCE
+    page = json.loads(client.get("/page.json")[2])
+    assert (page["error"], page["status"]["root"]) == ("no connection to ZooKeeper", "/shop")
+
+
+def test_zookeeper_hangs() -> None:
+    """Two requests wait for it, and no longer than 2 s; all others are answered at once, for the
+    probes need a thread, too."""
+    goes_on = threading.Event()
+
+    def read() -> Snapshot:
+        goes_on.wait(PATIENCE)
+        return snapshot()
+
+    asked = statuses(read)
+    answers: list[tuple[float, str | None]] = []
+
+    def ask() -> None:
+        begun = boottime()
+        _, error = asked.get()
+        answers.append((boottime() - begun, error))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    ask()
+    waited = sorted(took for took, _ in answers)
+    assert waited[1] < 1 < 2 <= waited[3]
+    assert all(error is not None for _, error in answers)
+    goes_on.set()
+    wait_until(lambda: asked.get()[1] is None, PATIENCE, "an answer")
+
+
+def test_one_reading_is_for_all() -> None:
+    count = 0
+
+    def read() -> Snapshot:
+        nonlocal count
+        count += 1
+        return snapshot()
+
+    asked = statuses(read)
+    assert len({id(asked.get()[0]) for _ in range(100)}) == 1
+    assert count == 1
+
+
+def test_no_connection_lives_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one whose client sends a byte now and then, or reads nothing of much."""
+    monkeypatch.setattr(web, "_LIFETIME", 1.0)
+    much = bytes(50_000_000)
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", str(len(much)))])
+        return [much]
+
+    with contextlib.ExitStack() as stack:
+        (listening,) = _listen("127.0.0.1", free_port())
+        listener = _Listener(app, [stack.enter_context(listening)])
+        (server,) = listener._servers
+        stack.callback(server.close)
+        stack.callback(server.task_dispatcher.shutdown)
+        slow, deaf = (
+            stack.enter_context(socket.create_connection(listening.getsockname())) for _ in range(2)
+        )
+        deaf.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        begun = time.monotonic()
+        while time.monotonic() < begun + 1 or server.active_channels:
+            assert time.monotonic() < begun + PATIENCE
+            with contextlib.suppress(ConnectionError):
+                slow.sendall(b"G")
+            listener.turn()
+
+
+def test_an_address_in_use() -> None:
+    port = free_port()
+    (first,) = _listen("127.0.0.1", port)
+    with first, pytest.raises(SettingsError) as caught:
+        _listen("127.0.0.1", port)
+    assert str(caught.value) == (
+        f"zk_beat_http = '127.0.0.1:{port}': cannot listen there: Address already in use"
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "x" * 300])
+def test_no_address_of_this_machine(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"zk_beat_http = '.*:80': cannot listen there: "):
+        _listen(host, 80)
+
+
+def test_localhost_is_all_that_it_is_here() -> None:
+    port = free_port()
+    sockets = _listen("localhost", port)
+    assert sockets
+    for each in sockets:
+        with each, socket.create_connection(each.getsockname()[:2], PATIENCE):
+            pass
