@@ -32,8 +32,8 @@ from .runs import decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .session import ZooKeeperSession, connected
 from .settings import Settings
-from .status import Master, Reader, Snapshot, paths_of, plain
-from .znodes import FORMAT, MasterRecord, page_of, to_text
+from .status import Master, Reader, Snapshot, plain
+from .znodes import FORMAT, MasterRecord, Paths, page_of, to_text
 
 #: Exit codes, beside 0.
 #: There is no master that ticks; what was asked is refused, or not done.
@@ -88,7 +88,7 @@ class _Site:
     def __init__(self, ctx: click.Context, settings: Settings, session: ZooKeeperSession) -> None:
         self.settings = settings
         self.session = session
-        self.paths = paths_of(settings)
+        self.paths = Paths.of(settings.hosts, settings.root)
         self.scheduler = _scheduler(ctx.obj.app)
 
     def read(self) -> Snapshot:
@@ -327,7 +327,7 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
             _known(snapshot, entry)
         now = datetime.now(timezone.utc)
         before, after = _change(site, lambda pauses: pauses.pause(entry, now))
-    since = _pause(after, entry)
+    since = after.of(entry).since
     what = "everything" if entry is None else entry
     if before == after:
         _print(ctx, [text.safe(f"{what} is paused already, since {text.iso(since)}")])
@@ -382,16 +382,12 @@ def _change(site: _Site, change: Callable[[Pauses], Pauses]) -> tuple[Pauses, Pa
     return change_pauses(site.session, site.paths, change)
 
 
-def _pause(pauses: Pauses, entry: str | None) -> datetime | None:
-    return pauses.of(entry).since
-
-
 def _other_pauses(pauses: Pauses, entry: str | None) -> str:
     """What is still held back when `entry`, or everything, is not."""
     if entry is not None:
-        held = _pause(pauses, None) is not None
+        held = pauses.everything.since is not None
         return "; but everything is paused: `zk-beat resume` ends that" if held else ""
-    names = [name for name in pauses.entries if _pause(pauses, name) is not None]
+    names = [name for name, pause in pauses.entries.items() if pause.since is not None]
     return f"; still paused: {', '.join(sorted(names))}" if names else ""
 
 

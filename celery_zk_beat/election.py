@@ -124,13 +124,13 @@ class MasterElection:
         on_demoted: Callable[[str], object] | None = None,
     ) -> None:
         self.hosts = _checked("hosts", check_hosts, hosts)
-        servers, _, chroot = self.hosts.partition("/")
-        base = f"/{chroot}" if chroot else ""
-        self.paths = Paths(base + _checked("root", check_path, root))
+        self.paths = Paths.of(self.hosts, _checked("root", check_path, root))
         self.id = default_id() if id is None else _checked("id", check_id, id)
         timeout = _checked("session_timeout", check_seconds, session_timeout)
         access = access or Access.checked(auth, sasl, tls, acl)
-        self.session = ZooKeeperSession(servers, timeout, self._on_connection, access)
+        self.session = ZooKeeperSession(
+            self.hosts.partition("/")[0], timeout, self._on_connection, access
+        )
         self._app = app
         self._schedule = schedule
         self._on_elected = on_elected

@@ -266,8 +266,7 @@ class RunLedger:
         self._published[run.entry] = run
         self._outbox_changed = True
         if run.epoch != self.reign.epoch or at - run.claimed > PROMPT:
-            note = "asked for" if run.extra else None
-            past = PastRun.of(run.number, run.due, at, self.reign.epoch, note)
+            past = PastRun.of(run.number, run.due, at, self.reign.epoch, run.note)
             self._amendments[run.entry] = past
 
     def put_last(self, run: Run) -> None:
@@ -422,8 +421,7 @@ class RunLedger:
         machine's, does not set it back."""
         page = self._pages.get(page_of(run.entry)) or _Page({})
         before = page.states.get(run.entry) or RunState(run.claimed)
-        note = "asked for" if run.extra else None
-        past = PastRun.of(run.number, run.due, run.claimed, run.epoch, note)
+        past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
         return replace(
             before,
             last_run_at=before.last_run_at if run.extra else max(run.claimed, before.last_run_at),

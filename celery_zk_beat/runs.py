@@ -93,6 +93,11 @@ class Run:
     epoch: int
     extra: bool = False
 
+    @property
+    def note(self) -> str | None:
+        """What the history is to say of it."""
+        return "asked for" if self.extra else None
+
 
 def encode_page(states: dict[str, RunState]) -> bytes:
     return encode({"entries": {name: _state_fields(state) for name, state in states.items()}})

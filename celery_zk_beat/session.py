@@ -91,26 +91,11 @@ _LONGEST_GRANTED = 300.0
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
 #: Seconds that clocks may be apart without a word.
-_CLOCK_TOLERANCE = 1.0
+CLOCK_TOLERANCE = 1.0
 
 logger = get_logger(__name__)
 #: kazoo logs each attempt to connect; what matters of it is said by election.py, once.
 _kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
-
-
-def _sasl_failure(exc: Exception) -> str | None:
-    """What went wrong on our side of SASL, without a secret; None: nothing did."""
-    cause = exc.__cause__
-    # kazoo lets the error through when it is the look-up of a principal's ticket that fails.
-    for each in (exc, cause):
-        if each is not None and type(each).__module__ == "kerberos":
-            # Pairs of a text and a code, the general one first; 0 is no error.
-            said = [pair[0] for pair in each.args if isinstance(pair, tuple) and pair[-1]]
-            return f"Kerberos: {said[-1] if said else type(each).__name__}"
-    in_library = cause is not None and not isinstance(cause, ConnectionDropped)
-    if in_library and isinstance(exc, (SASLException, AuthFailedError)):
-        return f"{type(cause).__name__} in the SASL library"
-    return None
 
 
 def _hide_secrets(record: logging.LogRecord) -> bool:
@@ -336,7 +321,7 @@ class ZooKeeperSession:
         )
         client.authenticated = not self.access.authenticates
         client.fingerprint = None
-        self._note_granted_timeout(client)
+        self._watch_handshakes(client)
         if self.access.authenticates or self.access.tls is not None:
             self._authenticate(client)
         client.add_listener(lambda state: self._on_state(client))
@@ -445,10 +430,10 @@ class ZooKeeperSession:
     def compare_clocks(self, before: float, server: float, after: float) -> None:
         """Notes the time at which the server made a write, between two of this machine's; all in
         seconds since 1970. Warns, once, of a difference that matters."""
-        was_off = abs(self.clock_offset) > _CLOCK_TOLERANCE
+        was_off = abs(self.clock_offset) > CLOCK_TOLERANCE
         # The server's clock is read in milliseconds.
         self.clock_offset = max(0.0, before - server - 0.001) or min(0.0, after - server)
-        if abs(self.clock_offset) > _CLOCK_TOLERANCE and not was_off:
+        if abs(self.clock_offset) > CLOCK_TOLERANCE and not was_off:
             logger.warning(
                 "the clock of this machine is %.1f s %s that of ZooKeeper at %s: runs may come so "
                 "much too %s; is NTP running on both?",
@@ -579,12 +564,12 @@ class ZooKeeperSession:
             f"and is it in the znode's ACL (getAcl {path})?"
         )
 
-    def _note_granted_timeout(self, client: Any) -> None:
+    def _watch_handshakes(self, client: Any) -> None:
+        """Notes what a server grants; and has a client that servers hang up on begin anew."""
         invoke = client._connection._invoke
-
         refused_since: float | None = None
 
-        def noting(timeout: float, request: Any, xid: int | None = None) -> Any:
+        def handshake(timeout: float, request: Any, xid: int | None = None) -> Any:
             nonlocal refused_since
             if not isinstance(request, Connect):
                 return invoke(timeout, request, xid)
@@ -607,7 +592,7 @@ class ZooKeeperSession:
                 self.timeout = granted
             return answer
 
-        client._connection._invoke = noting
+        client._connection._invoke = handshake
 
 
 def changed_path(event: object) -> str | None:
@@ -687,12 +672,34 @@ def _tls_refusal(access: Access, server: str, exc: Exception) -> str:
     return f"{name}: no TLS with ZooKeeper at {server} ({why}): is that its secureClientPort?"
 
 
+def _sasl_failure(exc: Exception) -> str | None:
+    """What went wrong on our side of SASL, without a secret; None: nothing did."""
+    cause = exc.__cause__
+    # kazoo lets the error through when it is the look-up of a principal's ticket that fails.
+    for each in (exc, cause):
+        if each is not None and type(each).__module__ == "kerberos":
+            # Pairs of a text and a code, the general one first; 0 is no error.
+            said = [pair[0] for pair in each.args if isinstance(pair, tuple) and pair[-1]]
+            return f"Kerberos: {said[-1] if said else type(each).__name__}"
+    in_library = cause is not None and not isinstance(cause, ConnectionDropped)
+    if in_library and isinstance(exc, (SASLException, AuthFailedError)):
+        return f"{type(cause).__name__} in the SASL library"
+    return None
+
+
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
     """kazoo waits a whole session time-out for one silent server; ours leaves time for the
     others, as ZooKeeper's Java client does (session time-out / number of servers).
 
     TLS is ours: kazoo trusts the system's CAs beside the given one, checks no host name unless it
     is told to, and 2.10 never does."""
+
+    def __init__(self, connect_timeout: float, access: Access) -> None:
+        super().__init__()
+        self._connect_timeout = connect_timeout
+        self._access = access
+        #: As the setting names it; kazoo 2.10 tells only the address.
+        self.server_name = ""
 
     def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def loop() -> None:
@@ -702,13 +709,6 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
                 logger.debug("kazoo's loop has ended", exc_info=True)
 
         return super().spawn(loop)
-
-    def __init__(self, connect_timeout: float, access: Access) -> None:
-        super().__init__()
-        self._connect_timeout = connect_timeout
-        self._access = access
-        #: As the setting names it; kazoo 2.10 tells only the address.
-        self.server_name = ""
 
     def create_connection(self, *args: Any, **kwargs: Any) -> Any:
         timeout = kwargs["timeout"] = min(

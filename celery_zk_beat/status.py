@@ -19,7 +19,7 @@ from .control import Pauses
 from .errors import RootError, ZkBeatError
 from .runs import PastRun, Run, RunState, decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
-from .session import Node, ZooKeeperSession, changed_path
+from .session import CLOCK_TOLERANCE, Node, ZooKeeperSession, changed_path
 from .settings import Settings
 from .timetable import is_ahead, is_steady, next_run, schedule_text
 from .znodes import (
@@ -40,8 +40,6 @@ from .znodes import (
 TICKING_WITHIN = 120.0
 #: How long a run is in the outbox without a word of warning.
 _WAITS_QUIETLY = timedelta(seconds=10)
-#: Seconds that a beat's clock may be off without a warning.
-_CLOCK_TOLERANCE = 1.0
 #: Most characters of an id and the like.
 _LONGEST_TEXT = 200
 #: Most runs in `recent`.
@@ -182,32 +180,14 @@ class Snapshot:
         return {"format": FORMAT, **fields}
 
 
-def read(session: ZooKeeperSession, settings: Settings, scheduler: ZooKeeperScheduler) -> Snapshot:
-    """Looks once.
+class Reader:
+    """Looks once, or again and again, and then asks only for what has changed. For one thread at a
+    time.
 
     Args:
         session: a connected one.
         settings: those of the asker, which say where to look.
         scheduler: the asker's, for its schedule; it need not, and will not, connect.
-
-    Raises:
-        Uncertain: no answer.
-        ZooKeeperError: refused.
-        RootError: the root belongs to another app.
-    """
-    return Reader(session, settings, scheduler).read()
-
-
-def paths_of(settings: Settings) -> Paths:
-    chroot = settings.hosts.partition("/")[2]
-    return Paths((f"/{chroot}" if chroot else "") + settings.root)
-
-
-class Reader:
-    """Looks again and again, and asks only for what has changed. For one thread at a time.
-
-    Args:
-        session, settings, scheduler: as for :func:`read`.
         on_change: called on kazoo's thread, which it must not block, whenever the next look may
             find something new; not when the connection comes back, which the session tells.
             Without it no watch is set, and every look reads everything.
@@ -223,7 +203,7 @@ class Reader:
         self._session = session
         self._settings = settings
         self._scheduler = scheduler
-        self._paths = paths = paths_of(settings)
+        self._paths = paths = Paths.of(settings.hosts, settings.root)
         self._on_change = on_change
         self._digest = scheduler.digest()
         #: What is always looked at, and what may be missing and come.
@@ -238,7 +218,14 @@ class Reader:
         self._shown: dict[str, tuple[tuple[Any, ...], Entry]] = {}
 
     def read(self) -> Snapshot:
-        """Raises as :func:`read`; the next look then begins from nothing."""
+        """
+        Raises:
+            Uncertain: no answer.
+            ZooKeeperError: refused.
+            RootError: the root belongs to another app.
+
+        After any of them the next look begins from nothing.
+        """
         try:
             self._refresh()
         except ZkBeatError:
@@ -584,7 +571,7 @@ def _about_master(master: Master | None, now: datetime) -> Iterator[str]:
         yield f"{master.id} is master, but has not ticked{since}: does it hang?"
     if master is not None and master.ticked_at is not None:
         ahead = (master.ticked_at - now).total_seconds()
-        if ahead > _CLOCK_TOLERANCE:
+        if ahead > CLOCK_TOLERANCE:
             yield f"the clock of this machine is {ahead:.1f} s behind ZooKeeper's"
 
 
@@ -596,7 +583,7 @@ def _about_pause(paused: datetime | None) -> Iterator[str]:
 def _about_clocks(members: Iterable[Member]) -> Iterator[str]:
     for member in members:
         offset = member.clock_offset
-        if offset is not None and abs(offset) > _CLOCK_TOLERANCE:
+        if offset is not None and abs(offset) > CLOCK_TOLERANCE:
             side = "ahead of" if offset > 0 else "behind"
             yield f"the clock of {member.id} is {abs(offset):.1f} s {side} ZooKeeper's"
 

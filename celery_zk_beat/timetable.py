@@ -63,10 +63,14 @@ def due_instant(entry: Any) -> datetime:
     """The earliest instant, UTC, at which an entry is due after its last run; the present one
     where its schedule's class does not say."""
     now = to_utc(entry.default_now())
+    return _next_after_last(entry, now) or now
+
+
+def _next_after_last(entry: Any, now: datetime) -> datetime | None:
     try:
         return to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
     except Exception:  # a class that has only is_due()
-        return now
+        return None
 
 
 def missed_instant(entry: Any, until: datetime) -> tuple[datetime, datetime] | None:
@@ -76,10 +80,9 @@ def missed_instant(entry: Any, until: datetime) -> tuple[datetime, datetime] | N
     with at_one_instant(entry.schedule):
         now = to_utc(entry.default_now())
         until = min(until, now)
-        try:
-            due = to_utc(now + entry.schedule.remaining_estimate(entry.last_run_at))
-        except Exception:  # a class that has only is_due()
-            due = until if entry.is_due()[0] else now + timedelta.resolution
+        due = _next_after_last(entry, now)
+        if due is None:
+            return (until, until) if entry.is_due()[0] else None
         return (due, until) if due <= until else None
 
 

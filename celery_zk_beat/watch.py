@@ -27,7 +27,7 @@ def show(reader: Reader, wait: Callable[[float], bool], style: text.Style) -> No
         wait: waits for a change, or the connection to come or go, for at most so many seconds.
 
     Raises:
-        as :func:`~.status.read`; but a connection that is lost is waited for.
+        as :meth:`.status.Reader.read`; but a connection that is lost is waited for.
     """
     console = Console(highlight=False)
     snapshot, lost = reader.read(), False

@@ -42,6 +42,12 @@ class Paths:
 
     root: str
 
+    @classmethod
+    def of(cls, hosts: str, root: str) -> Paths:
+        """Those of `root` below the chroot of a connection string, if it has one."""
+        chroot = hosts.partition("/")[2]
+        return cls((f"/{chroot}" if chroot else "") + root)
+
     @property
     def master(self) -> str:
         """Ephemeral; whoever created it is master."""

@@ -59,7 +59,7 @@ def session(zookeeper: ZooKeeper) -> Iterator[ZooKeeperSession]:
 
 @pytest.fixture
 def look(session: ZooKeeperSession, scheduler: ZooKeeperScheduler) -> Callable[[], Snapshot]:
-    return lambda: status.read(session, scheduler.settings, scheduler)
+    return lambda: Reader(session, scheduler.settings, scheduler).read()
 
 
 @pytest.fixture
@@ -453,6 +453,6 @@ def test_a_chroot(zookeeper: ZooKeeper, tmp_path: Path, root: str) -> None:
     with MasterElection(settings.hosts, settings.root, id="one", app="shop") as election:
         assert election.wait(PATIENCE)
         with connected(settings.hosts, 4.0, PATIENCE, lambda: None) as session:
-            seen = status.read(session, settings, ZooKeeperScheduler(app))
+            seen = Reader(session, settings, ZooKeeperScheduler(app)).read()
         assert seen.master is not None
-        assert status.paths_of(settings) == election.paths
+        assert election.paths.root == f"{root}/celery-zk-beat/shop"
