@@ -81,8 +81,8 @@ _MOST_SHOWN = 50
 #: Seconds that a connection lives, and how many may be open: more, and the oldest is closed.
 _LIFETIME, _MOST_CONNECTIONS = 15.0, 128
 _THREADS = 4
-#: How much more willingly than the beat the child gives way to others.
-_NICENESS = 5
+#: How willingly the child gives way to others: as willingly as it can (sched(7)).
+_NICENESS = 19
 #: Seconds that closing waits for the child.
 _GONE_WITHIN = 1.0
 
