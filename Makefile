@@ -7,10 +7,11 @@ HOURS := 1
 # test,docker: with pytest-celery, without which the tests in containers are skipped.
 EXTRAS := test
 
-.PHONY: help demo test test-oldest docker simulate chaos soak contenders kills lint clean
+.PHONY: help demo demo-django test test-oldest docker simulate chaos soak contenders kills lint clean
 
 help:
 	@echo "make demo        a failover to watch, about 70 seconds, on servers that it starts itself"
+	@echo "make demo-django the same of a Django project, about 40 seconds; STAY=1 to look at its admin"
 	@echo "make test        lint, types, and all tests"
 	@echo "make test-oldest all tests, with the oldest supported Celery and kazoo"
 	@echo "make docker      the tests in containers, about 2 minutes; needs a Docker engine"
@@ -24,6 +25,10 @@ help:
 demo:
 	@.ci/setup $(VENV) demo
 	@$(BIN)/python -m example_project.demo
+
+demo-django:
+	@.ci/setup $(VENV) django
+	@$(BIN)/python -m example_project.django_demo $(if $(STAY),--stay)
 
 # Most tests wait most of the time: for a session to end, a beat to start, a page to load.
 test: lint
