@@ -63,6 +63,7 @@ class RunState:
         dropped: numbers of the last runs that were dropped, by the recovery policy.
         unnamed_since: since when no master's schedule named the entry, None while one does.
         history: what became of the last instants at which it was due, newest last.
+        key: which of all entries that had its name it is, where a gated scheduler tells.
     """
 
     last_run_at: datetime
@@ -71,6 +72,7 @@ class RunState:
     dropped: tuple[int, ...] = ()
     unnamed_since: datetime | None = None
     history: tuple[PastRun, ...] = ()
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Run:
         claimed: when it is claimed: the entry's next ``last_run_at``.
         epoch: of the master that claims it.
         extra: an operator asked for it, at `due`; the entry's ``last_run_at`` stays as it is.
+        key: that of the entry's state.
     """
 
     entry: str
@@ -92,6 +95,7 @@ class Run:
     claimed: datetime
     epoch: int
     extra: bool = False
+    key: str | None = None
 
     @property
     def note(self) -> str | None:
@@ -117,6 +121,8 @@ def _state_fields(state: RunState) -> dict[str, Any]:
         fields["unnamed_since"] = to_text(state.unnamed_since)
     if state.history:
         fields["history"] = [past if past.note else past[:-1] for past in state.history]
+    if state.key is not None:
+        fields["key"] = state.key
     return fields
 
 
@@ -137,7 +143,13 @@ def _decode_state(path: str, fields: Any) -> RunState:
         _decode_dropped(path, fields),
         instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
         _decode_history(fields.get("history")),
+        _decode_key(fields),
     )
+
+
+def _decode_key(fields: Any) -> str | None:
+    key = fields.get("key")
+    return key if isinstance(key, str) else None
 
 
 def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
@@ -184,6 +196,7 @@ def encode_outbox(runs: Iterable[Run]) -> bytes:
                     "claimed": to_text(run.claimed),
                     "epoch": run.epoch,
                     **({"extra": True} if run.extra else {}),
+                    **({} if run.key is None else {"key": run.key}),
                 }
                 for run in runs
             ]
@@ -200,6 +213,7 @@ def decode_outbox(path: str, data: bytes) -> list[Run]:
             instant(path, fields, "claimed"),
             count(path, fields, "epoch"),
             fields.get("extra") is True,
+            _decode_key(fields),
         )
         for fields in field(path, decode(path, data), "runs", list)
     ]
