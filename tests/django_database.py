@@ -45,19 +45,24 @@ class Database:
         call_command("migrate", verbosity=0)
 
     def close(self) -> None:
+        self.disconnect()
+        for name in self.env:
+            del os.environ[name]
+
+    def disconnect(self) -> None:
+        """The next use of it connects anew."""
         from django.db import connections
 
         connections["default"].close()
-        for name in self.env:
-            del os.environ[name]
 
     def add(self, name: str, seconds: float, **fields: Any) -> PeriodicTask:
         """An entry, whose task has its name too unless told otherwise."""
         from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-        interval, _ = IntervalSchedule.objects.get_or_create(
-            every=round(1e6 * seconds), period=IntervalSchedule.MICROSECONDS
-        )
+        every, period = seconds, IntervalSchedule.SECONDS
+        if seconds != int(seconds):
+            every, period = round(1e6 * seconds), IntervalSchedule.MICROSECONDS
+        interval, _ = IntervalSchedule.objects.get_or_create(every=every, period=period)
         fields = {"task": name, "interval": interval, **fields}
         return PeriodicTask.objects.create(name=name, **fields)
 
