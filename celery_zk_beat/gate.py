@@ -202,8 +202,13 @@ class Gated(Scheduler):
         return super().is_due(entry) if seconds is None else schedstate(False, seconds)
 
     def reserve(self, entry: Any) -> Any:
-        self._last_reserved = super().reserve(entry)
-        return self._last_reserved
+        self._last_reserved = new = super().reserve(entry)
+        # As Celery's own does. Where it is left out, as by database schedulers, an entry runs twice
+        # when all are asked anew.
+        for entries in (self._last_read, self.entries):
+            if entries is not None and entry.name in entries:
+                entries[entry.name] = new
+        return new
 
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
