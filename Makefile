@@ -18,7 +18,7 @@ help:
 	@echo "make simulate    10,000 simulated runs, about 20 minutes; SEEDS=first:end for others"
 	@echo "make chaos       five minutes of random faults on real processes; SEED=n for the same again"
 	@echo "make soak        the same for HOURS=n"
-	@echo "make kills       200 kills, 20 pauses and 20 outages in a row, about 20 minutes"
+	@echo "make kills       200 kills, 20 pauses and 20 outages, 100 kills with Django, about 30 minutes"
 	@echo "make contenders  the same faults for this and for other schedulers: a table"
 	@echo "make clean       remove what the others made"
 
@@ -75,6 +75,7 @@ kills:
 	$(BIN)/python -m tests.chaos.kills --times 200
 	$(BIN)/python -m tests.chaos.kills --times 20 --pause
 	$(BIN)/python -m tests.chaos.kills --times 20 --outage
+	$(BIN)/python -m tests.chaos.database_kills --times 100
 
 lint:
 	@.ci/setup $(VENV) $(EXTRAS)
