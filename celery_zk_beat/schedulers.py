@@ -406,15 +406,15 @@ class ZooKeeperScheduler(Scheduler):
 
     def _say_goodbye(self) -> None:
         try:
-            if self._ledger.reign is not None:
-                self._hand_over()
+            self._hand_over()
         except ZkBeatError as exc:
             logger.warning("the next master may repeat a run: %s", exc)
         self._forget()
 
     def _hand_over(self) -> None:
         """Notes all that the next master should find."""
-        self._ledger.flush()
+        if self._ledger.reign is not None:
+            self._ledger.flush()
         if self._gated is not None:
             self._gated.write()
 
@@ -861,8 +861,7 @@ class ZooKeeperScheduler(Scheduler):
                 boottime() - since,
                 deadline,
             )
-            if self._ledger.reign is not None:
-                self._hand_over()
+            self._hand_over()
             self._failing_since = self._gated_failing_since = None
             self._election.resign(why=f"{what} for {deadline:g} s")
 
