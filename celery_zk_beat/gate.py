@@ -170,8 +170,7 @@ class Gated(Scheduler):
 
     def write(self) -> None:
         """Has it write to its store what is not there yet."""
-        with contextlib.suppress(SchedulerFailed), _failing(type(self).__name__):
-            self._do_sync()
+        self._do_sync()
 
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
@@ -251,6 +250,14 @@ class Gated(Scheduler):
         else:
             if advance:
                 self.reserve(entry)
+
+    def _do_sync(self) -> None:
+        """Raises nothing: Celery calls it when it has just published something, and that would be
+        taken for not published."""
+        try:
+            super()._do_sync()
+        except Exception:
+            logger.exception("%s could not write to its store", type(self).__name__)
 
     def sync(self) -> None:
         if not self._is_over and self.gate.is_open():

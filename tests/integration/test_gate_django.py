@@ -36,8 +36,8 @@ def start(app: Celery, make: Make, database: Database) -> Callable[..., ZooKeepe
 
 
 @pytest.fixture
-def broker(app: Celery) -> Iterator[Broker]:
-    yield Broker(app)
+def broker(app: Celery) -> Broker:
+    return Broker(app)
 
 
 class Broker:
@@ -90,3 +90,16 @@ def test_a_one_off_that_ran_is_not_repeated(app: Celery, start: Any, database: D
     turn_until(second, lambda: not database.get("e").enabled)
     turn_for(second, PERIOD)
     assert len([run for run in history(app) if run.task == "e"]) == 1
+
+
+def test_its_table_refuses_a_row(app: Celery, start: Any, database: Database) -> None:
+    """A run that was published is published, though its scheduler could not write."""
+    from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+    database.add("e", PERIOD)
+    clocked, _ = ClockedSchedule.objects.get_or_create(clocked_time=soon(-3600))
+    PeriodicTask.objects.update(clocked=clocked)  # two kinds of schedule: it cannot be saved
+    scheduler = start(beat_sync_every=1)
+    turn_until(scheduler, lambda: history(app))
+    turn_for(scheduler, 1)
+    assert [run.run for run in history(app)] == [1]
