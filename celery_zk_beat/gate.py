@@ -31,6 +31,8 @@ logger = get_logger(__name__)
 
 #: By how much a store may round the time of a run.
 _ROUNDED = timedelta(milliseconds=1)
+#: What database schedulers take off the last run of an entry that has a start and never ran.
+_PRETENDED = timedelta(days=365 * 30)
 
 
 class SchedulerFailed(ZkBeatError):
@@ -138,7 +140,10 @@ class Gated(Scheduler):
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
-                entry.last_run_at = as_of(entry, state.last_run_at)
+                if state.total_run_count > 0 and hasattr(entry, "model"):
+                    self._as_if_run(entry, state.last_run_at)
+                else:
+                    entry.last_run_at = _as_of(entry, state.last_run_at)
         self._is_open = True
         self.read_anew()
 
@@ -274,10 +279,11 @@ class Gated(Scheduler):
         for name, entry in list(entries.items()):
             state = self._state(entry)
             if state is not None and _last_run_at(entry) < state.last_run_at - _ROUNDED:
-                entries[name] = self._as_if_run(entry, as_of(entry, state.last_run_at))
+                entries[name] = self._as_if_run(entry, state.last_run_at)
         self.entries = {**self.entries, **entries} if _is_partial(self) else entries
 
-    def _as_if_run(self, entry: Any, at: datetime) -> Any:
+    def _as_if_run(self, entry: Any, instant: datetime) -> Any:
+        at = _as_of(entry, instant)
         if not hasattr(entry, "model"):
             return entry._next_instance(last_run_at=at)
         # An entry of a database takes no time as an argument; it asks itself for the present one.
@@ -295,16 +301,33 @@ def key_of(entry: Any) -> str | None:
 
 
 def _last_run_at(entry: Any) -> datetime:
-    at = entry.last_run_at
-    return datetime.min.replace(tzinfo=timezone.utc) if at is None else to_utc(at)
+    if entry.last_run_at is None:
+        return datetime.min.replace(tzinfo=timezone.utc)
+    at = to_utc(entry.last_run_at)
+    if _start(entry) is not None and datetime.now(timezone.utc) - at >= _PRETENDED:
+        at += _PRETENDED  # when it was changed last, or made
+    return at
+
+
+def _start(entry: Any) -> datetime | None:
+    start = getattr(getattr(entry, "model", None), "start_time", None)
+    return None if start is None else to_utc(start)
+
+
+def _as_of(entry: Any, instant: datetime) -> datetime:
+    """`instant` in the manner of the entry's store: an entry of a database has a clock for that,
+    which may be naive, beside its schedule's."""
+    if not hasattr(entry, "model"):
+        return as_of(entry, instant)
+    zone = entry._default_now().tzinfo
+    return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)
 
 
 def _due(entry: Any) -> datetime:
     with at_one_instant(entry.schedule):
         due = due_instant(entry)
-    # With a start, database schedulers pretend a last run of 30 years before.
-    start = getattr(getattr(entry, "model", None), "start_time", None)
-    return due if start is None else max(due, to_utc(start))
+    start = _start(entry)  # with which the last run may be one that is pretended
+    return due if start is None else max(due, start)
 
 
 def _is_partial(scheduler: Scheduler) -> bool:

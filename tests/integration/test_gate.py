@@ -128,6 +128,24 @@ def test_a_run_that_was_claimed_and_not_published(
     assert run.id == first.task_id("e", 1)
 
 
+def test_an_entry_that_runs_once(
+    app: Celery,
+    start: Callable[..., ZooKeeperScheduler],
+    redis_server: Redis,
+    tmp_path: Path,
+) -> None:
+    """Its database does not know of the run, nor of any."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    once = every(PERIOD, options={"one_off": True})
+    first = start(beat_schedule={"first": every(PERIOD / 2), "e": once})
+    turn_until(first, lambda: len(history(app)) == 2)
+    turn_until(first, lambda: first._ledger.state("e").total_run_count == 1)
+    crash(first)
+    second = start()
+    turn_for(second, PERIOD + 0.5)
+    assert second._ledger.state("e").total_run_count == 1
+
+
 def test_pauses(app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str) -> None:
     """What was due while an entry was paused runs once; or, where that is skipped, does not."""
     scheduler = start(beat_schedule={"e": every(PERIOD)})

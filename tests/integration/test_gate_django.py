@@ -103,3 +103,47 @@ def test_its_table_refuses_a_row(app: Celery, start: Any, database: Database) ->
     turn_until(scheduler, lambda: history(app))
     turn_for(scheduler, 1)
     assert [run.run for run in history(app)] == [1]
+
+
+def test_a_one_off_that_is_enabled_again(app: Celery, start: Any, database: Database) -> None:
+    """With a start, it is taken for one that never ran."""
+    database.add("e", PERIOD, one_off=True, start_time=soon(0.5))
+    scheduler = start()
+    turn_until(scheduler, lambda: not database.get("e").enabled)
+    assert len(history(app)) == 1
+    database.change("e", enabled=True, start_time=soon(1.0))
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+
+
+def test_a_start_given_later(app: Celery, start: Any, database: Database) -> None:
+    """To an entry that is known and has not run."""
+    database.add("e", 3600, one_off=True)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._ledger.state("e"))
+    database.change("e", start_time=soon(1.0))
+    turn_until(scheduler, lambda: history(app))
+
+
+def test_a_store_without_time_zones(
+    app: Celery,
+    start: Any,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is told in its own manner what ran."""
+    from django.conf import settings
+
+    monkeypatch.setattr(settings, "USE_TZ", False)
+    monkeypatch.setattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", False, raising=False)
+    database.disconnect()
+    database.add("e", PERIOD)
+    database.add("other", 0.7)
+    first = start()
+    turn_until(first, lambda: any(run.task == "e" for run in history(app)))
+    crash(first)
+    second = start(beat_sync_every=1)
+    turn_until(second, lambda: len([r for r in history(app) if r.task == "e"]) == 2)
+    assert "could not write to its store" not in caplog.text
+    one, two = [r for r in history(app) if r.task == "e"]
+    assert PERIOD - 0.1 < (two.due - one.due).total_seconds() < PERIOD + 1
