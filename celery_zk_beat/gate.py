@@ -280,7 +280,12 @@ class Gated(Scheduler):
             state = self._state(entry)
             if state is not None and _last_run_at(entry) < state.last_run_at - _ROUNDED:
                 entries[name] = self._as_if_run(entry, state.last_run_at)
-        self.entries = {**self.entries, **entries} if _is_partial(self) else entries
+        if not _is_partial(self):
+            self.entries = entries
+        elif entries.keys() <= self.entries.keys():
+            self.entries.update(entries)
+        else:  # another object: to other threads, and a sign that there are new ones
+            self.entries = {**self.entries, **entries}
 
     def _as_if_run(self, entry: Any, instant: datetime) -> Any:
         at = _as_of(entry, instant)

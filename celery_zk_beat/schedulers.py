@@ -108,6 +108,8 @@ class ZooKeeperScheduler(Scheduler):
         self._gated: Gated | None = None
         #: On boottime(): when the gated scheduler began to fail.
         self._gated_failing_since: float | None = None
+        #: Its entries, when they were looked at last.
+        self._gated_entries: Any = None
         self._built_at = datetime.now(timezone.utc)
         self._heap: list[_Event] = []
         self._heap_is_current = False
@@ -720,13 +722,18 @@ class ZooKeeperScheduler(Scheduler):
 
     def _turn_gated(self, gated: Gated) -> float:
         left = 0.0 if self._control.pauses_stale else gated.turn()
-        self.data = gated.entries
         self._gated_failing_since = None
+        if gated.entries is not self._gated_entries:
+            self._know_gated(gated)
         return left
 
     def _read_gated_anew(self, gated: Gated) -> None:
         gated.read_anew()
-        self.data = gated.entries
+        self._know_gated(gated)
+
+    def _know_gated(self, gated: Gated) -> None:
+        """Its entries may be others than before."""
+        self.data = self._gated_entries = gated.entries
         self.metrics.entries = len(self.data)
         unseen = {
             name: entry
@@ -737,6 +744,13 @@ class ZooKeeperScheduler(Scheduler):
             {name: to_utc(entry.last_run_at or _NEVER) for name, entry in unseen.items()},
             {name: key_of(entry) for name, entry in unseen.items()},
         )
+        of_another = [
+            run
+            for name, run in self._ledger.outbox.items()
+            if name in self.data and run.key != (key_of(self.data[name]) or run.key)
+            if self._ledger.state(name) is not None
+        ]
+        self._drop(of_another, "its entry was deleted, and made anew under the same name")
 
     def state(self, name: str) -> RunState | None:
         """For the gated scheduler, as is what follows."""
@@ -758,6 +772,13 @@ class ZooKeeperScheduler(Scheduler):
 
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
         name, state, epoch = entry.name, self._ledger.state(entry.name), self._ledger.reign.epoch
+        if (
+            name in self._ledger.outbox
+        ):  # of a class that does not ask is_due(), or dispatches twice
+            logger.warning("%s: due %s, is left out, for its last run waits", name, to_text(due))
+            return
+        if self._gated is not None:
+            self.data = self._gated.entries  # as they were read in this turn
         number = 1 if state is None else state.total_run_count + 1
         run = Run(name, number, due, claimed, epoch, key=key_of(entry))
         self._publish(self._claim_runs([run], self._control.unchanged))

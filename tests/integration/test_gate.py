@@ -218,6 +218,37 @@ class Rewriting(Scheduler):
         return super().apply_async(entry, *args, **kwargs)
 
 
+def test_a_class_that_dispatches_twice(
+    app: Celery, start: Callable[..., ZooKeeperScheduler]
+) -> None:
+    """Does not have a run forgotten that waits for the broker."""
+    app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
+    broker = app.conf.broker_url
+    url = f"redis://127.0.0.1:{free_port()}"
+    scheduler = start(beat_schedule={"e": every(PERIOD)}, broker_url=url)
+    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    app.conf.broker_url = broker
+    app.amqp.__dict__.pop("_producer_pool", None)
+    turn_until(scheduler, lambda: history(app))
+    assert history(app)[0].run == 1
+
+
+def test_what_is_changed_in_redis(
+    app: Celery, start: Callable[..., ZooKeeperScheduler], redis_server: Redis, tmp_path: Path
+) -> None:
+    """Is what runs, though it is first read when it is due."""
+    configure(app, REDBEAT, redis_server, tmp_path)
+    scheduler = start(beat_schedule={name: every(PERIOD, "before") for name in "ef"})
+    turn_until(scheduler, lambda: scheduler._gated)
+    for entry in list(scheduler.schedule.values()):
+        redbeat = type(entry).from_key(entry.key, app=app)
+        redbeat.task = "after"
+        redbeat.save()
+    time.sleep(PERIOD)
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert {run.task for run in history(app)} == {"after"}
+
+
 def test_what_a_class_overrides_is_called(
     app: Celery, start: Callable[..., ZooKeeperScheduler]
 ) -> None:

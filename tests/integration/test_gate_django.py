@@ -3,6 +3,7 @@ admin and its own ways with one-off entries have to do with a failover."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -147,3 +148,42 @@ def test_a_store_without_time_zones(
     assert "could not write to its store" not in caplog.text
     one, two = [r for r in history(app) if r.task == "e"]
     assert PERIOD - 0.1 < (two.due - one.due).total_seconds() < PERIOD + 1
+
+
+def test_an_entry_that_was_made_anew(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """A run of the one before, which waits, is not one of the new."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    database.get("e").delete()
+    database.add("e", PERIOD, task="anew", start_time=soon(3600))
+    turn_until(scheduler, lambda: scheduler.schedule["e"].task == "anew")
+    broker.is_back(scheduler)
+    turn_for(scheduler, 1)
+    assert history(app) == []
+    assert scheduler._ledger.state("e").dropped == (1,)
+
+
+def test_what_is_changed_when_it_is_due(app: Celery, start: Any, database: Database) -> None:
+    database.add("e", PERIOD, task="before")
+    scheduler = start()
+    turn_until(scheduler, lambda: history(app))
+    time.sleep(PERIOD)
+    database.change("e", task="after")
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert history(app)[1].task == "after"
+
+
+def test_an_entry_that_is_added_can_be_asked_for(
+    app: Celery, start: Any, database: Database
+) -> None:
+    database.add("other", 3600)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    database.add("e", 3600)
+    turn_until(scheduler, lambda: "e" in scheduler.schedule)
+    assert scheduler._ledger.state("e") is not None
+    assert scheduler.metrics.entries == 2
