@@ -187,3 +187,15 @@ def test_an_entry_that_is_added_can_be_asked_for(
     turn_until(scheduler, lambda: "e" in scheduler.schedule)
     assert scheduler._ledger.state("e") is not None
     assert scheduler.metrics.entries == 2
+
+
+def test_what_is_due_at_another_hour(app: Celery, start: Any, database: Database) -> None:
+    """Is known all day: operators ask for it, and its state is not one that nobody names."""
+    from django_celery_beat.models import CrontabSchedule
+
+    hour = (datetime.now(timezone.utc).hour + 12) % 24
+    crontab, _ = CrontabSchedule.objects.get_or_create(hour=str(hour), minute="0", timezone="UTC")
+    database.add("nightly", 60, interval=None, crontab=crontab)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    assert "nightly" in scheduler.schedule
