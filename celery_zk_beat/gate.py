@@ -92,7 +92,11 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     kind = type(scheduler.__name__, (Gated, scheduler), {"gate": gate})
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
-        gated.opened()
+        try:
+            gated.opened()
+        except BaseException:
+            gated.throw_away()
+            raise
         logger.info("%s is elected %s", scheduler.__name__, " ".join(gated.info.split()))
     return gated
 
@@ -253,7 +257,7 @@ class Gated(Scheduler):
         except ZkBeatError as exc:
             self._failure = exc
         else:
-            if advance:
+            if advance and self.gate.is_open():
                 self.reserve(entry)
 
     def _do_sync(self) -> None:
@@ -316,12 +320,13 @@ def _last_run_at(entry: Any) -> datetime:
     if entry.last_run_at is None:
         return datetime.min.replace(tzinfo=timezone.utc)
     at = to_utc(entry.last_run_at)
-    if _start(entry) is not None and datetime.now(timezone.utc) - at >= _PRETENDED:
+    if start_of(entry) is not None and datetime.now(timezone.utc) - at >= _PRETENDED:
         at += _PRETENDED  # when it was changed last, or made
     return at
 
 
-def _start(entry: Any) -> datetime | None:
+def start_of(entry: Any) -> datetime | None:
+    """Before which it does not run, where it has such an instant; UTC."""
     start = getattr(getattr(entry, "model", None), "start_time", None)
     return None if start is None else to_utc(start)
 
@@ -338,7 +343,7 @@ def _as_of(entry: Any, instant: datetime) -> datetime:
 def _due(entry: Any) -> datetime:
     with at_one_instant(entry.schedule):
         due = due_instant(entry)
-    start = _start(entry)  # with which the last run may be one that is pretended
+    start = start_of(entry)  # with which the last run may be one that is pretended
     return due if start is None else max(due, start)
 
 

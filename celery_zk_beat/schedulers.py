@@ -33,7 +33,7 @@ from .broker import BackOff, comes_from, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
-from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class
+from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
 from .metrics import Metrics
@@ -96,6 +96,8 @@ class ZooKeeperScheduler(Scheduler):
     """
 
     data: dict[str, Any]
+    #: That of RedBeat, which looks for it when a beat starts: there is none to take.
+    lock_key = None
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -544,7 +546,10 @@ class ZooKeeperScheduler(Scheduler):
             if until is None or state is None:
                 continue
             with self._only_logged(name):
-                entry.last_run_at = as_of(entry, state.last_run_at)
+                if self._gated is None:  # whose entries are up to date, or know better
+                    entry.last_run_at = as_of(entry, state.last_run_at)
+                elif (start := start_of(entry)) is not None and start > until:
+                    continue
                 if found := missed_instant(entry, until):
                     missed[name] = found
         waiting = [

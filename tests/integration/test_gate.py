@@ -8,10 +8,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
+from celery.signals import beat_init
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.control import change_pauses
@@ -233,6 +235,15 @@ def test_a_class_that_dispatches_twice(
     assert history(app)[0].run == 1
 
 
+def test_no_lock_of_redbeat(
+    app: Celery, start: Callable[..., ZooKeeperScheduler], redis_server: Redis, tmp_path: Path
+) -> None:
+    """It would take one when beat starts."""
+    configure(app, REDBEAT, redis_server, tmp_path)
+    service = mock.Mock(scheduler=start())
+    assert all(answer is None for _, answer in beat_init.send(sender=service))
+
+
 def test_what_is_changed_in_redis(
     app: Celery, start: Callable[..., ZooKeeperScheduler], redis_server: Redis, tmp_path: Path
 ) -> None:
@@ -302,6 +313,36 @@ def test_a_scheduler_that_fails(
     Failing.database.touch()
     turn_until(scheduler, lambda: len(history(app)) == 3)
     assert [run.run for run in history(app)] == [1, 2, 3]
+
+
+class Unreadable(Scheduler):
+    """Its entries cannot be read once it is made."""
+
+    closed = 0
+    is_made = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_made = True
+
+    def get_schedule(self) -> Any:
+        if self.is_made:
+            raise RuntimeError("no database")
+        return self.data
+
+    schedule = property(get_schedule)
+
+    def close(self) -> None:
+        Unreadable.closed += 1
+        super().close()
+
+
+def test_what_is_half_made_is_thrown_away(
+    app: Celery, start: Callable[..., ZooKeeperScheduler]
+) -> None:
+    app.conf.zk_beat_scheduler = f"{__name__}:Unreadable"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: Unreadable.closed)
 
 
 @pytest.mark.parametrize(

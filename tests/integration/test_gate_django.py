@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.control import change_pauses
 from example_project.servers import free_port
 from tests.django_database import Database
 
@@ -199,3 +200,20 @@ def test_what_is_due_at_another_hour(app: Celery, start: Any, database: Database
     scheduler = start()
     turn_until(scheduler, lambda: scheduler._gated)
     assert "nightly" in scheduler.schedule
+
+
+def test_resumed_without_catching_up(app: Celery, start: Any, database: Database) -> None:
+    """What is still to come was not missed."""
+    start_time = soon(PERIOD)
+    database.add("e", 3600, one_off=True, start_time=start_time)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    election = scheduler._election
+    for change in (
+        lambda pauses: pauses.pause(None, soon(0)),
+        lambda pauses: pauses.resume(None, soon(0), True),
+    ):
+        change_pauses(election.session, election.paths, change)
+    turn_until(scheduler, lambda: history(app))
+    (run,) = history(app)
+    assert run.due == start_time
