@@ -181,6 +181,27 @@ class Gated(Scheduler):
         """Has it write to its store what is not there yet."""
         self._do_sync()
 
+    def has_lost(self, name: str, key: str | None) -> bool:
+        """Whether the entry of a run is certainly deleted, or disabled: not merely out of sight, as
+        a row may be that cannot be read.
+
+        Raises:
+            SchedulerFailed: its store does not answer.
+        """
+        with _failing(type(self).__name__):
+            if name in self.entries:
+                return key is not None and key_of(self.entries[name]) not in (None, key)
+            if _is_partial(self):
+                return _redbeat_entry(self, self.Entry.generate_key(self.app, name)) is None
+            rows = getattr(self, "Model", None)
+            if key is None or rows is None:
+                return False
+            if hasattr(rows, "_default_manager"):  # Django's
+                return not rows._default_manager.filter(pk=key, enabled=True).exists()
+            with self.Session() as session:
+                row = session.get(rows, int(key))
+                return row is None or not row.enabled
+
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
         self._is_over = True
@@ -357,9 +378,14 @@ def _all_entries(scheduler: Scheduler) -> dict[str, ScheduleEntry]:
         return dict(scheduler.schedule)
     from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
 
-    app, entries = scheduler.app, {}
-    for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
-        with contextlib.suppress(KeyError):  # deleted
-            entry = scheduler.Entry.from_key(key, app=app)
-            entries[entry.name] = entry
-    return entries
+    app = scheduler.app
+    keys = get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1)
+    entries = [_redbeat_entry(scheduler, key) for key in keys]
+    return {entry.name: entry for entry in entries if entry is not None}
+
+
+def _redbeat_entry(scheduler: Scheduler, key: str) -> Any:
+    try:
+        return scheduler.Entry.from_key(key, app=scheduler.app)
+    except KeyError:
+        return None

@@ -749,13 +749,16 @@ class ZooKeeperScheduler(Scheduler):
             {name: to_utc(entry.last_run_at or _NEVER) for name, entry in unseen.items()},
             {name: key_of(entry) for name, entry in unseen.items()},
         )
-        of_another = [
+        lost = [
             run
             for name, run in self._ledger.outbox.items()
-            if name in self.data and run.key != (key_of(self.data[name]) or run.key)
-            if self._ledger.state(name) is not None
+            if self._ledger.state(name) is not None and gated.has_lost(name, run.key)
         ]
-        self._drop(of_another, "its entry was deleted, and made anew under the same name")
+        why = "its entry was deleted or disabled while it waited"
+        for run in lost:
+            due = to_text(run.due)
+            logger.warning("%s: run %d, due %s, is dropped: %s", run.entry, run.number, due, why)
+        self._drop(lost, why)
 
     def state(self, name: str) -> RunState | None:
         """For the gated scheduler, as is what follows."""

@@ -148,6 +148,29 @@ def test_an_entry_that_runs_once(
     assert second._ledger.state("e").total_run_count == 1
 
 
+@pytest.mark.parametrize("name", [SQLALCHEMY, REDBEAT])
+def test_an_entry_that_is_gone(
+    app: Celery,
+    start: Callable[..., ZooKeeperScheduler],
+    redis_server: Redis,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """Its run that waits for the broker is dropped by the next master."""
+    configure(app, name, redis_server, tmp_path)
+    first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
+    turn_until(first, lambda: first._ledger.outbox)
+    entry = first.schedule["e"]
+    crash(first)
+    if name == REDBEAT:
+        entry.delete()
+    else:
+        entry._disable(entry.model)
+    second = start(beat_schedule={"other": every(3600)})
+    turn_until(second, lambda: second._gated and not second._ledger.outbox)
+    assert second._ledger.state("e").dropped == (1,)
+
+
 def test_pauses(app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str) -> None:
     """What was due while an entry was paused runs once; or, where that is skipped, does not."""
     scheduler = start(beat_schedule={"e": every(PERIOD)})

@@ -151,6 +151,28 @@ def test_a_store_without_time_zones(
     assert PERIOD - 0.1 < (two.due - one.due).total_seconds() < PERIOD + 1
 
 
+@pytest.mark.parametrize("change", ["deleted", "disabled", "disabled meanwhile"])
+def test_an_entry_that_is_gone(
+    app: Celery, start: Any, database: Database, broker: Broker, change: str
+) -> None:
+    """A run of it that waits for the broker does not wait for ever, nor for another of its name."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    database.add("other", 3600)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    if change == "disabled meanwhile":
+        crash(scheduler)
+    if change == "deleted":
+        database.get("e").delete()
+    else:
+        database.change("e", enabled=False)
+    if change == "disabled meanwhile":
+        scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated and not scheduler._ledger.outbox)
+    assert scheduler._ledger.state("e").dropped == (1,)
+
+
 def test_an_entry_that_was_made_anew(
     app: Celery, start: Any, database: Database, broker: Broker
 ) -> None:
