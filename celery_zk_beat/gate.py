@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 from multiprocessing.util import Finalize
 from typing import Any, Callable, Protocol
 
-from celery.beat import ScheduleEntry, Scheduler
+from celery.beat import Scheduler
 from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
@@ -31,7 +31,9 @@ logger = get_logger(__name__)
 
 #: By how much a store may round the time of a run.
 _ROUNDED = timedelta(milliseconds=1)
-#: What database schedulers take off the last run of an entry that has a start and never ran.
+
+
+#: How long ago an entry that has a start and never ran has run, say database schedulers.
 _PRETENDED = timedelta(days=365 * 30)
 
 
@@ -92,12 +94,8 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     kind = type(scheduler.__name__, (Gated, scheduler), {"gate": gate})
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
-        try:
-            gated.opened()
-        except BaseException:
-            gated.throw_away()
-            raise
-        logger.info("%s is elected %s", scheduler.__name__, " ".join(gated.info.split()))
+        gated.opened()
+        logger.info(" ".join([scheduler.__name__, "is elected", *gated.info.split()]))
     return gated
 
 
@@ -139,15 +137,13 @@ class Gated(Scheduler):
         """To be called once, after it is made."""
         if hasattr(self, "lock_key"):
             self.lock_key = None  # RedBeat's: who is master is decided elsewhere
-        self.entries = _all_entries(self)
-        for entry in self.entries.values():
+        for entry in self._with_others(dict(self.schedule)).values():
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
-                if state.total_run_count > 0 and hasattr(entry, "model"):
-                    self._as_if_run(entry, state.last_run_at)
-                else:
-                    entry.last_run_at = _as_of(entry, state.last_run_at)
+                entry.last_run_at = as_of(entry, state.last_run_at)
+                if _is_redbeats(entry):
+                    entry.reschedule(entry.last_run_at)
         self._is_open = True
         self.read_anew()
 
@@ -180,27 +176,6 @@ class Gated(Scheduler):
     def write(self) -> None:
         """Has it write to its store what is not there yet."""
         self._do_sync()
-
-    def has_lost(self, name: str, key: str | None) -> bool:
-        """Whether the entry of a run is certainly deleted, or disabled: not merely out of sight, as
-        a row may be that cannot be read.
-
-        Raises:
-            SchedulerFailed: its store does not answer.
-        """
-        with _failing(type(self).__name__):
-            if name in self.entries:
-                return key is not None and key_of(self.entries[name]) not in (None, key)
-            if _is_partial(self):
-                return _redbeat_entry(self, self.Entry.generate_key(self.app, name)) is None
-            rows = getattr(self, "Model", None)
-            if key is None or rows is None:
-                return False
-            if hasattr(rows, "_default_manager"):  # Django's
-                return not rows._default_manager.filter(pk=key, enabled=True).exists()
-            with self.Session() as session:
-                row = session.get(rows, int(key))
-                return row is None or not row.enabled
 
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
@@ -278,7 +253,7 @@ class Gated(Scheduler):
         except ZkBeatError as exc:
             self._failure = exc
         else:
-            if advance and self.gate.is_open():
+            if advance:
                 self.reserve(entry)
 
     def _do_sync(self) -> None:
@@ -288,13 +263,6 @@ class Gated(Scheduler):
             super()._do_sync()
         except Exception:
             logger.exception("%s could not write to its store", type(self).__name__)
-
-    def _get_crontab_exclude_query(self) -> Any:
-        """django-celery-beat's, from 2.9 on. It leaves out what is not due in these hours: that
-        would be unknown to operators, and so would be what it missed, or has waiting."""
-        from django.db.models import Q  # type: ignore[import-untyped,unused-ignore]
-
-        return Q(pk__in=())
 
     def sync(self) -> None:
         if not self._is_over and self.gate.is_open():
@@ -312,21 +280,43 @@ class Gated(Scheduler):
             state = self._state(entry)
             if state is not None and _last_run_at(entry) < state.last_run_at - _ROUNDED:
                 entries[name] = self._as_if_run(entry, state.last_run_at)
-        if not _is_partial(self):
-            self.entries = entries
-        elif entries.keys() <= self.entries.keys():
-            self.entries.update(entries)
-        else:  # another object: to other threads, and a sign that there are new ones
-            self.entries = {**self.entries, **entries}
+        self.entries = self._with_others(entries)
 
-    def _as_if_run(self, entry: Any, instant: datetime) -> Any:
-        at = _as_of(entry, instant)
+    def _as_if_run(self, entry: Any, at: datetime) -> Any:
         if not hasattr(entry, "model"):
-            return entry._next_instance(last_run_at=at)
-        # An entry of a database takes no time as an argument; it asks itself for the present one.
-        now: Callable[[], datetime] = lambda: at  # noqa: E731
+            return entry._next_instance(last_run_at=as_of(entry, at))
+        # An entry of a database takes no time as an argument; it asks itself for the present one,
+        # in a manner that depends on its settings.
+        zone = entry._default_now().tzinfo
+        own = at.replace(tzinfo=None) if zone is None else at.astimezone(zone)
+        now: Callable[[], datetime] = lambda: own  # noqa: E731
         entry.default_now = entry._default_now = now
         return self.reserve(entry)
+
+    def _with_others(self, entries: Any) -> dict[str, Any]:
+        """The entries that were read, with those that some schedulers leave out of their schedule
+        until they are nearly due; the same dictionary where there are none."""
+        if hasattr(self.Entry, "from_key"):
+            others = self._of_redbeat(entries)
+        else:
+            models: Any = getattr(getattr(self, "Model", None), "objects", None)
+            if not hasattr(models, "enabled"):
+                return entries  # type: ignore[no-any-return]
+            left_out = (model for model in models.enabled() if model.name not in entries)
+            others = {model.name: self.Entry(model, app=self.app) for model in left_out}
+        return {**others, **entries} if others else entries
+
+    def _of_redbeat(self, entries: Any) -> dict[str, Any]:
+        """Those that are known, if they are still there, and those that have come."""
+        from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
+
+        app, found = self.app, {}
+        known = {entry.key: entry for entry in (*self.entries.values(), *entries.values())}
+        for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
+            with contextlib.suppress(KeyError):  # deleted
+                entry = known.get(key) or self.Entry.from_key(key, app=app)
+                found[entry.name] = entry
+        return found
 
 
 def key_of(entry: Any) -> str | None:
@@ -338,54 +328,23 @@ def key_of(entry: Any) -> str | None:
 
 
 def _last_run_at(entry: Any) -> datetime:
-    if entry.last_run_at is None:
+    at = entry.last_run_at
+    if at is None:
         return datetime.min.replace(tzinfo=timezone.utc)
-    at = to_utc(entry.last_run_at)
-    if start_of(entry) is not None and datetime.now(timezone.utc) - at >= _PRETENDED:
-        at += _PRETENDED  # when it was changed last, or made
-    return at
-
-
-def start_of(entry: Any) -> datetime | None:
-    """Before which it does not run, where it has such an instant; UTC."""
-    start = getattr(getattr(entry, "model", None), "start_time", None)
-    return None if start is None else to_utc(start)
-
-
-def _as_of(entry: Any, instant: datetime) -> datetime:
-    """`instant` in the manner of the entry's store: an entry of a database has a clock for that,
-    which may be naive, beside its schedule's."""
-    if not hasattr(entry, "model"):
-        return as_of(entry, instant)
-    zone = entry._default_now().tzinfo
-    return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)
+    # With a start, database schedulers pretend that an entry that never ran did, long ago. It never
+    # did since it was last changed: to be enabled again, perhaps, after its one run.
+    changed = getattr(getattr(entry, "model", None), "date_changed", None)
+    return to_utc(changed if changed is not None and at == changed - _PRETENDED else at)
 
 
 def _due(entry: Any) -> datetime:
     with at_one_instant(entry.schedule):
         due = due_instant(entry)
-    start = start_of(entry)  # with which the last run may be one that is pretended
-    return due if start is None else max(due, start)
+    # With a start, database schedulers pretend a last run of 30 years before.
+    start = getattr(getattr(entry, "model", None), "start_time", None)
+    return due if start is None else max(due, to_utc(start))
 
 
-def _is_partial(scheduler: Scheduler) -> bool:
-    """Whether its schedule has only what is due, as RedBeat's."""
-    return hasattr(scheduler.Entry, "from_key")
-
-
-def _all_entries(scheduler: Scheduler) -> dict[str, ScheduleEntry]:
-    if not _is_partial(scheduler):
-        return dict(scheduler.schedule)
-    from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
-
-    app = scheduler.app
-    keys = get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1)
-    entries = [_redbeat_entry(scheduler, key) for key in keys]
-    return {entry.name: entry for entry in entries if entry is not None}
-
-
-def _redbeat_entry(scheduler: Scheduler, key: str) -> Any:
-    try:
-        return scheduler.Entry.from_key(key, app=scheduler.app)
-    except KeyError:
-        return None
+def _is_redbeats(entry: Any) -> bool:
+    """Whether its state is in a store of its own, which is read at each look."""
+    return hasattr(entry, "reschedule")

@@ -3,7 +3,6 @@ admin and its own ways with one-off entries have to do with a failover."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,11 +12,10 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
-from celery_zk_beat.control import change_pauses
 from example_project.servers import free_port
 from tests.django_database import Database
 
-from .conftest import Make, history
+from .conftest import Make, history, turn
 from .test_gate import PERIOD, crash, turn_for, turn_until
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -108,134 +106,63 @@ def test_its_table_refuses_a_row(app: Celery, start: Any, database: Database) ->
 
 
 def test_a_one_off_that_is_enabled_again(app: Celery, start: Any, database: Database) -> None:
-    """With a start, it is taken for one that never ran."""
-    database.add("e", PERIOD, one_off=True, start_time=soon(0.5))
+    """It has a start, so django-celery-beat has it that it ran 30 years before: not in the ledger,
+    where it ran just now."""
+    database.add("e", PERIOD, one_off=True, start_time=soon(-10))
     scheduler = start()
-    turn_until(scheduler, lambda: not database.get("e").enabled)
-    assert len(history(app)) == 1
-    database.change("e", enabled=True, start_time=soon(1.0))
-    turn_until(scheduler, lambda: len(history(app)) == 2)
+    turn_until(scheduler, lambda: history(app) and not database.get("e").enabled)
+    database.change("e", enabled=True)
+    turn_until(scheduler, lambda: len(history(app)) == 2 and not database.get("e").enabled)
+    assert [run.run for run in history(app)] == [1, 2]
 
 
-def test_a_start_given_later(app: Celery, start: Any, database: Database) -> None:
-    """To an entry that is known and has not run."""
-    database.add("e", 3600, one_off=True)
+def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Any, database: Database) -> None:
+    """django-celery-beat leaves it out of the schedule until then; it is known all the same."""
+    from django_celery_beat.models import CrontabSchedule
+
+    hour = (datetime.now(timezone.utc).hour + 12) % 24
+    crontab = CrontabSchedule.objects.create(minute="0", hour=hour, timezone="UTC")
+    database.add("nightly", 1, interval=None, crontab=crontab)
     scheduler = start()
-    turn_until(scheduler, lambda: scheduler._ledger.state("e"))
-    database.change("e", start_time=soon(1.0))
-    turn_until(scheduler, lambda: history(app))
+    turn(scheduler)
+    assert scheduler._gated is not None
+    assert "nightly" not in scheduler._gated.schedule
+    assert "nightly" in scheduler.schedule
+    assert scheduler._ledger.state("nightly") is not None
+    assert scheduler._ledger.note_named(scheduler.schedule, soon(100 * 86400)) == []
 
 
-def test_a_store_without_time_zones(
-    app: Celery,
-    start: Any,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """It is told in its own manner what ran."""
-    from django.conf import settings
-
-    monkeypatch.setattr(settings, "USE_TZ", False)
-    monkeypatch.setattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", False, raising=False)
-    database.disconnect()
-    database.add("e", PERIOD)
-    database.add("other", 0.7)
-    first = start()
-    turn_until(first, lambda: any(run.task == "e" for run in history(app)))
-    crash(first)
-    second = start(beat_sync_every=1)
-    turn_until(second, lambda: len([r for r in history(app) if r.task == "e"]) == 2)
-    assert "could not write to its store" not in caplog.text
-    one, two = [r for r in history(app) if r.task == "e"]
-    assert PERIOD - 0.1 < (two.due - one.due).total_seconds() < PERIOD + 1
-
-
-@pytest.mark.parametrize("change", ["deleted", "disabled", "disabled meanwhile"])
-def test_an_entry_that_is_gone(
-    app: Celery, start: Any, database: Database, broker: Broker, change: str
-) -> None:
-    """A run of it that waits for the broker does not wait for ever, nor for another of its name."""
-    broker.is_away()
-    database.add("e", PERIOD)
-    database.add("other", 3600)
-    scheduler = start()
-    turn_until(scheduler, lambda: scheduler._ledger.outbox)
-    if change == "disabled meanwhile":
-        crash(scheduler)
-    if change == "deleted":
-        database.get("e").delete()
-    else:
-        database.change("e", enabled=False)
-    if change == "disabled meanwhile":
-        scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated and not scheduler._ledger.outbox)
-    assert scheduler._ledger.state("e").dropped == (1,)
-
-
-def test_an_entry_that_was_made_anew(
+def test_a_run_of_an_entry_that_was_made_anew(
     app: Celery, start: Any, database: Database, broker: Broker
 ) -> None:
-    """A run of the one before, which waits, is not one of the new."""
+    """It is dropped, not sent as the other."""
     broker.is_away()
     database.add("e", PERIOD)
     scheduler = start()
     turn_until(scheduler, lambda: scheduler._ledger.outbox)
     database.get("e").delete()
-    database.add("e", PERIOD, task="anew", start_time=soon(3600))
-    turn_until(scheduler, lambda: scheduler.schedule["e"].task == "anew")
+    database.add("e", PERIOD, task="another")
+    turn_until(scheduler, lambda: not scheduler._ledger.outbox)
     broker.is_back(scheduler)
-    turn_for(scheduler, 1)
-    assert history(app) == []
-    assert scheduler._ledger.state("e").dropped == (1,)
-
-
-def test_what_is_changed_when_it_is_due(app: Celery, start: Any, database: Database) -> None:
-    database.add("e", PERIOD, task="before")
-    scheduler = start()
     turn_until(scheduler, lambda: history(app))
-    time.sleep(PERIOD)
-    database.change("e", task="after")
-    turn_until(scheduler, lambda: len(history(app)) == 2)
-    assert history(app)[1].task == "after"
+    assert [(run.run, run.task) for run in history(app)] == [(2, "another")]
+    state = scheduler._ledger.state("e")
+    assert state is not None
+    assert [past.note for past in state.history] == ["dropped: its entry was deleted", None]
 
 
-def test_an_entry_that_is_added_can_be_asked_for(
-    app: Celery, start: Any, database: Database
-) -> None:
-    database.add("other", 3600)
-    scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated)
-    database.add("e", 3600)
-    turn_until(scheduler, lambda: "e" in scheduler.schedule)
-    assert scheduler._ledger.state("e") is not None
-    assert scheduler.metrics.entries == 2
+def test_without_time_zones(app: Celery, start: Any, database: Database) -> None:
+    """What the ledger knows is written in the manner of the settings."""
+    from django.test import override_settings
 
-
-def test_what_is_due_at_another_hour(app: Celery, start: Any, database: Database) -> None:
-    """Is known all day: operators ask for it, and its state is not one that nobody names."""
-    from django_celery_beat.models import CrontabSchedule
-
-    hour = (datetime.now(timezone.utc).hour + 12) % 24
-    crontab, _ = CrontabSchedule.objects.get_or_create(hour=str(hour), minute="0", timezone="UTC")
-    database.add("nightly", 60, interval=None, crontab=crontab)
-    scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated)
-    assert "nightly" in scheduler.schedule
-
-
-def test_resumed_without_catching_up(app: Celery, start: Any, database: Database) -> None:
-    """What is still to come was not missed."""
-    start_time = soon(PERIOD)
-    database.add("e", 3600, one_off=True, start_time=start_time)
-    scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated)
-    election = scheduler._election
-    for change in (
-        lambda pauses: pauses.pause(None, soon(0)),
-        lambda pauses: pauses.resume(None, soon(0), True),
-    ):
-        change_pauses(election.session, election.paths, change)
-    turn_until(scheduler, lambda: history(app))
-    (run,) = history(app)
-    assert run.due == start_time
+    with override_settings(USE_TZ=False, DJANGO_CELERY_BEAT_TZ_AWARE=False):
+        database.add("e", PERIOD)
+        first = start(beat_sync_every=1)
+        turn_until(first, lambda: len(history(app)) == 2)
+        crash(first)
+        first._turn()
+        second = start()
+        turn_until(second, lambda: len(history(app)) == 4)
+    assert [run.run for run in history(app)] == [1, 2, 3, 4]
+    for one, next_one in zip(history(app), history(app)[1:]):
+        assert timedelta(seconds=PERIOD - 0.1) < next_one.due - one.due
