@@ -302,8 +302,11 @@ class Gated(Scheduler):
             models: Any = getattr(getattr(self, "Model", None), "objects", None)
             if not hasattr(models, "enabled"):
                 return entries  # type: ignore[no-any-return]
-            left_out = (model for model in models.enabled() if model.name not in entries)
-            others = {model.name: self.Entry(model, app=self.app) for model in left_out}
+            others = {}
+            for model in models.enabled():
+                if model.name not in entries:
+                    with contextlib.suppress(ValueError):  # as the class itself: it is left out
+                        others[model.name] = self.Entry(model, app=self.app)
         return {**others, **entries} if others else entries
 
     def _of_redbeat(self, entries: Any) -> dict[str, Any]:

@@ -166,3 +166,12 @@ def test_without_time_zones(app: Celery, start: Any, database: Database) -> None
     assert [run.run for run in history(app)] == [1, 2, 3, 4]
     for one, next_one in zip(history(app), history(app)[1:]):
         assert timedelta(seconds=PERIOD - 0.1) < next_one.due - one.due
+
+
+def test_a_row_that_is_damaged(app: Celery, start: Any, database: Database) -> None:
+    """Harms no other."""
+    database.add("e", PERIOD)
+    database.add("damaged", PERIOD, headers="{")
+    scheduler = start()
+    turn_until(scheduler, lambda: history(app))
+    assert "damaged" not in scheduler.schedule
