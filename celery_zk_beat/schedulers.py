@@ -110,6 +110,8 @@ class ZooKeeperScheduler(Scheduler):
         self._gated: Gated | None = None
         #: On boottime(): when the gated scheduler began to fail.
         self._gated_failing_since: float | None = None
+        #: Its entries when they were looked at last.
+        self._taken: Any = None
         self._built_at = datetime.now(timezone.utc)
         self._heap: list[_Event] = []
         self._heap_is_current = False
@@ -723,7 +725,7 @@ class ZooKeeperScheduler(Scheduler):
     def _turn_gated(self, gated: Gated) -> float:
         left = 0.0 if self._control.pauses_stale else gated.turn()
         self._gated_failing_since = None
-        if gated.entries is not self.data:
+        if gated.entries is not self._taken:
             self._take_entries(gated)
         return left
 
@@ -732,12 +734,14 @@ class ZooKeeperScheduler(Scheduler):
         self._take_entries(gated)
 
     def _take_entries(self, gated: Gated) -> None:
-        self.data = gated.entries
+        self.data = self._taken = gated.entries
         self.metrics.entries = len(self.data)
         made_anew = [
             run
             for name, run in self._ledger.outbox.items()
-            if name in self.data and key_of(self.data[name]) != run.key
+            # One that another scheduler claimed, before this was configured, has no key.
+            if name in self.data and run.key not in (None, key_of(self.data[name]))
+            if self._ledger.state(name) is not None
         ]
         self._drop(made_anew, "its entry was deleted")
         unseen = {

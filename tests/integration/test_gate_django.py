@@ -3,6 +3,7 @@ admin and its own ways with one-off entries have to do with a failover."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.session import SetData
+from celery_zk_beat.znodes import page_of
 from example_project.servers import free_port
+from tests.conftest import PATIENCE
 from tests.django_database import Database
 
 from .conftest import Make, history, turn
@@ -175,3 +179,50 @@ def test_a_row_that_is_damaged(app: Celery, start: Any, database: Database) -> N
     scheduler = start()
     turn_until(scheduler, lambda: history(app))
     assert "damaged" not in scheduler.schedule
+
+
+def test_added_while_another_is_due(app: Celery, start: Any, database: Database) -> None:
+    """It has a state all the same."""
+    database.add("e", PERIOD)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    time.sleep(PERIOD)
+    database.add("added", 3600)
+    turn_until(scheduler, lambda: "added" in scheduler.schedule)
+    assert history(app)
+    assert scheduler._ledger.state("added") is not None
+
+
+def test_a_run_that_our_own_scheduler_claimed(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """Before the beats were configured for this one, with the same entries."""
+    broker.is_away()
+    app.conf.zk_beat_scheduler = None
+    first = start(beat_schedule={"e": {"task": "e", "schedule": PERIOD}})
+    turn_until(first, lambda: first._ledger.outbox)
+    first._election.stop()
+    app.conf.zk_beat_scheduler = SCHEDULER
+    second = start(broker_url=broker.url)
+    broker.is_back(second)
+    turn_until(second, lambda: history(app))
+    assert history(app)[0].id == first.task_id("e", 1)
+
+
+def test_a_run_whose_page_is_damaged(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """And whose entry was made anew: there is no state in which to note that it is dropped."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    first = start()
+    turn_until(first, lambda: first._ledger.outbox)
+    crash(first)
+    database.get("e").delete()
+    database.add("e", 3600)
+    second = start()
+    assert second._election.wait(PATIENCE)
+    page = second._election.paths.page(page_of("e"))
+    second._election.session.commit(SetData(page, b"damaged"))
+    second._turn()
+    assert second._gated is not None
