@@ -94,7 +94,11 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     kind = type(scheduler.__name__, (Gated, scheduler), {"gate": gate})
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
-        gated.opened()
+        try:
+            gated.opened()
+        except BaseException:
+            gated.throw_away()
+            raise
         logger.info(" ".join([scheduler.__name__, "is elected", *gated.info.split()]))
     return gated
 
@@ -141,6 +145,9 @@ class Gated(Scheduler):
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
+                if state.total_run_count > 0 and hasattr(entry, "model"):
+                    self._as_if_run(entry, state.last_run_at)  # an entry may be to run once
+                    continue
                 entry.last_run_at = as_of(entry, state.last_run_at)
                 if _is_redbeats(entry):
                     entry.reschedule(entry.last_run_at)
@@ -253,7 +260,7 @@ class Gated(Scheduler):
         except ZkBeatError as exc:
             self._failure = exc
         else:
-            if advance:
+            if advance and self.gate.is_open():
                 self.reserve(entry)
 
     def _do_sync(self) -> None:
@@ -340,12 +347,18 @@ def _last_run_at(entry: Any) -> datetime:
     return to_utc(changed if changed is not None and at == changed - _PRETENDED else at)
 
 
+def start_of(entry: Any) -> datetime | None:
+    """The instant before which it does not run, UTC, where it has one."""
+    start = getattr(getattr(entry, "model", None), "start_time", None)
+    return None if start is None else to_utc(start)
+
+
 def _due(entry: Any) -> datetime:
     with at_one_instant(entry.schedule):
         due = due_instant(entry)
     # With a start, database schedulers pretend a last run of 30 years before.
-    start = getattr(getattr(entry, "model", None), "start_time", None)
-    return due if start is None else max(due, to_utc(start))
+    start = start_of(entry)
+    return due if start is None else max(due, start)
 
 
 def _is_redbeats(entry: Any) -> bool:

@@ -33,7 +33,7 @@ from .broker import BackOff, comes_from, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
-from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class
+from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
 from .metrics import Metrics
@@ -546,8 +546,12 @@ class ZooKeeperScheduler(Scheduler):
             if until is None or state is None:
                 continue
             with self._only_logged(name):
-                entry.last_run_at = as_of(entry, state.last_run_at)
-                if found := missed_instant(entry, until):
+                # A gated one may know better: it was enabled again, or made anew.
+                known = to_utc(entry.last_run_at or _NEVER)
+                if self._gated is None or known < state.last_run_at:
+                    entry.last_run_at = as_of(entry, state.last_run_at)
+                start = start_of(entry)
+                if (start is None or start <= until) and (found := missed_instant(entry, until)):
                     missed[name] = found
         waiting = [
             run

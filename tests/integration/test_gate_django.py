@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.control import change_pauses
 from celery_zk_beat.session import SetData
 from celery_zk_beat.znodes import page_of
 from example_project.servers import free_port
@@ -226,3 +227,20 @@ def test_a_run_whose_page_is_damaged(
     second._election.session.commit(SetData(page, b"damaged"))
     second._turn()
     assert second._gated is not None
+
+
+def test_resumed_without_catching_up(app: Celery, start: Any, database: Database) -> None:
+    """What is still to come was not missed."""
+    start_time = soon(PERIOD)
+    database.add("e", 3600, one_off=True, start_time=start_time)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    election = scheduler._election
+    for change in (
+        lambda pauses: pauses.pause(None, soon(0)),
+        lambda pauses: pauses.resume(None, soon(0), True),
+    ):
+        change_pauses(election.session, election.paths, change)
+    turn_until(scheduler, lambda: history(app))
+    (run,) = history(app)
+    assert run.due == start_time
