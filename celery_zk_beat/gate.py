@@ -31,7 +31,9 @@ logger = get_logger(__name__)
 
 #: By how much a store may round the time of a run.
 _ROUNDED = timedelta(milliseconds=1)
-#: What database schedulers take off the last run of an entry that has a start and never ran.
+
+
+#: How long ago an entry that has a start and never ran has run, say database schedulers.
 _PRETENDED = timedelta(days=365 * 30)
 
 
@@ -139,17 +141,16 @@ class Gated(Scheduler):
         """To be called once, after it is made."""
         if hasattr(self, "lock_key"):
             self.lock_key = None  # RedBeat's: who is master is decided elsewhere
-        self.entries = entries = _all_of_redbeat(self) if _is_partial(self) else self.schedule
-        for entry in list(entries.values()):
+        for entry in self._with_others(dict(self.schedule)).values():
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
                 if state.total_run_count > 0 and hasattr(entry, "model"):
-                    self._as_if_run(entry, state.last_run_at)
-                else:
-                    entry.last_run_at = _as_of(entry, state.last_run_at)
-                if _is_partial(self):
-                    entry.reschedule(entry.last_run_at)  # in Redis, from where it is read again
+                    self._as_if_run(entry, state.last_run_at)  # an entry may be to run once
+                    continue
+                entry.last_run_at = as_of(entry, state.last_run_at)
+                if _is_redbeats(entry):
+                    entry.reschedule(entry.last_run_at)
         self._is_open = True
         self.read_anew()
 
@@ -270,13 +271,6 @@ class Gated(Scheduler):
         except Exception:
             logger.exception("%s could not write to its store", type(self).__name__)
 
-    def _get_crontab_exclude_query(self) -> Any:
-        """django-celery-beat's, from 2.9 on. It leaves out what is not due in these hours: that
-        would be unknown to operators, and so would be what it missed, or has waiting."""
-        from django.db.models import Q  # type: ignore[import-untyped,unused-ignore]
-
-        return Q(pk__in=())
-
     def sync(self) -> None:
         if not self._is_over and self.gate.is_open():
             super().sync()
@@ -293,20 +287,46 @@ class Gated(Scheduler):
             state = self._state(entry)
             if state is not None and _last_run_at(entry) < state.last_run_at - _ROUNDED:
                 entries[name] = self._as_if_run(entry, state.last_run_at)
-        known = {**_all_of_redbeat(self), **entries} if _is_partial(self) else entries
-        if known is not entries and known.keys() == self.entries.keys():
-            self.entries.update(known)
-        else:  # another object: a sign that others have come or gone
-            self.entries = known
+        self.entries = self._with_others(entries)
 
-    def _as_if_run(self, entry: Any, instant: datetime) -> Any:
-        at = _as_of(entry, instant)
+    def _as_if_run(self, entry: Any, at: datetime) -> Any:
         if not hasattr(entry, "model"):
-            return entry._next_instance(last_run_at=at)
-        # An entry of a database takes no time as an argument; it asks itself for the present one.
-        now: Callable[[], datetime] = lambda: at  # noqa: E731
+            return entry._next_instance(last_run_at=as_of(entry, at))
+        # An entry of a database takes no time as an argument; it asks itself for the present one,
+        # in a manner that depends on its settings.
+        zone = entry._default_now().tzinfo
+        own = at.replace(tzinfo=None) if zone is None else at.astimezone(zone)
+        now: Callable[[], datetime] = lambda: own  # noqa: E731
         entry.default_now = entry._default_now = now
         return self.reserve(entry)
+
+    def _with_others(self, entries: Any) -> dict[str, Any]:
+        """The entries that were read, with those that some schedulers leave out of their schedule
+        until they are nearly due; the same dictionary where there are none."""
+        if hasattr(self.Entry, "from_key"):
+            others = self._of_redbeat(entries)
+        else:
+            models: Any = getattr(getattr(self, "Model", None), "objects", None)
+            if not hasattr(models, "enabled"):
+                return entries  # type: ignore[no-any-return]
+            others = {}
+            for model in models.enabled():
+                if model.name not in entries:
+                    with contextlib.suppress(ValueError):  # as the class itself: it is left out
+                        others[model.name] = self.Entry(model, app=self.app)
+        return {**others, **entries} if others else entries
+
+    def _of_redbeat(self, entries: Any) -> dict[str, Any]:
+        """Those that are known, if they are still there, and those that have come."""
+        from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
+
+        app, found = self.app, {}
+        known = {entry.key: entry for entry in (*self.entries.values(), *entries.values())}
+        for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
+            with contextlib.suppress(KeyError):  # deleted
+                entry = known.get(key) or self.Entry.from_key(key, app=app)
+                found[entry.name] = entry
+        return found
 
 
 def key_of(entry: Any) -> str | None:
@@ -318,49 +338,29 @@ def key_of(entry: Any) -> str | None:
 
 
 def _last_run_at(entry: Any) -> datetime:
-    if entry.last_run_at is None:
+    at = entry.last_run_at
+    if at is None:
         return datetime.min.replace(tzinfo=timezone.utc)
-    at = to_utc(entry.last_run_at)
-    if start_of(entry) is not None and datetime.now(timezone.utc) - at >= _PRETENDED:
-        at += _PRETENDED  # when it was changed last, or made
-    return at
+    # With a start, database schedulers pretend that an entry that never ran did, long ago. It never
+    # did since it was last changed: to be enabled again, perhaps, after its one run.
+    changed = getattr(getattr(entry, "model", None), "date_changed", None)
+    return to_utc(changed if changed is not None and at == changed - _PRETENDED else at)
 
 
 def start_of(entry: Any) -> datetime | None:
-    """Before which it does not run, where it has such an instant; UTC."""
+    """The instant before which it does not run, UTC, where it has one."""
     start = getattr(getattr(entry, "model", None), "start_time", None)
     return None if start is None else to_utc(start)
-
-
-def _as_of(entry: Any, instant: datetime) -> datetime:
-    """`instant` in the manner of the entry's store: an entry of a database has a clock for that,
-    which may be naive, beside its schedule's."""
-    if not hasattr(entry, "model"):
-        return as_of(entry, instant)
-    zone = entry._default_now().tzinfo
-    return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)
 
 
 def _due(entry: Any) -> datetime:
     with at_one_instant(entry.schedule):
         due = due_instant(entry)
-    start = start_of(entry)  # with which the last run may be one that is pretended
+    # With a start, database schedulers pretend a last run of 30 years before.
+    start = start_of(entry)
     return due if start is None else max(due, start)
 
 
-def _is_partial(scheduler: Scheduler) -> bool:
-    """Whether its schedule has only what is due, as RedBeat's."""
-    return hasattr(scheduler.Entry, "from_key")
-
-
-def _all_of_redbeat(scheduler: Any) -> dict[str, Any]:
-    """Those that are known, if they are still there, and those that have come."""
-    from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
-
-    app, entries = scheduler.app, {}
-    known = {entry.key: entry for entry in scheduler.entries.values()}
-    for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
-        with contextlib.suppress(KeyError):  # deleted
-            entry = known.get(key) or scheduler.Entry.from_key(key, app=app)
-            entries[entry.name] = entry
-    return entries
+def _is_redbeats(entry: Any) -> bool:
+    """Whether its state is in a store of its own, which is read at each look."""
+    return hasattr(entry, "reschedule")

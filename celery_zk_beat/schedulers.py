@@ -96,7 +96,7 @@ class ZooKeeperScheduler(Scheduler):
     """
 
     data: dict[str, Any]
-    #: That of RedBeat, which looks for it when a beat starts: there is none to take.
+    #: RedBeat asks whoever is beat's scheduler whether it wants a lock.
     lock_key = None
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
@@ -110,8 +110,8 @@ class ZooKeeperScheduler(Scheduler):
         self._gated: Gated | None = None
         #: On boottime(): when the gated scheduler began to fail.
         self._gated_failing_since: float | None = None
-        #: Its entries, when they were looked at last.
-        self._gated_entries: Any = None
+        #: Its entries when they were looked at last.
+        self._taken: Any = None
         self._built_at = datetime.now(timezone.utc)
         self._heap: list[_Event] = []
         self._heap_is_current = False
@@ -546,11 +546,12 @@ class ZooKeeperScheduler(Scheduler):
             if until is None or state is None:
                 continue
             with self._only_logged(name):
-                if self._gated is None:  # whose entries are up to date, or know better
+                # A gated one may know better: it was enabled again, or made anew.
+                known = to_utc(entry.last_run_at or _NEVER)
+                if self._gated is None or known < state.last_run_at:
                     entry.last_run_at = as_of(entry, state.last_run_at)
-                elif (start := start_of(entry)) is not None and start > until:
-                    continue
-                if found := missed_instant(entry, until):
+                start = start_of(entry)
+                if (start is None or start <= until) and (found := missed_instant(entry, until)):
                     missed[name] = found
         waiting = [
             run
@@ -728,18 +729,25 @@ class ZooKeeperScheduler(Scheduler):
     def _turn_gated(self, gated: Gated) -> float:
         left = 0.0 if self._control.pauses_stale else gated.turn()
         self._gated_failing_since = None
-        if gated.entries is not self._gated_entries:
-            self._know_gated(gated)
+        if gated.entries is not self._taken:
+            self._take_entries(gated)
         return left
 
     def _read_gated_anew(self, gated: Gated) -> None:
         gated.read_anew()
-        self._know_gated(gated)
+        self._take_entries(gated)
 
-    def _know_gated(self, gated: Gated) -> None:
-        """Its entries may be others than before."""
-        self.data = self._gated_entries = gated.entries
+    def _take_entries(self, gated: Gated) -> None:
+        self.data = self._taken = gated.entries
         self.metrics.entries = len(self.data)
+        made_anew = [
+            run
+            for name, run in self._ledger.outbox.items()
+            # One that another scheduler claimed, before this was configured, has no key.
+            if name in self.data and run.key not in (None, key_of(self.data[name]))
+            if self._ledger.state(name) is not None
+        ]
+        self._drop(made_anew, "its entry was deleted")
         unseen = {
             name: entry
             for name, entry in self.data.items()
@@ -749,13 +757,6 @@ class ZooKeeperScheduler(Scheduler):
             {name: to_utc(entry.last_run_at or _NEVER) for name, entry in unseen.items()},
             {name: key_of(entry) for name, entry in unseen.items()},
         )
-        of_another = [
-            run
-            for name, run in self._ledger.outbox.items()
-            if name in self.data and run.key != (key_of(self.data[name]) or run.key)
-            if self._ledger.state(name) is not None
-        ]
-        self._drop(of_another, "its entry was deleted, and made anew under the same name")
 
     def state(self, name: str) -> RunState | None:
         """For the gated scheduler, as is what follows."""
@@ -776,14 +777,12 @@ class ZooKeeperScheduler(Scheduler):
         return _RETRY_AFTER if is_full else None
 
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
+        assert self._gated is not None
         name, state, epoch = entry.name, self._ledger.state(entry.name), self._ledger.reign.epoch
-        if (
-            name in self._ledger.outbox
-        ):  # of a class that does not ask is_due(), or dispatches twice
-            logger.warning("%s: due %s, is left out, for its last run waits", name, to_text(due))
+        if name in self._ledger.outbox:
+            logger.error("%s: its last run waits for the broker: another is not kept", name)
             return
-        if self._gated is not None:
-            self.data = self._gated.entries  # as they were read in this turn
+        self.data = self._gated.entries  # in this very turn it may have read them anew
         number = 1 if state is None else state.total_run_count + 1
         run = Run(name, number, due, claimed, epoch, key=key_of(entry))
         self._publish(self._claim_runs([run], self._control.unchanged))

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import redis
 from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
-from celery.signals import beat_init
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.control import change_pauses
@@ -127,24 +125,6 @@ def test_a_run_that_was_claimed_and_not_published(app: Celery, start: Start, beh
     assert run.id == first.task_id("e", 1)
 
 
-def test_an_entry_that_runs_once(
-    app: Celery,
-    start: Start,
-    redis_server: Redis,
-    tmp_path: Path,
-) -> None:
-    """Its database does not know of the run, nor of any."""
-    configure(app, SQLALCHEMY, redis_server, tmp_path)
-    once = every(PERIOD, options={"one_off": True})
-    first = start(beat_schedule={"first": every(PERIOD / 2), "e": once})
-    turn_until(first, lambda: len(history(app)) == 2)
-    turn_until(first, lambda: first._ledger.state("e").total_run_count == 1)
-    crash(first)
-    second = start()
-    turn_for(second, PERIOD + 0.5)
-    assert second._ledger.state("e").total_run_count == 1
-
-
 def test_pauses(app: Celery, start: Start, behind: str) -> None:
     """What was due while an entry was paused runs once; or, where that is skipped, does not."""
     scheduler = start(beat_schedule={"e": every(PERIOD)})
@@ -217,42 +197,6 @@ class Rewriting(Scheduler):
         return super().apply_async(entry, *args, **kwargs)
 
 
-def test_a_class_that_dispatches_twice(app: Celery, start: Start) -> None:
-    """Does not have a run forgotten that waits for the broker."""
-    app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
-    broker = app.conf.broker_url
-    url = f"redis://127.0.0.1:{free_port()}"
-    scheduler = start(beat_schedule={"e": every(PERIOD)}, broker_url=url)
-    turn_until(scheduler, lambda: scheduler._ledger.outbox)
-    app.conf.broker_url = broker
-    app.amqp.__dict__.pop("_producer_pool", None)
-    turn_until(scheduler, lambda: history(app))
-    assert history(app)[0].run == 1
-
-
-def test_no_lock_of_redbeat(app: Celery, start: Start, redis_server: Redis, tmp_path: Path) -> None:
-    """It would take one when beat starts."""
-    configure(app, REDBEAT, redis_server, tmp_path)
-    service = mock.Mock(scheduler=start())
-    assert all(answer is None for _, answer in beat_init.send(sender=service))
-
-
-def test_what_is_changed_in_redis(
-    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
-) -> None:
-    """Is what runs, though it is first read when it is due."""
-    configure(app, REDBEAT, redis_server, tmp_path)
-    scheduler = start(beat_schedule={name: every(PERIOD, "before") for name in "ef"})
-    turn_until(scheduler, lambda: scheduler._gated)
-    for entry in list(scheduler.schedule.values()):
-        redbeat = type(entry).from_key(entry.key, app=app)
-        redbeat.task = "after"
-        redbeat.save()
-    time.sleep(PERIOD)
-    turn_until(scheduler, lambda: len(history(app)) == 2)
-    assert {run.task for run in history(app)} == {"after"}
-
-
 def test_what_a_class_overrides_is_called(app: Celery, start: Start) -> None:
     from tests.history import all_headers
 
@@ -306,34 +250,6 @@ def test_a_scheduler_that_fails(
     assert [run.run for run in history(app)] == [1, 2, 3]
 
 
-class Unreadable(Scheduler):
-    """Its entries cannot be read once it is made."""
-
-    closed = 0
-    is_made = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.is_made = True
-
-    def get_schedule(self) -> Any:
-        if self.is_made:
-            raise RuntimeError("no database")
-        return self.data
-
-    schedule = property(get_schedule)
-
-    def close(self) -> None:
-        Unreadable.closed += 1
-        super().close()
-
-
-def test_what_is_half_made_is_thrown_away(app: Celery, start: Start) -> None:
-    app.conf.zk_beat_scheduler = f"{__name__}:Unreadable"
-    scheduler = start(beat_schedule={"e": every(PERIOD)})
-    turn_until(scheduler, lambda: Unreadable.closed)
-
-
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -357,6 +273,21 @@ def test_the_banner_makes_none(app: Celery) -> None:
     app.conf.zk_beat_scheduler = "no.such:Thing"
     scheduler = ZooKeeperScheduler(app=app, lazy=True)
     assert ". elected -> no.such:Thing" in scheduler.info
+
+
+def test_two_messages_while_the_broker_is_away(app: Celery, start: Start) -> None:
+    """[I2] The second claim must not take the first run out of the outbox."""
+    broker = app.conf.broker_url
+    app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
+    first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
+    turn_until(first, lambda: first._ledger.outbox)
+    turn_for(first, 0.5)
+    crash(first)
+    app.conf.broker_url = broker
+    app.amqp.__dict__.pop("_producer_pool", None)
+    second = start()
+    turn_until(second, lambda: len(history(app)) >= 2)
+    assert [run.run for run in history(app)][:2] == [1, 2]
 
 
 def test_a_claim_says_that_the_entry_is_named(
@@ -407,6 +338,13 @@ def test_redbeat_entry_deleted(
     RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}e", app=app).delete()
     turn_for(scheduler, 0.5)
     assert "e" not in scheduler.schedule
+
+
+def test_redbeat_needs_no_lock_of_ours(app: Celery) -> None:
+    """RedBeat listens to `beat_init` and asks the scheduler, which is ours, for its lock."""
+    pytest.importorskip("redbeat")
+    app.conf.zk_beat_scheduler = REDBEAT
+    assert ZooKeeperScheduler(app=app).lock_key is None
 
 
 @pytest.mark.parametrize("name", [REDBEAT, PERSISTENT, SQLALCHEMY])
@@ -557,3 +495,51 @@ def test_a_store_that_cannot_be_written(app: Celery, start: Start) -> None:
     turn_until(scheduler, lambda: len(history(app)) == 1)
     turn_for(scheduler, 1.5 * PERIOD)
     assert [run.run for run in history(app)] == [1, 2]
+
+
+def test_an_entry_that_runs_once(
+    app: Celery,
+    start: Start,
+    redis_server: Redis,
+    tmp_path: Path,
+) -> None:
+    """Its database does not know of the run, nor of any."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    once = every(PERIOD, options={"one_off": True})
+    first = start(beat_schedule={"first": every(PERIOD / 2), "e": once})
+    turn_until(first, lambda: len(history(app)) == 2)
+    turn_until(first, lambda: first._ledger.state("e").total_run_count == 1)
+    crash(first)
+    second = start()
+    turn_for(second, PERIOD + 0.5)
+    assert second._ledger.state("e").total_run_count == 1
+
+
+class Unreadable(Scheduler):
+    """Its entries cannot be read once it is made."""
+
+    closed = 0
+    is_made = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_made = True
+
+    def get_schedule(self) -> Any:
+        if self.is_made:
+            raise RuntimeError("no database")
+        return self.data
+
+    schedule = property(get_schedule)
+
+    def close(self) -> None:
+        Unreadable.closed += 1
+        super().close()
+
+
+def test_what_is_half_made_is_thrown_away(
+    app: Celery, start: Callable[..., ZooKeeperScheduler]
+) -> None:
+    app.conf.zk_beat_scheduler = f"{__name__}:Unreadable"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: Unreadable.closed)

@@ -14,10 +14,13 @@ from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.control import change_pauses
+from celery_zk_beat.session import SetData
+from celery_zk_beat.znodes import page_of
 from example_project.servers import free_port
+from tests.conftest import PATIENCE
 from tests.django_database import Database
 
-from .conftest import Make, history
+from .conftest import Make, history, turn
 from .test_gate import PERIOD, crash, turn_for, turn_until
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -108,98 +111,122 @@ def test_its_table_refuses_a_row(app: Celery, start: Any, database: Database) ->
 
 
 def test_a_one_off_that_is_enabled_again(app: Celery, start: Any, database: Database) -> None:
-    """With a start, it is taken for one that never ran."""
-    database.add("e", PERIOD, one_off=True, start_time=soon(0.5))
+    """It has a start, so django-celery-beat has it that it ran 30 years before: not in the ledger,
+    where it ran just now."""
+    database.add("e", PERIOD, one_off=True, start_time=soon(-10))
     scheduler = start()
-    turn_until(scheduler, lambda: not database.get("e").enabled)
-    assert len(history(app)) == 1
-    database.change("e", enabled=True, start_time=soon(1.0))
-    turn_until(scheduler, lambda: len(history(app)) == 2)
+    turn_until(scheduler, lambda: history(app) and not database.get("e").enabled)
+    database.change("e", enabled=True)
+    turn_until(scheduler, lambda: len(history(app)) == 2 and not database.get("e").enabled)
+    assert [run.run for run in history(app)] == [1, 2]
 
 
-def test_a_start_given_later(app: Celery, start: Any, database: Database) -> None:
-    """To an entry that is known and has not run."""
-    database.add("e", 3600, one_off=True)
+def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Any, database: Database) -> None:
+    """django-celery-beat leaves it out of the schedule until then; it is known all the same."""
+    from django_celery_beat.models import CrontabSchedule
+
+    hour = (datetime.now(timezone.utc).hour + 12) % 24
+    crontab = CrontabSchedule.objects.create(minute="0", hour=hour, timezone="UTC")
+    database.add("nightly", 1, interval=None, crontab=crontab)
     scheduler = start()
-    turn_until(scheduler, lambda: scheduler._ledger.state("e"))
-    database.change("e", start_time=soon(1.0))
-    turn_until(scheduler, lambda: history(app))
+    turn(scheduler)
+    assert scheduler._gated is not None
+    assert "nightly" not in scheduler._gated.schedule
+    assert "nightly" in scheduler.schedule
+    assert scheduler._ledger.state("nightly") is not None
+    assert scheduler._ledger.note_named(scheduler.schedule, soon(100 * 86400)) == []
 
 
-def test_a_store_without_time_zones(
-    app: Celery,
-    start: Any,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """It is told in its own manner what ran."""
-    from django.conf import settings
-
-    monkeypatch.setattr(settings, "USE_TZ", False)
-    monkeypatch.setattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", False, raising=False)
-    database.disconnect()
-    database.add("e", PERIOD)
-    database.add("other", 0.7)
-    first = start()
-    turn_until(first, lambda: any(run.task == "e" for run in history(app)))
-    crash(first)
-    second = start(beat_sync_every=1)
-    turn_until(second, lambda: len([r for r in history(app) if r.task == "e"]) == 2)
-    assert "could not write to its store" not in caplog.text
-    one, two = [r for r in history(app) if r.task == "e"]
-    assert PERIOD - 0.1 < (two.due - one.due).total_seconds() < PERIOD + 1
-
-
-def test_an_entry_that_was_made_anew(
+def test_a_run_of_an_entry_that_was_made_anew(
     app: Celery, start: Any, database: Database, broker: Broker
 ) -> None:
-    """A run of the one before, which waits, is not one of the new."""
+    """It is dropped, not sent as the other."""
     broker.is_away()
     database.add("e", PERIOD)
     scheduler = start()
     turn_until(scheduler, lambda: scheduler._ledger.outbox)
     database.get("e").delete()
-    database.add("e", PERIOD, task="anew", start_time=soon(3600))
-    turn_until(scheduler, lambda: scheduler.schedule["e"].task == "anew")
+    database.add("e", PERIOD, task="another")
+    turn_until(scheduler, lambda: not scheduler._ledger.outbox)
     broker.is_back(scheduler)
-    turn_for(scheduler, 1)
-    assert history(app) == []
-    assert scheduler._ledger.state("e").dropped == (1,)
+    turn_until(scheduler, lambda: history(app))
+    assert [(run.run, run.task) for run in history(app)] == [(2, "another")]
+    state = scheduler._ledger.state("e")
+    assert state is not None
+    assert [past.note for past in state.history] == ["dropped: its entry was deleted", None]
 
 
-def test_what_is_changed_when_it_is_due(app: Celery, start: Any, database: Database) -> None:
-    database.add("e", PERIOD, task="before")
+def test_without_time_zones(app: Celery, start: Any, database: Database) -> None:
+    """What the ledger knows is written in the manner of the settings."""
+    from django.test import override_settings
+
+    with override_settings(USE_TZ=False, DJANGO_CELERY_BEAT_TZ_AWARE=False):
+        database.add("e", PERIOD)
+        first = start(beat_sync_every=1)
+        turn_until(first, lambda: len(history(app)) == 2)
+        crash(first)
+        first._turn()
+        second = start()
+        turn_until(second, lambda: len(history(app)) == 4)
+    assert [run.run for run in history(app)] == [1, 2, 3, 4]
+    for one, next_one in zip(history(app), history(app)[1:]):
+        assert timedelta(seconds=PERIOD - 0.1) < next_one.due - one.due
+
+
+def test_a_row_that_is_damaged(app: Celery, start: Any, database: Database) -> None:
+    """Harms no other."""
+    database.add("e", PERIOD)
+    database.add("damaged", PERIOD, headers="{")
     scheduler = start()
     turn_until(scheduler, lambda: history(app))
+    assert "damaged" not in scheduler.schedule
+
+
+def test_added_while_another_is_due(app: Celery, start: Any, database: Database) -> None:
+    """It has a state all the same."""
+    database.add("e", PERIOD)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
     time.sleep(PERIOD)
-    database.change("e", task="after")
-    turn_until(scheduler, lambda: len(history(app)) == 2)
-    assert history(app)[1].task == "after"
+    database.add("added", 3600)
+    turn_until(scheduler, lambda: "added" in scheduler.schedule)
+    assert history(app)
+    assert scheduler._ledger.state("added") is not None
 
 
-def test_an_entry_that_is_added_can_be_asked_for(
-    app: Celery, start: Any, database: Database
+def test_a_run_that_our_own_scheduler_claimed(
+    app: Celery, start: Any, database: Database, broker: Broker
 ) -> None:
-    database.add("other", 3600)
-    scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated)
+    """Before the beats were configured for this one, with the same entries."""
+    broker.is_away()
+    app.conf.zk_beat_scheduler = None
+    first = start(beat_schedule={"e": {"task": "e", "schedule": PERIOD}})
+    turn_until(first, lambda: first._ledger.outbox)
+    first._election.stop()
+    app.conf.zk_beat_scheduler = SCHEDULER
+    second = start(broker_url=broker.url)
+    broker.is_back(second)
+    turn_until(second, lambda: history(app))
+    assert history(app)[0].id == first.task_id("e", 1)
+
+
+def test_a_run_whose_page_is_damaged(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """And whose entry was made anew: there is no state in which to note that it is dropped."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    first = start()
+    turn_until(first, lambda: first._ledger.outbox)
+    crash(first)
+    database.get("e").delete()
     database.add("e", 3600)
-    turn_until(scheduler, lambda: "e" in scheduler.schedule)
-    assert scheduler._ledger.state("e") is not None
-    assert scheduler.metrics.entries == 2
-
-
-def test_what_is_due_at_another_hour(app: Celery, start: Any, database: Database) -> None:
-    """Is known all day: operators ask for it, and its state is not one that nobody names."""
-    from django_celery_beat.models import CrontabSchedule
-
-    hour = (datetime.now(timezone.utc).hour + 12) % 24
-    crontab, _ = CrontabSchedule.objects.get_or_create(hour=str(hour), minute="0", timezone="UTC")
-    database.add("nightly", 60, interval=None, crontab=crontab)
-    scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated)
-    assert "nightly" in scheduler.schedule
+    second = start()
+    assert second._election.wait(PATIENCE)
+    page = second._election.paths.page(page_of("e"))
+    second._election.session.commit(SetData(page, b"damaged"))
+    second._turn()
+    assert second._gated is not None
 
 
 def test_resumed_without_catching_up(app: Celery, start: Any, database: Database) -> None:
