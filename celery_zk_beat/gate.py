@@ -141,12 +141,15 @@ class Gated(Scheduler):
         """To be called once, after it is made."""
         if hasattr(self, "lock_key"):
             self.lock_key = None  # RedBeat's: who is master is decided elsewhere
-        for entry in self._with_others(dict(self.schedule)).values():
+        entries = self.schedule
+        for name, entry in list(self._with_others(entries).items()):
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
                 if state.total_run_count > 0 and hasattr(entry, "model"):
-                    self._as_if_run(entry, state.last_run_at)  # an entry may be to run once
+                    entries[name] = self._as_if_run(
+                        entry, state.last_run_at
+                    )  # its only one, perhaps
                     continue
                 entry.last_run_at = as_of(entry, state.last_run_at)
                 if _is_redbeats(entry):
