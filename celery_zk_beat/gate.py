@@ -187,6 +187,27 @@ class Gated(Scheduler):
         """Has it write to its store what is not there yet."""
         self._do_sync()
 
+    def has_lost(self, name: str, key: str | None) -> bool:
+        """Whether the entry of a run is certainly deleted, or disabled, in a store that all beats
+        have: not merely out of sight, as a row may be that cannot be read.
+
+        Raises:
+            SchedulerFailed: its store does not answer.
+        """
+        with _failing(type(self).__name__):
+            if name in self.entries:  # another one, perhaps; a run of our own scheduler has no key
+                return key is not None and key_of(self.entries[name]) not in (None, key)
+            if hasattr(self.Entry, "from_key"):
+                return True  # RedBeat's: entries were just read, all of them
+            rows = getattr(self, "Model", None)
+            if key is None or rows is None:
+                return False
+            if hasattr(rows, "objects"):
+                return not rows.objects.filter(pk=key, enabled=True).exists()
+            with self.Session() as session:
+                row = session.get(rows, int(key))
+                return row is None or not row.enabled
+
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
         self._is_over = True

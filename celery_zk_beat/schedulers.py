@@ -740,14 +740,16 @@ class ZooKeeperScheduler(Scheduler):
     def _take_entries(self, gated: Gated) -> None:
         self.data = self._taken = gated.entries
         self.metrics.entries = len(self.data)
-        made_anew = [
+        why = "its entry was deleted or disabled while it waited"
+        lost = [
             run
             for name, run in self._ledger.outbox.items()
-            # One that another scheduler claimed, before this was configured, has no key.
-            if name in self.data and run.key not in (None, key_of(self.data[name]))
-            if self._ledger.state(name) is not None
+            if self._ledger.state(name) is not None and gated.has_lost(name, run.key)
         ]
-        self._drop(made_anew, "its entry was deleted")
+        for run in lost:
+            due = to_text(run.due)
+            logger.warning("%s: run %d, due %s, is dropped: %s", run.entry, run.number, due, why)
+        self._drop(lost, why)
         unseen = {
             name: entry
             for name, entry in self.data.items()

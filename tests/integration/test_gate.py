@@ -433,28 +433,23 @@ def test_two_of_one_id(app: Celery, start: Start) -> None:
     assert (one.run, one.id) == (two.run, two.id)
 
 
-def test_disabled_while_its_run_waits(
-    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+@pytest.mark.parametrize("name", [SQLALCHEMY, REDBEAT])
+def test_an_entry_that_is_gone(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path, name: str
 ) -> None:
-    configure(app, SQLALCHEMY, redis_server, tmp_path)
-    from sqlalchemy_celery_beat.models import PeriodicTask
-
-    broker = app.conf.broker_url
+    """Its run that waits for the broker is dropped: nobody wants it any more."""
+    configure(app, name, redis_server, tmp_path)
     first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
     turn_until(first, lambda: first._ledger.outbox)
-    session = first._gated.Session()
-    session.query(PeriodicTask).filter_by(name="e").one().enabled = False
-    session.commit()
-    session.close()
-    turn_until(first, lambda: "e" not in first.schedule)
+    entry = first.schedule["e"]
     crash(first)
-    app.conf.broker_url = broker
-    app.conf.beat_schedule = {}
-    app.amqp.__dict__.pop("_producer_pool", None)
-    second = start()
-    turn_for(second, 2)
-    assert history(app) == []
-    assert list(second._ledger.outbox) == ["e"]
+    if name == REDBEAT:
+        entry.delete()
+    else:
+        entry._disable(entry.model)
+    second = start(beat_schedule={"other": every(3600)})
+    turn_until(second, lambda: second._gated and not second._ledger.outbox)
+    assert second._ledger.state("e").dropped == (1,)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])

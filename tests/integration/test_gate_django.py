@@ -153,7 +153,8 @@ def test_a_run_of_an_entry_that_was_made_anew(
     assert [(run.run, run.task) for run in history(app)] == [(2, "another")]
     state = scheduler._ledger.state("e")
     assert state is not None
-    assert [past.note for past in state.history] == ["dropped: its entry was deleted", None]
+    why = "its entry was deleted or disabled while it waited"
+    assert [past.note for past in state.history] == [f"dropped: {why}", None]
 
 
 def test_without_time_zones(app: Celery, start: Any, database: Database) -> None:
@@ -244,3 +245,25 @@ def test_resumed_without_catching_up(app: Celery, start: Any, database: Database
     turn_until(scheduler, lambda: history(app))
     (run,) = history(app)
     assert run.due == start_time
+
+
+@pytest.mark.parametrize("change", ["deleted", "disabled", "disabled meanwhile"])
+def test_an_entry_that_is_gone(
+    app: Celery, start: Any, database: Database, broker: Broker, change: str
+) -> None:
+    """A run of it that waits for the broker does not wait for ever, nor for another of its name."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    database.add("other", 3600)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    if change == "disabled meanwhile":
+        crash(scheduler)
+    if change == "deleted":
+        database.get("e").delete()
+    else:
+        database.change("e", enabled=False)
+    if change == "disabled meanwhile":
+        scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated and not scheduler._ledger.outbox)
+    assert scheduler._ledger.state("e").dropped == (1,)
