@@ -135,7 +135,9 @@ class Gated(Scheduler):
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
-                entry.last_run_at = as_of(entry, state.last_run_at)
+                # Of one that has run it is too early, so that it is brought up to date.
+                early = 2 * _ROUNDED if state.total_run_count else timedelta(0)
+                entry.last_run_at = as_of(entry, state.last_run_at - early)
         self._is_open = True
         self.read_anew()
 
@@ -245,7 +247,7 @@ class Gated(Scheduler):
         """Has the scheduler know what ran though its store does not say so."""
         for name, entry in list(entries.items()):
             state = self._state(entry)
-            if state is not None and _last_run_at(entry) < state.last_run_at - _ROUNDED:
+            if state is not None and _is_behind(entry, state):
                 entries[name] = self._as_if_run(entry, as_of(entry, state.last_run_at))
         self.entries = {**self.entries, **entries} if _is_partial(self) else entries
 
@@ -269,6 +271,18 @@ def key_of(entry: Any) -> str | None:
 def _last_run_at(entry: Any) -> datetime:
     at = entry.last_run_at
     return datetime.min.replace(tzinfo=timezone.utc) if at is None else to_utc(at)
+
+
+def _is_behind(entry: Any, state: RunState) -> bool:
+    """Whether an entry does not know of its last run."""
+    # For that of a row that has none, django-celery-beat takes the row's last change, which may be
+    # an edit since.
+    model: Any = getattr(entry, "model", None)
+    changed = getattr(model, "date_changed", None)
+    knows_none = changed is not None and entry.last_run_at == changed and not model.total_run_count
+    if knows_none and state.total_run_count:
+        return True
+    return _last_run_at(entry) < state.last_run_at - _ROUNDED
 
 
 def _due(entry: Any) -> datetime:

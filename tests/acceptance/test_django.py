@@ -113,6 +113,23 @@ def test_the_master_is_killed(shop: Site, database: Database) -> None:
 
 
 @only_postgresql
+def test_an_edit_while_nobody_is_master(shop: Site, database: Database) -> None:
+    """Of an entry that ran, without its database knowing it: what is to run once does not again."""
+    database.add("often", 0.2)
+    one = shop.beat("one")
+    shop.wait(lambda history: history, "a run, which is written at once")
+    database.add("once", 0.5, one_off=True)
+    shop.wait(lambda history: runs(history, "once"), "the run of once")
+    one.kill()
+    assert database.get("once").last_run_at is None
+    database.change("once", description="edited")
+    two = shop.beat("two")
+    shop.wait_for_run(two)
+    wait_until(lambda: not database.get("once").enabled, PATIENCE, "once to be disabled")
+    assert len({message.id for message in runs(shop.history(), "once")}) == 1
+
+
+@only_postgresql
 def test_a_demoted_master_writes_nothing(shop: Site, database: Database) -> None:
     """Neither when it finds that it is none any more, nor when it ends; a master that ends does."""
     database.add("often", 0.2)
