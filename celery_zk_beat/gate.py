@@ -11,6 +11,7 @@ belong.
 from __future__ import annotations
 
 import contextlib
+import functools
 import shelve
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -116,6 +117,8 @@ class Gated(Scheduler):
 
     _built_at = datetime.max.replace(tzinfo=timezone.utc)
     _is_open = _is_over = False
+    #: The entries while they are asked, for each look at the store may bring others.
+    _asked: Any = None
     _last_read: Any = None
     _last_reserved: Any = None
     _failure: ZkBeatError | None = None
@@ -169,8 +172,7 @@ class Gated(Scheduler):
 
     def write(self) -> None:
         """Has it write to its store what is not there yet."""
-        with contextlib.suppress(SchedulerFailed), _failing(type(self).__name__):
-            self._do_sync()
+        self._do_sync()
 
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
@@ -190,7 +192,7 @@ class Gated(Scheduler):
 
     @property
     def schedule(self) -> Any:
-        entries = super().schedule
+        entries = super().schedule if self._asked is None else self._asked
         if self._is_open and entries is not self._last_read:
             self._last_read = entries
             self._bring_up_to_date(entries)
@@ -203,6 +205,24 @@ class Gated(Scheduler):
     def is_due(self, entry: Any) -> Any:
         seconds = self.gate.holds_back(entry.name)
         return super().is_due(entry) if seconds is None else schedstate(False, seconds)
+
+    def populate_heap(self, *args: Any, **kwargs: Any) -> None:
+        """Does not ask what is held back. For here Celery asks the entries themselves, and one of a
+        database that is to run once disables itself when it is asked after its run: too early,
+        where that waits for the broker."""
+        held = []
+        self._asked = self.schedule
+        try:
+            for entry in self._asked.values():
+                seconds = self.gate.holds_back(entry.name)
+                if seconds is not None:
+                    held.append(entry)
+                    entry.is_due = functools.partial(schedstate, False, seconds)
+            super().populate_heap(*args, **kwargs)
+        finally:
+            self._asked = None
+            for entry in held:
+                del entry.is_due
 
     def reserve(self, entry: Any) -> Any:
         self._last_reserved = new = super().reserve(entry)
@@ -232,6 +252,14 @@ class Gated(Scheduler):
         else:
             if advance:
                 self.reserve(entry)
+
+    def _do_sync(self) -> None:
+        """Raises nothing: Celery calls it when it has just published something, and that would be
+        taken for not published."""
+        try:
+            super()._do_sync()
+        except Exception:
+            logger.exception("%s could not write to its store", type(self).__name__)
 
     def sync(self) -> None:
         if not self._is_over and self.gate.is_open():

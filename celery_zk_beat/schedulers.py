@@ -753,7 +753,8 @@ class ZooKeeperScheduler(Scheduler):
         held = waiting is not None or self._control.holds(name) or self._ledger.damaged(name)
         if held or self._control.pauses_stale or self._closing:
             return _LONGEST_WAIT
-        return _RETRY_AFTER if self._room() <= 0 else None
+        is_full = len(self._ledger.outbox) >= MOST_RUNS and self._room() <= 0
+        return _RETRY_AFTER if is_full else None
 
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
         name, state, epoch = entry.name, self._ledger.state(entry.name), self._ledger.reign.epoch
