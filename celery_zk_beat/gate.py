@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 from multiprocessing.util import Finalize
 from typing import Any, Callable, Protocol
 
-from celery.beat import ScheduleEntry, Scheduler
+from celery.beat import Scheduler
 from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
@@ -31,6 +31,10 @@ logger = get_logger(__name__)
 
 #: By how much a store may round the time of a run.
 _ROUNDED = timedelta(milliseconds=1)
+
+
+#: How long ago an entry that has a start and never ran has run, say database schedulers.
+_PRETENDED = timedelta(days=365 * 30)
 
 
 class SchedulerFailed(ZkBeatError):
@@ -91,7 +95,7 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
         gated.opened()
-        logger.info("%s is elected %s", scheduler.__name__, " ".join(gated.info.split()))
+        logger.info(" ".join([scheduler.__name__, "is elected", *gated.info.split()]))
     return gated
 
 
@@ -133,14 +137,15 @@ class Gated(Scheduler):
         """To be called once, after it is made."""
         if hasattr(self, "lock_key"):
             self.lock_key = None  # RedBeat's: who is master is decided elsewhere
-        self.entries = _all_entries(self)
-        for entry in self.entries.values():
+        for entry in self._with_others(dict(self.schedule)).values():
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
                 # Of one that has run it is too early, so that it is brought up to date.
-                early = 2 * _ROUNDED if state.total_run_count else timedelta(0)
+                early = 2 * _ROUNDED if _ran_since_changed(entry, state) else timedelta(0)
                 entry.last_run_at = as_of(entry, state.last_run_at - early)
+                if _is_redbeats(entry):
+                    entry.reschedule(entry.last_run_at)
         self._is_open = True
         self.read_anew()
 
@@ -275,17 +280,45 @@ class Gated(Scheduler):
         """Has the scheduler know what ran though its store does not say so."""
         for name, entry in list(entries.items()):
             state = self._state(entry)
-            if state is not None and _is_behind(entry, state):
-                entries[name] = self._as_if_run(entry, as_of(entry, state.last_run_at))
-        self.entries = {**self.entries, **entries} if _is_partial(self) else entries
+            if state is not None and _last_run_at(entry) < state.last_run_at - _ROUNDED:
+                entries[name] = self._as_if_run(entry, state.last_run_at)
+        self.entries = self._with_others(entries)
 
     def _as_if_run(self, entry: Any, at: datetime) -> Any:
         if not hasattr(entry, "model"):
-            return entry._next_instance(last_run_at=at)
-        # An entry of a database takes no time as an argument; it asks itself for the present one.
-        now: Callable[[], datetime] = lambda: at  # noqa: E731
+            return entry._next_instance(last_run_at=as_of(entry, at))
+        # An entry of a database takes no time as an argument; it asks itself for the present one,
+        # in a manner that depends on its settings.
+        zone = entry._default_now().tzinfo
+        own = at.replace(tzinfo=None) if zone is None else at.astimezone(zone)
+        now: Callable[[], datetime] = lambda: own  # noqa: E731
         entry.default_now = entry._default_now = now
         return self.reserve(entry)
+
+    def _with_others(self, entries: Any) -> dict[str, Any]:
+        """The entries that were read, with those that some schedulers leave out of their schedule
+        until they are nearly due; the same dictionary where there are none."""
+        if hasattr(self.Entry, "from_key"):
+            others = self._of_redbeat(entries)
+        else:
+            models: Any = getattr(getattr(self, "Model", None), "objects", None)
+            if not hasattr(models, "enabled"):
+                return entries  # type: ignore[no-any-return]
+            left_out = (model for model in models.enabled() if model.name not in entries)
+            others = {model.name: self.Entry(model, app=self.app) for model in left_out}
+        return {**others, **entries} if others else entries
+
+    def _of_redbeat(self, entries: Any) -> dict[str, Any]:
+        """Those that are known, if they are still there, and those that have come."""
+        from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
+
+        app, found = self.app, {}
+        known = {entry.key: entry for entry in (*self.entries.values(), *entries.values())}
+        for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
+            with contextlib.suppress(KeyError):  # deleted
+                entry = known.get(key) or self.Entry.from_key(key, app=app)
+                found[entry.name] = entry
+        return found
 
 
 def key_of(entry: Any) -> str | None:
@@ -298,19 +331,19 @@ def key_of(entry: Any) -> str | None:
 
 def _last_run_at(entry: Any) -> datetime:
     at = entry.last_run_at
-    return datetime.min.replace(tzinfo=timezone.utc) if at is None else to_utc(at)
+    if at is None:
+        return datetime.min.replace(tzinfo=timezone.utc)
+    # With a start, database schedulers pretend that an entry that never ran did, long ago. It never
+    # did since it was last changed: to be enabled again, perhaps, after its one run.
+    changed = getattr(getattr(entry, "model", None), "date_changed", None)
+    return to_utc(changed if changed is not None and at == changed - _PRETENDED else at)
 
 
-def _is_behind(entry: Any, state: RunState) -> bool:
-    """Whether an entry does not know of its last run."""
-    # For that of a row that has none, django-celery-beat takes the row's last change, which may be
-    # an edit since.
-    model: Any = getattr(entry, "model", None)
-    changed = getattr(model, "date_changed", None)
-    knows_none = changed is not None and entry.last_run_at == changed and not model.total_run_count
-    if knows_none and state.total_run_count:
-        return True
-    return _last_run_at(entry) < state.last_run_at - _ROUNDED
+def _ran_since_changed(entry: Any, state: RunState) -> bool:
+    """Of an entry in a database. False of one that was enabled again, perhaps, after its one run."""
+    changed = getattr(getattr(entry, "model", None), "date_changed", None)
+    ran = changed is not None and state.total_run_count > 0
+    return ran and to_utc(changed) <= state.last_run_at
 
 
 def _due(entry: Any) -> datetime:
@@ -321,19 +354,6 @@ def _due(entry: Any) -> datetime:
     return due if start is None else max(due, to_utc(start))
 
 
-def _is_partial(scheduler: Scheduler) -> bool:
-    """Whether its schedule has only what is due, as RedBeat's."""
-    return hasattr(scheduler.Entry, "from_key")
-
-
-def _all_entries(scheduler: Scheduler) -> dict[str, ScheduleEntry]:
-    if not _is_partial(scheduler):
-        return dict(scheduler.schedule)
-    from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
-
-    app, entries = scheduler.app, {}
-    for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
-        with contextlib.suppress(KeyError):  # deleted
-            entry = scheduler.Entry.from_key(key, app=app)
-            entries[entry.name] = entry
-    return entries
+def _is_redbeats(entry: Any) -> bool:
+    """Whether its state is in a store of its own, which is read at each look."""
+    return hasattr(entry, "reschedule")
