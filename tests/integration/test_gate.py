@@ -3,6 +3,8 @@ whose session ends and that does nothing more."""
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -273,6 +275,23 @@ def test_the_banner_makes_none(app: Celery) -> None:
     app.conf.zk_beat_scheduler = "no.such:Thing"
     scheduler = ZooKeeperScheduler(app=app, lazy=True)
     assert ". elected -> no.such:Thing" in scheduler.info
+
+
+def test_what_is_to_run_once(
+    app: Celery, start: Callable[..., ZooKeeperScheduler], redis_server: Redis, tmp_path: Path
+) -> None:
+    """Does not again after a crash, though its store does not know that it ran."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    once = {**every(PERIOD), "task": "once"}
+    first = start(beat_schedule={"often": every(1), "once": once})
+    turn_until(first, lambda: history(app))  # the first run is written at once
+    with contextlib.closing(sqlite3.connect(tmp_path / "schedule.db")) as store, store:
+        store.execute("UPDATE celery_periodictask SET one_off = 1 WHERE name = 'once'")
+    turn_until(first, lambda: any(run.task == "once" for run in history(app)))
+    crash(first)
+    second = start(beat_schedule={})
+    turn_for(second, 2 * PERIOD)
+    assert [run.run for run in history(app) if run.task == "once"] == [1]
 
 
 def test_two_messages_while_the_broker_is_away(app: Celery, start: Start) -> None:
