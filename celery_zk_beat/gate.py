@@ -25,7 +25,7 @@ from celery.utils.imports import symbol_by_name
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger
 from .runs import RunState
-from .timetable import as_of, at_one_instant, due_instant, to_utc
+from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc
 
 logger = get_logger(__name__)
 
@@ -301,6 +301,8 @@ class Gated(Scheduler):
 
     def _state(self, entry: Any) -> RunState | None:
         state = self.gate.state(entry.name)
+        if state is not None and is_ahead(state.last_run_at, datetime.now(timezone.utc)):
+            return None  # not for its store, where it would have to be mended too
         return state if state is not None and state.key == key_of(entry) else None
 
     def _bring_up_to_date(self, entries: Any) -> None:
