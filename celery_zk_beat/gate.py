@@ -340,8 +340,8 @@ def _last_run_at(entry: Any) -> datetime:
 
 
 def _ran_since_changed(entry: Any, state: RunState) -> bool:
-    """Of an entry in a database. False of one that was enabled again, perhaps, after its one run."""
-    changed = getattr(getattr(entry, "model", None), "date_changed", None)
+    """Of an entry in a database; not of one that was enabled again, perhaps, after its one run."""
+    changed: Any = getattr(getattr(entry, "model", None), "date_changed", None)
     ran = changed is not None and state.total_run_count > 0
     return ran and to_utc(changed) <= state.last_run_at
 
