@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,12 @@ class Site:
         return celery_beat(self.folder, name, "benchmarks.beat_app", env=env, args=args)
 
     def sent(self) -> int:
-        """How many messages wait in the broker's queue."""
+        """How many messages wait in the queue."""
         return int(self.broker.llen("celery"))  # type: ignore[arg-type]
 
     def wait_sent(self, count: int, deadline: float) -> tuple[int, float]:
-        """Waits until so many have been sent, or for the deadline; how many there are, and when that
-        was seen. It looks often at first, and less often, in proportion, as time goes by."""
+        """Waits until so many have been sent, or for the deadline; how many there are, and when
+        that was seen. It looks often at first, and less often, in proportion, as time goes by."""
         begun = time.time()
         while True:
             sent, now = self.sent(), time.time()

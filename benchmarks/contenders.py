@@ -1,5 +1,6 @@
-"""The schedulers that are compared, each as its documentation says it is by default, and how each is
-given a schedule: in the app's configuration or, where the schedule lives in a store, in there."""
+"""The schedulers that are compared, each as its documentation says it is by default, and how each
+is given a schedule: in the app's configuration or, where the schedule lives in a store, in there.
+"""
 
 from __future__ import annotations
 
