@@ -1,6 +1,21 @@
-"""Contenders side by side.
+"""Contenders side by side: real ``celery beat`` processes, one broker, and for ours one ZooKeeper.
 
-python -m benchmarks.compare burst --n 1000 --contenders ours,stock
+    make bench
+    python -m benchmarks.compare all --quick
+    python -m benchmarks.compare burst --n 1000 --contenders ours,stock
+
+The cases:
+
+    burst     N entries come due at one instant
+    idle      a tick in which none of N entries is due
+    start     with N entries whose state is stored, to the first message; memory
+    takeover  the same of a standby when the master ends (ours alone)
+    spread    10,000 entries of 60 s, one after another: how late they are
+    drift     one entry of 1 s, all contenders at once; a standby of ours beside them
+    failover  benchmarks.failover: from the signal to another master's first run (ours alone)
+
+With --output: all that was measured as JSON, a table and plots in this folder. Ends with status 1
+if a bound was missed, or a fault was seen.
 """
 
 from __future__ import annotations
@@ -9,27 +24,92 @@ import argparse
 import contextlib
 import json
 import math
+import re
+import shutil
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import redis
 from kazoo.client import KazooClient
+from kazoo.exceptions import NoNodeError
 
-from example_project.processes import Process
+from celery_zk_beat.znodes import MasterRecord
+from example_project.processes import Process, wait_until
 from example_project.servers import Redis, ZooKeeper, celery_beat
 
-from .bench import PATHS, PATIENCE, TICK_TIME, cpu_seconds, scratch
+from . import failover, tables
+from .bench import (
+    PATHS,
+    PATIENCE,
+    TICK_TIME,
+    Cluster,
+    Term,
+    connection,
+    cpu_seconds,
+    load,
+    machine,
+    scratch,
+    sessions,
+)
 from .contenders import CONTENDERS, DAY, Load, fill, in_configuration
 
 Result = dict[str, Any]
+OURS = "ours"
+#: Of those whose every tick takes the longer the more entries there are: what they reach in the
+#: first seconds of a burst is what they go on with.
+STEADY = ("stock", "persistent", "database", "multibeat")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of each case.
+
+    Attributes:
+        rounds: of bursts and idle ticks of up to `often` entries; of the others there is one.
+        limit: seconds of a burst; of a contender in STEADY, `short_limit`.
+        spread: entries, and for how many seconds they are watched.
+        drift: seconds.
+        ends: of a master, by each of two signals.
+    """
+
+    bursts: Sequence[int] = (1, 100, 1000, 10_000, 100_000)
+    idle: Sequence[int] = (100, 10_000, 100_000)
+    starts: Sequence[int] = (10_000, 100_000)
+    rounds: int = 3
+    often: int = 10_000
+    limit: float = 60.0
+    short_limit: float = 5.0
+    idle_seconds: float = 1.0
+    spread: tuple[int, float] = (10_000, 60.0)
+    drift: float = 300.0
+    ends: int = 8
+
+
+QUICK = Plan(
+    bursts=(1, 1000),
+    idle=(100, 10_000),
+    starts=(10_000,),
+    rounds=1,
+    limit=5.0,
+    short_limit=2.0,
+    idle_seconds=0.5,
+    spread=(10_000, 6.0),
+    drift=10.0,
+    ends=2,
+)
 
 
 class Site:
-    """ZooKeeper and Redis, and one beat at a time."""
+    """ZooKeeper and Redis, and beats that start from what each case puts there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,104 +132,405 @@ class Site:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    @contextlib.contextmanager
-    def beat(self, who: str, load: Load) -> Iterator[Process]:
-        """One that has started from nothing but its schedule; it is ended by SIGKILL."""
-        self.clear()
-        fill(CONTENDERS[who], load, self.folder, self.redis.url())
-        with self.process(who, load) as beat:
-            yield beat.start()
-
-    def clear(self) -> None:
-        """Nothing is left of whoever was here before."""
+    def prepare(self, load: Load, *names: str) -> None:
+        """Nothing is left of whoever was here before, and those named have their schedule."""
         self.broker.flushall()
         if self.client.exists(PATHS.root):
             self.client.delete(PATHS.root, recursive=True)
-        for old in self.folder.glob("schedule*"):
-            old.unlink()
+        for who in names:
+            shutil.rmtree(self.folder / who, ignore_errors=True)
+            (self.folder / who).mkdir()
+            fill(CONTENDERS[who], load, self.folder / who, self.redis.url())
 
-    def process(self, who: str, load: Load, name: str = "beat") -> Process:
-        """Not started yet."""
+    def process(
+        self, who: str, load: Load, name: str = "", queue: str = "celery", **conf: Any
+    ) -> Process:
+        """Its beat, not started yet."""
+        env, files = self.env(who, load, task_default_queue=queue, **conf), self.files(who)
+        args = ["-S", CONTENDERS[who].scheduler, "-l", "WARNING", "-s", files]
+        return celery_beat(self.folder, name or who, "benchmarks.beat_app", env=env, args=args)
+
+    def env(self, who: str, load: Load, **conf: Any) -> dict[str, str]:
         contender, url = CONTENDERS[who], self.redis.url()
         conf = {
             "broker_url": url,
             "zk_beat_hosts": self.zookeeper.hosts,
             **contender.settings,
             **({contender.url: url} if contender.url else {}),
+            **conf,
         }
-        env: dict[str, str] = {"BENCHMARK_CONF": json.dumps(conf), **contender.env(self.folder)}
-        if in_configuration(contender):
-            env["BENCHMARK_LOAD"] = load.to_json()
-        args = ["-S", contender.scheduler, "-l", "WARNING", "-s", str(self.folder / "schedule")]
-        return celery_beat(self.folder, name, "benchmarks.beat_app", env=env, args=args)
+        env = {"BENCHMARK_CONF": json.dumps(conf), **contender.env(self.folder / who)}
+        return {**env, "BENCHMARK_LOAD": load.to_json()} if in_configuration(contender) else env
 
-    def sent(self) -> int:
-        """How many messages wait in the queue."""
-        return int(self.broker.llen("celery"))  # type: ignore[arg-type]
+    def files(self, who: str) -> str:
+        """Where a PersistentScheduler keeps its states."""
+        return str(self.folder / who / "schedule")
 
     def wait_sent(self, count: int, deadline: float) -> tuple[int, float]:
-        """Waits until so many have been sent, or for the deadline; how many there are, and when
-        that was seen. It looks often at first, and less often, in proportion, as time goes by."""
+        """Waits until so many messages are in the queue, or for the deadline; how many there are,
+        and when that was seen. It looks often at first, and less often, in proportion, later."""
         begun = time.time()
         while True:
-            sent, now = self.sent(), time.time()
+            sent, now = int(self.broker.llen("celery")), time.time()  # type: ignore[arg-type]
             if sent >= count or now > deadline:
                 return sent, now
             time.sleep(min(0.02, max(0.0003, (now - begun) / 100)))
 
+    def take(self, until: float, queues: Sequence[str] = ("celery",)) -> tuple[float, str, Any]:
+        """The next message: when it was there, in which queue, and its headers.
 
-def burst(site: Site, who: str, n: int, limit: float) -> Result:
-    """`n` entries that come due at one instant, when the beat is up and has sent a message before:
-    from that instant until the last is in the broker. `limit`: seconds for this."""
-    times = 10 if n == 1 else 1
-    gap = 0.5
-    at = math.ceil(time.time() + _time_to_start(who, n))
-    load = Load(n * times, DAY, at, n, gap, probe=(DAY, at - 1))
-    with site.beat(who, load) as beat:
-        patience = at + PATIENCE
-        sent, ready = site.wait_sent(1, patience)
-        if sent == 0:
-            return {"ready": None}
-        time.sleep(max(0.0, at - 0.005 - time.time()))
-        cpu, seconds = -cpu_seconds(beat.pid), []
+        Raises:
+            TimeoutError: none came.
+        """
+        while (wait := until - time.time()) > 0:
+            taken: Any = self.broker.brpop(list(queues), timeout=max(0.01, wait))
+            at = time.time()
+            if taken is not None:
+                return at, taken[0].decode(), json.loads(taken[1])["headers"]
+        raise TimeoutError("no message")
+
+    def term(self) -> Term | None:
+        """The master."""
+        with contextlib.suppress(NoNodeError):
+            data, stat = self.client.get(PATHS.master)
+            record = MasterRecord.decode(PATHS.master, data)
+            return Term(record.epoch, record.pid, stat.ctime / 1000)
+        return None
+
+    def requests(self, pid: int) -> int:
+        """How many ZooKeeper got from a beat; 0 if it has no session there."""
+        session = sessions(self.client).get(pid)
+        return 0 if session is None else connection(self.zookeeper, session)[0]
+
+
+def burst(site: Site, plan: Plan, who: str, n: int) -> Result:
+    """From the instant at which all are due, of a beat that is up and has sent a message before,
+    until the last is in the broker. Of one entry: the median of several, one after another."""
+    times, gap = (10, 0.3) if n == 1 else (1, 0.0)
+    limit = plan.short_limit if who in STEADY else plan.limit
+    at = _begin(n)
+    schedule = Load(n * times, DAY, at, n, gap, probe=(DAY, at - 1))
+    site.prepare(schedule, who)
+    at_first = time.time()
+    with site.process(who, schedule).start() as beat:
+        sent, ready = site.wait_sent(1, at_first + 2 * PATIENCE)
+        if not sent:
+            raise TimeoutError(f"sent nothing within {ready - at_first:.0f} s")
+        time.sleep(max(0.0, at - 0.02 - time.time()))
+        cpu, requests, seconds = -cpu_seconds(beat.pid), -site.requests(beat.pid), []
         for turn in range(times):
             begin = max(at + turn * gap, ready)
             sent, end = site.wait_sent(1 + n * (turn + 1), begin + limit)
             seconds.append(end - begin)
-        time.sleep(0.2)  # what is done after the last message is part of its cost
+        time.sleep(0.2)  # what is done after the last message is part of what it costs
         cpu += cpu_seconds(beat.pid)
-    dispatched = sent - 1
+        requests += site.requests(beat.pid)
+    done = (sent - 1) / times
     return {
-        "ready": round(ready - at + 1, 3),
-        "dispatched": dispatched,
-        "seconds": round(sum(seconds), 4),
-        "rate": round(dispatched / times / statistics.median(seconds), 1),
-        "cpu": round(cpu, 2),
+        "dispatched": sent - 1,
+        "seconds": statistics.median(seconds),
+        "rate": done / statistics.median(seconds),
+        "cpu_ms": 1000 * cpu / times / done if done else None,
+        "requests": requests / (sent - 1) if requests else None,
     }
 
 
-def _time_to_start(who: str, n: int) -> float:
-    """Seconds that are enough for a beat with so many entries to be ready."""
-    return 4 + n / 5000
+def _begin(n: int) -> float:
+    """A whole second, to which RedBeat rounds, at which a beat with `n` entries is up."""
+    return math.ceil(time.time() + 3.5 + n / 6000)
+
+
+def idle(site: Site, plan: Plan, who: str, n: int) -> Result:
+    schedule = Load(n, DAY, time.time() + DAY)
+    site.prepare(schedule, who)
+    args = [CONTENDERS[who].scheduler, site.files(who), str(plan.idle_seconds)]
+    process = Process(
+        site.folder,
+        f"idle-{who}",
+        [sys.executable, "-m", "benchmarks.idle", *args],
+        env=site.env(who, schedule),
+    )
+    with process.start():
+        line = process.wait_for_log('{"ticks"', 2 * PATIENCE)
+    return json.loads(line)  # type: ignore[no-any-return]
+
+
+def start(site: Site, plan: Plan, who: str, n: int) -> Result:
+    """From the start of the process to its first message. Those that store states have them from a
+    beat before."""
+    schedule = Load(n, DAY, time.time() + DAY, probe=(0.1, time.time()))
+    site.prepare(schedule, who)
+    with site.process(who, schedule).start() as beat:
+        if who in (OURS, "persistent"):
+            site.take(time.time() + 2 * PATIENCE)
+            beat.terminate()
+            site.broker.delete("celery")
+            beat.start()
+        begun = time.time()
+        at, _, _ = site.take(begun + 2 * PATIENCE)
+        result = {"seconds": at - begun, "memory": _memory(beat.pid)}
+        if who == OURS:
+            term = site.term()
+            assert term is not None
+            result["elected"] = at - term.since
+    return result
+
+
+def _memory(pid: int) -> float:
+    """What it takes at most, MB."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def takeover(site: Site, plan: Plan, n: int) -> Iterator[Result]:
+    """From the election of a standby to its first message, after either signal in turn."""
+    schedule = Load(n, DAY, time.time() + DAY, probe=(0.1, time.time()))
+    site.prepare(schedule, OURS)
+    with contextlib.ExitStack() as stack:
+        beats = [
+            stack.enter_context(
+                site.process(OURS, schedule, f"beat-{number}", zk_beat_session_timeout=2.0)
+            )
+            for number in range(2)
+        ]
+        for beat in beats:
+            beat.start()
+        for end in [signal.SIGTERM, signal.SIGKILL] * math.ceil(plan.rounds / 2):
+            pids = {beat.pid for beat in beats}
+            wait_until(lambda pids=pids: pids <= set(sessions(site.client)), PATIENCE, "members")
+            before, _, _ = _dispatching(site, 0)
+            master = next(beat for beat in beats if beat.pid == before.pid)
+            standby = next(beat for beat in beats if beat is not master)
+            memory, signalled = _memory(standby.pid), time.time()
+            master.send(end)
+            term, at, _ = _dispatching(site, before.epoch)
+            master.wait(10)
+            yield {
+                "signal": end.name,
+                "elected": at - term.since,
+                "seconds": at - signalled,
+                "memory": memory,
+            }
+            master.start()
+
+
+def _dispatching(site: Site, epoch: int) -> tuple[Term, float, Any]:
+    """The next master after that of the epoch, and its first message from now on."""
+    until = time.time() + 2 * PATIENCE
+    while True:
+        at, _, headers = site.take(until)
+        term = site.term()
+        if term is not None and headers["zk_beat"]["epoch"] == term.epoch > epoch:
+            return term, at, headers
+
+
+def spread(site: Site, plan: Plan, who: str) -> Result:
+    n, seconds = plan.spread
+    begin = _begin(n)
+    schedule = Load(n, 60.0, begin, apart=60.0 / n, probe=(DAY, begin - 1))
+    site.prepare(schedule, who)
+    end, late = begin + seconds, {}
+    with site.process(who, schedule).start() as beat:
+        time.sleep(max(0.0, begin - 0.02 - time.time()))
+        cpu, requests = -cpu_seconds(beat.pid), -site.requests(beat.pid)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                at, _, headers = site.take(end)
+                kind, _, number = headers["task"].partition("-")
+                if kind == "entry":  # its first run: the window is not longer than its period
+                    late.setdefault(int(number), at - begin - int(number) * schedule.apart)
+        cpu += cpu_seconds(beat.pid)
+        requests += site.requests(beat.pid)
+    due = int(n * seconds / 60)
+    values = sorted(value for number, value in late.items() if number < due)
+    return {
+        "share": len(values) / due,
+        "late_ms": _quantiles(values),
+        "cpu_minute": 60 * cpu / seconds,
+        "requests": requests / len(values) if requests else None,
+    }
+
+
+def _quantiles(values: Sequence[float]) -> list[float]:
+    """0, 1, ... 100 per cent, milliseconds, of sorted values, seconds."""
+    last = len(values) - 1
+    return [round(1000 * values[round(last * part / 100)], 3) for part in range(101) if values]
+
+
+def drift(site: Site, plan: Plan, names: Sequence[str]) -> Iterator[Result]:
+    """All contenders at once, each with a queue of its own."""
+    begin = math.ceil(time.time() + 4 + 2 * len(names))
+    schedule = Load(1, 1.0, begin)
+    site.prepare(schedule, *names)
+    came: dict[str, list[float]] = defaultdict(list)
+    with contextlib.ExitStack() as stack:
+        beats = {}
+        for who in names:
+            process = stack.enter_context(site.process(who, schedule, queue=who))
+            beats[who] = process.start()
+        if OURS in names:
+            wait_until(site.term, PATIENCE, "a master")
+            process = stack.enter_context(site.process(OURS, schedule, "standby", queue=OURS))
+            beats["standby"] = process.start()
+        time.sleep(max(0.0, begin - 0.5 - time.time()))
+        cpu = {who: -cpu_seconds(beat.pid) for who, beat in beats.items()}
+        requests = {who: -site.requests(beat.pid) for who, beat in beats.items()}
+        with contextlib.suppress(TimeoutError):
+            while True:
+                at, who, _ = site.take(begin + plan.drift - 0.5, names)
+                came[who].append(at)
+        for who, beat in beats.items():
+            cpu[who] += cpu_seconds(beat.pid)
+            requests[who] += site.requests(beat.pid)
+    for who in beats:
+        times = came[who]
+        late = [1000 * (at - begin - number) for number, at in enumerate(times)]
+        yield {
+            "who": who,
+            "seconds": plan.drift,
+            "runs": len(times),
+            "period": (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
+            "late_ms": [round(value, 3) for value in late],
+            "cpu_minute": 60 * cpu[who] / plan.drift,
+            "requests": requests[who] / plan.drift if requests[who] else None,
+        }
+
+
+def failovers(folder: Path, plan: Plan) -> Iterator[Result]:
+    for end in signal.SIGKILL, signal.SIGTERM:
+        place = folder / end.name
+        with Cluster(place, failover.SESSION_TIMEOUT, failover.PERIOD) as cluster:
+            cluster.start_beats(failover.BEATS)
+            rows, faults = failover.measure(cluster, end, plan.ends)
+        for row in rows:
+            yield {
+                "what": f"{end.name}: {row.what}",
+                "values": list(row.values),
+                "bound": row.bound,
+            }
+        for fault in faults:
+            yield {"what": f"{end.name}: {fault}", "fault": True}
+
+
+CASES = ("burst", "idle", "start", "takeover", "spread", "drift", "failover")
+
+
+def run(site: Site, plan: Plan, cases: Sequence[str], names: Sequence[str]) -> Iterator[Result]:
+    """All that is measured, as it comes: which case, who, how many entries, and the values."""
+
+    def each(
+        case: str, measure: Callable[[Site, Plan, str, int], Result], sizes: Sequence[int]
+    ) -> Iterator[Result]:
+        for turn in range(plan.rounds):
+            for n in sizes:
+                if n <= plan.often or turn == 0:
+                    for who in names:
+                        yield {"case": case, "who": who, "n": n, **_caught(measure, who, n)}
+
+    def _caught(measure: Callable[..., Result], *args: Any) -> Result:
+        try:
+            return measure(site, plan, *args)
+        except (TimeoutError, OSError, RuntimeError) as exc:
+            return {"error": str(exc)}
+
+    if "burst" in cases:
+        yield from each("burst", burst, plan.bursts)
+    if "idle" in cases:
+        yield from each("idle", idle, plan.idle)
+    if "start" in cases:
+        yield from each("start", start, plan.starts)
+    if "takeover" in cases and OURS in names:
+        for n in plan.starts:
+            for result in takeover(site, plan, n):
+                yield {"case": "takeover", "who": OURS, "n": n, **result}
+    if "spread" in cases:
+        for who in names:
+            yield {"case": "spread", "who": who, **_caught(spread, who)}
+    if "drift" in cases:
+        for result in drift(site, plan, names):
+            yield {"case": "drift", **result}
+    if "failover" in cases and OURS in names:
+        for result in failovers(site.folder, plan):
+            yield {"case": "failover", "who": OURS, **result}
+
+
+def installed() -> list[str]:
+    """The contenders whose packages are there."""
+    found = []
+    for name, contender in CONTENDERS.items():
+        with contextlib.suppress(PackageNotFoundError):
+            for package in contender.packages:
+                version(package)
+            found.append(name)
+    return found
+
+
+def compare(
+    plan: Plan, cases: Sequence[str], names: Sequence[str], output: Path | None
+) -> tuple[int, list[Result]]:
+    """Measures and tells. Returns the exit status and what was measured."""
+    results: list[Result] = []
+    begun = time.monotonic()
+    with scratch() as folder, Site(folder) as site:
+        packages = {"celery", "kombu", "redis", "kazoo"}
+        packages.update(package for name in names for package in CONTENDERS[name].packages)
+        about = [f"{datetime.now(timezone.utc):%Y-%m-%d}:"]
+        about += machine(site.zookeeper, site.redis, sorted(packages))
+        print("\n".join(about), flush=True)
+        for result in run(site, plan, cases, names):
+            results.append(result)
+            print(f"{time.monotonic() - begun:6.0f} s  {_line(result)}", flush=True)
+    about.append(f"load average at the end {load()}; {(time.monotonic() - begun) / 60:.0f} minutes")
+    bounds = tables.bounds(results)
+    text = tables.text(about, results, bounds)
+    print("\n" + text)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results.json").write_text(_json(about, results))
+        (output / "README.md").write_text(text)
+        tables.plots(results, output)
+    missed = [bound for bound in bounds if not bound.met]
+    return (1 if missed else 0), results
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    short = {key: value for key, value in result.items() if key not in ("late_ms", "values")}
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in short.items()
+        if value is not None
+    )
+
+
+def _json(about: Sequence[str], results: Sequence[Result]) -> str:
+    """A line for each result."""
+    lines = ",\n".join(json.dumps(result) for result in results)
+    return f'{{"about": {json.dumps(about)}, "results": [\n{lines}\n]}}\n'
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.compare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("case", choices=("burst",))
-    parser.add_argument("--n", default="1,100,1000,10000")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=10.0)
+    parser.add_argument("case", choices=("all", *CASES))
+    parser.add_argument("--quick", action="store_true", help="less of all, for development")
+    parser.add_argument("--contenders", help=f"of {','.join(CONTENDERS)}; default: all installed")
+    parser.add_argument("--n", help="how many entries, such as 100,1000")
+    parser.add_argument("--seconds", type=float, help="of spread (at most 60) and drift")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    names = args.contenders.split(",")
-    with scratch() as folder, Site(folder) as site:
-        for turn in range(args.rounds):
-            for n in map(int, args.n.split(",")):
-                for who in names:
-                    result = burst(site, who, n, args.limit)
-                    print(f"{turn + 1}  burst of {n:6}  {who:10}  {result}", flush=True)
-    return 0
+    plan = QUICK if args.quick else Plan()
+    if args.n:
+        sizes = [int(n) for n in args.n.split(",")]
+        plan = replace(plan, bursts=sizes, idle=sizes, starts=sizes, spread=(sizes[0], 60.0))
+    if args.seconds:
+        plan = replace(plan, drift=args.seconds, spread=(plan.spread[0], min(60, args.seconds)))
+    if args.rounds:
+        plan = replace(plan, rounds=args.rounds)
+    names = args.contenders.split(",") if args.contenders else installed()
+    cases = CASES if args.case == "all" else [args.case]
+    return compare(plan, cases, names, args.output)[0]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ is given a schedule: in the app's configuration or, where the schedule lives in 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
@@ -69,7 +71,7 @@ def in_configuration(contender: Contender) -> bool:
 
 
 def fill(contender: Contender, load: Load, folder: Path, url: str) -> None:
-    """Puts the schedule into the contender's empty store, if it has one.
+    """Puts the schedule into the contender's empty store, if it has one: `folder` or Redis.
 
     Not by way of ``beat_schedule``, which RedBeat and django-celery-beat would write to their
     stores entry by entry at each start, the latter without the time of the last run.
@@ -102,24 +104,8 @@ def _fill_redbeat(load: Load, url: str) -> None:
 
 
 def _fill_database(load: Load, folder: Path) -> None:
-    from django.conf import settings
-
-    if not settings.configured:
-        # By hand, for Celery looks for DJANGO_SETTINGS_MODULE in the environment of every beat.
-        import os
-
-        import django
-        from django.core.management import call_command
-
-        os.environ.update(CONTENDERS["database"].env(folder))
-        from tests.chaos import django_settings
-
-        for name in CONTENDERS["database"].env(folder):
-            del os.environ[name]
-        given = {key: value for key, value in vars(django_settings).items() if key.isupper()}
-        settings.configure(**given)
-        django.setup()
-        call_command("migrate", verbosity=0)
+    file = _set_up_django(folder.parent)
+    from django.db import connection
     from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 
     PeriodicTask.objects.all().delete()
@@ -137,3 +123,25 @@ def _fill_database(load: Load, folder: Path) -> None:
         batch_size=1000,
     )
     PeriodicTasks.update_changed()
+    connection.close()
+    shutil.copy(file, folder)
+
+
+def _set_up_django(folder: Path) -> str:
+    """Has this process use a database of its own, which has all tables; the file's name."""
+    import django
+    from django.conf import settings
+    from django.core.management import call_command
+
+    if not settings.configured:
+        env = CONTENDERS["database"].env(folder)
+        os.environ.update(env)
+        from tests.chaos import django_settings
+
+        for name in env:
+            del os.environ[name]  # or Celery would set up Django in every beat
+        given = {key: value for key, value in vars(django_settings).items() if key.isupper()}
+        settings.configure(**given)
+        django.setup()
+        call_command("migrate", verbosity=0)
+    return str(settings.DATABASES["default"]["NAME"])
