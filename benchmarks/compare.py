@@ -64,6 +64,8 @@ from .contenders import CONTENDERS, DAY, Load, fill, in_configuration
 
 Result = dict[str, Any]
 OURS = "ours"
+#: Seconds that the last runs of a window have to arrive.
+GRACE = 0.25
 #: Of those whose every tick takes the longer the more entries there are: what they reach in the
 #: first seconds of a burst is what they go on with.
 STEADY = ("stock", "persistent", "database", "multibeat")
@@ -183,7 +185,7 @@ class Site:
             TimeoutError: none came.
         """
         while (wait := until - time.time()) > 0:
-            taken: Any = self.broker.brpop(list(queues), timeout=max(0.01, wait))
+            taken: Any = self.broker.brpop(list(queues), timeout=max(0.01, min(1.0, wait)))
             at = time.time()
             if taken is not None:
                 return at, taken[0].decode(), json.loads(taken[1])["headers"]
@@ -327,27 +329,33 @@ def _dispatching(site: Site, epoch: int) -> tuple[Term, float, Any]:
 
 def spread(site: Site, plan: Plan, who: str) -> Result:
     n, seconds = plan.spread
-    begin = _begin(n)
-    schedule = Load(n, 60.0, begin, apart=60.0 / n, probe=(DAY, begin - 1))
-    site.prepare(schedule, who)
-    end, late = begin + seconds, {}
-    with site.process(who, schedule).start() as beat:
-        time.sleep(max(0.0, begin - 0.02 - time.time()))
-        cpu, requests = -cpu_seconds(beat.pid), -site.requests(beat.pid)
-        with contextlib.suppress(TimeoutError):
-            while True:
-                at, _, headers = site.take(end)
-                kind, _, number = headers["task"].partition("-")
-                if kind == "entry":  # its first run: the window is not longer than its period
-                    late.setdefault(int(number), at - begin - int(number) * schedule.apart)
-        cpu += cpu_seconds(beat.pid)
-        requests += site.requests(beat.pid)
-    due = int(n * seconds / 60)
+    for allow in 1, 3:
+        begin = _begin(allow * n)
+        schedule = Load(n, 60.0, begin, apart=60.0 / n, probe=(DAY, begin - 0.5))
+        site.prepare(schedule, who)
+        with site.process(who, schedule).start() as beat, contextlib.suppress(TimeoutError):
+            site.take(begin)  # the probe
+            return _spread(site, beat, schedule, seconds)
+    raise TimeoutError("was not ready in time")
+
+
+def _spread(site: Site, beat: Process, schedule: Load, seconds: float) -> Result:
+    late: dict[int, float] = {}
+    cpu, requests = -cpu_seconds(beat.pid), -site.requests(beat.pid)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            at, _, headers = site.take(schedule.first + seconds + GRACE)
+            number = int(headers["task"].partition("-")[2])
+            # Its first run: the window is not longer than its period.
+            late.setdefault(number, at - schedule.first - number * schedule.apart)
+    cpu += cpu_seconds(beat.pid)
+    requests += site.requests(beat.pid)
+    due = int(schedule.count * seconds / schedule.period)
     values = sorted(value for number, value in late.items() if number < due)
     return {
         "share": len(values) / due,
         "late_ms": _quantiles(values),
-        "cpu_minute": 60 * cpu / seconds,
+        "cpu_minute": 60 * cpu / (seconds + GRACE),
         "requests": requests / len(values) if requests else None,
     }
 
@@ -360,8 +368,7 @@ def _quantiles(values: Sequence[float]) -> list[float]:
 
 def drift(site: Site, plan: Plan, names: Sequence[str]) -> Iterator[Result]:
     """All contenders at once, each with a queue of its own."""
-    begin = math.ceil(time.time() + 4 + 2 * len(names))
-    schedule = Load(1, 1.0, begin)
+    schedule = Load(1, 1.0, time.time())
     site.prepare(schedule, *names)
     came: dict[str, list[float]] = defaultdict(list)
     with contextlib.ExitStack() as stack:
@@ -373,27 +380,31 @@ def drift(site: Site, plan: Plan, names: Sequence[str]) -> Iterator[Result]:
             wait_until(site.term, PATIENCE, "a master")
             process = stack.enter_context(site.process(OURS, schedule, "standby", queue=OURS))
             beats["standby"] = process.start()
-        time.sleep(max(0.0, begin - 0.5 - time.time()))
+        for who in names:
+            site.take(time.time() + PATIENCE, [who])
+        time.sleep(2)  # all have started now, and are at rest
+        site.broker.delete(*names)
+        begin = time.time()
         cpu = {who: -cpu_seconds(beat.pid) for who, beat in beats.items()}
         requests = {who: -site.requests(beat.pid) for who, beat in beats.items()}
         with contextlib.suppress(TimeoutError):
             while True:
-                at, who, _ = site.take(begin + plan.drift - 0.5, names)
+                at, who, _ = site.take(begin + plan.drift + 1, names)
                 came[who].append(at)
         for who, beat in beats.items():
             cpu[who] += cpu_seconds(beat.pid)
             requests[who] += site.requests(beat.pid)
     for who in beats:
-        times = came[who]
-        late = [1000 * (at - begin - number) for number, at in enumerate(times)]
+        first = came[who][0] if came[who] else 0.0
+        times = [at - first for at in came[who] if at - first < plan.drift - 0.5]
         yield {
             "who": who,
             "seconds": plan.drift,
             "runs": len(times),
-            "period": (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
-            "late_ms": [round(value, 3) for value in late],
-            "cpu_minute": 60 * cpu[who] / plan.drift,
-            "requests": requests[who] / plan.drift if requests[who] else None,
+            "period": times[-1] / (len(times) - 1) if len(times) > 1 else None,
+            "late_ms": [round(1000 * (at - number), 3) for number, at in enumerate(times)],
+            "cpu_minute": 60 * cpu[who] / (plan.drift + 1),
+            "requests": requests[who] / (plan.drift + 1) if requests[who] else None,
         }
 
 
