@@ -25,7 +25,7 @@ def main(scheduler: str, file: str, seconds: float) -> None:
     turn = _dispatch_loop(service.scheduler) or service.scheduler.tick
     if turn == service.scheduler.tick:
         beat_init.send(sender=service)  # RedBeat takes its lock
-    end = time.monotonic() + 2  # what is not done at once, such as confirmations, is over then
+    end = time.monotonic() + 1  # what is not done at once, such as confirmations, is over then
     for _ in range(3):
         turn()
     while time.monotonic() < end:
