@@ -109,7 +109,7 @@ QUICK = Plan(
     limit=5.0,
     short_limit=2.0,
     idle_seconds=0.5,
-    spread=(10_000, 4.0),
+    spread=(10_000, 3.0),
     drift=10.0,
     ends=2,
 )
@@ -178,7 +178,8 @@ class Site:
         and when that was seen. It looks often at first, and less often, in proportion, later."""
         begun = time.time()
         while True:
-            sent, now = int(self.broker.llen("celery")), time.time()  # type: ignore[arg-type]
+            length: Any = self.broker.llen("celery")
+            sent, now = int(length), time.time()
             if sent >= count or now > deadline:
                 return sent, now
             time.sleep(min(0.02, max(0.0003, (now - begun) / 100)))
@@ -304,8 +305,11 @@ def takeover(site: Site, plan: Plan, n: int) -> Iterator[Result]:
         for beat in beats:
             beat.start()
         for end in [signal.SIGTERM, signal.SIGKILL] * (plan.ends // 2):
-            pids = {beat.pid for beat in beats}
-            wait_until(lambda pids=pids: pids <= set(sessions(site.client)), PATIENCE, "members")
+            wait_until(
+                lambda: {beat.pid for beat in beats} <= set(sessions(site.client)),
+                PATIENCE,
+                "both to be members",
+            )
             before, _, _ = _dispatching(site, 0)
             master = next(beat for beat in beats if beat.pid == before.pid)
             standby = next(beat for beat in beats if beat is not master)
@@ -436,10 +440,7 @@ def run(site: Site, plan: Plan, cases: Sequence[str], names: Sequence[str]) -> I
     """All that is measured, as it comes: which case, who, how many entries, and the values."""
 
     def each(
-        case: str,
-        measure: Callable[[Site, Plan, str, int], Result],
-        sizes: Sequence[int],
-        turn: int,
+        case: str, measure: Callable[..., Result], sizes: Sequence[int], turn: int = 0
     ) -> Iterator[Result]:
         for n in sizes:
             for who in names:
@@ -532,7 +533,7 @@ def _json(about: Sequence[str], results: Sequence[Result]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.compare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("case", choices=("all", *CASES))
+    parser.add_argument("case", nargs="+", choices=("all", *CASES))
     parser.add_argument("--quick", action="store_true", help="less of all, for development")
     parser.add_argument("--contenders", help=f"of {','.join(CONTENDERS)}; default: all installed")
     parser.add_argument("--n", help="how many entries, such as 100,1000")
@@ -552,7 +553,7 @@ def main() -> int:
     if args.contenders:
         names = args.contenders.split(",")
         plan = replace(plan, fully=names)
-    cases = CASES if args.case == "all" else [args.case]
+    cases = CASES if "all" in args.case else args.case
     return compare(plan, cases, names, args.output)[0]
 
 

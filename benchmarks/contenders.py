@@ -92,8 +92,15 @@ def _fill_redbeat(load: Load, url: str) -> None:
 
     with redis.Redis.from_url(url) as server, server.pipeline(transaction=False) as pipe:
         for number, (name, period, last) in enumerate(load.entries()):
-            definition = {"name": name, "task": name, "args": None, "kwargs": None, "options": {}}
-            definition.update(schedule=schedule(period), enabled=True)
+            definition = {
+                "name": name,
+                "task": name,
+                "args": None,
+                "kwargs": None,
+                "options": {},
+                "schedule": schedule(period),
+                "enabled": True,
+            }
             key = f"redbeat:{name}"
             pipe.hset(key, "definition", write(definition))
             pipe.hset(key, "meta", write({"last_run_at": last}))

@@ -304,12 +304,15 @@ def _requests(values: Values) -> Iterable[list[str]]:
 
 
 def plots(results: Sequence[Result], folder: Path) -> None:
-    """SVG files. Needs matplotlib."""
-    import matplotlib
-
+    """SVG files."""
+    try:
+        import matplotlib
+        from matplotlib import pyplot
+    except ImportError:
+        print("no plots without matplotlib: pip install -e .[bench]")
+        return
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "benchmarks"
-    from matplotlib import pyplot
 
     values = Values(results)
 
@@ -326,11 +329,11 @@ def plots(results: Sequence[Result], folder: Path) -> None:
         pyplot.close(figure)
 
     def by_size(case: str, key: str) -> dict[str, tuple[Any, Any]]:
-        lines = {}
+        lines: dict[str, tuple[Any, Any]] = {}
         for who in values.who(case):
             got = {n: values.get(case, who, key, n) for n in values.sizes(case)}
-            points = [(n, value) for n, value in got.items() if value]
-            lines[who] = tuple(zip(*points)) if points else ((), ())
+            points = {n: value for n, value in got.items() if value}
+            lines[who] = list(points), list(points.values())
         return lines
 
     if len(values.sizes("burst")) > 1:
