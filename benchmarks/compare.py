@@ -362,7 +362,7 @@ def _spread(site: Site, beat: Process, schedule: Load, seconds: float) -> Result
             late.setdefault(number, at - schedule.first - number * schedule.apart)
     cpu += cpu_seconds(beat.pid)
     requests += site.requests(beat.pid)
-    due = int(schedule.count * seconds / schedule.period)
+    due = math.ceil(schedule.count * seconds / schedule.period)
     values = sorted(value for number, value in late.items() if number < due)
     return {
         "share": len(values) / due,
