@@ -219,18 +219,18 @@ def burst(site: Site, plan: Plan, who: str, n: int) -> Result:
     at = _begin(n)
     schedule = Load(n * times, DAY, at, n, gap, probe=(DAY, at - 1))
     site.prepare(schedule, who)
-    at_first = time.time()
+    begun = time.time()
     with site.process(who, schedule).start() as beat:
-        sent, ready = site.wait_sent(1, at_first + 2 * PATIENCE)
+        sent, ready = site.wait_sent(1, begun + 2 * PATIENCE)
         if not sent:
-            raise TimeoutError(f"sent nothing within {ready - at_first:.0f} s")
-        time.sleep(max(0.0, at - 0.02 - time.time()))
+            raise TimeoutError(f"sent nothing within {ready - begun:.0f} s")
+        time.sleep(max(0.0, at - 0.1 - time.time()))
         cpu, requests, seconds = -cpu_seconds(beat.pid), -site.requests(beat.pid), []
         for turn in range(times):
             begin = max(at + turn * gap, ready)
             time.sleep(max(0.0, begin - 0.005 - time.time()))
             sent, end = site.wait_sent(1 + n * (turn + 1), begin + limit)
-            seconds.append(end - begin)
+            seconds.append(max(end - begin, 0.0001))
         time.sleep(0.2)  # what is done after the last message is part of what it costs
         cpu += cpu_seconds(beat.pid)
         requests += site.requests(beat.pid)
