@@ -97,7 +97,7 @@ class Plan:
     idle_seconds: float = 1.0
     spread: tuple[int, float] = (10_000, 60.0)
     drift: float = 300.0
-    ends: int = 6
+    ends: int = 4
 
 
 QUICK = Plan(
@@ -214,7 +214,7 @@ class Site:
 def burst(site: Site, plan: Plan, who: str, n: int) -> Result:
     """From the instant at which all are due, of a beat that is up and has sent a message before,
     until the last is in the broker. Of one entry: the median of several, one after another."""
-    times, gap = (plan.times, 0.3) if n == 1 else (1, 0.0)
+    times, gap = (plan.times, 0.2) if n == 1 else (1, 0.0)
     limit = plan.short_limit if who in STEADY else plan.limit
     at = _begin(n)
     schedule = Load(n * times, DAY, at, n, gap, probe=(DAY, at - 1))
