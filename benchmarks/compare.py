@@ -341,7 +341,7 @@ def _dispatching(site: Site, epoch: int) -> tuple[Term, float, Any]:
 
 def spread(site: Site, plan: Plan, who: str) -> Result:
     n, seconds = plan.spread
-    for allow in 1, 3:
+    for allow in 1, 10:
         begin = _begin(allow * n)
         schedule = Load(n, 60.0, begin, apart=60.0 / n, probe=(DAY, begin - 0.5))
         site.prepare(schedule, who)
