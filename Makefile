@@ -7,7 +7,7 @@ HOURS := 1
 # test,docker: with pytest-celery, without which the tests in containers are skipped.
 EXTRAS := test
 
-.PHONY: help demo demo-django test test-oldest docker simulate chaos soak contenders kills lint clean
+.PHONY: help demo demo-django test test-oldest docker simulate chaos soak contenders bench kills lint clean
 
 help:
 	@echo "make demo        a failover to watch, about 70 seconds, on servers that it starts itself"
@@ -20,6 +20,7 @@ help:
 	@echo "make soak        the same for HOURS=n"
 	@echo "make kills       200 kills, 20 pauses and 20 outages, 100 kills with Django, about 30 minutes"
 	@echo "make contenders  the same faults for this and for other schedulers: a table"
+	@echo "make bench       how fast this and others are: a table, 25 minutes; BENCH=--quick for less"
 	@echo "make clean       remove what the others made"
 
 demo:
@@ -70,6 +71,12 @@ contenders:
 	done; \
 	$(VENV)-contenders/bin/python -m tests.chaos.times $$folder/*/history.jsonl
 
+# With BENCH, such as --quick, elsewhere than where the whole of it is kept.
+bench: OUTPUT := $(if $(BENCH),$(shell mktemp -d -t bench-XXXXXX),benchmarks/results)
+bench:
+	@.ci/setup $(VENV)-bench bench
+	$(VENV)-bench/bin/python -m benchmarks.compare all $(BENCH) --output $(OUTPUT)
+
 kills:
 	@.ci/setup $(VENV) $(EXTRAS)
 	$(BIN)/python -m tests.chaos.kills --times 200
@@ -84,4 +91,4 @@ lint:
 	$(BIN)/mypy celery_zk_beat
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders $(VENV)-bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
