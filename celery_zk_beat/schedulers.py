@@ -8,7 +8,6 @@ stop; ``tick()`` waits for a sign of its progress and passes on its errors.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import heapq
 import itertools
@@ -63,6 +62,11 @@ _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
 #: Most runs in the outbox: it is written whole, in one transaction with what is claimed.
 MOST_WAITING = 2 * MOST_RUNS
+#: Most messages that are handed to the broker together: as many as leave well within the part of
+#: the session time-out that is left after the last look at the clock.
+MOST_TOGETHER = 100
+#: No bound on the commands that kombu gathers: they leave when we say so, after that look.
+_UNBOUNDED = 2**31
 #: Most runs of the outbox that a take-over tells of, each in a line.
 _MOST_TOLD = 20
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
@@ -109,6 +113,9 @@ class ZooKeeperScheduler(Scheduler):
         self.metrics = Metrics()
         #: Entry to run of which a publish failed, so that the broker may have the message or not.
         self._in_doubt: dict[str, int] = {}
+        #: How many messages the broker takes together; one as long as that is not known.
+        self._most_together = 1
+        self._gathering = False
         self._dispatching_epoch = 0
         self._election: Any = None
         self._ledger: Any = None
@@ -207,16 +214,21 @@ class ZooKeeperScheduler(Scheduler):
     @cached_property
     def producer(self) -> Any:
         """To the broker, connected; its channel looks at the clock once more when a message is made
-        and all is declared, as late as anything but the broker can."""
+        and all is declared, as late as anything but the broker can. Of messages that leave together
+        :meth:`_together` does."""
         producer = self.Producer(self._ensure_connected(), auto_declare=False)
         channel = producer.channel  # opened now, not between that look and the sending
         publish = channel.basic_publish
 
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
-            self._ledger.assure()
+            if not self._gathering:
+                self._ledger.assure()
             return publish(*args, **kwargs)
 
         channel.basic_publish = publish_if_master
+        # kombu has it since 5.7, for Redis.
+        if getattr(producer, "supports_batch_publish", False):
+            self._most_together = MOST_TOGETHER
         return producer
 
     @property
@@ -262,6 +274,7 @@ class ZooKeeperScheduler(Scheduler):
 
     def _drop_connection(self) -> None:
         self.__dict__.pop("producer", None)
+        self._most_together = 1
         connection = self.__dict__.pop("connection", None)
         if connection is not None:
             with contextlib.suppress(*connection.connection_errors, *connection.channel_errors):
@@ -674,39 +687,84 @@ class ZooKeeperScheduler(Scheduler):
         return Run(entry.name, number, due_instant(entry), claimed, epoch)
 
     def _publish(self, runs: Iterable[Run]) -> None:
+        """Publishes what may be published now: together, as many as the broker takes so; but alone
+        what is in doubt, for it may be to blame for what failed with it."""
+        together: list[Run] = []
         for run in list(runs):
-            if self._back_off.left([run.entry]) > 0 or not self._may_publish(run):
+            if not self._may_publish(run):
                 continue
-            if self._closing or self._control.pauses_stale:
-                return
-            self._ledger.assure()
-            begun = boottime()
-            try:
-                self._send(run)
-            except Exception as exc:
-                if isinstance(exc.__context__, ZkBeatError):
-                    raise exc.__context__ from None  # the producer's, in Celery's wrapping
-                self._publish_failed(run, exc, begun)
-                self._ledger.put_last(run)  # it may be the fault of this one alone
-                self._resign_if_useless()
-            else:
-                self._back_off.forgive(run.entry)
-                self._failing_since = None
-                at = datetime.now(timezone.utc)
-                self._note_published(run, at)
-                self._ledger.published(run, at)
-                self._announce_published(run)
-                self._ledger.confirm()
-                self._show_progress()
+            if self._in_doubt.get(run.entry) == run.number:
+                self._publish_together([run])
+                continue
+            together.append(run)
+            if len(together) >= self._most_together:
+                self._publish_together(together)
+                together = []
+        self._publish_together(together)
 
-    def _note_published(self, run: Run, at: datetime) -> None:
-        self.metrics.published += 1
-        in_doubt = self._in_doubt.pop(run.entry, None) == run.number
-        if in_doubt or run.epoch != self._ledger.reign.epoch:
-            self.metrics.resent += 1
-        self.metrics.lateness.observe((at - run.due).total_seconds())
+    def _publish_together(self, runs: list[Run]) -> None:
+        runs = [run for run in runs if self._back_off.left([run.entry]) <= 0]
+        if not runs or self._closing or self._control.pauses_stale:
+            return
+        self._ledger.assure()
+        begun = boottime()
+        made: list[Run] = []
+        try:
+            with self._together(len(runs)):
+                for run in runs:
+                    try:
+                        self._send(run)
+                    except Exception as exc:
+                        if len(runs) == 1 or self._concerns_all(exc):
+                            raise
+                        self._publish_failed([run], exc, begun)
+                    else:
+                        made.append(run)
+        except Exception as exc:
+            error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
+            if isinstance(error, ZkBeatError):
+                raise error from None  # that of the look at the clock, perhaps in Celery's wrapping
+            self._publish_failed(runs, exc, begun)
+            self._resign_if_useless()
+        else:
+            self._note_published(made)
+
+    @contextlib.contextmanager
+    def _together(self, count: int) -> Iterator[None]:
+        """Messages that are made within leave together, after a look at the clock, or none does;
+        a single one leaves by itself."""
+        if count == 1:
+            yield
+            return
+        with self.producer.batch(max_size=_UNBOUNDED) as batch:
+            self._gathering = True
+            try:
+                yield
+            finally:
+                self._gathering = False
+            self._ledger.assure()
+            batch.flush()
+
+    def _note_published(self, runs: list[Run]) -> None:
+        if not runs:
+            return
+        self._failing_since = None
+        at = datetime.now(timezone.utc)
+        for run in runs:
+            self._back_off.forgive(run.entry)
+            in_doubt = self._in_doubt.pop(run.entry, None) == run.number
+            if in_doubt or run.epoch != self._ledger.reign.epoch:
+                self.metrics.resent += 1
+            self.metrics.published += 1
+            self.metrics.lateness.observe((at - run.due).total_seconds())
+            self._ledger.published(run, at)
+            self._announce_published(run)
+        self._ledger.confirm()
+        self._show_progress()
 
     def _announce_published(self, run: Run) -> None:
+        if not run_published.receivers:
+            return
         entry = self.schedule[run.entry]
         self._announcer.send(
             run_published,
@@ -719,7 +777,7 @@ class ZooKeeperScheduler(Scheduler):
         )
 
     def _send(self, run: Run) -> None:
-        entry = copy.copy(self.schedule[run.entry])
+        entry = _copy(self.schedule[run.entry])
         header = {
             "epoch": self._ledger.reign.epoch,
             "run": run.number,
@@ -745,11 +803,14 @@ class ZooKeeperScheduler(Scheduler):
         known = self.schedule.get(entry)
         if known is not None and known.options.get("task_id"):
             return str(known.options["task_id"])
-        namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
         # What uuid.uuid5() does, but any text can be an entry's name.
         name = f"{entry}/{number}".encode("utf-8", "surrogatepass")
-        digest = hashlib.sha1(namespace.bytes + name, usedforsecurity=False).digest()
+        digest = hashlib.sha1(self._namespace.bytes + name, usedforsecurity=False).digest()
         return str(uuid.UUID(bytes=digest[:16], version=5))
+
+    @cached_property
+    def _namespace(self) -> uuid.UUID:
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
 
     def _resign_if_useless(self) -> None:
         """A master without a road to the broker makes way for one that may have it."""
@@ -765,26 +826,40 @@ class ZooKeeperScheduler(Scheduler):
             self._failing_since = None
             self._election.resign(why=f"could not publish for {deadline:g} s")
 
-    def _publish_failed(self, run: Run, exc: Exception, begun: float) -> None:
-        connection = self.connection
-        errors = (OperationalError, ConnectionError, TimeoutError, *connection.connection_errors)
-        #: Whether other runs would fare no better.
-        broker = comes_from(exc, errors)
-        self.metrics.failed += 1
-        if broker:
-            self._in_doubt[run.entry] = run.number
-        if broker and self._failing_since is None:
+    def _broker_is_away(self, exc: Exception) -> bool:
+        """Whether no run would fare better."""
+        errors = (OperationalError, ConnectionError, TimeoutError)
+        return comes_from(exc, (*errors, *self.connection.connection_errors))
+
+    def _concerns_all(self, exc: Exception) -> bool:
+        """Whether what one run failed with ends all that was to leave with it."""
+        errors = (ZkBeatError, *self.connection.channel_errors)
+        return comes_from(exc, errors) or self._broker_is_away(exc)
+
+    def _publish_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
+        """Of runs of which each, or none, may have been published."""
+        away = self._broker_is_away(exc)
+        self.metrics.failed += len(runs)
+        if away or len(runs) > 1:
+            self._in_doubt.update({run.entry: run.number for run in runs})
+        if away and self._failing_since is None:
             self._failing_since = begun
-        pause = self._back_off.punish(None if broker else run.entry)
+        pause = 0.0  # but for who is alone, and so to blame
+        if away or len(runs) == 1:
+            pause = self._back_off.punish(None if away else runs[0].entry)
+        others = f" and {len(runs) - 1} others" if len(runs) > 1 else ""
         logger.error(
-            "%s: run %d could not be published, trying again in %.3g s: %s",
-            run.entry,
-            run.number,
+            "%s: run %d%s could not be published, trying again in %.3g s: %s",
+            runs[0].entry,
+            runs[0].number,
+            others,
             pause,
             exc,
-            exc_info=None if broker else exc,
+            exc_info=None if away else exc,
         )
-        if broker or comes_from(exc, connection.channel_errors):
+        for run in runs:
+            self._ledger.put_last(run)
+        if away or comes_from(exc, self.connection.channel_errors):
             self._drop_connection()  # it is half dead, or its channel is closed
 
     def digest(self) -> str:
@@ -794,6 +869,13 @@ class ZooKeeperScheduler(Scheduler):
             for name, entry in self.schedule.items()
         )
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def _copy(entry: Any) -> Any:
+    """What copy.copy() makes, without the constructor, through which Celery has it go."""
+    copied = object.__new__(type(entry))
+    vars(copied).update(vars(entry))
+    return copied
 
 
 def _is_number(value: Any) -> bool:

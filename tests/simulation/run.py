@@ -53,7 +53,9 @@ class _Producer(Producer):  # type: ignore[misc]
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         World.active.breathe()
-        return super().publish(*args, **kwargs)
+        published = super().publish(*args, **kwargs)
+        World.active.breathe()
+        return published
 
 
 def _make_app(name: str) -> Celery:
