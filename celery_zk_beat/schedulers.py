@@ -720,6 +720,7 @@ class ZooKeeperScheduler(Scheduler):
                         self._publish_failed([run], exc, begun)
                     else:
                         made.append(run)
+                        self._show_progress()
         except Exception as exc:
             error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
             if isinstance(error, ZkBeatError):
@@ -760,7 +761,6 @@ class ZooKeeperScheduler(Scheduler):
             self._ledger.published(run, at)
             self._announce_published(run)
         self._ledger.confirm()
-        self._show_progress()
 
     def _announce_published(self, run: Run) -> None:
         if not run_published.receivers:
