@@ -154,17 +154,21 @@ class RunLedger:
         """Whether any page cannot be understood."""
         return bool(self._damaged)
 
-    def first_seen(self, entries: dict[str, datetime]) -> None:
+    def first_seen(
+        self, entries: Mapping[str, datetime], keys: Mapping[str, str | None] | None = None
+    ) -> None:
         """Gives entries that have none a state; one whose last run waits in the outbox, as after
         its page was deleted, that of this run.
 
         Args:
             entries: name to `last_run_at`, the instant from which their clock runs.
+            keys: name to key, of those that have one.
         """
-        states = {name: RunState(at) for name, at in entries.items()}
+        keys = keys or {}
+        states = {name: RunState(at, key=keys.get(name)) for name, at in entries.items()}
         for name in states.keys() & self.outbox.keys():
             run = self.outbox[name]
-            states[name] = RunState(run.claimed, run.number, run.due)
+            states[name] = RunState(run.claimed, run.number, run.due, key=run.key)
         self._commit_all(states)
 
     def claim(self, runs: Sequence[Run], *also: Operation) -> list[Run]:
@@ -428,6 +432,7 @@ class RunLedger:
             total_run_count=run.number,
             due=run.due,
             history=page.remembered(before.history, past),
+            key=run.key,
         )
 
     # Reading ------------------------------------------------------------------------------------
@@ -494,6 +499,6 @@ def _size(name: str, state: RunState | None) -> int:
     """At least the bytes of a state, or of a run, as JSON."""
     size = len(json.dumps(name)) + 230
     if state is not None:
-        size += 12 * len(state.dropped)
+        size += 12 * len(state.dropped) + 12 * len(state.key or "")
         size += sum(70 + 12 * len(past.note or "") for past in state.history)
     return size

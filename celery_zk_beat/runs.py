@@ -68,6 +68,7 @@ class RunState:
         dropped: numbers of the last runs that were dropped, by the recovery policy.
         unnamed_since: since when no master's schedule named the entry, None while one does.
         history: what became of the last instants at which it was due, newest last.
+        key: which of all entries that had its name it is, where a gated scheduler tells.
     """
 
     last_run_at: datetime
@@ -76,6 +77,7 @@ class RunState:
     dropped: tuple[int, ...] = ()
     unnamed_since: datetime | None = None
     history: tuple[PastRun, ...] = ()
+    key: str | None = None
 
     @cached_property
     def text(self) -> str:
@@ -93,6 +95,8 @@ class RunState:
             fields["unnamed_since"] = to_text(self.unnamed_since)
         if self.history:
             fields["history"] = [past if past.note else past[:-1] for past in self.history]
+        if self.key is not None:
+            fields["key"] = self.key
         return _to_json(fields)
 
 
@@ -107,6 +111,7 @@ class Run:
         claimed: when it is claimed: the entry's next ``last_run_at``.
         epoch: of the master that claims it.
         extra: an operator asked for it, at `due`; the entry's ``last_run_at`` stays as it is.
+        key: that of the entry's state.
     """
 
     entry: str
@@ -115,6 +120,7 @@ class Run:
     claimed: datetime
     epoch: int
     extra: bool = False
+    key: str | None = None
 
     @property
     def note(self) -> str | None:
@@ -124,14 +130,18 @@ class Run:
     @cached_property
     def text(self) -> str:
         """As it stands in the outbox."""
-        fields = {
+        fields: dict[str, Any] = {
             "entry": self.entry,
             "number": self.number,
             "due": to_text(self.due),
             "claimed": to_text(self.claimed),
             "epoch": self.epoch,
         }
-        return _to_json({**fields, "extra": True} if self.extra else fields)
+        if self.extra:
+            fields["extra"] = True
+        if self.key is not None:
+            fields["key"] = self.key
+        return _to_json(fields)
 
 
 def encode_page(states: dict[str, RunState]) -> bytes:
@@ -157,7 +167,13 @@ def _decode_state(path: str, fields: Any) -> RunState:
         _decode_dropped(path, fields),
         instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
         _decode_history(fields.get("history")),
+        _decode_key(fields),
     )
+
+
+def _decode_key(fields: Any) -> str | None:
+    key = fields.get("key")
+    return key if isinstance(key, str) else None
 
 
 def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
@@ -208,6 +224,7 @@ def decode_outbox(path: str, data: bytes) -> list[Run]:
             instant(path, fields, "claimed"),
             count(path, fields, "epoch"),
             fields.get("extra") is True,
+            _decode_key(fields),
         )
         for fields in field(path, decode(path, data), "runs", list)
     ]

@@ -33,10 +33,11 @@ from .broker import BackOff, comes_from, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
+from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
 from .metrics import Metrics
-from .runs import Run
+from .runs import Run, RunState
 from .session import Operation, boottime
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
@@ -73,6 +74,10 @@ _MOST_TOLD = 20
 _LEAST_PATIENCE = 60.0
 
 
+#: The `last_run_at` of an entry whose scheduler says that it has none.
+_NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
 class _Event(NamedTuple):
     """An entry's place in the heap. `at` is seconds since 1970; `order` settles ties."""
 
@@ -86,18 +91,28 @@ class ZooKeeperScheduler(Scheduler):
 
     Of all beats with the same root one is master and dispatches; the others wait inside
     :meth:`tick`. Entries are those of ``beat_schedule``, as Celery reads it; their run states are
-    in ZooKeeper. All methods are for the main thread; nothing connects before the first tick.
+    in ZooKeeper. With ``zk_beat_scheduler`` they are those of another scheduler, which is made when
+    this beat is elected. All methods are for the main thread; nothing connects before the first
+    tick.
 
     Raises:
         SystemExit: a setting cannot work. Not a SettingsError, which Celery would show as a
             traceback; the text is the same line.
     """
 
+    data: dict[str, Any]
+
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         try:
             self.settings = Settings.from_app(app)
+            self._gated_class = self._find_class(kwargs.get("lazy", False))
         except SettingsError as exc:
             raise SystemExit(f"celery beat: {exc}") from None
+        #: With which Celery makes a scheduler.
+        self._arguments = {"app": app, **kwargs, "lazy": False}
+        self._gated: Gated | None = None
+        #: On boottime(): when the gated scheduler began to fail.
+        self._gated_failing_since: float | None = None
         self._built_at = datetime.now(timezone.utc)
         self._heap: list[_Event] = []
         self._heap_is_current = False
@@ -135,15 +150,25 @@ class ZooKeeperScheduler(Scheduler):
         super().__init__(app, *args, **kwargs)
         self._heap = []
 
+    def _find_class(self, lazy: bool) -> Any:
+        name = self.settings.scheduler
+        if name is None or lazy:
+            return None
+        return scheduler_class(name, self.settings.prefix + "scheduler")
+
     @property
     def info(self) -> str:
         """For the start-up banner."""
-        hosts, root = self.settings.hosts, self.settings.root
-        return f"    . zookeeper -> {hosts}\n    . root -> {root}\n    . id -> {self.settings.id}"
+        hosts, root, gated = self.settings.hosts, self.settings.root, self.settings.scheduler
+        lines = [("zookeeper", hosts), ("root", root), ("id", self.settings.id)]
+        lines += [] if gated is None else [("elected", gated)]
+        return "\n".join(f"    . {name} -> {value}" for name, value in lines)
 
     # What Celery calls --------------------------------------------------------------------------
 
     def setup_schedule(self) -> None:
+        if self.settings.scheduler is not None:
+            return  # the gated one knows its entries, once there is one
         # In this order: Celery's own in-memory one merges last, and so loses the default entries.
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)
@@ -356,8 +381,8 @@ class ZooKeeperScheduler(Scheduler):
             raise self._election.failure
         reign = self._election.reign
         if reign is None:
-            self._ledger.forget()
-            self._failing_since = None
+            self._forget()
+            self._failing_since = self._gated_failing_since = None
             self.metrics.outbox = 0
             return _LONGEST_WAIT
         try:
@@ -373,9 +398,19 @@ class ZooKeeperScheduler(Scheduler):
                 self._election.complain(str(exc))
             else:
                 logger.warning("%s; reading the run states anew", exc)
-            self._ledger.forget()
+            self._forget()
+            if isinstance(exc, SchedulerFailed):
+                self._gated_failing_since = self._gated_failing_since or boottime()
+                self._resign_if_useless(self._gated_failing_since, "the scheduler failed")
             self._election.recheck()
             return _RETRY_AFTER
+
+    def _forget(self) -> None:
+        self._ledger.forget()
+        if self._gated is not None:
+            self._gated.throw_away()
+            self._gated = None
+            self.data = {}
 
     def _is_time_to_look_again(self) -> bool:
         """A state that was damaged may have been mended; and once a day states grow old."""
@@ -386,13 +421,24 @@ class ZooKeeperScheduler(Scheduler):
     def _say_goodbye(self) -> None:
         try:
             if self._ledger.reign is not None:
-                self._ledger.flush()
+                self._hand_over()
         except ZkBeatError as exc:
             logger.warning("the next master may repeat a run: %s", exc)
+        self._forget()
+
+    def _hand_over(self) -> None:
+        """Notes all that the next master should find."""
+        self._ledger.flush()
+        if self._gated is not None:
+            self._gated.write()
 
     def _take_over(self, reign: Any) -> None:
         """Goes on where the last master left off."""
+        self._forget()
         self._ledger.load(reign)
+        if self._gated_class is not None:
+            self._gated = open_gate(self._gated_class, self, **self._arguments)
+            self.data = self._gated.entries
         self._control.forget()
         self._loaded_at = boottime()
         self._heap_is_current = False
@@ -455,16 +501,13 @@ class ZooKeeperScheduler(Scheduler):
         if not self._heap_is_current:
             self._build_heap()
         self._publish(self._ledger.outbox.values())
-        self._claim()
+        left = self._claim() if self._gated is None else self._turn_gated(self._gated)
         self._ledger.confirm()
         self.metrics.outbox = len(self._ledger.outbox)
-        if self._ledger.unconfirmed:
-            # The write before is still on its way: come back for this one, for it is what a
-            # crash would repeat.
-            return _CONFIRM_AFTER
-        waiting = self._waiting()
-        next_at = self._heap[0].at if self._heap and self._room() > 0 else math.inf
-        return min(next_at - time.time(), self._back_off.left(waiting))
+        # Where the write before is still on its way: come back for this one, for it is what a
+        # crash would repeat.
+        confirm = _CONFIRM_AFTER if self._ledger.unconfirmed else math.inf
+        return min(left, confirm, self._back_off.left(self._waiting()))
 
     def _waiting(self) -> list[str]:
         """The entries whose last run is still to be published, by this beat."""
@@ -541,7 +584,7 @@ class ZooKeeperScheduler(Scheduler):
         if record.do == RUN:
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:
-            self._ledger.flush()
+            self._hand_over()
             # In one transaction: the next master must not find the request still open.
             if self._election.resign(
                 to=record.to,
@@ -569,10 +612,11 @@ class ZooKeeperScheduler(Scheduler):
             return Answer(False, "its run state is missing or damaged: see the master's log")
         now = datetime.now(timezone.utc)
         number = state.total_run_count + 1
-        run = Run(name, number, now, now, self._ledger.reign.epoch, extra=True)
+        run = Run(name, number, now, now, self._ledger.reign.epoch, True, state.key)
         answer = Answer(True, "claimed", number, self.task_id(name, number))
         self._claim_runs([run], request.answer(answer))
-        entry.total_run_count = number
+        if self._gated is None:
+            entry.total_run_count = number
         self._publish([run])
         return answer
 
@@ -586,6 +630,9 @@ class ZooKeeperScheduler(Scheduler):
     def _build_heap(self) -> None:
         """All entries with their states from the ledger, in the order of when to ask them."""
         self._heap_is_current = True  # now, for an entry may be added meanwhile
+        if self._gated is not None:
+            self._read_gated_anew(self._gated)
+            return
         ledger, entries = self._ledger, list(self.schedule.items())
         self.metrics.entries = len(entries)
         unseen = {}
@@ -635,11 +682,12 @@ class ZooKeeperScheduler(Scheduler):
             delay = self.max_interval
         heapq.heappush(self._heap, _Event(time.time() + delay, next(self._order), name))
 
-    def _claim(self) -> None:
+    def _claim(self) -> float:
         """Claims and publishes what is due, as long as not too much waits for the broker: the
-        outbox is written whole. What is not claimed stays due."""
+        outbox is written whole. What is not claimed stays due. Returns the seconds after which
+        something may be."""
         if self._control.pauses_stale:
-            return
+            return 0.0
         due: dict[str, tuple[Run, Any, Any]] = {}
         skipped: dict[str, tuple[datetime, datetime]] = {}
         now, room = time.time(), self._room()
@@ -670,16 +718,62 @@ class ZooKeeperScheduler(Scheduler):
                 delay = self.max_interval
             self._push(name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
         self._skip(skipped, "older than beat_cron_starting_deadline")
-        if not due:
-            return
-        runs = [run for run, _, _ in due.values()]
-        claimed = self._claim_runs(runs, self._control.unchanged)
-        for run in claimed:
-            _, self.schedule[run.entry], delay = due.pop(run.entry)
-            self._push(run.entry, delay)
-        for name in due:
-            self._push(name, 0.0)
-        self._publish(claimed)
+        if due:
+            runs = [run for run, _, _ in due.values()]
+            claimed = self._claim_runs(runs, self._control.unchanged)
+            for run in claimed:
+                _, self.schedule[run.entry], delay = due.pop(run.entry)
+                self._push(run.entry, delay)
+            for name in due:
+                self._push(name, 0.0)
+            self._publish(claimed)
+        next_at = self._heap[0].at if self._heap and self._room() > 0 else math.inf
+        return next_at - time.time()
+
+    # Another scheduler behind the election: see gate.py ------------------------------------------
+
+    def _turn_gated(self, gated: Gated) -> float:
+        left = 0.0 if self._control.pauses_stale else gated.turn()
+        self.data = gated.entries
+        self._gated_failing_since = None
+        return left
+
+    def _read_gated_anew(self, gated: Gated) -> None:
+        gated.read_anew()
+        self.data = gated.entries
+        self.metrics.entries = len(self.data)
+        unseen = {
+            name: entry
+            for name, entry in self.data.items()
+            if self._ledger.state(name) is None and not self._ledger.damaged(name)
+        }
+        self._ledger.first_seen(
+            {name: to_utc(entry.last_run_at or _NEVER) for name, entry in unseen.items()},
+            {name: key_of(entry) for name, entry in unseen.items()},
+        )
+
+    def state(self, name: str) -> RunState | None:
+        """For the gated scheduler, as is what follows."""
+        state: RunState | None = self._ledger.state(name)
+        return state
+
+    def is_open(self) -> bool:
+        return bool(self._ledger.reign is not None and self._ledger.reign == self._election.reign)
+
+    def holds_back(self, name: str) -> float | None:
+        waiting = self._ledger.outbox.get(name)
+        if waiting is not None and self._may_publish(waiting):
+            return max(_SHORTEST_WAIT, self._back_off.left([name]))
+        held = waiting is not None or self._control.holds(name) or self._ledger.damaged(name)
+        if held or self._control.pauses_stale or self._closing:
+            return _LONGEST_WAIT
+        return _RETRY_AFTER if self._room() <= 0 else None
+
+    def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
+        name, state, epoch = entry.name, self._ledger.state(entry.name), self._ledger.reign.epoch
+        number = 1 if state is None else state.total_run_count + 1
+        run = Run(name, number, due, claimed, epoch, key=key_of(entry))
+        self._publish(self._claim_runs([run], self._control.unchanged))
 
     def _run_of(self, entry: Any, successor: Any) -> Run:
         claimed = to_utc(successor.last_run_at)
@@ -726,7 +820,7 @@ class ZooKeeperScheduler(Scheduler):
             if isinstance(error, ZkBeatError):
                 raise error from None  # that of the look at the clock, perhaps in Celery's wrapping
             self._publish_failed(runs, exc, begun)
-            self._resign_if_useless()
+            self._resign_if_useless(self._failing_since, "nothing could be published")
         else:
             self._note_published(made)
 
@@ -777,7 +871,9 @@ class ZooKeeperScheduler(Scheduler):
         )
 
     def _send(self, run: Run) -> None:
-        entry = _copy(self.schedule[run.entry])
+        known = self.schedule[run.entry]
+        entry = object.__new__(type(known))  # not copy.copy(), for which each class has its own way
+        vars(entry).update(vars(known))
         header = {
             "epoch": self._ledger.reign.epoch,
             "run": run.number,
@@ -796,7 +892,10 @@ class ZooKeeperScheduler(Scheduler):
         logger.info(
             "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
         )
-        self.apply_async(entry, producer=self.producer, advance=False)
+        if self._gated is None:
+            self.apply_async(entry, producer=self.producer, advance=False)
+        else:
+            self._gated.send(entry, self.producer)
 
     def task_id(self, entry: str, number: int) -> str:
         """The same for the same run, whoever publishes it, and whoever asks."""
@@ -812,19 +911,22 @@ class ZooKeeperScheduler(Scheduler):
     def _namespace(self) -> uuid.UUID:
         return uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
 
-    def _resign_if_useless(self) -> None:
-        """A master without a road to the broker makes way for one that may have it."""
-        deadline, since = self.settings.publish_deadline, self._failing_since
+    def _resign_if_useless(self, since: float | None, what: str) -> None:
+        """A master without a road to the broker, or to its entries, makes way for one that may
+        have it. `since`: on boottime()."""
+        deadline = self.settings.publish_deadline
         if deadline is not None and since is not None and boottime() - since > deadline:
             logger.error(
-                "nothing could be published for %g s (zk_beat_publish_deadline = %g): resigning, "
-                "so that a beat that reaches the broker can take over",
+                "%s for %g s (zk_beat_publish_deadline = %g): resigning, so that another beat can "
+                "try",
+                what,
                 boottime() - since,
                 deadline,
             )
-            self._ledger.flush()
-            self._failing_since = None
-            self._election.resign(why=f"could not publish for {deadline:g} s")
+            if self._ledger.reign is not None:
+                self._hand_over()
+            self._failing_since = self._gated_failing_since = None
+            self._election.resign(why=f"{what} for {deadline:g} s")
 
     def _broker_is_away(self, exc: Exception) -> bool:
         """Whether no run would fare better."""
@@ -868,14 +970,8 @@ class ZooKeeperScheduler(Scheduler):
             (str(name), str(entry.task), shown(entry.schedule))
             for name, entry in self.schedule.items()
         )
-        return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
-
-
-def _copy(entry: Any) -> Any:
-    """What copy.copy() makes, without the constructor, through which Celery has it go."""
-    copied = object.__new__(type(entry))
-    vars(copied).update(vars(entry))
-    return copied
+        of: Any = entries if self.settings.scheduler is None else self.settings.scheduler
+        return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
 
 
 def _is_number(value: Any) -> bool:

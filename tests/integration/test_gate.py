@@ -1,0 +1,280 @@
+"""Other schedulers behind the election, turned by hand, with stores of their own: a crash is a beat
+whose session ends and that does nothing more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.beat import PersistentScheduler, Scheduler
+
+from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.control import change_pauses
+from example_project.servers import Redis, free_port
+from tests.conftest import PATIENCE
+
+from .conftest import Make, every, history, turn
+
+PLAIN = "celery.beat:Scheduler"
+PERSISTENT = "celery.beat:PersistentScheduler"
+SQLALCHEMY = "sqlalchemy_celery_beat.schedulers:DatabaseScheduler"
+REDBEAT = "redbeat:RedBeatScheduler"
+
+#: With a period of this, tests neither take long nor depend on the load of the machine.
+PERIOD = 2.0
+
+
+@pytest.fixture(params=[PLAIN, PERSISTENT, SQLALCHEMY, REDBEAT])
+def behind(request: Any, app: Celery, redis_server: Redis, tmp_path: Path) -> str:
+    """The class of a scheduler, for which the app is configured."""
+    return configure(app, request.param, redis_server, tmp_path)
+
+
+def configure(app: Celery, name: str, redis_server: Redis, folder: Path) -> str:
+    if name == SQLALCHEMY:
+        schedulers = pytest.importorskip("sqlalchemy_celery_beat.schedulers")
+        schedulers.session_manager.prepared = False  # that is of another test's database
+    if name == REDBEAT:
+        pytest.importorskip("redbeat")
+    app.conf.zk_beat_scheduler = name
+    app.conf.beat_schedule_filename = str(folder / "schedule")
+    app.conf.beat_dburi = f"sqlite:///{folder}/schedule.db"
+    app.conf.redbeat_redis_url = redis_server.url(1)
+    app.conf.redbeat_key_prefix = f"{app.conf.zk_beat_root}:"
+    return name
+
+
+@pytest.fixture
+def start(app: Celery, make: Make, tmp_path: Path) -> Callable[..., ZooKeeperScheduler]:
+    """As beat does: with the arguments that it passes on."""
+
+    def start(**conf: Any) -> ZooKeeperScheduler:
+        scheduler = make(**conf)
+        scheduler._arguments["schedule_filename"] = app.conf.beat_schedule_filename
+        return scheduler
+
+    return start
+
+
+def crash(scheduler: ZooKeeperScheduler) -> None:
+    scheduler._election.stop()
+    assert scheduler._gated is not None
+
+
+def turn_until(scheduler: ZooKeeperScheduler, true: Callable[[], object]) -> None:
+    assert scheduler._election.wait(PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        scheduler._wait(min(scheduler._turn(), 0.2))
+
+
+def turn_for(scheduler: ZooKeeperScheduler, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    turn_until(scheduler, lambda: time.monotonic() > end)
+
+
+def test_a_failover_repeats_and_loses_nothing(
+    app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str
+) -> None:
+    """Its store was not written since the run."""
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 1)
+    crash(first)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 3)
+    runs = history(app)
+    assert [run.run for run in runs] == [1, 2, 3]
+    assert [run.epoch for run in runs] == [1, 2, 2]
+    for one, next_one in zip(runs, runs[1:]):
+        apart = (next_one.due - one.due).total_seconds()
+        assert PERIOD - 0.1 < apart < PERIOD + 1
+
+
+def test_what_was_due_meanwhile_runs_once(
+    app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str
+) -> None:
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 1)
+    crash(first)
+    time.sleep(2 * PERIOD)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 2)
+    one, two = history(app)
+    assert (two.due - one.due).total_seconds() < PERIOD + 0.5
+    turn_for(second, PERIOD / 4)
+    assert len(history(app)) == 2
+
+
+def test_a_run_that_was_claimed_and_not_published(
+    app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str
+) -> None:
+    broker = app.conf.broker_url
+    first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
+    turn_until(first, lambda: first._ledger.outbox)
+    claimed = dict(first._ledger.outbox)
+    crash(first)
+    app.conf.broker_url = broker
+    app.amqp.__dict__.pop("_producer_pool", None)
+    second = start()
+    turn_until(second, lambda: history(app))
+    (run,) = history(app)
+    assert (run.run, run.due, run.epoch) == (1, claimed["e"].due, 2)
+    assert run.id == first.task_id("e", 1)
+
+
+def test_pauses(app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str) -> None:
+    """What was due while an entry was paused runs once; or, where that is skipped, does not."""
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn(scheduler)
+    election = scheduler._election
+
+    def pauses(change: Callable[[Any], Any]) -> None:
+        change_pauses(election.session, election.paths, change)
+        turn_until(scheduler, lambda: scheduler._control.stale)
+
+    pauses(lambda pauses: pauses.pause("e", datetime.now(timezone.utc)))
+    turn_for(scheduler, 2 * PERIOD)
+    assert history(app) == []
+    pauses(lambda pauses: pauses.resume("e", datetime.now(timezone.utc), False))
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    pauses(lambda pauses: pauses.pause("e", datetime.now(timezone.utc)))
+    turn_for(scheduler, 2 * PERIOD)
+    resumed = datetime.now(timezone.utc)
+    pauses(lambda pauses: pauses.resume("e", resumed, True))
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert history(app)[1].due > resumed + timedelta(seconds=PERIOD / 2)
+
+
+def test_a_demoted_beat_writes_nothing(
+    app: Celery,
+    start: Callable[..., ZooKeeperScheduler],
+    redis_server: Redis,
+    tmp_path: Path,
+) -> None:
+    """Though its scheduler has runs that are not in its store; at a hand-over they are written."""
+    configure(app, PERSISTENT, redis_server, tmp_path)
+    scheduler = start(beat_schedule={"e": every(0.2)})
+    turn_until(scheduler, lambda: len(history(app)) > 2)
+    before = stored(tmp_path)
+    assert before.total_run_count < 2
+    crash(scheduler)
+    assert scheduler._election.reign is None
+    scheduler._turn()
+    assert scheduler._gated is None
+    assert stored(tmp_path) == before
+    assert stored(tmp_path).total_run_count == before.total_run_count
+
+    second = start()
+    turn_until(second, lambda: len(history(app)) > 4)
+    second._say_goodbye()
+    assert stored(tmp_path).total_run_count > 2
+
+
+def stored(folder: Path) -> Any:
+    app = Celery("reader", set_as_current=False)
+    reader = PersistentScheduler(
+        app, schedule_filename=str(folder / "schedule"), lazy=True, max_interval=1
+    )
+    reader._store = reader._open_schedule()
+    try:
+        return reader._store["entries"]["e"]
+    finally:
+        reader._store.close()
+
+
+class Rewriting(Scheduler):
+    """As a site's own class may: for each tenant a message of its own, and a header."""
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        for _tenant in "ab":
+            super().apply_entry(entry, producer)
+
+    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        entry.options["headers"]["site"] = "ours"
+        return super().apply_async(entry, *args, **kwargs)
+
+
+def test_what_a_class_overrides_is_called(
+    app: Celery, start: Callable[..., ZooKeeperScheduler]
+) -> None:
+    from tests.history import all_headers
+
+    app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert [run.run for run in history(app)] == [1, 2]
+    assert all(headers["site"] == "ours" for headers in all_headers(app.conf.broker_url))
+
+
+class Failing(Scheduler):
+    """Its database is away as long as there is no file of this name."""
+
+    database = Path("/nonexistent")
+
+    def setup_schedule(self) -> None:
+        self.tick()
+        super().setup_schedule()
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.database.exists():
+            raise RuntimeError("no database")
+        return super().tick(*args, **kwargs)
+
+
+def test_a_scheduler_that_fails(
+    app: Celery,
+    start: Callable[..., ZooKeeperScheduler],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is made anew, from when it is elected or later; where that does not help, the master
+    resigns."""
+    monkeypatch.setattr(Failing, "database", tmp_path / "database")
+    app.conf.zk_beat_scheduler = f"{__name__}:Failing"
+    scheduler = start(beat_schedule={"e": every(0.5)}, zk_beat_publish_deadline=0.5)
+    assert scheduler._election.wait(PATIENCE)
+    epoch = scheduler._election.reign.epoch
+    turn_until(
+        scheduler,
+        lambda: scheduler._election.reign and scheduler._election.reign.epoch > epoch,
+    )
+    assert "Failing failed: RuntimeError: no database" in caplog.text
+    Failing.database.touch()
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    Failing.database.unlink()
+    turn_until(scheduler, lambda: scheduler._gated is None)
+    Failing.database.touch()
+    turn_until(scheduler, lambda: len(history(app)) == 3)
+    assert [run.run for run in history(app)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no.such:Thing", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        ("celery.beat:NoSuch", "cannot be imported: AttributeError"),
+        ("celery:Celery", "is no class derived from celery.beat.Scheduler"),
+        ("celery_zk_beat:ZooKeeperScheduler", "leave it out"),
+    ],
+)
+def test_no_such_scheduler(app: Celery, name: str, says: str) -> None:
+    """Said at the start, in one line."""
+    app.conf.zk_beat_scheduler = name
+    with pytest.raises(SystemExit) as caught:
+        ZooKeeperScheduler(app=app)
+    assert str(caught.value).startswith(f"celery beat: zk_beat_scheduler = {name!r}: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_banner_makes_none(app: Celery) -> None:
+    app.conf.zk_beat_scheduler = "no.such:Thing"
+    scheduler = ZooKeeperScheduler(app=app, lazy=True)
+    assert ". elected -> no.such:Thing" in scheduler.info
