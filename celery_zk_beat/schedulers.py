@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import heapq
-import itertools
 import json
 import logging
 import math
@@ -23,12 +21,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from celery.beat import Scheduler
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
+from .agenda import Agenda, Item
 from .broker import BackOff, comes_from, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
@@ -42,7 +41,17 @@ from .session import Operation, boottime
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
 from .systemd import Unit
-from .timetable import as_of, at_one_instant, due_instant, is_ahead, missed_instant, shown, to_utc
+from .timetable import (
+    as_of,
+    at_one_instant,
+    due_by_celery,
+    due_instant,
+    is_ahead,
+    last_run,
+    missed_instant,
+    shown,
+    to_utc,
+)
 from .znodes import page_of, to_text
 
 logger = get_logger(__name__)
@@ -52,6 +61,8 @@ logger = get_logger(__name__)
 _LONGEST_WAIT = 5.0
 #: Least seconds after which an entry that is not due is asked again.
 _SHORTEST_WAIT = 0.01
+#: Most entries that are asked before what is due among them is claimed.
+_MOST_LOOKED_AT = 1000
 #: Seconds before what was published is noted, when a note is already under way.
 _CONFIRM_AFTER = 0.005
 #: Seconds before ZooKeeper is asked again after it refused something.
@@ -76,14 +87,6 @@ _LEAST_PATIENCE = 60.0
 
 #: The `last_run_at` of an entry whose scheduler says that it has none.
 _NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-class _Event(NamedTuple):
-    """An entry's place in the heap. `at` is seconds since 1970; `order` settles ties."""
-
-    at: float
-    order: int
-    name: str
 
 
 class ZooKeeperScheduler(Scheduler):
@@ -114,9 +117,10 @@ class ZooKeeperScheduler(Scheduler):
         #: On boottime(): when the gated scheduler began to fail.
         self._gated_failing_since: float | None = None
         self._built_at = datetime.now(timezone.utc)
-        self._heap: list[_Event] = []
+        self._agenda = Agenda()
         self._heap_is_current = False
-        self._order = itertools.count()
+        #: Seconds; of beat_cron_starting_deadline.
+        self._starting_deadline: float | None = None
         self._back_off = BackOff()
         #: On boottime(): when publishing began to fail for want of a broker.
         self._failing_since: float | None = None
@@ -148,7 +152,6 @@ class ZooKeeperScheduler(Scheduler):
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._progress: queue.SimpleQueue[None] = queue.SimpleQueue()
         super().__init__(app, *args, **kwargs)
-        self._heap = []
 
     def _find_class(self, lazy: bool) -> Any:
         name = self.settings.scheduler
@@ -641,12 +644,14 @@ class ZooKeeperScheduler(Scheduler):
                 with self._only_logged(name):
                     unseen[name] = self._clock_starts(entry)
         ledger.first_seen(unseen)
-        self._heap, self._ahead = [], False
+        self._agenda.clear()
+        self._ahead = False
+        self._starting_deadline = self.app.conf.beat_cron_starting_deadline
         for name, entry in entries:
             state = ledger.state(name)
             if state is not None and not self._control.holds(name):
                 with self._only_logged(name):
-                    if is_ahead(state.last_run_at, to_utc(entry.default_now())):
+                    if is_ahead(state.last_run_at, datetime.now(timezone.utc)):
                         self._ahead = True
                         logger.error(
                             "%s: ran last at %s, says %s, which is still to come: it does not "
@@ -658,7 +663,7 @@ class ZooKeeperScheduler(Scheduler):
                         continue
                     entry.last_run_at = as_of(entry, state.last_run_at)
                     entry.total_run_count = state.total_run_count
-                    self._push(name, 0.0)
+                    self._put(name, entry)
 
     @contextlib.contextmanager
     def _only_logged(self, name: str) -> Iterator[None]:
@@ -675,12 +680,20 @@ class ZooKeeperScheduler(Scheduler):
         # A time before the scheduler was made cannot be Celery's default.
         return given if given < self._built_at else to_utc(entry.default_now())
 
-    def _push(self, name: str, delay: Any) -> None:
+    def _put(self, name: str, entry: Any) -> None:
+        """Onto the agenda: for when it is due, or to be asked now."""
+        due = None
+        if type(self).is_due is Scheduler.is_due and self._starting_deadline is None:
+            due = due_by_celery(entry)
+        self._agenda.put(name, 0.0 if due is None else due.timestamp(), due)
+
+    def _put_later(self, name: str, delay: Any) -> None:
+        """Onto the agenda, to be asked after `delay`, as Celery's schedules say it."""
         if isinstance(delay, timedelta):
             delay = delay.total_seconds()
         if not isinstance(delay, (int, float)) or math.isnan(delay):
             delay = self.max_interval
-        heapq.heappush(self._heap, _Event(time.time() + delay, next(self._order), name))
+        self._agenda.put(name, time.time() + delay)
 
     def _claim(self) -> float:
         """Claims and publishes what is due, as long as not too much waits for the broker: the
@@ -688,47 +701,65 @@ class ZooKeeperScheduler(Scheduler):
         something may be."""
         if self._control.pauses_stale:
             return 0.0
-        due: dict[str, tuple[Run, Any, Any]] = {}
+        due: dict[str, tuple[Item, Run, Any]] = {}
         skipped: dict[str, tuple[datetime, datetime]] = {}
-        now, room = time.time(), self._room()
-        while len(due) < room and self._heap and self._heap[0].at <= now:
-            name = heapq.heappop(self._heap).name
-            entry = self.schedule.get(name)
+        now, room = datetime.now(timezone.utc), self._room()
+        for _ in range(_MOST_LOOKED_AT):
+            item = self._agenda.take(now.timestamp()) if len(due) < room else None
+            if item is None:
+                break
+            entry = self.schedule.get(item.name)
             if entry is None:
                 continue
-            if name in self._ledger.outbox:
+            if item.name in self._ledger.outbox:
                 # Its last run waits for the broker, and so does the next: not a flood afterwards.
-                self._push(name, max(_SHORTEST_WAIT, self._back_off.left([name])))
+                left = self._back_off.left([item.name])
+                self._put_later(item.name, max(_SHORTEST_WAIT, left))
+                continue
+            if item.due is not None and item.due <= now:
+                number, epoch = entry.total_run_count + 1, self._ledger.reign.epoch
+                run = Run(item.name, number, item.due, last_run(entry, item.due, now), epoch)
+                due[item.name] = item, run, None
                 continue
             try:
                 with at_one_instant(entry.schedule):
                     is_due, delay = self.is_due(entry)
                     if is_due:
                         successor = next(entry)
-                        due[name] = self._run_of(entry, successor), successor, delay
+                        due[item.name] = item, self._run_of(entry, successor), (successor, delay)
                         continue
-                    if (deadline := self.app.conf.beat_cron_starting_deadline) is not None:
+                    if self._starting_deadline is not None:
                         # Celery does not start what is older, and only says that it is not due.
                         at = to_utc(entry.default_now())
-                        if (at - (missed := due_instant(entry))).total_seconds() > deadline:
-                            skipped[name] = missed, at
+                        missed = due_instant(entry)
+                        if (at - missed).total_seconds() > self._starting_deadline:
+                            skipped[item.name] = missed, at
                             entry.last_run_at = as_of(entry, at)
             except Exception:
-                logger.exception("%s: cannot tell when it is due, trying again later", name)
+                logger.exception("%s: cannot tell when it is due, trying again later", item.name)
                 delay = self.max_interval
-            self._push(name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
+            self._put_later(item.name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
         self._skip(skipped, "older than beat_cron_starting_deadline")
         if due:
-            runs = [run for run, _, _ in due.values()]
+            runs = [run for _, run, _ in due.values()]
             claimed = self._claim_runs(runs, self._control.unchanged)
             for run in claimed:
-                _, self.schedule[run.entry], delay = due.pop(run.entry)
-                self._push(run.entry, delay)
-            for name in due:
-                self._push(name, 0.0)
+                self._go_on(run, due.pop(run.entry)[2])
+            self._agenda.put_back(item for item, _, _ in due.values())
             self._publish(claimed)
-        next_at = self._heap[0].at if self._heap and self._room() > 0 else math.inf
+        next_at = self._agenda.next_at if self._room() > 0 else math.inf
         return next_at - time.time()
+
+    def _go_on(self, run: Run, asked: Any) -> None:
+        """The clock of an entry of which a run was claimed goes on. `asked`: what its class says
+        of it, the successor and the delay."""
+        if asked is None:
+            entry = self.schedule[run.entry]
+            entry.last_run_at, entry.total_run_count = as_of(entry, run.claimed), run.number
+            self._put(run.entry, entry)
+        else:
+            self.schedule[run.entry], delay = asked
+            self._put_later(run.entry, delay)
 
     # Another scheduler behind the election: see gate.py ------------------------------------------
 
