@@ -28,7 +28,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
 from .agenda import Agenda, Item
-from .broker import BackOff, comes_from, transport_options
+from .broker import BackOff, comes_from, declare_once, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
@@ -59,6 +59,8 @@ logger = get_logger(__name__)
 #: Most seconds between two turns of the dispatch loop, and so between two ticks: `celery inspect
 #: ping` takes a beat for hung whose last tick is a minute old.
 _LONGEST_WAIT = 5.0
+#: Least seconds between two signs of progress.
+SHOWN_EVERY = 0.1
 #: Least seconds after which an entry that is not due is asked again.
 _SHORTEST_WAIT = 0.01
 #: Most entries that are asked before what is due among them is claimed.
@@ -254,6 +256,7 @@ class ZooKeeperScheduler(Scheduler):
             return publish(*args, **kwargs)
 
         channel.basic_publish = publish_if_master
+        declare_once(producer)
         # kombu has it since 5.7, for Redis.
         if getattr(producer, "supports_batch_publish", False):
             self._most_together = MOST_TOGETHER
@@ -363,9 +366,12 @@ class ZooKeeperScheduler(Scheduler):
             self._progress.put(None)
 
     def _show_progress(self) -> None:
-        self.metrics.ticked = boottime()
-        if self._progress.empty():
-            self._progress.put(None)
+        now = boottime()
+        # Each time the main thread wakes up, and this one has to wait for it.
+        if now - self.metrics.ticked >= SHOWN_EVERY:
+            self.metrics.ticked = now
+            if self._progress.empty():
+                self._progress.put(None)
 
     def _wake(self) -> None:
         self._news.put(None)
@@ -645,13 +651,13 @@ class ZooKeeperScheduler(Scheduler):
                     unseen[name] = self._clock_starts(entry)
         ledger.first_seen(unseen)
         self._agenda.clear()
-        self._ahead = False
+        self._ahead, now = False, datetime.now(timezone.utc)
         self._starting_deadline = self.app.conf.beat_cron_starting_deadline
         for name, entry in entries:
             state = ledger.state(name)
             if state is not None and not self._control.holds(name):
                 with self._only_logged(name):
-                    if is_ahead(state.last_run_at, datetime.now(timezone.utc)):
+                    if is_ahead(state.last_run_at, now):
                         self._ahead = True
                         logger.error(
                             "%s: ran last at %s, says %s, which is still to come: it does not "
