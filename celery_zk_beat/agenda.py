@@ -13,8 +13,8 @@ from .znodes import page_of
 
 
 class Item(NamedTuple):
-    """An entry's place. `at` is seconds since 1970; `order` settles ties. `due` is when the entry
-    is due, UTC, where that is known; else it is to be asked."""
+    """An entry's place. `at` is when to look at it, seconds since 1970; `order` settles ties. `due`
+    is when it is due, UTC, where that is known; else it is to be asked."""
 
     at: float
     order: int
@@ -42,10 +42,11 @@ class Agenda:
         """Items that were taken, of which the first is to be taken next."""
         self._come.extend(reversed(list(items)))
 
-    def take(self, now: float) -> Item | None:
-        """What has come by `now`, one by one."""
+    def take(self, now: float, together: float = 0.0) -> Item | None:
+        """What has come by `now`, one by one; and with it what comes within `together` seconds, if
+        it is known when that is due."""
         if not self._come and self._heap and self._heap[0].at <= now:
-            while self._heap and self._heap[0].at <= now:
+            while self._heap and self._heap[0].at <= now + (together if self._heap[0].due else 0.0):
                 self._come.append(heapq.heappop(self._heap))
             if len(self._come) > 1:
                 self._come.sort(key=lambda item: page_of(item.name), reverse=True)

@@ -63,6 +63,12 @@ _LONGEST_WAIT = 5.0
 SHOWN_EVERY = 0.1
 #: Least seconds after which an entry that is not due is asked again.
 _SHORTEST_WAIT = 0.01
+#: Seconds before it is due that a run is claimed, so that it is published on time; and those for
+#: which claims wait for each other, for one of many costs little more than one of one.
+_CLAIM_AHEAD, _CLAIM_TOGETHER = 0.01, 0.02
+#: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
+#: by a master with another clock: it is published at once.
+_FURTHEST_AHEAD = 1.0
 #: Most entries that are asked before what is due among them is claimed.
 _MOST_LOOKED_AT = 1000
 #: Seconds before what was published is noted, when a note is already under way.
@@ -430,10 +436,23 @@ class ZooKeeperScheduler(Scheduler):
     def _say_goodbye(self) -> None:
         try:
             if self._ledger.reign is not None:
+                self._publish_ahead()
                 self._hand_over()
         except ZkBeatError as exc:
             logger.warning("the next master may repeat a run: %s", exc)
         self._forget()
+
+    def _publish_ahead(self) -> None:
+        """What was claimed ahead of time is due in a moment: not left to the next master, which
+        could not tell it from what was perhaps published."""
+        now = datetime.now(timezone.utc)
+        ahead = [run for run in self._waiting() if early(run, now)]
+        while ahead:
+            left = max(early(run, datetime.now(timezone.utc)) for run in ahead)
+            if left <= 0:
+                return self._publish_together(ahead)
+            self._wait(left)
+        return None
 
     def _hand_over(self) -> None:
         """Notes all that the next master should find."""
@@ -516,11 +535,15 @@ class ZooKeeperScheduler(Scheduler):
         # Where the write before is still on its way: come back for this one, for it is what a
         # crash would repeat.
         confirm = _CONFIRM_AFTER if self._ledger.unconfirmed else math.inf
-        return min(left, confirm, self._back_off.left(self._waiting()))
+        now = datetime.now(timezone.utc)
+        publish = (
+            max(self._back_off.left([run.entry]), early(run, now)) for run in self._waiting()
+        )
+        return min(left, confirm, *publish)
 
-    def _waiting(self) -> list[str]:
-        """The entries whose last run is still to be published, by this beat."""
-        return [name for name, run in self._ledger.outbox.items() if self._may_publish(run)]
+    def _waiting(self) -> list[Run]:
+        """Those that are still to be published, by this beat."""
+        return [run for run in self._ledger.outbox.values() if self._may_publish(run)]
 
     def _room(self) -> int:
         """How many runs may be claimed: what waits for the broker is bounded, and so is all that
@@ -593,6 +616,7 @@ class ZooKeeperScheduler(Scheduler):
         if record.do == RUN:
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:
+            self._publish_ahead()
             self._hand_over()
             # In one transaction: the next master must not find the request still open.
             if self._election.resign(
@@ -691,7 +715,7 @@ class ZooKeeperScheduler(Scheduler):
         due = None
         if type(self).is_due is Scheduler.is_due and self._starting_deadline is None:
             due = due_by_celery(entry)
-        self._agenda.put(name, 0.0 if due is None else due.timestamp(), due)
+        self._agenda.put(name, 0.0 if due is None else due.timestamp() - _CLAIM_AHEAD, due)
 
     def _put_later(self, name: str, delay: Any) -> None:
         """Onto the agenda, to be asked after `delay`, as Celery's schedules say it."""
@@ -702,16 +726,18 @@ class ZooKeeperScheduler(Scheduler):
         self._agenda.put(name, time.time() + delay)
 
     def _claim(self) -> float:
-        """Claims and publishes what is due, as long as not too much waits for the broker: the
-        outbox is written whole. What is not claimed stays due. Returns the seconds after which
-        something may be."""
+        """Claims what is due, or will be in a moment, and publishes it when it is, as long as not
+        too much waits for the broker: the outbox is written whole. What is not claimed stays due.
+        Returns the seconds after which something may be."""
         if self._control.pauses_stale:
             return 0.0
         due: dict[str, tuple[Item, Run, Any]] = {}
         skipped: dict[str, tuple[datetime, datetime]] = {}
         now, room = datetime.now(timezone.utc), self._room()
         for _ in range(_MOST_LOOKED_AT):
-            item = self._agenda.take(now.timestamp()) if len(due) < room else None
+            item = None
+            if len(due) < room:
+                item = self._agenda.take(now.timestamp(), _CLAIM_TOGETHER)
             if item is None:
                 break
             entry = self.schedule.get(item.name)
@@ -719,10 +745,10 @@ class ZooKeeperScheduler(Scheduler):
                 continue
             if item.name in self._ledger.outbox:
                 # Its last run waits for the broker, and so does the next: not a flood afterwards.
-                left = self._back_off.left([item.name])
-                self._put_later(item.name, max(_SHORTEST_WAIT, left))
+                left = max(_SHORTEST_WAIT, self._back_off.left([item.name]))
+                self._agenda.put(item.name, now.timestamp() + left, item.due)
                 continue
-            if item.due is not None and item.due <= now:
+            if item.due is not None:
                 number, epoch = entry.total_run_count + 1, self._ledger.reign.epoch
                 run = Run(item.name, number, item.due, last_run(entry, item.due, now), epoch)
                 due[item.name] = item, run, None
@@ -821,9 +847,12 @@ class ZooKeeperScheduler(Scheduler):
         """Publishes what may be published now: together, as many as the broker takes so; but alone
         what is in doubt, for it may be to blame for what failed with it."""
         together: list[Run] = []
+        now = datetime.now(timezone.utc)
         for run in list(runs):
-            if not self._may_publish(run):
+            if not self._may_publish(run) or early(run, now):
                 continue
+            if self._closing:
+                return
             if self._in_doubt.get(run.entry) == run.number:
                 self._publish_together([run])
                 continue
@@ -831,11 +860,12 @@ class ZooKeeperScheduler(Scheduler):
             if len(together) >= self._most_together:
                 self._publish_together(together)
                 together = []
-        self._publish_together(together)
+        if not self._closing:
+            self._publish_together(together)
 
     def _publish_together(self, runs: list[Run]) -> None:
         runs = [run for run in runs if self._back_off.left([run.entry]) <= 0]
-        if not runs or self._closing or self._control.pauses_stale:
+        if not runs or self._control.pauses_stale:
             return
         self._ledger.assure()
         begun = boottime()
@@ -1009,6 +1039,12 @@ class ZooKeeperScheduler(Scheduler):
         )
         of: Any = entries if self.settings.scheduler is None else self.settings.scheduler
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+
+
+def early(run: Run, now: datetime) -> float:
+    """Seconds after which a run that was claimed ahead of time is due; 0 if it is."""
+    left = (run.due - now).total_seconds()
+    return left if 0 < left <= _FURTHEST_AHEAD else 0.0
 
 
 def _is_number(value: Any) -> bool:
