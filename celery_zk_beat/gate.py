@@ -90,6 +90,7 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
         gated.opened()
+        logger.info("%s is elected %s", scheduler.__name__, " ".join(gated.info.split()))
     return gated
 
 

@@ -47,6 +47,7 @@ from .timetable import (
     due_by_celery,
     due_instant,
     is_ahead,
+    is_interval,
     last_run,
     missed_instant,
     shown,
@@ -129,6 +130,8 @@ class ZooKeeperScheduler(Scheduler):
         self._heap_is_current = False
         #: Seconds; of beat_cron_starting_deadline.
         self._starting_deadline: float | None = None
+        #: Whether Celery alone says when an entry is due.
+        self._computes = False
         self._back_off = BackOff()
         #: On boottime(): when publishing began to fail for want of a broker.
         self._failing_since: float | None = None
@@ -435,9 +438,8 @@ class ZooKeeperScheduler(Scheduler):
 
     def _say_goodbye(self) -> None:
         try:
-            if self._ledger.reign is not None:
-                self._publish_ahead()
-                self._hand_over()
+            self._publish_ahead()
+            self._hand_over()
         except ZkBeatError as exc:
             logger.warning("the next master may repeat a run: %s", exc)
         self._forget()
@@ -456,7 +458,8 @@ class ZooKeeperScheduler(Scheduler):
 
     def _hand_over(self) -> None:
         """Notes all that the next master should find."""
-        self._ledger.flush()
+        if self._ledger.reign is not None:
+            self._ledger.flush()
         if self._gated is not None:
             self._gated.write()
 
@@ -677,6 +680,7 @@ class ZooKeeperScheduler(Scheduler):
         self._agenda.clear()
         self._ahead, now = False, datetime.now(timezone.utc)
         self._starting_deadline = self.app.conf.beat_cron_starting_deadline
+        self._computes = type(self).is_due is Scheduler.is_due and self._starting_deadline is None
         for name, entry in entries:
             state = ledger.state(name)
             if state is not None and not self._control.holds(name):
@@ -693,7 +697,8 @@ class ZooKeeperScheduler(Scheduler):
                         continue
                     entry.last_run_at = as_of(entry, state.last_run_at)
                     entry.total_run_count = state.total_run_count
-                    self._put(name, entry)
+                    # A crontab takes its time to tell: not before others are dispatched.
+                    self._put(name, entry if is_interval(entry.schedule) else None)
 
     @contextlib.contextmanager
     def _only_logged(self, name: str) -> Iterator[None]:
@@ -710,11 +715,14 @@ class ZooKeeperScheduler(Scheduler):
         # A time before the scheduler was made cannot be Celery's default.
         return given if given < self._built_at else to_utc(entry.default_now())
 
+    def _due(self, entry: Any) -> datetime | None:
+        """When an entry is due, None if it is to be asked."""
+        return due_by_celery(entry) if self._computes else None
+
     def _put(self, name: str, entry: Any) -> None:
-        """Onto the agenda: for when it is due, or to be asked now."""
-        due = None
-        if type(self).is_due is Scheduler.is_due and self._starting_deadline is None:
-            due = due_by_celery(entry)
+        """Onto the agenda: for when the entry is due; if that is not known, or it is None, to be
+        asked now."""
+        due = None if entry is None else self._due(entry)
         self._agenda.put(name, 0.0 if due is None else due.timestamp() - _CLAIM_AHEAD, due)
 
     def _put_later(self, name: str, delay: Any) -> None:
@@ -748,9 +756,13 @@ class ZooKeeperScheduler(Scheduler):
                 left = max(_SHORTEST_WAIT, self._back_off.left([item.name]))
                 self._agenda.put(item.name, now.timestamp() + left, item.due)
                 continue
-            if item.due is not None:
+            instant = item.due or self._due(entry)
+            if instant is not None and instant.timestamp() - _CLAIM_AHEAD > item.at:
+                self._agenda.put(item.name, instant.timestamp() - _CLAIM_AHEAD, instant)
+                continue
+            if instant is not None:
                 number, epoch = entry.total_run_count + 1, self._ledger.reign.epoch
-                run = Run(item.name, number, item.due, last_run(entry, item.due, now), epoch)
+                run = Run(item.name, number, instant, last_run(entry, instant, now), epoch)
                 due[item.name] = item, run, None
                 continue
             try:
@@ -990,8 +1002,7 @@ class ZooKeeperScheduler(Scheduler):
                 boottime() - since,
                 deadline,
             )
-            if self._ledger.reign is not None:
-                self._hand_over()
+            self._hand_over()
             self._failing_since = self._gated_failing_since = None
             self._election.resign(why=f"{what} for {deadline:g} s")
 

@@ -60,11 +60,14 @@ def last_run(entry: Any, due: datetime, now: datetime) -> datetime:
     an interval that is only a little late goes on from when it was due, for else it would run
     later each time."""
     schedule = entry.schedule
-    if type(schedule) is celery.schedules.schedule and now - due < min(
-        _LITTLE, schedule.run_every / 2
-    ):
+    if is_interval(schedule) and now - due < min(_LITTLE, schedule.run_every / 2):
         return due
     return max(due, now)
+
+
+def is_interval(schedule: Any) -> bool:
+    """Whether it is one of Celery's own."""
+    return type(schedule) is celery.schedules.schedule
 
 
 def is_steady(schedule: Any) -> bool:
@@ -82,7 +85,7 @@ def _copy_at(schedule: Any, now: datetime) -> Any:
 
 def schedule_text(schedule: Any) -> str:
     """For people: ``every 10 s``, ``crontab 0 3 * * 1``, or what its class shows."""
-    if type(schedule) is celery.schedules.schedule:
+    if is_interval(schedule):
         return f"every {schedule.run_every.total_seconds():g} s"
     if type(schedule) is crontab:
         return repr(schedule)[1:].replace(":", "", 1).partition(" (")[0]

@@ -9,13 +9,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, ClassVar
 from unittest import mock
 
 from celery import Celery
+from celery.beat import Scheduler
 from kombu.messaging import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, broker, election, ledger, schedulers, session
+from celery_zk_beat import ZooKeeperScheduler, broker, election, gate, ledger, schedulers, session
 from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.znodes import Paths
 
@@ -72,7 +73,45 @@ def _make_app(name: str) -> Celery:
     return app
 
 
+class Stored(Scheduler):  # type: ignore[misc]
+    """As a database scheduler: all beats have one store, which is written now and then."""
+
+    #: Name to `last_run_at` and `total_run_count`.
+    store: ClassVar[dict[str, tuple[Any, int]]] = {}
+    sync_every_tasks = 7
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.dirty: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    def setup_schedule(self) -> None:
+        super().setup_schedule()
+        World.active.breathe()
+        for name, entry in self.schedule.items():
+            last = entry.last_run_at, 0
+            entry.last_run_at, entry.total_run_count = self.store.setdefault(name, last)
+
+    def reserve(self, entry: Any) -> Any:
+        self.dirty.add(entry.name)
+        return super().reserve(entry)
+
+    def should_sync(self) -> bool:
+        return self._tasks_since_sync >= self.sync_every_tasks
+
+    def sync(self) -> None:
+        World.active.breathe()
+        while self.dirty:
+            name = self.dirty.pop()
+            if name in self.schedule:
+                entry = self.schedule[name]
+                self.store[name] = entry.last_run_at, entry.total_run_count
+
+
 _apps = {name: _make_app(name) for name in BEATS}
+
+
+#: Of what a beat may elect: one without a store, and one whose store is behind.
+PLAIN, STORED = "celery.beat:Scheduler", f"{__name__}:Stored"
 
 
 @contextlib.contextmanager
@@ -85,6 +124,7 @@ def simulation() -> Iterator[None]:
             (session, {"KazooClient": SimulatedKazoo}),
             (election, {"time": time, "queue": queue, "threading": threading}),
             (election, {"datetime": simulated.Datetime}),
+            (gate, {"datetime": simulated.Datetime}),
             (ledger, {"boottime": simulated.boottime}),
             (broker, {"boottime": simulated.boottime}),
             (schedulers, {"time": time, "queue": queue, "threading": threading}),
@@ -135,6 +175,7 @@ class Beat:
             entry: {"task": entry, "schedule": period} for entry, period in entries.items()
         }
         app.conf.zk_beat_recovery = self.run.recovery
+        app.conf.zk_beat_scheduler = self.run.gated
         with world.on(machine):
             self.scheduler = scheduler = ZooKeeperScheduler(app=app)
             simulated.Thread(target=lambda: self._serve(scheduler), name="main").start()
@@ -198,6 +239,8 @@ class Run:
         SimulatedKazoo.links = {name: beat.link for name, beat in self.beats.items()}
         self._healed = False
         self.faults = list(_plan(plan))
+        Stored.store.clear()
+        self.gated = plan.choice((None, None, PLAIN, STORED))
         self._only = only
         #: Numbers of the faults that happened.
         self.happened: list[int] = []
