@@ -37,7 +37,7 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
 
 def due_by_celery(entry: Any) -> datetime | None:
     """When an entry is due after its last run, UTC, perhaps in the past: what its `is_due()` would
-    say then. None where another class than Celery's own has a say: ask it."""
+    say then. None where another class than Celery's own has a say, or it cannot be told: ask it."""
     schedule, kind = entry.schedule, type(entry)
     if not is_steady(schedule) or (kind is not ScheduleEntry and not _is_celerys(kind)):
         return None
@@ -46,7 +46,10 @@ def due_by_celery(entry: Any) -> datetime | None:
         return next_run(entry, to_utc(entry.last_run_at)) if celery.VERSION >= (5, 7) else None
     if schedule.relative or schedule.tz.utcoffset(None) is None:
         return next_run(entry, to_utc(entry.last_run_at))
-    at: datetime = to_utc(entry.last_run_at) + schedule.run_every
+    try:
+        at: datetime = to_utc(entry.last_run_at) + schedule.run_every
+    except OverflowError:
+        return None
     return at
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from kombu import exceptions
 from kombu.transport import TRANSPORT_ALIASES, virtual
 
+from celery_zk_beat.znodes import from_text
+
 from .world import World
 
 TRANSPORT_ALIASES["simulated"] = f"{__name__}:Transport"
@@ -20,9 +22,11 @@ TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Sent:
-    """A message that a beat handed to the network at `at`; `failed` is what the beat was told."""
+    """A message that a beat handed to the network at `at`; `failed` is what the beat was told.
+    `early` is for how many seconds it was not yet due, by the clock of its machine."""
 
     at: float
+    early: float
     machine: str
     #: Which life of the beat it was.
     life: int
@@ -67,6 +71,7 @@ class Broker:
         mark = headers["zk_beat"]
         sent = Sent(
             at=self.world.now,
+            early=from_text(mark["due"]).timestamp() - machine.wall_clock(),
             machine=machine.name,
             life=self.lives[machine.name],
             entry=headers["task"],
