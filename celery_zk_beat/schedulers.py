@@ -683,22 +683,25 @@ class ZooKeeperScheduler(Scheduler):
         self._computes = type(self).is_due is Scheduler.is_due and self._starting_deadline is None
         for name, entry in entries:
             state = ledger.state(name)
-            if state is not None and not self._control.holds(name):
-                with self._only_logged(name):
-                    if is_ahead(state.last_run_at, now):
-                        self._ahead = True
-                        logger.error(
-                            "%s: ran last at %s, says %s, which is still to come: it does not "
-                            "run until this is mended; is a clock wrong?",
-                            name,
-                            to_text(state.last_run_at),
-                            self._election.paths.page(page_of(name)),
-                        )
-                        continue
-                    entry.last_run_at = as_of(entry, state.last_run_at)
-                    entry.total_run_count = state.total_run_count
-                    # A crontab takes its time to tell: not before others are dispatched.
-                    self._put(name, entry if is_interval(entry.schedule) else None)
+            if state is None or self._control.holds(name):
+                continue
+            if is_ahead(state.last_run_at, now):
+                self._ahead = True
+                logger.error(
+                    "%s: ran last at %s, says %s, which is still to come: it does not run until "
+                    "this is mended; is a clock wrong?",
+                    name,
+                    to_text(state.last_run_at),
+                    self._election.paths.page(page_of(name)),
+                )
+                continue
+            try:  # not self._only_logged(): there may be a hundred thousand
+                entry.last_run_at = as_of(entry, state.last_run_at)
+                entry.total_run_count = state.total_run_count
+                # A crontab takes its time to tell: not before others are dispatched.
+                self._put(name, entry if is_interval(entry.schedule) else None)
+            except Exception:
+                logger.exception("%s: cannot be scheduled, left out", name)
 
     @contextlib.contextmanager
     def _only_logged(self, name: str) -> Iterator[None]:
@@ -757,7 +760,8 @@ class ZooKeeperScheduler(Scheduler):
                 self._agenda.put(item.name, now.timestamp() + left, item.due)
                 continue
             instant = item.due or self._due(entry)
-            if instant is not None and instant.timestamp() - _CLAIM_AHEAD > item.at:
+            ahead = _CLAIM_AHEAD + _CLAIM_TOGETHER
+            if instant is not None and instant.timestamp() - now.timestamp() > ahead:
                 self._agenda.put(item.name, instant.timestamp() - _CLAIM_AHEAD, instant)
                 continue
             if instant is not None:

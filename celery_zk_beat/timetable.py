@@ -44,7 +44,7 @@ def due_by_celery(entry: Any) -> datetime | None:
     if type(schedule) is crontab:
         # Of earlier releases the estimate depends on whether it ran today.
         return next_run(entry, to_utc(entry.last_run_at)) if celery.VERSION >= (5, 7) else None
-    if schedule.relative or schedule.tz.utcoffset(None) is None:
+    if schedule.relative or (celery.VERSION < (5, 7) and schedule.tz.utcoffset(None) is None):
         return next_run(entry, to_utc(entry.last_run_at))
     try:
         at: datetime = to_utc(entry.last_run_at) + schedule.run_every
@@ -159,5 +159,6 @@ def to_utc(instant: datetime) -> datetime:
 def as_of(entry: Any, instant: datetime) -> datetime:
     """`instant` in the manner of the entry's own clock: its time zone, or naive."""
     schedule = entry.schedule
-    zone = schedule.tz if is_steady(schedule) else entry.default_now().tzinfo
+    # Where the clock is that of the app, without a look at it.
+    zone = schedule.app.timezone if is_steady(schedule) else entry.default_now().tzinfo
     return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)
