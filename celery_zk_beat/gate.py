@@ -11,13 +11,14 @@ belong.
 from __future__ import annotations
 
 import contextlib
+import functools
 import shelve
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from multiprocessing.util import Finalize
 from typing import Any, Callable, Protocol
 
-from celery.beat import ScheduleEntry, Scheduler
+from celery.beat import Scheduler
 from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
@@ -30,6 +31,10 @@ logger = get_logger(__name__)
 
 #: By how much a store may round the time of a run.
 _ROUNDED = timedelta(milliseconds=1)
+
+
+#: How long ago an entry that has a start and never ran has run, say database schedulers.
+_PRETENDED = timedelta(days=365 * 30)
 
 
 class SchedulerFailed(ZkBeatError):
@@ -90,7 +95,7 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
         gated.opened()
-        logger.info("%s is elected %s", scheduler.__name__, " ".join(gated.info.split()))
+        logger.info(" ".join([scheduler.__name__, "is elected", *gated.info.split()]))
     return gated
 
 
@@ -116,6 +121,8 @@ class Gated(Scheduler):
 
     _built_at = datetime.max.replace(tzinfo=timezone.utc)
     _is_open = _is_over = False
+    #: The entries while they are asked, for each look at the store may bring others.
+    _asked: Any = None
     _last_read: Any = None
     _last_reserved: Any = None
     _failure: ZkBeatError | None = None
@@ -130,12 +137,13 @@ class Gated(Scheduler):
         """To be called once, after it is made."""
         if hasattr(self, "lock_key"):
             self.lock_key = None  # RedBeat's: who is master is decided elsewhere
-        self.entries = _all_entries(self)
-        for entry in self.entries.values():
+        for entry in self._with_others(dict(self.schedule)).values():
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
                 entry.last_run_at = as_of(entry, state.last_run_at)
+                if _is_redbeats(entry):
+                    entry.reschedule(entry.last_run_at)
         self._is_open = True
         self.read_anew()
 
@@ -167,8 +175,7 @@ class Gated(Scheduler):
 
     def write(self) -> None:
         """Has it write to its store what is not there yet."""
-        with contextlib.suppress(SchedulerFailed), _failing(type(self).__name__):
-            self._do_sync()
+        self._do_sync()
 
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
@@ -188,7 +195,7 @@ class Gated(Scheduler):
 
     @property
     def schedule(self) -> Any:
-        entries = super().schedule
+        entries = super().schedule if self._asked is None else self._asked
         if self._is_open and entries is not self._last_read:
             self._last_read = entries
             self._bring_up_to_date(entries)
@@ -201,6 +208,24 @@ class Gated(Scheduler):
     def is_due(self, entry: Any) -> Any:
         seconds = self.gate.holds_back(entry.name)
         return super().is_due(entry) if seconds is None else schedstate(False, seconds)
+
+    def populate_heap(self, *args: Any, **kwargs: Any) -> None:
+        """Does not ask what is held back. For here Celery asks the entries themselves, and one of a
+        database that is to run once disables itself when it is asked after its run: too early,
+        where that waits for the broker."""
+        held = []
+        self._asked = self.schedule
+        try:
+            for entry in self._asked.values():
+                seconds = self.gate.holds_back(entry.name)
+                if seconds is not None:
+                    held.append(entry)
+                    entry.is_due = functools.partial(schedstate, False, seconds)
+            super().populate_heap(*args, **kwargs)
+        finally:
+            self._asked = None
+            for entry in held:
+                del entry.is_due
 
     def reserve(self, entry: Any) -> Any:
         self._last_reserved = new = super().reserve(entry)
@@ -231,6 +256,14 @@ class Gated(Scheduler):
             if advance:
                 self.reserve(entry)
 
+    def _do_sync(self) -> None:
+        """Raises nothing: Celery calls it when it has just published something, and that would be
+        taken for not published."""
+        try:
+            super()._do_sync()
+        except Exception:
+            logger.exception("%s could not write to its store", type(self).__name__)
+
     def sync(self) -> None:
         if not self._is_over and self.gate.is_open():
             super().sync()
@@ -246,16 +279,44 @@ class Gated(Scheduler):
         for name, entry in list(entries.items()):
             state = self._state(entry)
             if state is not None and _last_run_at(entry) < state.last_run_at - _ROUNDED:
-                entries[name] = self._as_if_run(entry, as_of(entry, state.last_run_at))
-        self.entries = {**self.entries, **entries} if _is_partial(self) else entries
+                entries[name] = self._as_if_run(entry, state.last_run_at)
+        self.entries = self._with_others(entries)
 
     def _as_if_run(self, entry: Any, at: datetime) -> Any:
         if not hasattr(entry, "model"):
-            return entry._next_instance(last_run_at=at)
-        # An entry of a database takes no time as an argument; it asks itself for the present one.
-        now: Callable[[], datetime] = lambda: at  # noqa: E731
+            return entry._next_instance(last_run_at=as_of(entry, at))
+        # An entry of a database takes no time as an argument; it asks itself for the present one,
+        # in a manner that depends on its settings.
+        zone = entry._default_now().tzinfo
+        own = at.replace(tzinfo=None) if zone is None else at.astimezone(zone)
+        now: Callable[[], datetime] = lambda: own  # noqa: E731
         entry.default_now = entry._default_now = now
         return self.reserve(entry)
+
+    def _with_others(self, entries: Any) -> dict[str, Any]:
+        """The entries that were read, with those that some schedulers leave out of their schedule
+        until they are nearly due; the same dictionary where there are none."""
+        if hasattr(self.Entry, "from_key"):
+            others = self._of_redbeat(entries)
+        else:
+            models: Any = getattr(getattr(self, "Model", None), "objects", None)
+            if not hasattr(models, "enabled"):
+                return entries  # type: ignore[no-any-return]
+            left_out = (model for model in models.enabled() if model.name not in entries)
+            others = {model.name: self.Entry(model, app=self.app) for model in left_out}
+        return {**others, **entries} if others else entries
+
+    def _of_redbeat(self, entries: Any) -> dict[str, Any]:
+        """Those that are known, if they are still there, and those that have come."""
+        from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
+
+        app, found = self.app, {}
+        known = {entry.key: entry for entry in (*self.entries.values(), *entries.values())}
+        for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
+            with contextlib.suppress(KeyError):  # deleted
+                entry = known.get(key) or self.Entry.from_key(key, app=app)
+                found[entry.name] = entry
+        return found
 
 
 def key_of(entry: Any) -> str | None:
@@ -268,7 +329,12 @@ def key_of(entry: Any) -> str | None:
 
 def _last_run_at(entry: Any) -> datetime:
     at = entry.last_run_at
-    return datetime.min.replace(tzinfo=timezone.utc) if at is None else to_utc(at)
+    if at is None:
+        return datetime.min.replace(tzinfo=timezone.utc)
+    # With a start, database schedulers pretend that an entry that never ran did, long ago. It never
+    # did since it was last changed: to be enabled again, perhaps, after its one run.
+    changed = getattr(getattr(entry, "model", None), "date_changed", None)
+    return to_utc(changed if changed is not None and at == changed - _PRETENDED else at)
 
 
 def _due(entry: Any) -> datetime:
@@ -279,19 +345,6 @@ def _due(entry: Any) -> datetime:
     return due if start is None else max(due, to_utc(start))
 
 
-def _is_partial(scheduler: Scheduler) -> bool:
-    """Whether its schedule has only what is due, as RedBeat's."""
-    return hasattr(scheduler.Entry, "from_key")
-
-
-def _all_entries(scheduler: Scheduler) -> dict[str, ScheduleEntry]:
-    if not _is_partial(scheduler):
-        return dict(scheduler.schedule)
-    from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
-
-    app, entries = scheduler.app, {}
-    for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
-        with contextlib.suppress(KeyError):  # deleted
-            entry = scheduler.Entry.from_key(key, app=app)
-            entries[entry.name] = entry
-    return entries
+def _is_redbeats(entry: Any) -> bool:
+    """Whether its state is in a store of its own, which is read at each look."""
+    return hasattr(entry, "reschedule")

@@ -431,6 +431,7 @@ class RunLedger:
             last_run_at=before.last_run_at if run.extra else max(run.claimed, before.last_run_at),
             total_run_count=run.number,
             due=run.due,
+            unnamed_since=None,
             history=page.remembered(before.history, past),
             key=run.key,
         )

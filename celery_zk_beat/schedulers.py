@@ -113,6 +113,8 @@ class ZooKeeperScheduler(Scheduler):
     """
 
     data: dict[str, Any]
+    #: RedBeat asks whoever is beat's scheduler whether it wants a lock.
+    lock_key = None
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -813,14 +815,24 @@ class ZooKeeperScheduler(Scheduler):
 
     def _turn_gated(self, gated: Gated) -> float:
         left = 0.0 if self._control.pauses_stale else gated.turn()
-        self.data = gated.entries
         self._gated_failing_since = None
+        if gated.entries is not self.data:
+            self._take_entries(gated)
         return left
 
     def _read_gated_anew(self, gated: Gated) -> None:
         gated.read_anew()
+        self._take_entries(gated)
+
+    def _take_entries(self, gated: Gated) -> None:
         self.data = gated.entries
         self.metrics.entries = len(self.data)
+        made_anew = [
+            run
+            for name, run in self._ledger.outbox.items()
+            if name in self.data and key_of(self.data[name]) != run.key
+        ]
+        self._drop(made_anew, "its entry was deleted")
         unseen = {
             name: entry
             for name, entry in self.data.items()
@@ -846,10 +858,16 @@ class ZooKeeperScheduler(Scheduler):
         held = waiting is not None or self._control.holds(name) or self._ledger.damaged(name)
         if held or self._control.pauses_stale or self._closing:
             return _LONGEST_WAIT
-        return _RETRY_AFTER if self._room() <= 0 else None
+        is_full = len(self._ledger.outbox) >= MOST_RUNS and self._room() <= 0
+        return _RETRY_AFTER if is_full else None
 
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
+        assert self._gated is not None
         name, state, epoch = entry.name, self._ledger.state(entry.name), self._ledger.reign.epoch
+        if name in self._ledger.outbox:
+            logger.error("%s: its last run waits for the broker: another is not kept", name)
+            return
+        self.data = self._gated.entries  # in this very turn it may have read them anew
         number = 1 if state is None else state.total_run_count + 1
         run = Run(name, number, due, claimed, epoch, key=key_of(entry))
         self._publish(self._claim_runs([run], self._control.unchanged))

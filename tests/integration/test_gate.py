@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
 
@@ -24,6 +25,8 @@ PLAIN = "celery.beat:Scheduler"
 PERSISTENT = "celery.beat:PersistentScheduler"
 SQLALCHEMY = "sqlalchemy_celery_beat.schedulers:DatabaseScheduler"
 REDBEAT = "redbeat:RedBeatScheduler"
+
+Start = Callable[..., ZooKeeperScheduler]
 
 #: With a period of this, tests neither take long nor depend on the load of the machine.
 PERIOD = 2.0
@@ -79,9 +82,7 @@ def turn_for(scheduler: ZooKeeperScheduler, seconds: float) -> None:
     turn_until(scheduler, lambda: time.monotonic() > end)
 
 
-def test_a_failover_repeats_and_loses_nothing(
-    app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str
-) -> None:
+def test_a_failover_repeats_and_loses_nothing(app: Celery, start: Start, behind: str) -> None:
     """Its store was not written since the run."""
     first = start(beat_schedule={"e": every(PERIOD)})
     turn_until(first, lambda: len(history(app)) == 1)
@@ -96,9 +97,7 @@ def test_a_failover_repeats_and_loses_nothing(
         assert PERIOD - 0.1 < apart < PERIOD + 1
 
 
-def test_what_was_due_meanwhile_runs_once(
-    app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str
-) -> None:
+def test_what_was_due_meanwhile_runs_once(app: Celery, start: Start, behind: str) -> None:
     first = start(beat_schedule={"e": every(PERIOD)})
     turn_until(first, lambda: len(history(app)) == 1)
     crash(first)
@@ -111,9 +110,7 @@ def test_what_was_due_meanwhile_runs_once(
     assert len(history(app)) == 2
 
 
-def test_a_run_that_was_claimed_and_not_published(
-    app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str
-) -> None:
+def test_a_run_that_was_claimed_and_not_published(app: Celery, start: Start, behind: str) -> None:
     broker = app.conf.broker_url
     first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
     turn_until(first, lambda: first._ledger.outbox)
@@ -128,7 +125,7 @@ def test_a_run_that_was_claimed_and_not_published(
     assert run.id == first.task_id("e", 1)
 
 
-def test_pauses(app: Celery, start: Callable[..., ZooKeeperScheduler], behind: str) -> None:
+def test_pauses(app: Celery, start: Start, behind: str) -> None:
     """What was due while an entry was paused runs once; or, where that is skipped, does not."""
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn(scheduler)
@@ -153,7 +150,7 @@ def test_pauses(app: Celery, start: Callable[..., ZooKeeperScheduler], behind: s
 
 def test_a_demoted_beat_writes_nothing(
     app: Celery,
-    start: Callable[..., ZooKeeperScheduler],
+    start: Start,
     redis_server: Redis,
     tmp_path: Path,
 ) -> None:
@@ -200,9 +197,7 @@ class Rewriting(Scheduler):
         return super().apply_async(entry, *args, **kwargs)
 
 
-def test_what_a_class_overrides_is_called(
-    app: Celery, start: Callable[..., ZooKeeperScheduler]
-) -> None:
+def test_what_a_class_overrides_is_called(app: Celery, start: Start) -> None:
     from tests.history import all_headers
 
     app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
@@ -229,7 +224,7 @@ class Failing(Scheduler):
 
 def test_a_scheduler_that_fails(
     app: Celery,
-    start: Callable[..., ZooKeeperScheduler],
+    start: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -278,3 +273,225 @@ def test_the_banner_makes_none(app: Celery) -> None:
     app.conf.zk_beat_scheduler = "no.such:Thing"
     scheduler = ZooKeeperScheduler(app=app, lazy=True)
     assert ". elected -> no.such:Thing" in scheduler.info
+
+
+def test_two_messages_while_the_broker_is_away(app: Celery, start: Start) -> None:
+    """[I2] The second claim must not take the first run out of the outbox."""
+    broker = app.conf.broker_url
+    app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
+    first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
+    turn_until(first, lambda: first._ledger.outbox)
+    turn_for(first, 0.5)
+    crash(first)
+    app.conf.broker_url = broker
+    app.amqp.__dict__.pop("_producer_pool", None)
+    second = start()
+    turn_until(second, lambda: len(history(app)) >= 2)
+    assert [run.run for run in history(app)][:2] == [1, 2]
+
+
+def test_a_claim_says_that_the_entry_is_named(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """[I5] An entry that is not in the schedule at the hour of each election and daily look, as
+    nightly ones of django-celery-beat 2.8 and 2.9 are not at noon, runs, and must not be forgotten
+    after 30 days."""
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    month_ago = datetime.now(timezone.utc) - timedelta(days=31)
+    scheduler._ledger.note_named({}, month_ago)
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    scheduler._ledger.note_named({}, datetime.now(timezone.utc))
+    assert scheduler._ledger.state("e") is not None
+
+
+def test_run_of_an_entry_that_was_added(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """An entry that came after the election has a state before its first run, without which
+    `zk-beat run`, `pause` and `status` do not know it."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    from sqlalchemy_celery_beat.models import IntervalSchedule, Period, PeriodicTask
+
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    session = scheduler._gated.Session()
+    interval = IntervalSchedule(every=3600, period=Period.SECONDS)
+    session.add(interval)
+    session.commit()
+    session.add(PeriodicTask(name="added", task="added", schedule_model=interval))
+    session.commit()
+    session.close()
+    turn_until(scheduler, lambda: "added" in scheduler.schedule)
+    assert scheduler._ledger.state("added") is not None
+
+
+def test_redbeat_entry_deleted(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    configure(app, REDBEAT, redis_server, tmp_path)
+    from redbeat import RedBeatSchedulerEntry
+
+    scheduler = start(beat_schedule={})
+    RedBeatSchedulerEntry("e", "task", PERIOD, app=app).save()
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}e", app=app).delete()
+    turn_for(scheduler, 0.5)
+    assert "e" not in scheduler.schedule
+
+
+def test_redbeat_needs_no_lock_of_ours(app: Celery) -> None:
+    """RedBeat listens to `beat_init` and asks the scheduler, which is ours, for its lock."""
+    pytest.importorskip("redbeat")
+    app.conf.zk_beat_scheduler = REDBEAT
+    assert ZooKeeperScheduler(app=app).lock_key is None
+
+
+@pytest.mark.parametrize("name", [REDBEAT, PERSISTENT, SQLALCHEMY])
+def test_its_store_is_lost(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path, name: str
+) -> None:
+    """What was due meanwhile runs all the same, and for the instant that it was due."""
+    configure(app, name, redis_server, tmp_path)
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 1)
+    crash(first)
+    first._turn()
+    with redis.Redis.from_url(redis_server.url(1)) as server:
+        server.flushdb()
+    for path in tmp_path.glob("schedule*"):
+        path.unlink()
+    if name == SQLALCHEMY:
+        configure(app, name, redis_server, tmp_path)
+    time.sleep(1.5 * PERIOD)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 2)
+    one, two = history(app)
+    assert (two.due - one.due).total_seconds() < PERIOD + 0.5
+
+
+def test_a_change_that_is_read_when_the_entry_is_due(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """It is sent as it is now, not as it was."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    from sqlalchemy_celery_beat.models import PeriodicTask
+
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    session = scheduler._gated.Session()
+    row = session.query(PeriodicTask).filter_by(name="e").one()
+    row.task = "changed"
+    session.commit()
+    session.close()
+    time.sleep(PERIOD)
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert history(app)[1].task == "changed"
+
+
+def test_redbeat_rescheduled_by_hand(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    configure(app, REDBEAT, redis_server, tmp_path)
+    from redbeat import RedBeatSchedulerEntry
+
+    scheduler = start(beat_schedule={"e": every(60)})
+    turn_for(scheduler, 0.5)
+    entry = RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}e", app=app)
+    entry.reschedule(datetime.now(timezone.utc) - timedelta(hours=1))
+    turn_for(scheduler, 1.5)
+    assert history(app) == []
+
+
+def test_redbeat_made_anew(app: Celery, start: Start, redis_server: Redis, tmp_path: Path) -> None:
+    configure(app, REDBEAT, redis_server, tmp_path)
+    from redbeat import RedBeatSchedulerEntry
+
+    scheduler = start(beat_schedule={})
+    RedBeatSchedulerEntry("e", "task", PERIOD, app=app).save()
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}e", app=app).delete()
+    turn_for(scheduler, 1)
+    made = datetime.now(timezone.utc)
+    RedBeatSchedulerEntry("e", "task", PERIOD, app=app).save()
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert history(app)[1].due - made > timedelta(seconds=PERIOD - 0.1)
+    assert history(app)[1].run == 2
+
+
+class SendsTwice(Scheduler):
+    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        super().apply_async(entry, *args, **kwargs)
+        return super().apply_async(entry, *args, **kwargs)
+
+
+def test_two_of_one_id(app: Celery, start: Start) -> None:
+    app.conf.zk_beat_scheduler = f"{__name__}:SendsTwice"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    one, two = history(app)
+    assert (one.run, one.id) == (two.run, two.id)
+
+
+def test_disabled_while_its_run_waits(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    from sqlalchemy_celery_beat.models import PeriodicTask
+
+    broker = app.conf.broker_url
+    first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
+    turn_until(first, lambda: first._ledger.outbox)
+    session = first._gated.Session()
+    session.query(PeriodicTask).filter_by(name="e").one().enabled = False
+    session.commit()
+    session.close()
+    turn_until(first, lambda: "e" not in first.schedule)
+    crash(first)
+    app.conf.broker_url = broker
+    app.conf.beat_schedule = {}
+    app.amqp.__dict__.pop("_producer_pool", None)
+    second = start()
+    turn_for(second, 2)
+    assert history(app) == []
+    assert list(second._ledger.outbox) == ["e"]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize("name", [REDBEAT, PERSISTENT, SQLALCHEMY])
+def test_zone_of_the_app(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path, name: str, zone: str
+) -> None:
+    """What is brought up to date is written so that it can be read."""
+    configure(app, name, redis_server, tmp_path)
+    app.conf.timezone = zone
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 2)
+    crash(first)
+    first._turn()
+    second = start()
+    turn_until(second, lambda: second._gated)
+    second._say_goodbye()
+    second.close()
+    third = start()
+    turn_for(third, 1.5 * PERIOD)
+    assert [run.run for run in history(app)][:3] == [1, 2, 3]
+    _, two, three = history(app)[:3]
+    assert timedelta(seconds=PERIOD - 0.1) < three.due - two.due < timedelta(seconds=PERIOD + 1)
+
+
+class DiskFull(Scheduler):
+    sync_every = 0
+
+    def sync(self) -> None:
+        raise OSError("no space left on device")
+
+
+def test_a_store_that_cannot_be_written(app: Celery, start: Start) -> None:
+    """[I3] Celery syncs in the end of apply_async(): the message has been sent by then, and is not
+    to be sent again."""
+    app.conf.zk_beat_scheduler = f"{__name__}:DiskFull"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    turn_for(scheduler, 1.5 * PERIOD)
+    assert [run.run for run in history(app)] == [1, 2]
