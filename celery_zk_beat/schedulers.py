@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import FrameType
 from typing import Any, NoReturn
@@ -70,6 +70,8 @@ _CLAIM_AHEAD, _CLAIM_TOGETHER = 0.01, 0.02
 #: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
 #: by a master with another clock: it is published at once.
 _FURTHEST_AHEAD = 1.0
+#: Most runs of one claim, so that one can be on its way while those before are published.
+_MOST_CLAIMED = MOST_RUNS // 2
 #: Most entries that are asked before what is due among them is claimed.
 _MOST_LOOKED_AT = 1000
 #: Seconds before what was published is noted, when a note is already under way.
@@ -533,7 +535,8 @@ class ZooKeeperScheduler(Scheduler):
                 return 0.0  # they had it resign
         if not self._heap_is_current:
             self._build_heap()
-        self._publish(self._ledger.outbox.values())
+        if self._gated is not None:
+            self._publish_waiting()
         left = self._claim() if self._gated is None else self._turn_gated(self._gated)
         self._ledger.confirm()
         self.metrics.outbox = len(self._ledger.outbox)
@@ -658,9 +661,14 @@ class ZooKeeperScheduler(Scheduler):
         self._publish([run])
         return answer
 
-    def _claim_runs(self, runs: list[Run], *also: Operation) -> list[Run]:
+    def _publish_waiting(self) -> None:
+        self._publish(self._ledger.outbox.values())
+
+    def _claim_runs(
+        self, runs: list[Run], *also: Operation, meanwhile: Callable[[], object] = lambda: None
+    ) -> list[Run]:
         begun = boottime()
-        claimed: list[Run] = self._ledger.claim(runs, *also)
+        claimed: list[Run] = self._ledger.claim(runs, *also, meanwhile=meanwhile)
         self.metrics.claim_seconds.observe(boottime() - begun)
         self.metrics.claimed += len(claimed)
         return claimed
@@ -749,7 +757,7 @@ class ZooKeeperScheduler(Scheduler):
         now, room = datetime.now(timezone.utc), self._room()
         for _ in range(_MOST_LOOKED_AT):
             item = None
-            if len(due) < room:
+            if len(due) < min(room, _MOST_CLAIMED):
                 item = self._agenda.take(now.timestamp(), _CLAIM_TOGETHER)
             if item is None:
                 break
@@ -792,11 +800,13 @@ class ZooKeeperScheduler(Scheduler):
         self._skip(skipped, "older than beat_cron_starting_deadline")
         if due:
             runs = [run for _, run, _ in due.values()]
-            claimed = self._claim_runs(runs, self._control.unchanged)
+            unchanged = self._control.unchanged
+            claimed = self._claim_runs(runs, unchanged, meanwhile=self._publish_waiting)
             for run in claimed:
                 self._go_on(run, due.pop(run.entry)[2])
             self._agenda.put_back(item for item, _, _ in due.values())
-            self._publish(claimed)
+        if not due or self._agenda.next_at > now.timestamp():
+            self._publish_waiting()  # else it is, while what comes next is claimed
         next_at = self._agenda.next_at if self._room() > 0 else math.inf
         return next_at - time.time()
 

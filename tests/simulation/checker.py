@@ -180,7 +180,7 @@ class Checker:
         if not claimed <= found.keys():
             self.fail(f"I2: claimed and not in the outbox: {claimed - found.keys()}")
         if not found.keys() <= self.outbox.keys() | claimed:
-            self.fail(f"in the outbox and not claimed: {found}")
+            self.fail(f"I1: in the outbox and not claimed: {found}")
         for run in self.outbox.keys() - found.keys():
             told = any(sent.arrived and not sent.failed for sent in self.sent[run])
             if not told and run not in self.dropped | self.published:
