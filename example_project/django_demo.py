@@ -88,7 +88,7 @@ class DjangoDemo(Play):
             words = f"the admin: {admin.url} (user {USER}, password {password}); Ctrl-C ends it"
             self._show.event(words, "bold")
             while True:
-                self._steady(words, PATIENCE)
+                self._steady("Ctrl-C ends it", PATIENCE)
         return verdict
 
     def _start_database(self) -> None:

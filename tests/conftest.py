@@ -96,12 +96,26 @@ def rabbitmq(tmp_path: Path) -> Iterator[RabbitMQ]:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
-    """A server that no test may harm. Skips the test where it is not installed, except in CI."""
+def _postgresql_is_there() -> None:
+    """Skips the test where it is not installed, except in CI."""
     missing = missing_postgresql()
     if missing and not os.environ.get("CI"):
         pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def postgresql(
+    tmp_path_factory: pytest.TempPathFactory, _postgresql_is_there: None
+) -> Iterator[PostgreSQL]:
+    """A server that no test may harm."""
     with PostgreSQL(tmp_path_factory.mktemp("postgresql")) as server:
+        yield server.start()
+
+
+@pytest.fixture
+def own_postgresql(tmp_path: Path, _postgresql_is_there: None) -> Iterator[PostgreSQL]:
+    """A server to stop and start."""
+    with PostgreSQL(tmp_path) as server:
         yield server.start()
 
 
