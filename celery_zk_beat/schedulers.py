@@ -544,6 +544,8 @@ class ZooKeeperScheduler(Scheduler):
         self.metrics.outbox = len(self._ledger.outbox)
         # Where the write before is still on its way: come back for this one, for it is what a
         # crash would repeat.
+        if left <= 0:
+            return left
         confirm = _CONFIRM_AFTER if self._ledger.unconfirmed else math.inf
         now = datetime.now(timezone.utc)
         publish = (
@@ -559,6 +561,8 @@ class ZooKeeperScheduler(Scheduler):
         """How many runs may be claimed: what waits for the broker is bounded, and so is all that
         waits, with what is held back or of another schedule."""
         outbox = self._ledger.outbox
+        if len(outbox) <= MOST_RUNS - _MOST_CLAIMED:
+            return MOST_RUNS - len(outbox)  # enough for a claim, without a look at each
         return min(MOST_RUNS - len(self._waiting()), MOST_WAITING - len(outbox))
 
     def _may_publish(self, run: Run) -> bool:
