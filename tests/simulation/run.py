@@ -14,6 +14,7 @@ from unittest import mock
 
 from celery import Celery
 from celery.beat import Scheduler
+from celery.schedules import schedule
 from kombu.messaging import Producer
 
 from celery_zk_beat import ZooKeeperScheduler, broker, election, gate, ledger, schedulers, session
@@ -36,11 +37,17 @@ PUBLISH_DEADLINE = 8.0
 PERIODS = {"a": 1.0, "b": 1.0, "c": 2.5, "d": 7.0, "e": 40.0}
 #: Entries that only one of the two variants of the code knows.
 VARIANTS = ({"old": 3.0}, {"new": 3.0})
+#: Entries whose schedule is of a class that is asked whether it is due.
+ASKED = ("b", "d")
 #: Seconds within which everything must be well again when nothing is wrong any more: a session's
 #: time-out, a publish that hangs, back-off, a resignation or two.
 RECOVERY = 90.0
 #: Most seconds between two faults, in one run or another.
 RHYTHMS = (0.2, 0.6, 2.0)
+
+
+class Asked(schedule):  # type: ignore[misc]
+    pass
 
 
 class _Celery(Celery):  # type: ignore[misc]
@@ -54,7 +61,9 @@ class _Producer(Producer):  # type: ignore[misc]
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         World.active.breathe()
-        return super().publish(*args, **kwargs)
+        published = super().publish(*args, **kwargs)
+        World.active.breathe()
+        return published
 
 
 def _make_app(name: str) -> Celery:
@@ -170,7 +179,8 @@ class Beat:
         app = _apps[self.name]
         entries = {**PERIODS, **VARIANTS[self.variant]}
         app.conf.beat_schedule = {
-            entry: {"task": entry, "schedule": period} for entry, period in entries.items()
+            entry: {"task": entry, "schedule": Asked(period) if entry in ASKED else period}
+            for entry, period in entries.items()
         }
         app.conf.zk_beat_recovery = self.run.recovery
         app.conf.zk_beat_scheduler = self.run.gated
@@ -239,6 +249,9 @@ class Run:
         self.faults = list(_plan(plan))
         Stored.store.clear()
         self.gated = plan.choice((None, None, PLAIN, STORED))
+        if self.gated is None:
+            self.checker.rhythmic = PERIODS.keys() - ASKED
+        self.checker.clocks_are_right = not any(fault.what == "clock" for fault in self.faults)
         self._only = only
         #: Numbers of the faults that happened.
         self.happened: list[int] = []
