@@ -94,7 +94,11 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     kind = type(scheduler.__name__, (Gated, scheduler), {"gate": gate})
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
-        gated.opened()
+        try:
+            gated.opened()
+        except BaseException:
+            gated.throw_away()
+            raise
         logger.info(" ".join([scheduler.__name__, "is elected", *gated.info.split()]))
     return gated
 
@@ -137,13 +141,15 @@ class Gated(Scheduler):
         """To be called once, after it is made."""
         if hasattr(self, "lock_key"):
             self.lock_key = None  # RedBeat's: who is master is decided elsewhere
-        for entry in self._with_others(dict(self.schedule)).values():
+        entries = self.schedule
+        for name, entry in list(self._with_others(entries).items()):
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
-                # Of one that has run it is too early, so that it is brought up to date.
-                early = 2 * _ROUNDED if _ran_since_changed(entry, state) else timedelta(0)
-                entry.last_run_at = as_of(entry, state.last_run_at - early)
+                if state.total_run_count > 0 and hasattr(entry, "model"):
+                    entries[name] = self._as_if_run(entry, state.last_run_at)
+                    continue
+                entry.last_run_at = as_of(entry, state.last_run_at)
                 if _is_redbeats(entry):
                     entry.reschedule(entry.last_run_at)
         self._is_open = True
@@ -178,6 +184,27 @@ class Gated(Scheduler):
     def write(self) -> None:
         """Has it write to its store what is not there yet."""
         self._do_sync()
+
+    def has_lost(self, name: str, key: str | None) -> bool:
+        """Whether the entry of a run is certainly deleted, or disabled, in a store that all beats
+        have: not merely out of sight, as a row may be that cannot be read.
+
+        Raises:
+            SchedulerFailed: its store does not answer.
+        """
+        with _failing(type(self).__name__):
+            if name in self.entries:  # another one, perhaps; a run of our own scheduler has no key
+                return key is not None and key_of(self.entries[name]) not in (None, key)
+            if hasattr(self.Entry, "from_key"):
+                return True  # RedBeat's: entries were just read, all of them
+            rows = getattr(self, "Model", None)
+            if key is None or rows is None:
+                return False
+            if hasattr(rows, "objects"):
+                return not rows.objects.filter(pk=key, enabled=True).exists()
+            with self.Session() as session:
+                row = session.get(rows, int(key))
+                return row is None or not row.enabled
 
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
@@ -255,7 +282,7 @@ class Gated(Scheduler):
         except ZkBeatError as exc:
             self._failure = exc
         else:
-            if advance:
+            if advance and self.gate.is_open():
                 self.reserve(entry)
 
     def _do_sync(self) -> None:
@@ -304,8 +331,11 @@ class Gated(Scheduler):
             models: Any = getattr(getattr(self, "Model", None), "objects", None)
             if not hasattr(models, "enabled"):
                 return entries  # type: ignore[no-any-return]
-            left_out = (model for model in models.enabled() if model.name not in entries)
-            others = {model.name: self.Entry(model, app=self.app) for model in left_out}
+            others = {}
+            for model in models.enabled():
+                if model.name not in entries:
+                    with contextlib.suppress(ValueError):  # as the class itself: it is left out
+                        others[model.name] = self.Entry(model, app=self.app)
         return {**others, **entries} if others else entries
 
     def _of_redbeat(self, entries: Any) -> dict[str, Any]:
@@ -339,19 +369,18 @@ def _last_run_at(entry: Any) -> datetime:
     return to_utc(changed if changed is not None and at == changed - _PRETENDED else at)
 
 
-def _ran_since_changed(entry: Any, state: RunState) -> bool:
-    """Of an entry in a database; not of one that was enabled again, perhaps, after its one run."""
-    changed: Any = getattr(getattr(entry, "model", None), "date_changed", None)
-    ran = changed is not None and state.total_run_count > 0
-    return ran and to_utc(changed) <= state.last_run_at
+def start_of(entry: Any) -> datetime | None:
+    """The instant before which it does not run, UTC, where it has one."""
+    start = getattr(getattr(entry, "model", None), "start_time", None)
+    return None if start is None else to_utc(start)
 
 
 def _due(entry: Any) -> datetime:
     with at_one_instant(entry.schedule):
         due = due_instant(entry)
     # With a start, database schedulers pretend a last run of 30 years before.
-    start = getattr(getattr(entry, "model", None), "start_time", None)
-    return due if start is None else max(due, to_utc(start))
+    start = start_of(entry)
+    return due if start is None else max(due, start)
 
 
 def _is_redbeats(entry: Any) -> bool:

@@ -33,7 +33,7 @@ from .broker import BackOff, comes_from, transport_options
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
-from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class
+from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
 from .metrics import Metrics
@@ -110,6 +110,8 @@ class ZooKeeperScheduler(Scheduler):
         self._gated: Gated | None = None
         #: On boottime(): when the gated scheduler began to fail.
         self._gated_failing_since: float | None = None
+        #: Its entries when they were looked at last.
+        self._taken: Any = None
         self._built_at = datetime.now(timezone.utc)
         self._heap: list[_Event] = []
         self._heap_is_current = False
@@ -544,8 +546,12 @@ class ZooKeeperScheduler(Scheduler):
             if until is None or state is None:
                 continue
             with self._only_logged(name):
-                entry.last_run_at = as_of(entry, state.last_run_at)
-                if found := missed_instant(entry, until):
+                # A gated one may know better: it was enabled again, or made anew.
+                known = to_utc(entry.last_run_at or _NEVER)
+                if self._gated is None or known < state.last_run_at:
+                    entry.last_run_at = as_of(entry, state.last_run_at)
+                start = start_of(entry)
+                if (start is None or start <= until) and (found := missed_instant(entry, until)):
                     missed[name] = found
         waiting = [
             run
@@ -723,7 +729,7 @@ class ZooKeeperScheduler(Scheduler):
     def _turn_gated(self, gated: Gated) -> float:
         left = 0.0 if self._control.pauses_stale else gated.turn()
         self._gated_failing_since = None
-        if gated.entries is not self.data:
+        if gated.entries is not self._taken:
             self._take_entries(gated)
         return left
 
@@ -732,14 +738,18 @@ class ZooKeeperScheduler(Scheduler):
         self._take_entries(gated)
 
     def _take_entries(self, gated: Gated) -> None:
-        self.data = gated.entries
+        self.data = self._taken = gated.entries
         self.metrics.entries = len(self.data)
-        made_anew = [
+        why = "its entry was deleted or disabled while it waited"
+        lost = [
             run
             for name, run in self._ledger.outbox.items()
-            if name in self.data and key_of(self.data[name]) != run.key
+            if self._ledger.state(name) is not None and gated.has_lost(name, run.key)
         ]
-        self._drop(made_anew, "its entry was deleted")
+        for run in lost:
+            due = to_text(run.due)
+            logger.warning("%s: run %d, due %s, is dropped: %s", run.entry, run.number, due, why)
+        self._drop(lost, why)
         unseen = {
             name: entry
             for name, entry in self.data.items()

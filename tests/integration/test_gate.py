@@ -452,28 +452,23 @@ def test_two_of_one_id(app: Celery, start: Start) -> None:
     assert (one.run, one.id) == (two.run, two.id)
 
 
-def test_disabled_while_its_run_waits(
-    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+@pytest.mark.parametrize("name", [SQLALCHEMY, REDBEAT])
+def test_an_entry_that_is_gone(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path, name: str
 ) -> None:
-    configure(app, SQLALCHEMY, redis_server, tmp_path)
-    from sqlalchemy_celery_beat.models import PeriodicTask
-
-    broker = app.conf.broker_url
+    """Its run that waits for the broker is dropped: nobody wants it any more."""
+    configure(app, name, redis_server, tmp_path)
     first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
     turn_until(first, lambda: first._ledger.outbox)
-    session = first._gated.Session()
-    session.query(PeriodicTask).filter_by(name="e").one().enabled = False
-    session.commit()
-    session.close()
-    turn_until(first, lambda: "e" not in first.schedule)
+    entry = first.schedule["e"]
     crash(first)
-    app.conf.broker_url = broker
-    app.conf.beat_schedule = {}
-    app.amqp.__dict__.pop("_producer_pool", None)
-    second = start()
-    turn_for(second, 2)
-    assert history(app) == []
-    assert list(second._ledger.outbox) == ["e"]
+    if name == REDBEAT:
+        entry.delete()
+    else:
+        entry._disable(entry.model)
+    second = start(beat_schedule={"other": every(3600)})
+    turn_until(second, lambda: second._gated and not second._ledger.outbox)
+    assert second._ledger.state("e").dropped == (1,)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
@@ -514,3 +509,51 @@ def test_a_store_that_cannot_be_written(app: Celery, start: Start) -> None:
     turn_until(scheduler, lambda: len(history(app)) == 1)
     turn_for(scheduler, 1.5 * PERIOD)
     assert [run.run for run in history(app)] == [1, 2]
+
+
+def test_an_entry_that_runs_once(
+    app: Celery,
+    start: Start,
+    redis_server: Redis,
+    tmp_path: Path,
+) -> None:
+    """Its database does not know of the run, nor of any."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    once = every(PERIOD, options={"one_off": True})
+    first = start(beat_schedule={"first": every(PERIOD / 2), "e": once})
+    turn_until(first, lambda: len(history(app)) == 2)
+    turn_until(first, lambda: first._ledger.state("e").total_run_count == 1)
+    crash(first)
+    second = start()
+    turn_for(second, PERIOD + 0.5)
+    assert second._ledger.state("e").total_run_count == 1
+
+
+class Unreadable(Scheduler):
+    """Its entries cannot be read once it is made."""
+
+    closed = 0
+    is_made = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_made = True
+
+    def get_schedule(self) -> Any:
+        if self.is_made:
+            raise RuntimeError("no database")
+        return self.data
+
+    schedule = property(get_schedule)
+
+    def close(self) -> None:
+        Unreadable.closed += 1
+        super().close()
+
+
+def test_what_is_half_made_is_thrown_away(
+    app: Celery, start: Callable[..., ZooKeeperScheduler]
+) -> None:
+    app.conf.zk_beat_scheduler = f"{__name__}:Unreadable"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: Unreadable.closed)

@@ -3,6 +3,7 @@ admin and its own ways with one-off entries have to do with a failover."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.control import change_pauses
+from celery_zk_beat.session import SetData
+from celery_zk_beat.znodes import page_of
 from example_project.servers import free_port
+from tests.conftest import PATIENCE
 from tests.django_database import Database
 
 from .conftest import Make, history, turn
@@ -148,7 +153,8 @@ def test_a_run_of_an_entry_that_was_made_anew(
     assert [(run.run, run.task) for run in history(app)] == [(2, "another")]
     state = scheduler._ledger.state("e")
     assert state is not None
-    assert [past.note for past in state.history] == ["dropped: its entry was deleted", None]
+    why = "its entry was deleted or disabled while it waited"
+    assert [past.note for past in state.history] == [f"dropped: {why}", None]
 
 
 def test_without_time_zones(app: Celery, start: Any, database: Database) -> None:
@@ -166,3 +172,98 @@ def test_without_time_zones(app: Celery, start: Any, database: Database) -> None
     assert [run.run for run in history(app)] == [1, 2, 3, 4]
     for one, next_one in zip(history(app), history(app)[1:]):
         assert timedelta(seconds=PERIOD - 0.1) < next_one.due - one.due
+
+
+def test_a_row_that_is_damaged(app: Celery, start: Any, database: Database) -> None:
+    """Harms no other."""
+    database.add("e", PERIOD)
+    database.add("damaged", PERIOD, headers="{")
+    scheduler = start()
+    turn_until(scheduler, lambda: history(app))
+    assert "damaged" not in scheduler.schedule
+
+
+def test_added_while_another_is_due(app: Celery, start: Any, database: Database) -> None:
+    """It has a state all the same."""
+    database.add("e", PERIOD)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    time.sleep(PERIOD)
+    database.add("added", 3600)
+    turn_until(scheduler, lambda: "added" in scheduler.schedule)
+    assert history(app)
+    assert scheduler._ledger.state("added") is not None
+
+
+def test_a_run_that_our_own_scheduler_claimed(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """Before the beats were configured for this one, with the same entries."""
+    broker.is_away()
+    app.conf.zk_beat_scheduler = None
+    first = start(beat_schedule={"e": {"task": "e", "schedule": PERIOD}})
+    turn_until(first, lambda: first._ledger.outbox)
+    first._election.stop()
+    app.conf.zk_beat_scheduler = SCHEDULER
+    second = start(broker_url=broker.url)
+    broker.is_back(second)
+    turn_until(second, lambda: history(app))
+    assert history(app)[0].id == first.task_id("e", 1)
+
+
+def test_a_run_whose_page_is_damaged(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """And whose entry was made anew: there is no state in which to note that it is dropped."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    first = start()
+    turn_until(first, lambda: first._ledger.outbox)
+    crash(first)
+    database.get("e").delete()
+    database.add("e", 3600)
+    second = start()
+    assert second._election.wait(PATIENCE)
+    page = second._election.paths.page(page_of("e"))
+    second._election.session.commit(SetData(page, b"damaged"))
+    second._turn()
+    assert second._gated is not None
+
+
+def test_resumed_without_catching_up(app: Celery, start: Any, database: Database) -> None:
+    """What is still to come was not missed."""
+    start_time = soon(PERIOD)
+    database.add("e", 3600, one_off=True, start_time=start_time)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    election = scheduler._election
+    for change in (
+        lambda pauses: pauses.pause(None, soon(0)),
+        lambda pauses: pauses.resume(None, soon(0), True),
+    ):
+        change_pauses(election.session, election.paths, change)
+    turn_until(scheduler, lambda: history(app))
+    (run,) = history(app)
+    assert run.due == start_time
+
+
+@pytest.mark.parametrize("change", ["deleted", "disabled", "disabled meanwhile"])
+def test_an_entry_that_is_gone(
+    app: Celery, start: Any, database: Database, broker: Broker, change: str
+) -> None:
+    """A run of it that waits for the broker does not wait for ever, nor for another of its name."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    database.add("other", 3600)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    if change == "disabled meanwhile":
+        crash(scheduler)
+    if change == "deleted":
+        database.get("e").delete()
+    else:
+        database.change("e", enabled=False)
+    if change == "disabled meanwhile":
+        scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated and not scheduler._ledger.outbox)
+    assert scheduler._ledger.state("e").dropped == (1,)
