@@ -25,7 +25,7 @@ from celery.utils.imports import symbol_by_name
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger
 from .runs import RunState
-from .timetable import as_of, at_one_instant, due_instant, to_utc
+from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc
 
 logger = get_logger(__name__)
 
@@ -301,6 +301,8 @@ class Gated(Scheduler):
 
     def _state(self, entry: Any) -> RunState | None:
         state = self.gate.state(entry.name)
+        if state is not None and is_ahead(state.last_run_at, datetime.now(timezone.utc)):
+            return None  # not for its store, where it would have to be mended too
         return state if state is not None and state.key == key_of(entry) else None
 
     def _bring_up_to_date(self, entries: Any) -> None:
@@ -323,23 +325,10 @@ class Gated(Scheduler):
         return self.reserve(entry)
 
     def _with_others(self, entries: Any) -> dict[str, Any]:
-        """The entries that were read, with those that some schedulers leave out of their schedule
-        until they are nearly due; the same dictionary where there are none."""
-        if hasattr(self.Entry, "from_key"):
-            others = self._of_redbeat(entries)
-        else:
-            models: Any = getattr(getattr(self, "Model", None), "objects", None)
-            if not hasattr(models, "enabled"):
-                return entries  # type: ignore[no-any-return]
-            others = {}
-            for model in models.enabled():
-                if model.name not in entries:
-                    with contextlib.suppress(ValueError):  # as the class itself: it is left out
-                        others[model.name] = self.Entry(model, app=self.app)
-        return {**others, **entries} if others else entries
-
-    def _of_redbeat(self, entries: Any) -> dict[str, Any]:
-        """Those that are known, if they are still there, and those that have come."""
+        """The entries that were read, with those of RedBeat that are not due yet; the same
+        dictionary as long as none has come or gone."""
+        if not hasattr(self.Entry, "from_key"):
+            return entries  # type: ignore[no-any-return]
         from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
 
         app, found = self.app, {}
@@ -348,7 +337,21 @@ class Gated(Scheduler):
             with contextlib.suppress(KeyError):  # deleted
                 entry = known.get(key) or self.Entry.from_key(key, app=app)
                 found[entry.name] = entry
-        return found
+        if found.keys() != self.entries.keys():
+            return found
+        self.entries.update(found)
+        return self.entries
+
+    # django-celery-beat leaves out of its schedule what is not due for hours: operators could not
+    # ask for it, and what it missed, or has waiting, would have to wait for its hour.
+
+    def _get_crontab_exclude_query(self) -> Any:
+        from django.db.models import Q  # type: ignore[import-untyped,unused-ignore]
+
+        return Q(pk__in=())
+
+    def get_excluded_hours_for_crontab_tasks(self) -> list[int]:
+        return []  # as it is called before 2.9
 
 
 def key_of(entry: Any) -> str | None:

@@ -706,14 +706,7 @@ class ZooKeeperScheduler(Scheduler):
             if state is None or self._control.holds(name):
                 continue
             if is_ahead(state.last_run_at, now):
-                self._ahead = True
-                logger.error(
-                    "%s: ran last at %s, says %s, which is still to come: it does not run until "
-                    "this is mended; is a clock wrong?",
-                    name,
-                    to_text(state.last_run_at),
-                    self._election.paths.page(page_of(name)),
-                )
+                self._note_ahead(name, state)
                 continue
             try:  # not self._only_logged(): there may be a hundred thousand
                 entry.last_run_at = as_of(entry, state.last_run_at)
@@ -722,6 +715,20 @@ class ZooKeeperScheduler(Scheduler):
                 self._put(name, entry if is_interval(entry.schedule) else None)
             except Exception:
                 logger.exception("%s: cannot be scheduled, left out", name)
+
+    def _is_ahead(self, name: str) -> bool:
+        state = self._ledger.state(name)
+        return state is not None and is_ahead(state.last_run_at, datetime.now(timezone.utc))
+
+    def _note_ahead(self, name: str, state: RunState) -> None:
+        self._ahead = True
+        logger.error(
+            "%s: ran last at %s, says %s, which is still to come: it does not run until this is "
+            "mended; is a clock wrong?",
+            name,
+            to_text(state.last_run_at),
+            self._election.paths.page(page_of(name)),
+        )
 
     @contextlib.contextmanager
     def _only_logged(self, name: str) -> Iterator[None]:
@@ -843,6 +850,9 @@ class ZooKeeperScheduler(Scheduler):
     def _read_gated_anew(self, gated: Gated) -> None:
         gated.read_anew()
         self._take_entries(gated)
+        self._ahead = False
+        for name in filter(self._is_ahead, self.data):
+            self._note_ahead(name, self._ledger.state(name))
 
     def _take_entries(self, gated: Gated) -> None:
         self.data = self._taken = gated.entries
@@ -881,6 +891,10 @@ class ZooKeeperScheduler(Scheduler):
             return max(_SHORTEST_WAIT, self._back_off.left([name]))
         held = waiting is not None or self._control.holds(name) or self._ledger.damaged(name)
         if held or self._control.pauses_stale or self._closing:
+            return _LONGEST_WAIT
+        if self._ahead and is_ahead(
+            self._ledger.state(name).last_run_at, datetime.now(timezone.utc)
+        ):
             return _LONGEST_WAIT
         is_full = len(self._ledger.outbox) >= MOST_RUNS and self._room() <= 0
         return _RETRY_AFTER if is_full else None

@@ -18,6 +18,7 @@ from celery.beat import PersistentScheduler, Scheduler
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.control import change_pauses
+from celery_zk_beat.timetable import to_utc
 from example_project.servers import Redis, free_port
 from tests.conftest import PATIENCE
 
@@ -557,3 +558,20 @@ def test_what_is_half_made_is_thrown_away(
     app.conf.zk_beat_scheduler = f"{__name__}:Unreadable"
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn_until(scheduler, lambda: Unreadable.closed)
+
+
+def test_a_run_that_is_still_to_come(
+    app: Celery, start: Start, behind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clock was wrong: it is said, and the store does not get it too."""
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn(first)
+    now = datetime.now(timezone.utc)
+    first._ledger.skip({"e": (now, now + timedelta(days=1))}, "a clock was wrong")
+    crash(first)
+    second = start()
+    turn_for(second, PERIOD + 0.5)
+    assert history(app) == []
+    assert "is still to come: it does not run until this is mended" in caplog.text
+    known = second.schedule["e"].last_run_at
+    assert to_utc(known) < now + timedelta(hours=1)
