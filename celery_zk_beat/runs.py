@@ -62,7 +62,8 @@ class RunState:
     """What is remembered of an entry. Instants are aware, UTC.
 
     Attributes:
-        last_run_at: when its last run was claimed; before the first, when it was first seen.
+        last_run_at: that of its last run, :attr:`Run.claimed`; before the first, when it was first
+            seen.
         total_run_count: number of its last run, 0 before the first.
         due: the instant that the last run was for, None before the first.
         dropped: numbers of the last runs that were dropped, by the recovery policy.
@@ -106,7 +107,8 @@ class Run:
         entry: the entry's name.
         number: counts the entry's runs from 1, for ever.
         due: the earliest instant at which the entry was due and had not run.
-        claimed: when it is claimed: the entry's next ``last_run_at``.
+        claimed: the entry's next ``last_run_at``: when the run is claimed; `due`, if that is a
+            moment ahead or, of an interval, a little before.
         epoch: of the master that claims it.
         extra: an operator asked for it, at `due`; the entry's ``last_run_at`` stays as it is.
         key: that of the entry's state.

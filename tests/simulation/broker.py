@@ -48,6 +48,8 @@ class Broker:
         Broker.current = self
         self.world = world
         self.moods: dict[str, str] = {}
+        #: Whether it takes messages together.
+        self.together = True
         self.lives: dict[str, int] = {}
         self.sent: list[Sent] = []
         self.observers: list[Callable[[Sent], None]] = []
@@ -123,7 +125,9 @@ class Batch:
 
 
 class Channel(virtual.Channel):  # type: ignore[misc]
-    supports_batch_publish = True
+    @property
+    def supports_batch_publish(self) -> bool:
+        return Broker.current.together
 
     def create_publish_batch(self, max_size: int) -> Batch:
         return Batch(self)

@@ -34,7 +34,7 @@ BEATS = ("one", "two", "three")
 ROOT = "/simulated"
 SESSION_TIMEOUT = 4.0
 PUBLISH_DEADLINE = 8.0
-PERIODS = {"a": 1.0, "b": 1.0, "c": 2.5, "d": 7.0, "e": 40.0}
+PERIODS = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 7.0, "e": 40.0}
 #: Entries that only one of the two variants of the code knows.
 VARIANTS = ({"old": 3.0}, {"new": 3.0})
 #: Entries whose schedule is of a class that is asked whether it is due.
@@ -252,11 +252,15 @@ class Run:
         if self.gated is None:
             self.checker.rhythmic = PERIODS.keys() - ASKED
         self.checker.clocks_are_right = not any(fault.what == "clock" for fault in self.faults)
+        self.broker.together = plan.choice((True, True, False))
         self._only = only
         #: Numbers of the faults that happened.
         self.happened: list[int] = []
         #: Faults that wait for a message or a write.
         self._waiting: dict[str, list[Callable[[], None]]] = {"message": [], "write": []}
+        #: Those that come just before a write.
+        self._before: list[Callable[[], None]] = []
+        self.ensemble.before_write = self._come_before
         self.broker.observers.append(lambda _: self._trigger("message"))
         self.ensemble.observers.append(lambda *_: self._trigger("write"))
 
@@ -268,7 +272,9 @@ class Run:
         for number, fault in enumerate(self.faults):
             if self._only is None or number in self._only:
                 begin = partial(self._begin, number, fault)
-                if fault.after:
+                if fault.after == JUST_BEFORE:
+                    begin = partial(self._before.append, begin)
+                elif fault.after:
                     begin = partial(self._waiting[fault.after].append, begin)
                 world.after(fault.at, begin)
         checker = self.checker
@@ -315,6 +321,11 @@ class Run:
         if stays:
             self.checker.useless.add(master.name)
         self._get_well(len(beats) - (not stays))
+
+    def _come_before(self) -> None:
+        before, self._before = self._before, []
+        for begin in before:
+            begin()
 
     def _trigger(self, what: str) -> None:
         waiting, self._waiting[what] = self._waiting[what], []
@@ -478,6 +489,8 @@ KINDS = {
 PAUSE, ASK, RESIGN_ALONE, RESIGN_TO = "pause entries", "run an entry", "resign", "resign to"
 KINDS.update({PAUSE: 2, ASK: 2, RESIGN_ALONE: 3, RESIGN_TO: 3})
 OPERATOR = "operator"
+#: When an operator acts: the next write of a beat comes to the leader just afterwards.
+JUST_BEFORE = "write is sent"
 OF_OPERATOR = (PAUSE, ASK, RESIGN_ALONE, RESIGN_TO)
 OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted")
 
@@ -491,4 +504,5 @@ def _plan(plan: random.Random) -> Iterator[Fault]:
         who = "ZooKeeper" if what in OF_ZOOKEEPER else plan.choice(BEATS)
         who = OPERATOR if what in OF_OPERATOR else who
         length = plan.choice((0.2, 0.5, 1.0, 2.0)) * plan.uniform(0, 1.5) * SESSION_TIMEOUT
-        yield Fault(at, what, who, length, plan.choice(("", "message", "write")))
+        after = ("", "message", "write", *((JUST_BEFORE,) if who == OPERATOR else ()))
+        yield Fault(at, what, who, length, plan.choice(after))
