@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(600)
 #: `make simulate` runs many more.
 RUNS = 200
 #: Within which each mutation is found; most are within the first ten.
-RUNS_TO_FIND = 400
+RUNS_TO_FIND = 1000
 
 
 def simulate(*args: str) -> subprocess.CompletedProcess[str]:
