@@ -43,10 +43,11 @@ def test_all_of_them(app: Celery, make: Make) -> None:
     run_published.connect(note)
     try:
         assert one._most_together == schedulers.MOST_TOGETHER
-        turn(one)
-        while one._turn() <= 0 or one._ledger.unconfirmed:
-            pass  # a claim at a time
-        wait_until(lambda: len(announced) == len(names), PATIENCE, "the signals")
+        wait_until(
+            lambda: one._turn() is not None and len(announced) == len(names),
+            PATIENCE,
+            "all signals",
+        )
     finally:
         run_published.disconnect(note)
     assert sorted(announced) == sorted(names)
