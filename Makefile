@@ -7,23 +7,29 @@ HOURS := 1
 # test,docker: with pytest-celery, without which the tests in containers are skipped.
 EXTRAS := test
 
-.PHONY: help demo test test-oldest docker simulate chaos soak contenders kills lint clean
+.PHONY: help demo demo-django test test-oldest docker simulate chaos soak contenders bench kills lint clean
 
 help:
 	@echo "make demo        a failover to watch, about 70 seconds, on servers that it starts itself"
+	@echo "make demo-django the same of a Django project, about 40 seconds; STAY=1 to look at its admin"
 	@echo "make test        lint, types, and all tests"
 	@echo "make test-oldest all tests, with the oldest supported Celery and kazoo"
 	@echo "make docker      the tests in containers, about 2 minutes; needs a Docker engine"
 	@echo "make simulate    10,000 simulated runs, about 20 minutes; SEEDS=first:end for others"
 	@echo "make chaos       five minutes of random faults on real processes; SEED=n for the same again"
 	@echo "make soak        the same for HOURS=n"
-	@echo "make kills       200 kills, 20 pauses and 20 outages in a row, about 20 minutes"
+	@echo "make kills       200 kills, 20 pauses and 20 outages, 100 kills with Django, about 30 minutes"
 	@echo "make contenders  the same faults for this and for other schedulers: a table"
+	@echo "make bench       how fast this and others are: a table, 25 minutes; BENCH=--quick for less"
 	@echo "make clean       remove what the others made"
 
 demo:
 	@.ci/setup $(VENV) demo
 	@$(BIN)/python -m example_project.demo
+
+demo-django:
+	@.ci/setup $(VENV) django
+	@$(BIN)/python -m example_project.django_demo $(if $(STAY),--stay)
 
 # Most tests wait most of the time: for a session to end, a beat to start, a page to load.
 test: lint
@@ -65,11 +71,18 @@ contenders:
 	done; \
 	$(VENV)-contenders/bin/python -m tests.chaos.times $$folder/*/history.jsonl
 
+# With BENCH, such as --quick, elsewhere than where the whole of it is kept.
+bench: OUTPUT := $(if $(BENCH),$(shell mktemp -d -t bench-XXXXXX),benchmarks/results)
+bench:
+	@.ci/setup $(VENV)-bench bench
+	$(VENV)-bench/bin/python -m benchmarks.compare all $(BENCH) --output $(OUTPUT)
+
 kills:
 	@.ci/setup $(VENV) $(EXTRAS)
 	$(BIN)/python -m tests.chaos.kills --times 200
 	$(BIN)/python -m tests.chaos.kills --times 20 --pause
 	$(BIN)/python -m tests.chaos.kills --times 20 --outage
+	$(BIN)/python -m tests.chaos.database_kills --times 100
 
 lint:
 	@.ci/setup $(VENV) $(EXTRAS)
@@ -78,4 +91,4 @@ lint:
 	$(BIN)/mypy celery_zk_beat
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders $(VENV)-bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

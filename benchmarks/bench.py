@@ -151,11 +151,7 @@ class Cluster:
 
         def all_here() -> bool:
             found.clear()
-            with contextlib.suppress(NoNodeError):
-                for name in self.client.get_children(PATHS.members):
-                    stat = self.client.exists(f"{PATHS.members}/{name}")
-                    if stat is not None:
-                        found[_pid(name)] = stat.ephemeralOwner
+            found.update(sessions(self.client))
             return wanted <= set(found)
 
         wait_until(all_here, PATIENCE, f"{len(wanted)} members")
@@ -194,6 +190,26 @@ def _today_at(clock: str) -> float:
     now = datetime.now()
     at = datetime.combine(now.date(), datetime.strptime(clock, "%H:%M:%S.%f").time())
     return (at - timedelta(days=1) if at > now + timedelta(hours=1) else at).timestamp()
+
+
+def sessions(client: KazooClient) -> dict[int, int]:
+    """The session of each member, by pid."""
+    found = {}
+    with contextlib.suppress(NoNodeError):
+        for name in client.get_children(PATHS.members):
+            stat = client.exists(f"{PATHS.members}/{name}")
+            if stat is not None:
+                found[_pid(name)] = stat.ephemeralOwner
+    return found
+
+
+def connection(zookeeper: ZooKeeper, session: int) -> tuple[int, str]:
+    """How many packets a session has sent on its connection, and what the last one was."""
+    text = zookeeper.four_letter("cons")
+    found = re.search(rf"recved=(\d+),.*\bsid=0x{session:x},lop=(\w+)", text)
+    if found is None:
+        raise RuntimeError(f"session 0x{session:x} has no connection:\n{text}")
+    return int(found[1]), found[2]
 
 
 def _pid(id: str) -> int:
@@ -359,7 +375,7 @@ def report(rows: Sequence[Row], faults: Sequence[str] = ()) -> int:
         print(f"{row.what:{width}}  {numbers} {row.unit:5} {bound:>7}{mark}")
     for fault in faults:
         print(f"FAULT: {fault}")
-    print(f"load average {_load()}")
+    print(f"load average {load()}")
     return 0 if all(row.met for row in rows) and not faults else 1
 
 
@@ -371,15 +387,25 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
+def machine(
+    zookeeper: ZooKeeper,
+    server: Redis,
+    packages: Sequence[str] = ("celery", "kombu", "redis", "kazoo"),
+) -> list[str]:
+    """What it is that measures, in two lines."""
+    found = re.search(r"version: ([\d.]+)", zookeeper.four_letter("srvr"))
+    with redis.Redis.from_url(server.url()) as client:
+        info: Any = client.info("server")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return [
+        f"{os.cpu_count()} cores, load average {load()}, Python {platform.python_version()},",
+        f"{versions}, ZooKeeper {found[1] if found else '?'}, Redis {info['redis_version']}",
+    ]
+
+
 def _introduce(cluster: Cluster) -> None:
-    found = re.search(r"version: ([\d.]+)", cluster.zookeeper.four_letter("srvr"))
-    with redis.Redis.from_url(cluster.redis.url()) as server:
-        info: Any = server.info("server")
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("celery", "kombu", "redis", "kazoo")
-    )
-    print(f"{os.cpu_count()} cores, load average {_load()}, Python {platform.python_version()},")
-    print(f"{packages}, ZooKeeper {found[1] if found else '?'}, Redis {info['redis_version']};")
+    lines = machine(cluster.zookeeper, cluster.redis)
+    print("\n".join(lines) + ";")
     print(
         f"session time-out {cluster.session_timeout:g} s, tickTime {TICK_TIME} ms, "
         f"one entry every {cluster.period:g} s",
@@ -387,5 +413,5 @@ def _introduce(cluster: Cluster) -> None:
     )
 
 
-def _load() -> str:
+def load() -> str:
     return " ".join(f"{load:.2f}" for load in os.getloadavg())

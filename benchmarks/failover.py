@@ -48,13 +48,14 @@ def main() -> int:
     with scratch() as folder, Cluster(folder, SESSION_TIMEOUT, PERIOD) as cluster:
         if args.signal == "resign":
             cluster.start_beats(BEATS, env={"BENCHMARK_ENTRIES": "20", "BENCHMARK_SPREAD": "1"})
-            return measure_resigning(cluster, args.times)
+            return report(*measure_resigning(cluster, args.times))
         cluster.start_beats(BEATS)
         number = signal.SIGKILL if args.signal == "kill" else signal.SIGTERM
-        return measure(cluster, number, args.times)
+        return report(*measure(cluster, number, args.times))
 
 
-def measure(cluster: Cluster, number: signal.Signals, times: int) -> int:
+def measure(cluster: Cluster, number: signal.Signals, times: int) -> tuple[list[Row], list[str]]:
+    """The rows of the table and what must not be."""
     elected, resumed, ended, faults = [], [], [], []
     for turn in range(1, times + 1):
         term = cluster.settled()
@@ -90,10 +91,10 @@ def measure(cluster: Cluster, number: signal.Signals, times: int) -> int:
         Row("signal -> next run, of another beat", resumed, bound=NEXT_RUN_BOUND),
         Row("signal -> the process has ended", ended),
     ]
-    return report(rows, faults + arrivals.faults())
+    return rows, faults + arrivals.faults()
 
 
-def measure_resigning(cluster: Cluster, times: int) -> int:
+def measure_resigning(cluster: Cluster, times: int) -> tuple[list[Row], list[str]]:
     resumed, answered, late, changed = [], [], [], []
     news: queue.SimpleQueue[object] = queue.SimpleQueue()
     with connected(cluster.zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
@@ -131,7 +132,7 @@ def measure_resigning(cluster: Cluster, times: int) -> int:
         Row("asked, and due -> that run", late, bound=RESIGN_BOUND),
         Row("asked -> answered", answered),
     ]
-    return report(rows, faults)
+    return rows, faults
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from collections import Counter
 from celery_zk_beat.ledger import TOUCH_EVERY
 from example_project.processes import wait_until
 
-from .bench import Cluster, Row, cpu_seconds, report, scratch
+from .bench import Cluster, Row, connection, cpu_seconds, report, scratch
 
 DAY = 86400.0
 SESSION_TIMEOUT = 10.0
@@ -50,13 +49,13 @@ def measure(cluster: Cluster, seconds: float) -> int:
 
     begin = time.time()
     cpu = {pid: -cpu_seconds(pid) for pid in roles}
-    received = {pid: -_connection(cluster, sessions[pid])[0] for pid in roles}
+    received = {pid: -connection(cluster.zookeeper, sessions[pid])[0] for pid in roles}
     last_ops: dict[int, Counter[str]] = {pid: Counter() for pid in roles}
     seen = {pid: -count for pid, count in received.items()}
     while time.time() < begin + seconds:
         time.sleep(0.5)  # between two samples
         for pid in roles:
-            count, operation = _connection(cluster, sessions[pid])
+            count, operation = connection(cluster.zookeeper, sessions[pid])
             last_ops[pid][operation] += count - seen[pid]
             seen[pid] = count
     end = time.time()
@@ -102,15 +101,6 @@ def _wait_idle(pid: int) -> None:
         return time.monotonic() - since > 1
 
     wait_until(idle, 30, f"process {pid} to be idle")
-
-
-def _connection(cluster: Cluster, session: int) -> tuple[int, str]:
-    """How many packets a session has sent on its connection, and what the last one was."""
-    text = cluster.zookeeper.four_letter("cons")
-    found = re.search(rf"recved=(\d+),.*\bsid=0x{session:x},lop=(\w+)", text)
-    if found is None:
-        raise RuntimeError(f"session 0x{session:x} has no connection:\n{text}")
-    return int(found[1]), found[2]
 
 
 if __name__ == "__main__":

@@ -46,6 +46,20 @@ def transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
     return {}
 
 
+def declare_once(producer: Any) -> None:
+    """Has a producer look whether a queue is declared before anything else. kombu itself looks
+    only after it has made a copy of it, which takes a fifth of the time of a publish."""
+    maybe_declare, channel = producer.maybe_declare, producer.channel
+
+    def declare(entity: Any, *args: Any, **kwargs: Any) -> Any:
+        cached = getattr(entity, "can_cache_declaration", False) and channel.connection
+        if cached and hash(entity) in channel.connection.client.declared_entities:
+            return False
+        return maybe_declare(entity, *args, **kwargs)
+
+    producer.maybe_declare = declare
+
+
 def comes_from(exc: Exception, errors: Iterable[type[BaseException]]) -> bool:
     """Whether it is one of these, or Celery's wrapping of one."""
     chain = (exc, exc.__cause__, exc.__context__)

@@ -110,6 +110,8 @@ class RunLedger:
         self._damaged: set[str] = set()
         self._outbox_version = 0
         self._outbox_changed = False
+        #: Those of a claim that is on its way.
+        self._claiming: dict[str, Run] = {}
         self._confirming: Pending | None = None
         #: What the history of an entry is to say of its last run, which was published late, or
         #: by another master than claimed it.
@@ -154,26 +156,37 @@ class RunLedger:
         """Whether any page cannot be understood."""
         return bool(self._damaged)
 
-    def first_seen(self, entries: dict[str, datetime]) -> None:
+    def first_seen(
+        self, entries: Mapping[str, datetime], keys: Mapping[str, str | None] | None = None
+    ) -> None:
         """Gives entries that have none a state; one whose last run waits in the outbox, as after
         its page was deleted, that of this run.
 
         Args:
             entries: name to `last_run_at`, the instant from which their clock runs.
+            keys: name to key, of those that have one.
         """
-        states = {name: RunState(at) for name, at in entries.items()}
+        keys = keys or {}
+        states = {name: RunState(at, key=keys.get(name)) for name, at in entries.items()}
         for name in states.keys() & self.outbox.keys():
             run = self.outbox[name]
-            states[name] = RunState(run.claimed, run.number, run.due)
+            states[name] = RunState(run.claimed, run.number, run.due, key=run.key)
         self._commit_all(states)
 
-    def claim(self, runs: Sequence[Run], *also: Operation) -> list[Run]:
+    def claim(
+        self,
+        runs: Sequence[Run],
+        *also: Operation,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> list[Run]:
         """Claims runs, in one transaction.
 
         Args:
             runs: at most one of each entry, of entries that have a state and no run in the
                 outbox.
             also: is part of the transaction.
+            meanwhile: is called while the answer is on its way, and may publish and confirm what
+                is in the outbox.
 
         Returns:
             those that were claimed and are now in the outbox: as many as fit into a transaction,
@@ -182,9 +195,12 @@ class RunLedger:
         states = {run.entry: self._after(run) for run in runs}
         batch = self._fitting(states)
         claimed = [run for run in runs if run.entry in batch]
-        outbox = {**self.outbox, **{run.entry: run for run in claimed}}
-        self._commit({name: states[name] for name in batch}, outbox, also)
-        self.outbox = outbox
+        self._claiming = {run.entry: run for run in claimed}
+        sent = self._send({name: states[name] for name in batch}, self.outbox, also)
+        meanwhile()
+        self._finish_in_order(sent)
+        self.outbox.update(self._claiming)
+        self._claiming = {}
         return claimed
 
     def drop(self, runs: Iterable[Run], why: str, *also: Operation) -> None:
@@ -317,14 +333,7 @@ class RunLedger:
         outbox: dict[str, Run],
         also: Sequence[Operation] = (),
     ) -> None:
-        if self._confirming is not None:
-            # It was sent before, so it is answered before: this costs no further round trip,
-            # and what it says is not mistaken for an answer to what follows.
-            sent = self._send(states, outbox, also)
-            self._finish_confirming()
-            self._finish(sent)
-        else:
-            self._finish(self._send(states, outbox, also))
+        self._finish_in_order(self._send(states, outbox, also))
 
     def _send(
         self,
@@ -358,7 +367,7 @@ class RunLedger:
             else:
                 operations.append(SetData(path, data, page.version))
                 page.version += 1
-        data = encode_outbox(outbox.values())
+        data = encode_outbox([*outbox.values(), *self._claiming.values()])
         operations.append(SetData(self._paths.outbox, data, self._outbox_version))
         self._outbox_version += 1
         self._outbox_changed = bool(self._amendments)
@@ -382,6 +391,13 @@ class RunLedger:
             name: past for name, past in self._amendments.items() if name in states.keys() - fitting
         }
         return {name: states[name] for name in fitting}
+
+    def _finish_in_order(self, sent: Pending) -> None:
+        if self._confirming is not None and self._confirming.sent <= sent.sent:
+            # It was sent before, so it is answered before: this costs no further round trip,
+            # and what it says is not mistaken for an answer to what follows.
+            self._finish_confirming()
+        self._finish(sent)
 
     def _finish(self, sent: Pending) -> None:
         try:
@@ -427,7 +443,9 @@ class RunLedger:
             last_run_at=before.last_run_at if run.extra else max(run.claimed, before.last_run_at),
             total_run_count=run.number,
             due=run.due,
+            unnamed_since=None,
             history=page.remembered(before.history, past),
+            key=run.key,
         )
 
     # Reading ------------------------------------------------------------------------------------
@@ -494,6 +512,6 @@ def _size(name: str, state: RunState | None) -> int:
     """At least the bytes of a state, or of a run, as JSON."""
     size = len(json.dumps(name)) + 230
     if state is not None:
-        size += 12 * len(state.dropped)
+        size += 12 * len(state.dropped) + 12 * len(state.key or "")
         size += sum(70 + 12 * len(past.note or "") for past in state.history)
     return size

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from json import JSONEncoder
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple
 
 from .errors import RootError
-from .znodes import count, decode, encode, field, instant, page_of, to_text
+from .znodes import FORMAT, count, decode, field, instant, page_of, to_text
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 #: Of the year 9999.
@@ -17,6 +20,8 @@ _LATEST_MS = 253_370_764_800_000
 HISTORY, HISTORY_OF_PAGE = 20, 200
 #: Most characters of a note in it.
 _LONGEST_NOTE = 200
+#: Kept, for it takes longer to make than to use.
+_to_json = JSONEncoder(separators=(",", ":")).encode
 
 
 class PastRun(NamedTuple):
@@ -57,12 +62,14 @@ class RunState:
     """What is remembered of an entry. Instants are aware, UTC.
 
     Attributes:
-        last_run_at: when its last run was claimed; before the first, when it was first seen.
+        last_run_at: that of its last run, :attr:`Run.claimed`; before the first, when it was first
+            seen.
         total_run_count: number of its last run, 0 before the first.
         due: the instant that the last run was for, None before the first.
         dropped: numbers of the last runs that were dropped, by the recovery policy.
         unnamed_since: since when no master's schedule named the entry, None while one does.
         history: what became of the last instants at which it was due, newest last.
+        key: which of all entries that had its name it is, where a gated scheduler tells.
     """
 
     last_run_at: datetime
@@ -71,6 +78,25 @@ class RunState:
     dropped: tuple[int, ...] = ()
     unnamed_since: datetime | None = None
     history: tuple[PastRun, ...] = ()
+    key: str | None = None
+
+    @cached_property
+    def text(self) -> str:
+        """As it stands on its page. What most entries have not is left out: a page is written
+        whole. By hand, because a claim makes hundreds."""
+        text = f'{{"last_run_at":"{to_text(self.last_run_at)}"'
+        text += f',"total_run_count":{self.total_run_count}'
+        if self.due is not None:
+            text += f',"due":"{to_text(self.due)}"'
+        if self.dropped:
+            text += f',"dropped":{_to_json(self.dropped)}'
+        if self.unnamed_since is not None:
+            text += f',"unnamed_since":"{to_text(self.unnamed_since)}"'
+        if self.history:
+            text += f',"history":{_to_json([p if p.note else p[:-1] for p in self.history])}'
+        if self.key is not None:
+            text += f',"key":{_quoted(self.key)}'
+        return text + "}"
 
 
 @dataclass(frozen=True)
@@ -81,9 +107,11 @@ class Run:
         entry: the entry's name.
         number: counts the entry's runs from 1, for ever.
         due: the earliest instant at which the entry was due and had not run.
-        claimed: when it is claimed: the entry's next ``last_run_at``.
+        claimed: the entry's next ``last_run_at``: when the run is claimed; `due`, if that is a
+            moment ahead or, of an interval, a little before.
         epoch: of the master that claims it.
         extra: an operator asked for it, at `due`; the entry's ``last_run_at`` stays as it is.
+        key: that of the entry's state.
     """
 
     entry: str
@@ -92,32 +120,29 @@ class Run:
     claimed: datetime
     epoch: int
     extra: bool = False
+    key: str | None = None
 
     @property
     def note(self) -> str | None:
         """What the history is to say of it."""
         return "asked for" if self.extra else None
 
+    @cached_property
+    def text(self) -> str:
+        """As it stands in the outbox; as :attr:`RunState.text`."""
+        text = f'{{"entry":{_quoted(self.entry)},"number":{self.number},"due":"{to_text(self.due)}"'
+        text += f',"claimed":"{to_text(self.claimed)}","epoch":{self.epoch}'
+        if self.extra:
+            text += ',"extra":true'
+        if self.key is not None:
+            text += f',"key":{_quoted(self.key)}'
+        return text + "}"
+
 
 def encode_page(states: dict[str, RunState]) -> bytes:
-    return encode({"entries": {name: _state_fields(state) for name, state in states.items()}})
-
-
-def _state_fields(state: RunState) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "last_run_at": to_text(state.last_run_at),
-        "total_run_count": state.total_run_count,
-    }
-    # What most entries have not is left out: a page is written whole.
-    if state.due is not None:
-        fields["due"] = to_text(state.due)
-    if state.dropped:
-        fields["dropped"] = list(state.dropped)
-    if state.unnamed_since is not None:
-        fields["unnamed_since"] = to_text(state.unnamed_since)
-    if state.history:
-        fields["history"] = [past if past.note else past[:-1] for past in state.history]
-    return fields
+    """As :func:`.znodes.encode`, of texts that are kept: a page is written whole."""
+    entries = ",".join([f"{_quoted(name)}:{state.text}" for name, state in states.items()])
+    return f'{{"format":{FORMAT},"entries":{{{entries}}}}}'.encode("ascii")
 
 
 def decode_page(path: str, data: bytes) -> dict[str, RunState]:
@@ -137,7 +162,13 @@ def _decode_state(path: str, fields: Any) -> RunState:
         _decode_dropped(path, fields),
         instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
         _decode_history(fields.get("history")),
+        _decode_key(fields),
     )
+
+
+def _decode_key(fields: Any) -> str | None:
+    key = fields.get("key")
+    return key if isinstance(key, str) else None
 
 
 def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
@@ -174,21 +205,9 @@ def _milliseconds(instant: datetime) -> int:
 
 
 def encode_outbox(runs: Iterable[Run]) -> bytes:
-    return encode(
-        {
-            "runs": [
-                {
-                    "entry": run.entry,
-                    "number": run.number,
-                    "due": to_text(run.due),
-                    "claimed": to_text(run.claimed),
-                    "epoch": run.epoch,
-                    **({"extra": True} if run.extra else {}),
-                }
-                for run in runs
-            ]
-        }
-    )
+    """As :func:`encode_page`."""
+    texts = ",".join([run.text for run in runs])
+    return f'{{"format":{FORMAT},"runs":[{texts}]}}'.encode("ascii")
 
 
 def decode_outbox(path: str, data: bytes) -> list[Run]:
@@ -200,6 +219,7 @@ def decode_outbox(path: str, data: bytes) -> list[Run]:
             instant(path, fields, "claimed"),
             count(path, fields, "epoch"),
             fields.get("extra") is True,
+            _decode_key(fields),
         )
         for fields in field(path, decode(path, data), "runs", list)
     ]

@@ -38,6 +38,8 @@ class Settings:
         id: how this beat shows itself to others; default ``<host>:<pid>``.
         session_timeout: seconds, as asked of ZooKeeper, which answers within its own bounds.
         connect_timeout: seconds to wait for ZooKeeper at start-up; None: for ever, as a standby.
+        scheduler: class of the scheduler that decides what is due, as ``package.module:Class``;
+            None: our own, of the entries in ``beat_schedule``.
         recovery: what becomes of a run that a master claimed and perhaps did not publish before
             it died: "resend" or "drop".
         publish_deadline: seconds after which a master that cannot publish resigns; None: never.
@@ -55,6 +57,7 @@ class Settings:
     publish_deadline: float | None
     http: tuple[str, int] | None
     app: str | None
+    scheduler: str | None = None
     auth: Secret | None = None
     sasl: Sasl | None = None
     tls: Tls | None = None
@@ -84,6 +87,7 @@ class Settings:
             id=read("id", check_id, None) or default_id(),
             session_timeout=read("session_timeout", check_seconds, 10.0),
             connect_timeout=read("connect_timeout", check_seconds_or_none, None),
+            scheduler=read("scheduler", check_scheduler, None),
             recovery=read("recovery", check_recovery, RESEND),
             publish_deadline=read("publish_deadline", check_seconds_or_none, 30.0),
             http=read("http", check_http, None),
@@ -243,6 +247,29 @@ def check_http(value: Any) -> tuple[str, int] | None:
     ):
         raise SettingsError(f"{value!r}: expected 'host:port', or a port of 127.0.0.1")
     return (match["host"] or "127.0.0.1").strip("[]"), int(match["port"])
+
+
+def check_scheduler(value: Any) -> str | None:
+    """Returns the name of a class, as ``package.module:Class``; whether there is one is seen when
+    beat starts.
+
+    Raises:
+        SettingsError: anything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, type):
+        return f"{value.__module__}:{value.__qualname__}"
+    match = (
+        re.fullmatch(r"(?P<module>[\w.]+)[.:](?P<name>\w+)", value)
+        if isinstance(value, str)
+        else None
+    )
+    if match is None:
+        raise SettingsError(
+            f"{value!r}: expected a scheduler's class as 'package.module:Class', or None"
+        )
+    return f"{match['module']}:{match['name']}"
 
 
 def check_recovery(value: Any) -> str:

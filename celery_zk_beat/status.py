@@ -439,6 +439,8 @@ class Reader:
         schedule = dict(self._scheduler.schedule)
         waiting = {run.entry: run.number for run in outbox}
         states = {name: state for page in pages for name, state in page.states.items()}
+        # Of those of a gated scheduler ZooKeeper alone knows.
+        gated = self._settings.scheduler is not None
         before, self._shown = self._shown, {}
         for name in sorted({*schedule, *states}):
             entry = schedule.get(name)
@@ -449,6 +451,7 @@ class Reader:
                 pauses.since(name) is not None,
                 None if entry is None or is_steady(entry.schedule) else now,
                 entry,
+                gated,
             )
             known = before.get(name)
             if known is None or known[0] != made_of:
@@ -519,6 +522,7 @@ def _entry(
     held: bool,
     now: datetime | None,
     entry: Any,
+    gated: bool,
 ) -> Entry:
     next_run_at = None
     if entry is not None and state is not None and not held:
@@ -533,7 +537,7 @@ def _entry(
         last_due=None if state is None else state.due,
         next_run_at=next_run_at,
         waiting=waiting,
-        in_schedule=entry is not None,
+        in_schedule=gated or entry is not None,
     )
 
 

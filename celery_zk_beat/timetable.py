@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import celery
 import celery.schedules
+from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
 _AHEAD = timedelta(minutes=1)
+#: So late an interval may be and still keep its rhythm.
+_LITTLE = timedelta(seconds=1)
 
 
 def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
@@ -31,6 +35,44 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
         return None
 
 
+def due_by_celery(entry: Any) -> datetime | None:
+    """When an entry is due after its last run, UTC, perhaps in the past: what its `is_due()` would
+    say then. None where another class than Celery's own has a say, or it cannot be told: ask it."""
+    schedule, kind = entry.schedule, type(entry)
+    if not is_steady(schedule) or (kind is not ScheduleEntry and not _is_celerys(kind)):
+        return None
+    if type(schedule) is crontab:
+        # Of earlier releases the estimate depends on whether it ran today.
+        return next_run(entry, to_utc(entry.last_run_at)) if celery.VERSION >= (5, 7) else None
+    if schedule.relative or (celery.VERSION < (5, 7) and schedule.tz.utcoffset(None) is None):
+        return next_run(entry, to_utc(entry.last_run_at))
+    try:
+        at: datetime = to_utc(entry.last_run_at) + schedule.run_every
+    except OverflowError:
+        return None
+    return at
+
+
+def _is_celerys(kind: Any) -> bool:
+    names = ("is_due", "default_now", "_next_instance", "__next__")
+    return all(getattr(kind, name) is getattr(ScheduleEntry, name) for name in names)
+
+
+def last_run(entry: Any, due: datetime, now: datetime) -> datetime:
+    """The `last_run_at` of a run that was due at `due` and is claimed now, both UTC. The clock of
+    an interval that is only a little late goes on from when it was due, for else it would run
+    later each time."""
+    schedule = entry.schedule
+    if is_interval(schedule) and now - due < min(_LITTLE, schedule.run_every / 2):
+        return due
+    return max(due, now)
+
+
+def is_interval(schedule: Any) -> bool:
+    """Whether it is one of Celery's own."""
+    return type(schedule) is celery.schedules.schedule
+
+
 def is_steady(schedule: Any) -> bool:
     """Whether :func:`next_run` has one answer, whenever it is asked."""
     kinds = (crontab, celery.schedules.schedule)
@@ -46,7 +88,7 @@ def _copy_at(schedule: Any, now: datetime) -> Any:
 
 def schedule_text(schedule: Any) -> str:
     """For people: ``every 10 s``, ``crontab 0 3 * * 1``, or what its class shows."""
-    if type(schedule) is celery.schedules.schedule:
+    if is_interval(schedule):
         return f"every {schedule.run_every.total_seconds():g} s"
     if type(schedule) is crontab:
         return repr(schedule)[1:].replace(":", "", 1).partition(" (")[0]
@@ -116,5 +158,7 @@ def to_utc(instant: datetime) -> datetime:
 
 def as_of(entry: Any, instant: datetime) -> datetime:
     """`instant` in the manner of the entry's own clock: its time zone, or naive."""
-    zone = entry.default_now().tzinfo
+    schedule = entry.schedule
+    # Where the clock is that of the app, without a look at it.
+    zone = schedule.app.timezone if is_steady(schedule) else entry.default_now().tzinfo
     return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)

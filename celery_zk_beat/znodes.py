@@ -6,6 +6,7 @@ before it; a record of an unknown format is refused by name, never guessed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -103,6 +104,7 @@ class Paths:
         return f"{self.runs}/{page}"
 
 
+@functools.lru_cache(1 << 17)
 def page_of(entry: str) -> str:
     """The page (``"00"`` to ``"ff"``) that holds the run state of an entry, for ever: a stable
     hash, so that any text can be an entry's name."""

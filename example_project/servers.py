@@ -6,10 +6,14 @@ All timeouts are seconds.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
 import re
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "REPOSITORY",
     "Ensemble",
+    "PostgreSQL",
     "Process",
     "Redis",
     "ZooKeeper",
@@ -30,6 +35,7 @@ __all__ = [
     "celery_worker",
     "find_missing",
     "free_port",
+    "missing_postgresql",
     "wait_until",
 ]
 
@@ -258,6 +264,111 @@ class Redis(Process):
             return _ask(self.port, b"PING\r\nQUIT\r\n", 2).startswith(b"+PONG")
         except OSError:
             return False
+
+
+def missing_postgresql() -> str | None:
+    """What must be installed before :class:`PostgreSQL` can start; None when it is there."""
+    if _postgresql_programs() is None:
+        return "PostgreSQL: there is no initdb (Debian: apt-get install postgresql)"
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        return "PostgreSQL: does not run as root, and setpriv is not on PATH"
+    return None
+
+
+def _postgresql_programs() -> Path | None:
+    """The folder of the newest, which Debian does not put on PATH."""
+    debian = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    found = max(debian, key=lambda path: float(path.parts[-3]), default=None)
+    on_path = shutil.which("initdb")
+    return found.parent if found else Path(on_path).resolve().parent if on_path else None
+
+
+class PostgreSQL(Process):
+    """A PostgreSQL server; its databases and its port stay the same from start to start. Everybody
+    on loopback is its superuser.
+
+    It refuses to run as root: then it runs as nobody, with as much of root as it takes to reach
+    a folder below one that is root's alone.
+    """
+
+    def __init__(self, folder: PathLike, *, name: str = "postgresql") -> None:
+        self.port = free_port()
+        self._home = Path(folder) / name
+        programs = _postgresql_programs() or Path()
+        settings = {
+            "listen_addresses": LOOPBACK,
+            "port": self.port,
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "dynamic_shared_memory_type": "mmap",  # in its folder, where nothing outlives it
+        }
+        command = [str(programs / "postgres"), "-D", str(self._home)]
+        for key, value in settings.items():
+            command += ["-c", f"{key}={value}"]
+        self._initdb = [*self._guard(), str(programs / "initdb"), "-D", str(self._home)]
+        self._initdb += ["-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        super().__init__(folder, name, [*self._guard(), *command], cwd=folder)
+
+    def _guard(self) -> list[str]:
+        if os.geteuid() != 0:
+            return []
+        nobody = pwd.getpwnam("nobody")
+        return [
+            "setpriv",
+            f"--reuid={nobody.pw_uid}",
+            f"--regid={nobody.pw_gid}",
+            "--clear-groups",
+            "--inh-caps=+dac_override",
+            "--ambient-caps=+dac_override",
+            "--pdeathsig=KILL",  # once more: a change of user undoes it
+            "--",
+        ]
+
+    def env_of(self, database: str = "postgres") -> dict[str, str]:
+        """For clients of libpq."""
+        return {
+            "PGHOST": LOOPBACK,
+            "PGPORT": str(self.port),
+            "PGUSER": "postgres",
+            "PGDATABASE": database,
+        }
+
+    def start(self) -> Self:
+        """Starts it and waits until it serves.
+
+        Raises:
+            RuntimeError: it is not installed, or cannot make its folder.
+            TimeoutError: it does not serve; the text holds the end of its log.
+        """
+        if missing := missing_postgresql():
+            raise RuntimeError(missing)
+        if not self._home.exists():
+            self._make_home()
+        super().start()
+        try:
+            self.wait_for_log("database system is ready to accept connections", START_TIMEOUT)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _make_home(self) -> None:
+        self._home.mkdir(parents=True)
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(self._home, nobody.pw_uid, nobody.pw_gid)
+        made = subprocess.run(self._initdb, cwd=self.folder, capture_output=True, text=True)
+        if made.returncode != 0:
+            raise RuntimeError(f"PostgreSQL: initdb failed: {made.stderr.strip()}")
+
+    def stop(self) -> None:
+        """Ends it at once. Its children have process groups of their own, so it is asked to see
+        to them."""
+        if self.alive:
+            self.send(signal.SIGQUIT)
+            with contextlib.suppress(TimeoutError):
+                self.wait(5)
+        super().stop()
 
 
 def _ask(port: int, question: bytes, timeout: float) -> bytes:

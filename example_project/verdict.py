@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import floor
+from math import floor, inf
 
 #: A machine under load may deliver a run this much late, in seconds, before it is called lost.
 SLACK = 1.0
@@ -24,6 +24,9 @@ class Entry:
     name: str
     period: float
     on_the_minute: bool = False
+    #: It was in the schedule from then, and until then.
+    since: float = 0.0
+    until: float = inf
 
 
 @dataclass
@@ -93,7 +96,8 @@ def judge(
         by_entry[delivery.entry].append(delivery)
     outages = [(fault, resumed(ordered, fault)) for fault in faults]
     for entry in entries:
-        _judge_entry(verdict, entry, by_entry[entry.name], outages, (started, ended))
+        span = max(started, entry.since), min(ended, entry.until)
+        _judge_entry(verdict, entry, by_entry[entry.name], outages, span)
     return verdict
 
 

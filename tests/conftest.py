@@ -1,5 +1,5 @@
 """Servers for the tests. Where ZooKeeper or Redis is not installed the tests that need it fail, and
-where RabbitMQ is not they are skipped: `make test` sets up all that it can."""
+where RabbitMQ or PostgreSQL is not they are skipped: `make test` sets up all that it can."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
 from example_project import processes
-from example_project.servers import Redis, ZooKeeper
+from example_project.servers import PostgreSQL, Redis, ZooKeeper, missing_postgresql
 
 from .faults import Road
 from .rabbitmq import RabbitMQ, missing_rabbitmq
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_of_the_developer() -> None:
     for name in list(os.environ):
-        if name.startswith(("CELERY_", "ZK_BEAT_", "NOTIFY_SOCKET")):
+        if name.startswith(("CELERY_", "ZK_BEAT_", "NOTIFY_SOCKET", "DJANGO_", "PG")):
             del os.environ[name]
 
 
@@ -92,6 +92,30 @@ def rabbitmq(tmp_path: Path) -> Iterator[RabbitMQ]:
     if missing and not os.environ.get("CI"):
         pytest.skip(missing)
     with RabbitMQ(tmp_path) as server:
+        yield server.start()
+
+
+@pytest.fixture(scope="session")
+def _postgresql_is_there() -> None:
+    """Skips the test where it is not installed, except in CI."""
+    missing = missing_postgresql()
+    if missing and not os.environ.get("CI"):
+        pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def postgresql(
+    tmp_path_factory: pytest.TempPathFactory, _postgresql_is_there: None
+) -> Iterator[PostgreSQL]:
+    """A server that no test may harm."""
+    with PostgreSQL(tmp_path_factory.mktemp("postgresql")) as server:
+        yield server.start()
+
+
+@pytest.fixture
+def own_postgresql(tmp_path: Path, _postgresql_is_there: None) -> Iterator[PostgreSQL]:
+    """A server to stop and start."""
+    with PostgreSQL(tmp_path) as server:
         yield server.start()
 
 

@@ -38,12 +38,13 @@ NOBODY = "redis://127.0.0.1:1"
 class Site:
     """Beats and workers of one app with a root of its own.
 
-    `conf` may be changed before a process is started.
+    `conf` may be changed before a process is started, and so may `app`, which is that of the beats.
     """
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack, conf: dict[str, Any]) -> None:
         self.folder = folder
         self.conf = conf
+        self.app = APP
         self._stack = stack
 
     def schedule(self, **periods: float) -> None:
@@ -52,10 +53,20 @@ class Site:
             name: {"task": name, "schedule": period} for name, period in periods.items()
         }
 
-    def beat(self, name: str = "beat", *args: str, app: str = APP, **conf: Any) -> Process:
+    def beat(self, name: str = "beat", *args: str, app: str = "", **conf: Any) -> Process:
         """A beat that has been started; `conf` is its own part of the configuration."""
-        process = celery_beat(self.folder, name, app, env=self._env(name, conf), args=args)
+        env = self._env(name, conf)
+        process = celery_beat(self.folder, name, app or self.app, env=env, args=args)
         return self._stack.enter_context(process).start()
+
+    def pair(self) -> tuple[Process, Process]:
+        """Two beats: the first is master and has dispatched, the second is a standby."""
+        one = self.beat("one")
+        one.wait_for_log("elected: one is master", PATIENCE)
+        two = self.beat("two")
+        two.wait_for_log("not elected because one is master", PATIENCE)
+        self.wait_for_run(one)
+        return one, two
 
     def worker(self, name: str = "worker", *args: str, **conf: Any) -> Process:
         process = celery_worker(self.folder, name, APP, env=self._env(name, conf), args=args)

@@ -16,7 +16,6 @@ class Faulty(ZooKeeperScheduler):
         super()._prepare()
         ledger = self._ledger
         batch: list[Any] = []
-        sent: list[Any] = []
 
         def second() -> bool:
             return any(run.number == 2 for run in batch)
@@ -30,26 +29,28 @@ class Faulty(ZooKeeperScheduler):
         def after_write(states: Any, outbox: Any, also: Any = ()) -> Any:
             pending = write(states, outbox, also)
             if states:
-                batch[:] = [run for run in outbox.values() if run.entry in states]
+                batch[:] = ledger._claiming.values()
                 dies("claim sent")
             return pending
 
-        def after_claim(runs: Any, *also: Any) -> Any:
-            claimed = claim(runs, *also)
+        def after_claim(runs: Any, *also: Any, **more: Any) -> Any:
+            claimed = claim(runs, *also, **more)
             batch[:] = claimed
-            sent.clear()
             dies("claim acknowledged")
             return claimed
 
-        def after_publish(run: Any, publish: Any = self._send) -> None:
-            publish(run)
-            sent.append(run)
-            dies("first published")
-            dies("last published", lambda: second() and len(sent) == len(batch))
+        def after_made(run: Any, make: Any = self._send) -> None:
+            make(run)
+            dies("first made")
+
+        def after_publish(runs: Any, note: Any = self._note_published) -> None:
+            dies("published", lambda: second() and len(runs) == len(batch))
+            note(runs)
 
         def before_confirm(confirm: Any = ledger.confirm) -> None:
             dies("before the last confirm", lambda: second() and not ledger.outbox)
             confirm()
 
         ledger._send, ledger.claim, ledger.confirm = after_write, after_claim, before_confirm
-        self._send = after_publish  # type: ignore[method-assign]
+        self._send = after_made  # type: ignore[method-assign]
+        self._note_published = after_publish  # type: ignore[method-assign]

@@ -49,7 +49,7 @@ def test_one_of_three_dispatches(site: Site) -> None:
 
 def test_the_master_is_killed(site: Site) -> None:
     """SIGKILL: after the session time-out the other goes on with the same runs."""
-    one, two = pair(site)
+    one, two = site.pair()
     one.kill()
     history = site.wait_for_run(two)
     assert len(check(history)) <= 1  # one may have been published and not yet confirmed
@@ -60,7 +60,7 @@ def test_the_master_is_killed(site: Site) -> None:
 
 def test_the_master_is_stopped(site: Site) -> None:
     """SIGTERM: exit status 0, and nothing is left to be repeated."""
-    one, two = pair(site)
+    one, two = site.pair()
     assert one.terminate(PATIENCE) == 0
     history = site.wait_for_run(two)
     assert check(history) == []
@@ -70,7 +70,7 @@ def test_the_master_is_stopped(site: Site) -> None:
 
 def test_ctrl_c(site: Site) -> None:
     """As SIGTERM."""
-    one, two = pair(site)
+    one, two = site.pair()
     one.send(signal.SIGINT)
     assert one.wait(PATIENCE) == 0
     assert check(site.wait_for_run(two)) == []
@@ -79,14 +79,14 @@ def test_ctrl_c(site: Site) -> None:
 
 def test_a_standby_is_stopped(site: Site) -> None:
     """At once, though it waits for something that may never come."""
-    one, two = pair(site)
+    one, two = site.pair()
     assert two.terminate(PATIENCE) == 0
     assert check(site.wait_for_run(one)) == []
 
 
 def test_the_master_hangs(site: Site) -> None:
     """SIGSTOP for longer than the session lasts, then SIGCONT: it dispatches nothing more."""
-    one, two = pair(site)
+    one, two = site.pair()
     one.pause()
     site.wait_for_run(two)
     one.resume()
@@ -111,7 +111,7 @@ def test_it_goes_round(site: Site) -> None:
 def test_zookeeper_restarts(own_site: Site, own_zookeeper: ZooKeeper) -> None:
     """Under running beats: nothing is dispatched without it, and no hand is needed after it."""
     own_zookeeper.start()
-    one, two = pair(own_site)
+    one, two = own_site.pair()
     own_zookeeper.stop()
     for beat in (one, two):
         beat.wait_for_log("does not answer; waiting for it as a standby", PATIENCE)
@@ -133,7 +133,7 @@ def test_the_leader_of_an_ensemble_is_killed(
         site = make_site(ensemble.start().hosts)
         site.conf["zk_beat_session_timeout"] = 4.0  # the most of 20 ticks: time for an election
         site.schedule(often=0.2)
-        one, _ = pair(site)
+        one, _ = site.pair()
         ensemble.leader().kill()
         ensemble.leader()
         before = len(site.history())
@@ -161,7 +161,7 @@ def test_zookeeper_never_comes(own_site: Site) -> None:
 def test_zookeeper_hangs(own_site: Site, own_zookeeper: ZooKeeper) -> None:
     """[15] SIGTERM is obeyed while it answers nothing, and nothing hangs on the way out."""
     own_zookeeper.start()
-    one, two = pair(own_site)
+    one, two = own_site.pair()
     own_zookeeper.pause()
     for beat in (one, two):
         assert beat.terminate(PATIENCE) == 0
@@ -186,7 +186,7 @@ def test_root_of_another_app(site: Site, client: KazooClient, root: str) -> None
 
 def test_the_master_znode_is_deleted(site: Site, client: KazooClient, root: str) -> None:
     """By hand: it steps down, and one of them is elected again."""
-    one, _ = pair(site)
+    one, _ = site.pair()
     client.delete(f"{root}/master")
     one.wait_for_log("demoted: one was master, epoch 1: ", PATIENCE)
     history = site.wait(lambda history: history[-1].epoch > 1, "a run of the next master")
@@ -195,7 +195,7 @@ def test_the_master_znode_is_deleted(site: Site, client: KazooClient, root: str)
 
 def test_everything_is_deleted(site: Site, client: KazooClient, root: str) -> None:
     """Root, run states, outbox: by hand, under a running master. It starts anew."""
-    one, _ = pair(site)
+    one, _ = site.pair()
 
     def deleted() -> bool:
         try:
@@ -547,16 +547,6 @@ def test_two_terminals_without_zookeeper(site: Site) -> None:
     with Process(site.folder, "only", command) as process:
         assert process.start().wait(PATIENCE) == 1
         assert last_line(process).endswith("is it running, and is this its address?")
-
-
-def pair(site: Site) -> tuple[Process, Process]:
-    """Two beats: the first is master and has dispatched, the second is a standby."""
-    one = site.beat("one")
-    one.wait_for_log("elected: one is master", PATIENCE)
-    two = site.beat("two")
-    two.wait_for_log("not elected because one is master", PATIENCE)
-    site.wait_for_run(one)
-    return one, two
 
 
 def last_line(process: Process) -> str:

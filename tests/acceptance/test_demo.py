@@ -1,4 +1,4 @@
-"""The demo, as ``make demo`` runs it."""
+"""The demos, as ``make demo`` and ``make demo-django`` run them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from example_project.servers import Process, wait_until
 from tests.conftest import PATIENCE
 
 
-def demo(folder: Path) -> Process:
-    """The demo with a temporary folder of its own, by which its processes can be told."""
+def demo(folder: Path, name: str = "demo", *args: str) -> Process:
+    """A demo with a temporary folder of its own, by which its processes can be told."""
     own = folder / "tmp"
     own.mkdir()
-    command = [sys.executable, "-m", "example_project.demo", "--plain"]
+    command = [sys.executable, "-m", f"example_project.{name}", "--plain", *args]
     return Process(folder, "demo", command, env={"TMPDIR": str(own)})
 
 
@@ -47,6 +47,24 @@ def test_demo(tmp_path: Path) -> None:
         assert int(said[1]) > 50
         assert "SIGKILL" in lines[-3]
         assert "SIGTERM" in lines[-2]
+        assert left_behind(tmp_path) == []
+
+
+@pytest.mark.timeout(240)
+def test_django(tmp_path: Path) -> None:
+    """Kill of the master, changes in the admin; then it stays as long as one likes, and still
+    leaves nothing behind."""
+    with demo(tmp_path, "django_demo", "--stay") as process:
+        process.start().wait_for_log("Ctrl-C ends it", 200)
+        for words in (
+            r"SIGKILL to beat-\d, the master",
+            "sessions is disabled: ",
+            "restock runs, ",
+            r"runs: (\d+) dispatched, \1 executed, 0 lost, 0 twice",
+        ):
+            assert re.search(words, process.log())
+        process.send(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
         assert left_behind(tmp_path) == []
 
 

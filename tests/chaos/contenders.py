@@ -47,8 +47,8 @@ class Contender:
         if not self.database:
             return {}
         return {
-            "DJANGO_SETTINGS_MODULE": "tests.chaos.django_settings",
-            "CHAOS_DATABASE": str(folder / "django.sqlite3"),
+            "DJANGO_SETTINGS_MODULE": "tests.django_settings",
+            "DJANGO_DATABASE": str(folder / "django.sqlite3"),
         }
 
 

@@ -36,6 +36,22 @@ PATIENCE = 60.0
 OUTAGE = 10.0
 
 
+def next_master(client: KazooClient, epoch: int) -> MasterRecord:
+    """Waits for one of a later epoch."""
+
+    def look() -> MasterRecord | None:
+        try:
+            data, _ = client.get(f"{ROOT}/master")
+        except NoNodeError:
+            return None
+        record = MasterRecord.decode(f"{ROOT}/master", data)
+        return record if record.epoch > epoch else None
+
+    found = wait_until(look, PATIENCE, "the next master")
+    assert found is not None
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -67,19 +83,9 @@ def main() -> int:
         client.start(PATIENCE)
         stack.callback(client.stop)
 
-        def master(after: int) -> MasterRecord | None:
-            """The master, if it is of a later epoch."""
-            try:
-                data, _ = client.get(f"{ROOT}/master")
-            except NoNodeError:
-                return None
-            record = MasterRecord.decode(f"{ROOT}/master", data)
-            return record if record.epoch > after else None
-
         epoch = 0
         for turn in range(1, options.times + 1):
-            record = wait_until(lambda after=epoch: master(after), PATIENCE, "the next master")
-            assert record is not None
+            record = next_master(client, epoch)
             epoch = record.epoch
             beat = beats[record.id]
             beat.wait_for_log("Sending due task", PATIENCE, since=0)
@@ -103,8 +109,7 @@ def main() -> int:
                 beat.kill()
                 beat.start()
             print(f"{turn}: {record.id}, epoch {epoch}", end="\r", flush=True)
-        last = wait_until(lambda: master(epoch), PATIENCE, "the last master")
-        assert last is not None
+        last = next_master(client, epoch)
         time.sleep(2 * SESSION_TIMEOUT)  # some more runs
         for beat in beats.values():
             beat.terminate(PATIENCE)

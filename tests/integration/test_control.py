@@ -573,7 +573,7 @@ def test_what_is_held_back_fills_no_outbox(
         turn(one)
         for name in list(one._ledger.outbox):
             operator.pause(name, datetime.now(timezone.utc))
-        wait_until(lambda: turn(one) and not one._waiting()[4:], PATIENCE, "a turn")
+        wait_until(lambda: turn(one) is not None and not one._waiting()[4:], PATIENCE, "a turn")
     assert len(one._ledger.outbox) == 8
 
 

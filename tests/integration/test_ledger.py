@@ -349,6 +349,15 @@ def test_forgotten_entries(election: MasterElection, ledger: RunLedger) -> None:
     assert again.state("waiting") is not None  # a run of it is in the outbox
 
 
+def test_an_entry_that_runs_is_named(election: MasterElection, ledger: RunLedger) -> None:
+    """A schedule of which parts come and go may name it only when it is due."""
+    ledger.first_seen({"a": NOW})
+    assert ledger.note_named(set(), NOW) == []
+    (claimed,) = ledger.claim([run("a")])
+    ledger.published(claimed, NOW)
+    assert ledger.note_named(set(), NOW + RETENTION + SECOND) == []
+
+
 def test_what_is_known_to_be_published_stays_so(
     election: MasterElection, ledger: RunLedger
 ) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kombu import exceptions
 from kombu.transport import TRANSPORT_ALIASES, virtual
+
+from celery_zk_beat.znodes import from_text
 
 from .world import World
 
@@ -19,9 +22,11 @@ TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Sent:
-    """A message that a beat handed to the network at `at`; `failed` is what the beat was told."""
+    """A message that a beat handed to the network at `at`; `failed` is what the beat was told.
+    `early` is for how many seconds it was not yet due, by the clock of its machine."""
 
     at: float
+    early: float
     machine: str
     #: Which life of the beat it was.
     life: int
@@ -43,6 +48,8 @@ class Broker:
         Broker.current = self
         self.world = world
         self.moods: dict[str, str] = {}
+        #: Whether it takes messages together.
+        self.together = True
         self.lives: dict[str, int] = {}
         self.sent: list[Sent] = []
         self.observers: list[Callable[[Sent], None]] = []
@@ -51,12 +58,22 @@ class Broker:
         mood = self.moods.get(self.world.here.name, "fine")
         self._suffer("fine" if mood == "answer lost" else mood)
 
-    def take(self, headers: dict[str, Any]) -> None:
+    def take(self, *messages: dict[str, Any]) -> None:
+        """Takes messages that leave together, by their headers."""
+        mood = self.moods.get(self.world.here.name, "fine")
+        # Of what is on its way when a connection ends the first part may have arrived.
+        arriving = self.world.random.randint(1, len(messages)) if mood == "answer lost" else None
+        for number, headers in enumerate(messages):
+            self._note(headers, mood if arriving is None or number < arriving else "cut")
+        # Only now: between the last look at the clock and the sending nothing happens.
+        self._suffer(mood)
+
+    def _note(self, headers: dict[str, Any], mood: str) -> None:
         machine = self.world.here
-        mood = self.moods.get(machine.name, "fine")
         mark = headers["zk_beat"]
         sent = Sent(
             at=self.world.now,
+            early=from_text(mark["due"]).timestamp() - machine.wall_clock(),
             machine=machine.name,
             life=self.lives[machine.name],
             entry=headers["task"],
@@ -69,8 +86,6 @@ class Broker:
         self.sent.append(sent)
         for observe in self.observers:
             observe(sent)
-        # Only now: between the last look at the clock and the sending nothing happens.
-        self._suffer(mood)
 
     def _suffer(self, mood: str) -> None:
         self.world.breathe()
@@ -83,9 +98,52 @@ class Broker:
             raise ConnectionResetError(f"simulated: {mood}")
 
 
+class Batch:
+    """As kombu's own for Redis."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self._gathered: list[dict[str, Any]] = []
+
+    def publish(self, message: dict[str, Any], **kwargs: Any) -> None:
+        self.channel.basic_publish(message, _publish_batch=self._gathered, **kwargs)
+
+    def flush(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if not gathered:
+            return
+        try:
+            Broker.current.take(*gathered)
+        except OSError as exc:
+            raise exceptions.BatchPublishError("delivery is uncertain") from exc
+
+    def discard(self) -> None:
+        self._gathered = []
+
+    def close(self) -> None:
+        pass
+
+
 class Channel(virtual.Channel):  # type: ignore[misc]
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        Broker.current.take(json.loads(json.dumps(message["headers"])))
+    @property
+    def supports_batch_publish(self) -> bool:
+        return Broker.current.together
+
+    def create_publish_batch(self, max_size: int) -> Batch:
+        return Batch(self)
+
+    def _put(
+        self,
+        queue: str,
+        message: dict[str, Any],
+        _publish_batch: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        headers = json.loads(json.dumps(message["headers"]))
+        if _publish_batch is None:
+            Broker.current.take(headers)
+        else:
+            _publish_batch.append(headers)
 
     def _size(self, queue: str) -> int:
         return 0
@@ -100,6 +158,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 class Transport(virtual.Transport):  # type: ignore[misc]
     Channel = Channel
     driver_type = driver_name = "simulated"
+    implements = virtual.Transport.implements.extend(batch_publish=True)
     connection_errors = (OSError,)
     default_port = 0
 

@@ -1,11 +1,11 @@
-"""The invariants I1 to I6 over what a simulated run did: what ZooKeeper wrote, in order, and what
+"""The invariants over what a simulated run did: what ZooKeeper wrote, in order, and what
 was handed to the broker."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -50,6 +50,9 @@ class Checker:
         self.pauses = Pauses()
         #: Beats that are not to be master in the end, for they do not reach the broker.
         self.useless: set[str] = set()
+        #: Entries of which a run that is a little late does not make the next one later.
+        self.rhythmic: Collection[str] = ()
+        self.clocks_are_right = True
         self.dropped: set[tuple[str, int]] = set()
         self.dropped_by_operators: set[tuple[str, int]] = set()
         #: Where nothing is sent: what is said to be.
@@ -155,6 +158,9 @@ class Checker:
         late = (state.due - before.last_run_at).total_seconds()
         if period is not None and abs(late - period) > TOLERANCE:
             self.fail(f"I2: {entry}, run {number}: due {late} s after the last, not {period}")
+        lost = (state.last_run_at - state.due).total_seconds()
+        if entry in self.rhythmic and period is not None and 0 < lost < min(1.0, period / 2):
+            self.fail(f"I9: {entry}, run {number}: {lost} s late, and so are those that follow")
         self.claimed[entry, number] = self._world.now
         return {(entry, number)}
 
@@ -174,7 +180,7 @@ class Checker:
         if not claimed <= found.keys():
             self.fail(f"I2: claimed and not in the outbox: {claimed - found.keys()}")
         if not found.keys() <= self.outbox.keys() | claimed:
-            self.fail(f"in the outbox and not claimed: {found}")
+            self.fail(f"I1: in the outbox and not claimed: {found}")
         for run in self.outbox.keys() - found.keys():
             told = any(sent.arrived and not sent.failed for sent in self.sent[run])
             if not told and run not in self.dropped | self.published:
@@ -185,6 +191,8 @@ class Checker:
         run = sent.entry, sent.run
         if run not in self.claimed:
             self.fail(f"published and not claimed: {sent}")
+        if sent.early > TOLERANCE and self.clocks_are_right:
+            self.fail(f"I9: published before it is due: {sent}")
         for epoch, since in self.began.items():
             if epoch > sent.epoch and sent.at > since and sent.epoch not in self.deposed:
                 self.fail(f"I4: epoch {epoch} began at {since}, and then came {sent}")

@@ -139,6 +139,8 @@ class Ensemble:
         self.sessions: dict[int, Session] = {}
         self.replicas = [Replica(self) for _ in range(REPLICAS)]
         self.observers: list[Callable[[Write, int], None]] = []
+        #: Called when a client's write has come to the leader.
+        self.before_write: Callable[[], None] = lambda: None
         self._zxids = itertools.count(1)
         self._session_ids = itertools.count(0x1000)
         world.after(TICK, self._tick)
@@ -186,6 +188,7 @@ class Ensemble:
         elif isinstance(request, Close):
             self._end(session, connection)
         else:
+            self.before_write()
             changes, result = self._decide(session.id, request)
             self._commit(changes, result, connection)
 

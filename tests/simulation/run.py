@@ -9,13 +9,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, ClassVar
 from unittest import mock
 
 from celery import Celery
+from celery.beat import Scheduler
+from celery.schedules import schedule
 from kombu.messaging import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, broker, election, ledger, schedulers, session
+from celery_zk_beat import ZooKeeperScheduler, broker, election, gate, ledger, schedulers, session
 from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.znodes import Paths
 
@@ -32,14 +34,20 @@ BEATS = ("one", "two", "three")
 ROOT = "/simulated"
 SESSION_TIMEOUT = 4.0
 PUBLISH_DEADLINE = 8.0
-PERIODS = {"a": 1.0, "b": 1.0, "c": 2.5, "d": 7.0, "e": 40.0}
+PERIODS = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 7.0, "e": 40.0}
 #: Entries that only one of the two variants of the code knows.
 VARIANTS = ({"old": 3.0}, {"new": 3.0})
+#: Entries whose schedule is of a class that is asked whether it is due.
+ASKED = ("b", "d")
 #: Seconds within which everything must be well again when nothing is wrong any more: a session's
 #: time-out, a publish that hangs, back-off, a resignation or two.
 RECOVERY = 90.0
 #: Most seconds between two faults, in one run or another.
 RHYTHMS = (0.2, 0.6, 2.0)
+
+
+class Asked(schedule):  # type: ignore[misc]
+    pass
 
 
 class _Celery(Celery):  # type: ignore[misc]
@@ -53,7 +61,9 @@ class _Producer(Producer):  # type: ignore[misc]
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         World.active.breathe()
-        return super().publish(*args, **kwargs)
+        published = super().publish(*args, **kwargs)
+        World.active.breathe()
+        return published
 
 
 def _make_app(name: str) -> Celery:
@@ -70,7 +80,45 @@ def _make_app(name: str) -> Celery:
     return app
 
 
+class Stored(Scheduler):  # type: ignore[misc]
+    """As a database scheduler: all beats have one store, which is written now and then."""
+
+    #: Name to `last_run_at` and `total_run_count`.
+    store: ClassVar[dict[str, tuple[Any, int]]] = {}
+    sync_every_tasks = 7
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.dirty: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    def setup_schedule(self) -> None:
+        super().setup_schedule()
+        World.active.breathe()
+        for name, entry in self.schedule.items():
+            last = entry.last_run_at, 0
+            entry.last_run_at, entry.total_run_count = self.store.setdefault(name, last)
+
+    def reserve(self, entry: Any) -> Any:
+        self.dirty.add(entry.name)
+        return super().reserve(entry)
+
+    def should_sync(self) -> bool:
+        return self._tasks_since_sync >= self.sync_every_tasks
+
+    def sync(self) -> None:
+        World.active.breathe()
+        while self.dirty:
+            name = self.dirty.pop()
+            if name in self.schedule:
+                entry = self.schedule[name]
+                self.store[name] = entry.last_run_at, entry.total_run_count
+
+
 _apps = {name: _make_app(name) for name in BEATS}
+
+
+#: Of what a beat may elect: one without a store, and one whose store is behind.
+PLAIN, STORED = "celery.beat:Scheduler", f"{__name__}:Stored"
 
 
 @contextlib.contextmanager
@@ -83,6 +131,7 @@ def simulation() -> Iterator[None]:
             (session, {"KazooClient": SimulatedKazoo}),
             (election, {"time": time, "queue": queue, "threading": threading}),
             (election, {"datetime": simulated.Datetime}),
+            (gate, {"datetime": simulated.Datetime}),
             (ledger, {"boottime": simulated.boottime}),
             (broker, {"boottime": simulated.boottime}),
             (schedulers, {"time": time, "queue": queue, "threading": threading}),
@@ -130,9 +179,11 @@ class Beat:
         app = _apps[self.name]
         entries = {**PERIODS, **VARIANTS[self.variant]}
         app.conf.beat_schedule = {
-            entry: {"task": entry, "schedule": period} for entry, period in entries.items()
+            entry: {"task": entry, "schedule": Asked(period) if entry in ASKED else period}
+            for entry, period in entries.items()
         }
         app.conf.zk_beat_recovery = self.run.recovery
+        app.conf.zk_beat_scheduler = self.run.gated
         with world.on(machine):
             self.scheduler = scheduler = ZooKeeperScheduler(app=app)
             simulated.Thread(target=lambda: self._serve(scheduler), name="main").start()
@@ -196,11 +247,20 @@ class Run:
         SimulatedKazoo.links = {name: beat.link for name, beat in self.beats.items()}
         self._healed = False
         self.faults = list(_plan(plan))
+        Stored.store.clear()
+        self.gated = plan.choice((None, None, PLAIN, STORED))
+        if self.gated is None:
+            self.checker.rhythmic = PERIODS.keys() - ASKED
+        self.checker.clocks_are_right = not any(fault.what == "clock" for fault in self.faults)
+        self.broker.together = plan.choice((True, True, False))
         self._only = only
         #: Numbers of the faults that happened.
         self.happened: list[int] = []
         #: Faults that wait for a message or a write.
         self._waiting: dict[str, list[Callable[[], None]]] = {"message": [], "write": []}
+        #: Those that come just before a write.
+        self._before: list[Callable[[], None]] = []
+        self.ensemble.before_write = self._come_before
         self.broker.observers.append(lambda _: self._trigger("message"))
         self.ensemble.observers.append(lambda *_: self._trigger("write"))
 
@@ -212,7 +272,9 @@ class Run:
         for number, fault in enumerate(self.faults):
             if self._only is None or number in self._only:
                 begin = partial(self._begin, number, fault)
-                if fault.after:
+                if fault.after == JUST_BEFORE:
+                    begin = partial(self._before.append, begin)
+                elif fault.after:
                     begin = partial(self._waiting[fault.after].append, begin)
                 world.after(fault.at, begin)
         checker = self.checker
@@ -259,6 +321,11 @@ class Run:
         if stays:
             self.checker.useless.add(master.name)
         self._get_well(len(beats) - (not stays))
+
+    def _come_before(self) -> None:
+        before, self._before = self._before, []
+        for begin in before:
+            begin()
 
     def _trigger(self, what: str) -> None:
         waiting, self._waiting[what] = self._waiting[what], []
@@ -422,6 +489,8 @@ KINDS = {
 PAUSE, ASK, RESIGN_ALONE, RESIGN_TO = "pause entries", "run an entry", "resign", "resign to"
 KINDS.update({PAUSE: 2, ASK: 2, RESIGN_ALONE: 3, RESIGN_TO: 3})
 OPERATOR = "operator"
+#: When an operator acts: the next write of a beat comes to the leader just afterwards.
+JUST_BEFORE = "write is sent"
 OF_OPERATOR = (PAUSE, ASK, RESIGN_ALONE, RESIGN_TO)
 OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted")
 
@@ -435,4 +504,5 @@ def _plan(plan: random.Random) -> Iterator[Fault]:
         who = "ZooKeeper" if what in OF_ZOOKEEPER else plan.choice(BEATS)
         who = OPERATOR if what in OF_OPERATOR else who
         length = plan.choice((0.2, 0.5, 1.0, 2.0)) * plan.uniform(0, 1.5) * SESSION_TIMEOUT
-        yield Fault(at, what, who, length, plan.choice(("", "message", "write")))
+        after = ("", "message", "write", *((JUST_BEFORE,) if who == OPERATOR else ()))
+        yield Fault(at, what, who, length, plan.choice(after))

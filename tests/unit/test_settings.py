@@ -63,6 +63,7 @@ BAD = [
             "::1:80",
         )
     ],
+    *[("scheduler", value, "'package.module:Class'") for value in ("", "Database", 7, "a b:C")],
     ("recovery", "", "'resend' or 'drop'"),
     ("recovery", "Drop", "'resend' or 'drop'"),
     ("recovery", True, "'resend' or 'drop'"),

@@ -103,6 +103,15 @@ def test_silence_before_a_fault() -> None:
     assert not verdict(silent(5, 6), [119.5]).endswith("0 lost, 0 twice")
 
 
+def test_in_the_schedule_for_a_while() -> None:
+    """Before and after it nothing is missed; in it, silence is."""
+    entry, runs = replace(ENTRIES[0], since=115.0, until=125.0), good()[5:15]
+    renumbered = [replace(run, run=n) for n, run in enumerate(runs, 1)]
+    assert judge(renumbered, [entry], [], 110.0, 131.0).good
+    assert not judge(renumbered[:5], [entry], [], 110.0, 131.0).good
+    assert not judge(renumbered, [ENTRIES[0]], [], 110.0, 131.0).good
+
+
 def test_nothing_at_all() -> None:
     """Is not good."""
     assert not judge([], ENTRIES, [], 110.0, 110.5).good

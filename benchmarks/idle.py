@@ -1,0 +1,52 @@
+"""How long a tick takes in which nothing is due, in this very process: for benchmarks.compare,
+which gives the scheduler and its app as it gives them to ``celery beat``. Prints JSON.
+
+Ours turns in a thread of its own, so what is measured is a turn of its dispatch loop.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any, Callable
+
+from celery.beat import Service
+from celery.signals import beat_init
+
+from celery_zk_beat import ZooKeeperScheduler
+
+from .beat_app import app
+from .bench import PATIENCE
+
+
+def main(scheduler: str, file: str, seconds: float) -> None:
+    service = Service(app, scheduler_cls=scheduler, schedule_filename=file)
+    turn = _dispatch_loop(service.scheduler) or service.scheduler.tick
+    if turn == service.scheduler.tick:
+        beat_init.send(sender=service)  # RedBeat takes its lock
+    end = time.monotonic() + 1  # what is not done at once, such as confirmations, is over then
+    for _ in range(3):
+        turn()
+    while time.monotonic() < end:
+        turn()
+    ticks, begun, cpu = 0, time.perf_counter(), time.thread_time()
+    while time.perf_counter() < begun + seconds or ticks < 10:
+        turn()
+        ticks += 1
+    wall, cpu = time.perf_counter() - begun, time.thread_time() - cpu
+    print(json.dumps({"ticks": ticks, "wall": 1e6 * wall / ticks, "cpu": 1e6 * cpu / ticks}))
+    service.scheduler.close()
+
+
+def _dispatch_loop(scheduler: Any) -> Callable[[], object] | None:
+    if not isinstance(scheduler, ZooKeeperScheduler):
+        return None
+    scheduler._prepare()
+    scheduler._election.start(PATIENCE)
+    assert scheduler._election.wait(PATIENCE)
+    return scheduler._turn
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))

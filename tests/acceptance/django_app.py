@@ -1,0 +1,16 @@
+"""The same app in a Django project, of which there is only the database."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import django
+
+# Where PostgreSQL's triggers can see it.
+os.environ["PGAPPNAME"] = json.loads(os.environ["CONF"])["zk_beat_id"]
+django.setup()
+
+from .app import app  # noqa: E402
+
+__all__ = ["app"]

@@ -1,0 +1,117 @@
+"""django-celery-beat's tables, made anew, and a hand in them as Django's admin has it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from example_project.servers import PostgreSQL
+
+if TYPE_CHECKING:
+    from django_celery_beat.models import PeriodicTask
+
+_SETTINGS = "tests.django_settings"
+
+
+class Database:
+    """Of one test. Processes that are started with :attr:`env` use it, and so does this process,
+    until it makes another.
+
+    Args:
+        server: None: SQLite, in `folder`.
+    """
+
+    def __init__(self, folder: Path, server: PostgreSQL | None) -> None:
+        import django
+        from django.core.management import call_command
+        from django.db import connections
+
+        self.env = {"DJANGO_SETTINGS_MODULE": _SETTINGS}
+        if server is None:
+            self.env["DJANGO_DATABASE"] = str(folder / "django.sqlite3")
+        else:
+            self.env.update(server.env_of(_create(server)))
+        os.environ.update(self.env)
+        if not django.apps.apps.ready:
+            django.setup()
+        # As a process does that is started with this environment; Django reads it once.
+        settings = importlib.reload(importlib.import_module(_SETTINGS))
+        connections["default"].close()
+        connections.settings["default"].update({"OPTIONS": {}, **settings.DATABASES["default"]})
+        del connections["default"]
+        call_command("migrate", verbosity=0)
+
+    def close(self) -> None:
+        self.disconnect()
+        for name in self.env:
+            del os.environ[name]
+
+    def disconnect(self) -> None:
+        """The next use of it connects anew."""
+        from django.db import connections
+
+        connections["default"].close()
+
+    def add(self, name: str, seconds: float, **fields: Any) -> PeriodicTask:
+        """An entry, whose task has its name too unless told otherwise."""
+        from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+        every, period = seconds, IntervalSchedule.SECONDS
+        if seconds != int(seconds):
+            every, period = round(1e6 * seconds), IntervalSchedule.MICROSECONDS
+        interval, _ = IntervalSchedule.objects.get_or_create(every=every, period=period)
+        fields = {"task": name, "interval": interval, **fields}
+        return PeriodicTask.objects.create(name=name, **fields)
+
+    def get(self, name: str) -> PeriodicTask:
+        from django_celery_beat.models import PeriodicTask
+
+        return PeriodicTask.objects.get(name=name)
+
+    def change(self, name: str, **fields: Any) -> None:
+        entry = self.get(name)
+        for field, value in fields.items():
+            setattr(entry, field, value)
+        entry.save()
+
+    def watch_writers(self) -> None:
+        """Has PostgreSQL note from now on who writes run states."""
+        self._execute(
+            """
+            CREATE TABLE writers (name text);
+            CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN
+                    INSERT INTO writers VALUES (current_setting('application_name'));
+                    RETURN NULL;
+                END
+            $$;
+            CREATE TRIGGER note AFTER UPDATE OF last_run_at ON django_celery_beat_periodictask
+                EXECUTE FUNCTION note();
+            """
+        )
+
+    def writers(self) -> list[str]:
+        """One name, that of a beat, for each time that it wrote."""
+        return [name for (name,) in self._execute("SELECT name FROM writers")]
+
+    def _execute(self, statement: str) -> list[Any]:
+        from django.db import connection
+
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall()) if cursor.description else []
+
+
+def _create(server: PostgreSQL) -> str:
+    """Its name."""
+    import psycopg
+
+    name = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(
+        host="127.0.0.1", port=server.port, user="postgres", autocommit=True
+    ) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return name

@@ -1,0 +1,30 @@
+"""For schedulers whose entries and run states live in a database: PostgreSQL, where libpq is told
+of one (PGDATABASE and its like), else SQLite in the file DJANGO_DATABASE."""
+
+import os
+
+import django
+
+SECRET_KEY = "unused"
+INSTALLED_APPS = ["django_celery_beat"]
+TIME_ZONE = "UTC"
+USE_TZ = True
+DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+
+# Or SQLite refuses at once what a server would let wait.
+_patience = {"timeout": 20}
+if django.VERSION >= (5, 1):
+    _patience["transaction_mode"] = "IMMEDIATE"
+
+if "PGDATABASE" in os.environ:
+    _database = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": os.environ["PGDATABASE"],
+    }
+else:
+    _database = {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ["DJANGO_DATABASE"],
+        "OPTIONS": _patience,
+    }
+DATABASES = {"default": _database}

@@ -1,0 +1,577 @@
+"""Other schedulers behind the election, turned by hand, with stores of their own: a crash is a beat
+whose session ends and that does nothing more."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.beat import PersistentScheduler, Scheduler
+
+from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.control import change_pauses
+from celery_zk_beat.timetable import to_utc
+from example_project.servers import Redis, free_port
+from tests.conftest import PATIENCE
+
+from .conftest import Make, every, history, turn
+
+PLAIN = "celery.beat:Scheduler"
+PERSISTENT = "celery.beat:PersistentScheduler"
+SQLALCHEMY = "sqlalchemy_celery_beat.schedulers:DatabaseScheduler"
+REDBEAT = "redbeat:RedBeatScheduler"
+
+Start = Callable[..., ZooKeeperScheduler]
+
+#: With a period of this, tests neither take long nor depend on the load of the machine.
+PERIOD = 2.0
+
+
+@pytest.fixture(params=[PLAIN, PERSISTENT, SQLALCHEMY, REDBEAT])
+def behind(request: Any, app: Celery, redis_server: Redis, tmp_path: Path) -> str:
+    """The class of a scheduler, for which the app is configured."""
+    return configure(app, request.param, redis_server, tmp_path)
+
+
+def configure(app: Celery, name: str, redis_server: Redis, folder: Path) -> str:
+    if name == SQLALCHEMY:
+        schedulers = pytest.importorskip("sqlalchemy_celery_beat.schedulers")
+        schedulers.session_manager.prepared = False  # that is of another test's database
+    if name == REDBEAT:
+        pytest.importorskip("redbeat")
+    app.conf.zk_beat_scheduler = name
+    app.conf.beat_schedule_filename = str(folder / "schedule")
+    app.conf.beat_dburi = f"sqlite:///{folder}/schedule.db"
+    app.conf.redbeat_redis_url = redis_server.url(1)
+    app.conf.redbeat_key_prefix = f"{app.conf.zk_beat_root}:"
+    return name
+
+
+@pytest.fixture
+def start(app: Celery, make: Make, tmp_path: Path) -> Callable[..., ZooKeeperScheduler]:
+    """As beat does: with the arguments that it passes on."""
+
+    def start(**conf: Any) -> ZooKeeperScheduler:
+        scheduler = make(**conf)
+        scheduler._arguments["schedule_filename"] = app.conf.beat_schedule_filename
+        return scheduler
+
+    return start
+
+
+def crash(scheduler: ZooKeeperScheduler) -> None:
+    scheduler._election.stop()
+    assert scheduler._gated is not None
+
+
+def turn_until(scheduler: ZooKeeperScheduler, true: Callable[[], object]) -> None:
+    assert scheduler._election.wait(PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        scheduler._wait(min(scheduler._turn(), 0.2))
+
+
+def turn_for(scheduler: ZooKeeperScheduler, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    turn_until(scheduler, lambda: time.monotonic() > end)
+
+
+def test_a_failover_repeats_and_loses_nothing(app: Celery, start: Start, behind: str) -> None:
+    """Its store was not written since the run."""
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 1)
+    crash(first)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 3)
+    runs = history(app)
+    assert [run.run for run in runs] == [1, 2, 3]
+    assert [run.epoch for run in runs] == [1, 2, 2]
+    for one, next_one in zip(runs, runs[1:]):
+        apart = (next_one.due - one.due).total_seconds()
+        assert PERIOD - 0.1 < apart < PERIOD + 1
+
+
+def test_what_was_due_meanwhile_runs_once(app: Celery, start: Start, behind: str) -> None:
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 1)
+    crash(first)
+    time.sleep(2 * PERIOD)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 2)
+    one, two = history(app)
+    assert (two.due - one.due).total_seconds() < PERIOD + 0.5
+    turn_for(second, PERIOD / 4)
+    assert len(history(app)) == 2
+
+
+def test_a_run_that_was_claimed_and_not_published(app: Celery, start: Start, behind: str) -> None:
+    broker = app.conf.broker_url
+    first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
+    turn_until(first, lambda: first._ledger.outbox)
+    claimed = dict(first._ledger.outbox)
+    crash(first)
+    app.conf.broker_url = broker
+    app.amqp.__dict__.pop("_producer_pool", None)
+    second = start()
+    turn_until(second, lambda: history(app))
+    (run,) = history(app)
+    assert (run.run, run.due, run.epoch) == (1, claimed["e"].due, 2)
+    assert run.id == first.task_id("e", 1)
+
+
+def test_pauses(app: Celery, start: Start, behind: str) -> None:
+    """What was due while an entry was paused runs once; or, where that is skipped, does not."""
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn(scheduler)
+    election = scheduler._election
+
+    def pauses(change: Callable[[Any], Any]) -> None:
+        change_pauses(election.session, election.paths, change)
+        turn_until(scheduler, lambda: scheduler._control.stale)
+
+    pauses(lambda pauses: pauses.pause("e", datetime.now(timezone.utc)))
+    turn_for(scheduler, 2 * PERIOD)
+    assert history(app) == []
+    pauses(lambda pauses: pauses.resume("e", datetime.now(timezone.utc), False))
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    pauses(lambda pauses: pauses.pause("e", datetime.now(timezone.utc)))
+    turn_for(scheduler, 2 * PERIOD)
+    resumed = datetime.now(timezone.utc)
+    pauses(lambda pauses: pauses.resume("e", resumed, True))
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert history(app)[1].due > resumed + timedelta(seconds=PERIOD / 2)
+
+
+def test_a_demoted_beat_writes_nothing(
+    app: Celery,
+    start: Start,
+    redis_server: Redis,
+    tmp_path: Path,
+) -> None:
+    """Though its scheduler has runs that are not in its store; at a hand-over they are written."""
+    configure(app, PERSISTENT, redis_server, tmp_path)
+    scheduler = start(beat_schedule={"e": every(0.2)})
+    turn_until(scheduler, lambda: len(history(app)) > 2)
+    before = stored(tmp_path)
+    assert before.total_run_count < 2
+    crash(scheduler)
+    assert scheduler._election.reign is None
+    scheduler._turn()
+    assert scheduler._gated is None
+    assert stored(tmp_path) == before
+    assert stored(tmp_path).total_run_count == before.total_run_count
+
+    second = start()
+    turn_until(second, lambda: len(history(app)) > 4)
+    second._say_goodbye()
+    assert stored(tmp_path).total_run_count > 2
+
+
+def stored(folder: Path) -> Any:
+    app = Celery("reader", set_as_current=False)
+    reader = PersistentScheduler(
+        app, schedule_filename=str(folder / "schedule"), lazy=True, max_interval=1
+    )
+    reader._store = reader._open_schedule()
+    try:
+        return reader._store["entries"]["e"]
+    finally:
+        reader._store.close()
+
+
+class Rewriting(Scheduler):
+    """As a site's own class may: for each tenant a message of its own, and a header."""
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        for _tenant in "ab":
+            super().apply_entry(entry, producer)
+
+    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        entry.options["headers"]["site"] = "ours"
+        return super().apply_async(entry, *args, **kwargs)
+
+
+def test_what_a_class_overrides_is_called(app: Celery, start: Start) -> None:
+    from tests.history import all_headers
+
+    app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert [run.run for run in history(app)] == [1, 2]
+    assert all(headers["site"] == "ours" for headers in all_headers(app.conf.broker_url))
+
+
+class Failing(Scheduler):
+    """Its database is away as long as there is no file of this name."""
+
+    database = Path("/nonexistent")
+
+    def setup_schedule(self) -> None:
+        self.tick()
+        super().setup_schedule()
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.database.exists():
+            raise RuntimeError("no database")
+        return super().tick(*args, **kwargs)
+
+
+def test_a_scheduler_that_fails(
+    app: Celery,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is made anew, from when it is elected or later; where that does not help, the master
+    resigns."""
+    monkeypatch.setattr(Failing, "database", tmp_path / "database")
+    app.conf.zk_beat_scheduler = f"{__name__}:Failing"
+    scheduler = start(beat_schedule={"e": every(0.5)}, zk_beat_publish_deadline=0.5)
+    assert scheduler._election.wait(PATIENCE)
+    epoch = scheduler._election.reign.epoch
+    turn_until(
+        scheduler,
+        lambda: scheduler._election.reign and scheduler._election.reign.epoch > epoch,
+    )
+    assert "Failing failed: RuntimeError: no database" in caplog.text
+    Failing.database.touch()
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    Failing.database.unlink()
+    turn_until(scheduler, lambda: scheduler._gated is None)
+    Failing.database.touch()
+    turn_until(scheduler, lambda: len(history(app)) == 3)
+    assert [run.run for run in history(app)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no.such:Thing", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        ("celery.beat:NoSuch", "cannot be imported: AttributeError"),
+        ("celery:Celery", "is no class derived from celery.beat.Scheduler"),
+        ("celery_zk_beat:ZooKeeperScheduler", "leave it out"),
+    ],
+)
+def test_no_such_scheduler(app: Celery, name: str, says: str) -> None:
+    """Said at the start, in one line."""
+    app.conf.zk_beat_scheduler = name
+    with pytest.raises(SystemExit) as caught:
+        ZooKeeperScheduler(app=app)
+    assert str(caught.value).startswith(f"celery beat: zk_beat_scheduler = {name!r}: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_banner_makes_none(app: Celery) -> None:
+    app.conf.zk_beat_scheduler = "no.such:Thing"
+    scheduler = ZooKeeperScheduler(app=app, lazy=True)
+    assert ". elected -> no.such:Thing" in scheduler.info
+
+
+def test_what_is_to_run_once(
+    app: Celery, start: Callable[..., ZooKeeperScheduler], redis_server: Redis, tmp_path: Path
+) -> None:
+    """Does not again after a crash, though its store does not know that it ran."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    once = {**every(PERIOD), "task": "once"}
+    first = start(beat_schedule={"often": every(1), "once": once})
+    turn_until(first, lambda: history(app))  # the first run is written at once
+    with contextlib.closing(sqlite3.connect(tmp_path / "schedule.db")) as store, store:
+        store.execute("UPDATE celery_periodictask SET one_off = 1 WHERE name = 'once'")
+    turn_until(first, lambda: any(run.task == "once" for run in history(app)))
+    crash(first)
+    second = start(beat_schedule={})
+    turn_for(second, 2 * PERIOD)
+    assert [run.run for run in history(app) if run.task == "once"] == [1]
+
+
+def test_two_messages_while_the_broker_is_away(app: Celery, start: Start) -> None:
+    """[I2] The second claim must not take the first run out of the outbox."""
+    broker = app.conf.broker_url
+    app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
+    first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
+    turn_until(first, lambda: first._ledger.outbox)
+    turn_for(first, 0.5)
+    crash(first)
+    app.conf.broker_url = broker
+    app.amqp.__dict__.pop("_producer_pool", None)
+    second = start()
+    turn_until(second, lambda: len(history(app)) >= 2)
+    assert [run.run for run in history(app)][:2] == [1, 2]
+
+
+def test_a_claim_says_that_the_entry_is_named(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """[I5] An entry that is not in the schedule at the hour of each election and daily look, as
+    nightly ones of django-celery-beat 2.8 and 2.9 are not at noon, runs, and must not be forgotten
+    after 30 days."""
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    month_ago = datetime.now(timezone.utc) - timedelta(days=31)
+    scheduler._ledger.note_named({}, month_ago)
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    scheduler._ledger.note_named({}, datetime.now(timezone.utc))
+    assert scheduler._ledger.state("e") is not None
+
+
+def test_run_of_an_entry_that_was_added(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """An entry that came after the election has a state before its first run, without which
+    `zk-beat run`, `pause` and `status` do not know it."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    from sqlalchemy_celery_beat.models import IntervalSchedule, Period, PeriodicTask
+
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    session = scheduler._gated.Session()
+    interval = IntervalSchedule(every=3600, period=Period.SECONDS)
+    session.add(interval)
+    session.commit()
+    session.add(PeriodicTask(name="added", task="added", schedule_model=interval))
+    session.commit()
+    session.close()
+    turn_until(scheduler, lambda: "added" in scheduler.schedule)
+    assert scheduler._ledger.state("added") is not None
+
+
+def test_redbeat_entry_deleted(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    configure(app, REDBEAT, redis_server, tmp_path)
+    from redbeat import RedBeatSchedulerEntry
+
+    scheduler = start(beat_schedule={})
+    RedBeatSchedulerEntry("e", "task", PERIOD, app=app).save()
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}e", app=app).delete()
+    turn_for(scheduler, 0.5)
+    assert "e" not in scheduler.schedule
+
+
+def test_redbeat_needs_no_lock_of_ours(app: Celery) -> None:
+    """RedBeat listens to `beat_init` and asks the scheduler, which is ours, for its lock."""
+    pytest.importorskip("redbeat")
+    app.conf.zk_beat_scheduler = REDBEAT
+    assert ZooKeeperScheduler(app=app).lock_key is None
+
+
+@pytest.mark.parametrize("name", [REDBEAT, PERSISTENT, SQLALCHEMY])
+def test_its_store_is_lost(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path, name: str
+) -> None:
+    """What was due meanwhile runs all the same, and for the instant that it was due."""
+    configure(app, name, redis_server, tmp_path)
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 1)
+    crash(first)
+    first._turn()
+    with redis.Redis.from_url(redis_server.url(1)) as server:
+        server.flushdb()
+    for path in tmp_path.glob("schedule*"):
+        path.unlink()
+    if name == SQLALCHEMY:
+        configure(app, name, redis_server, tmp_path)
+    time.sleep(1.5 * PERIOD)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 2)
+    one, two = history(app)
+    assert (two.due - one.due).total_seconds() < PERIOD + 0.5
+
+
+def test_a_change_that_is_read_when_the_entry_is_due(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """It is sent as it is now, not as it was."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    from sqlalchemy_celery_beat.models import PeriodicTask
+
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    session = scheduler._gated.Session()
+    row = session.query(PeriodicTask).filter_by(name="e").one()
+    row.task = "changed"
+    session.commit()
+    session.close()
+    time.sleep(PERIOD)
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert history(app)[1].task == "changed"
+
+
+def test_redbeat_rescheduled_by_hand(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    configure(app, REDBEAT, redis_server, tmp_path)
+    from redbeat import RedBeatSchedulerEntry
+
+    scheduler = start(beat_schedule={"e": every(60)})
+    turn_for(scheduler, 0.5)
+    entry = RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}e", app=app)
+    entry.reschedule(datetime.now(timezone.utc) - timedelta(hours=1))
+    turn_for(scheduler, 1.5)
+    assert history(app) == []
+
+
+def test_redbeat_made_anew(app: Celery, start: Start, redis_server: Redis, tmp_path: Path) -> None:
+    configure(app, REDBEAT, redis_server, tmp_path)
+    from redbeat import RedBeatSchedulerEntry
+
+    scheduler = start(beat_schedule={})
+    RedBeatSchedulerEntry("e", "task", PERIOD, app=app).save()
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}e", app=app).delete()
+    turn_for(scheduler, 1)
+    made = datetime.now(timezone.utc)
+    RedBeatSchedulerEntry("e", "task", PERIOD, app=app).save()
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert history(app)[1].due - made > timedelta(seconds=PERIOD - 0.1)
+    assert history(app)[1].run == 2
+
+
+class SendsTwice(Scheduler):
+    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        super().apply_async(entry, *args, **kwargs)
+        return super().apply_async(entry, *args, **kwargs)
+
+
+def test_two_of_one_id(app: Celery, start: Start) -> None:
+    app.conf.zk_beat_scheduler = f"{__name__}:SendsTwice"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    one, two = history(app)
+    assert (one.run, one.id) == (two.run, two.id)
+
+
+@pytest.mark.parametrize("name", [SQLALCHEMY, REDBEAT])
+def test_an_entry_that_is_gone(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path, name: str
+) -> None:
+    """Its run that waits for the broker is dropped: nobody wants it any more."""
+    configure(app, name, redis_server, tmp_path)
+    first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
+    turn_until(first, lambda: first._ledger.outbox)
+    entry = first.schedule["e"]
+    crash(first)
+    if name == REDBEAT:
+        entry.delete()
+    else:
+        entry._disable(entry.model)
+    second = start(beat_schedule={"other": every(3600)})
+    turn_until(second, lambda: second._gated and not second._ledger.outbox)
+    assert second._ledger.state("e").dropped == (1,)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize("name", [REDBEAT, PERSISTENT, SQLALCHEMY])
+def test_zone_of_the_app(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path, name: str, zone: str
+) -> None:
+    """What is brought up to date is written so that it can be read."""
+    configure(app, name, redis_server, tmp_path)
+    app.conf.timezone = zone
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 2)
+    crash(first)
+    first._turn()
+    second = start()
+    turn_until(second, lambda: second._gated)
+    second._say_goodbye()
+    second.close()
+    third = start()
+    turn_for(third, 1.5 * PERIOD)
+    assert [run.run for run in history(app)][:3] == [1, 2, 3]
+    _, two, three = history(app)[:3]
+    assert timedelta(seconds=PERIOD - 0.1) < three.due - two.due < timedelta(seconds=PERIOD + 1)
+
+
+class DiskFull(Scheduler):
+    sync_every = 0
+
+    def sync(self) -> None:
+        raise OSError("no space left on device")
+
+
+def test_a_store_that_cannot_be_written(app: Celery, start: Start) -> None:
+    """[I3] Celery syncs in the end of apply_async(): the message has been sent by then, and is not
+    to be sent again."""
+    app.conf.zk_beat_scheduler = f"{__name__}:DiskFull"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 1)
+    turn_for(scheduler, 1.5 * PERIOD)
+    assert [run.run for run in history(app)] == [1, 2]
+
+
+def test_an_entry_that_runs_once(
+    app: Celery,
+    start: Start,
+    redis_server: Redis,
+    tmp_path: Path,
+) -> None:
+    """Its database does not know of the run, nor of any."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    once = every(PERIOD, options={"one_off": True})
+    first = start(beat_schedule={"first": every(PERIOD / 2), "e": once})
+    turn_until(first, lambda: len(history(app)) == 2)
+    turn_until(first, lambda: first._ledger.state("e").total_run_count == 1)
+    crash(first)
+    second = start()
+    turn_for(second, PERIOD + 0.5)
+    assert second._ledger.state("e").total_run_count == 1
+
+
+class Unreadable(Scheduler):
+    """Its entries cannot be read once it is made."""
+
+    closed = 0
+    is_made = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_made = True
+
+    def get_schedule(self) -> Any:
+        if self.is_made:
+            raise RuntimeError("no database")
+        return self.data
+
+    schedule = property(get_schedule)
+
+    def close(self) -> None:
+        Unreadable.closed += 1
+        super().close()
+
+
+def test_what_is_half_made_is_thrown_away(
+    app: Celery, start: Callable[..., ZooKeeperScheduler]
+) -> None:
+    app.conf.zk_beat_scheduler = f"{__name__}:Unreadable"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: Unreadable.closed)
+
+
+def test_a_run_that_is_still_to_come(
+    app: Celery, start: Start, behind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clock was wrong: it is said, and the store does not get it too."""
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn(first)
+    now = datetime.now(timezone.utc)
+    first._ledger.skip({"e": (now, now + timedelta(days=1))}, "a clock was wrong")
+    crash(first)
+    second = start()
+    turn_for(second, PERIOD + 0.5)
+    assert history(app) == []
+    assert "is still to come: it does not run until this is mended" in caplog.text
+    known = second.schedule["e"].last_run_at
+    assert to_utc(known) < now + timedelta(hours=1)

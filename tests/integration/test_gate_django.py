@@ -1,0 +1,267 @@
+"""django-celery-beat's DatabaseScheduler behind the election, turned by hand, on SQLite: what its
+admin and its own ways with one-off entries have to do with a failover."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.control import change_pauses
+from celery_zk_beat.session import SetData
+from celery_zk_beat.znodes import page_of
+from example_project.servers import free_port
+from tests.conftest import PATIENCE
+from tests.django_database import Database
+
+from .conftest import Make, history, turn
+from .test_gate import PERIOD, crash, turn_for, turn_until
+
+SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    pytest.importorskip("django_celery_beat")
+    database = Database(tmp_path, None)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def start(app: Celery, make: Make, database: Database) -> Callable[..., ZooKeeperScheduler]:
+    app.conf.zk_beat_scheduler = SCHEDULER
+    return make
+
+
+@pytest.fixture
+def broker(app: Celery) -> Broker:
+    return Broker(app)
+
+
+class Broker:
+    """To be away, and back again."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self.url = app.conf.broker_url
+
+    def is_away(self) -> None:
+        self.app.conf.broker_url = f"redis://127.0.0.1:{free_port()}"
+        self.app.amqp.__dict__.pop("_producer_pool", None)
+
+    def is_back(self, scheduler: ZooKeeperScheduler) -> None:
+        self.app.conf.broker_url = self.url
+        self.app.amqp.__dict__.pop("_producer_pool", None)
+        scheduler._drop_connection()
+        scheduler._back_off.clear()
+
+
+def soon(seconds: float) -> datetime:
+    return datetime.now(timezone.utc) + timedelta(seconds=seconds)
+
+
+def test_a_one_off_waits_for_the_broker(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """Though all entries are asked meanwhile whether they are due."""
+    broker.is_away()
+    database.add("e", PERIOD, one_off=True)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    database.add("other", 3600)
+    turn_until(scheduler, lambda: "other" in scheduler.schedule)
+    turn_for(scheduler, 0.5)
+    broker.is_back(scheduler)
+    turn_until(scheduler, lambda: history(app))
+    turn_until(scheduler, lambda: not database.get("e").enabled)
+    assert [run.run for run in history(app)] == [1]
+
+
+def test_a_one_off_that_ran_is_not_repeated(app: Celery, start: Any, database: Database) -> None:
+    database.add("first", 0.5, enabled=True)
+    database.add("e", PERIOD, one_off=True)
+    first = start()
+    turn_until(first, lambda: any(run.task == "e" for run in history(app)))
+    assert database.get("e").total_run_count == 0
+    crash(first)
+    second = start()
+    turn_until(second, lambda: not database.get("e").enabled)
+    turn_for(second, PERIOD)
+    assert len([run for run in history(app) if run.task == "e"]) == 1
+
+
+def test_its_table_refuses_a_row(app: Celery, start: Any, database: Database) -> None:
+    """A run that was published is published, though its scheduler could not write."""
+    from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+    database.add("e", PERIOD)
+    clocked, _ = ClockedSchedule.objects.get_or_create(clocked_time=soon(-3600))
+    PeriodicTask.objects.update(clocked=clocked)  # two kinds of schedule: it cannot be saved
+    scheduler = start(beat_sync_every=1)
+    turn_until(scheduler, lambda: history(app))
+    turn_for(scheduler, 1)
+    assert [run.run for run in history(app)] == [1]
+
+
+def test_a_one_off_that_is_enabled_again(app: Celery, start: Any, database: Database) -> None:
+    """It has a start, so django-celery-beat has it that it ran 30 years before: not in the ledger,
+    where it ran just now."""
+    database.add("e", PERIOD, one_off=True, start_time=soon(-10))
+    scheduler = start()
+    turn_until(scheduler, lambda: history(app) and not database.get("e").enabled)
+    database.change("e", enabled=True)
+    turn_until(scheduler, lambda: len(history(app)) == 2 and not database.get("e").enabled)
+    assert [run.run for run in history(app)] == [1, 2]
+
+
+def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Any, database: Database) -> None:
+    """django-celery-beat would leave it out of the schedule until then."""
+    from django_celery_beat.models import CrontabSchedule
+
+    hour = (datetime.now(timezone.utc).hour + 12) % 24
+    crontab = CrontabSchedule.objects.create(minute="0", hour=hour, timezone="UTC")
+    database.add("nightly", 1, interval=None, crontab=crontab)
+    scheduler = start()
+    turn(scheduler)
+    assert "nightly" in scheduler.schedule
+    assert scheduler._ledger.state("nightly") is not None
+    assert scheduler._ledger.note_named(scheduler.schedule, soon(100 * 86400)) == []
+
+
+def test_a_run_of_an_entry_that_was_made_anew(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """It is dropped, not sent as the other."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    database.get("e").delete()
+    database.add("e", PERIOD, task="another")
+    turn_until(scheduler, lambda: not scheduler._ledger.outbox)
+    broker.is_back(scheduler)
+    turn_until(scheduler, lambda: history(app))
+    assert [(run.run, run.task) for run in history(app)] == [(2, "another")]
+    state = scheduler._ledger.state("e")
+    assert state is not None
+    why = "its entry was deleted or disabled while it waited"
+    assert [past.note for past in state.history] == [f"dropped: {why}", None]
+
+
+def test_without_time_zones(app: Celery, start: Any, database: Database) -> None:
+    """What the ledger knows is written in the manner of the settings."""
+    from django.test import override_settings
+
+    with override_settings(USE_TZ=False, DJANGO_CELERY_BEAT_TZ_AWARE=False):
+        database.add("e", PERIOD)
+        first = start(beat_sync_every=1)
+        turn_until(first, lambda: len(history(app)) == 2)
+        crash(first)
+        first._turn()
+        second = start()
+        turn_until(second, lambda: len(history(app)) == 4)
+    assert [run.run for run in history(app)] == [1, 2, 3, 4]
+    for one, next_one in zip(history(app), history(app)[1:]):
+        assert timedelta(seconds=PERIOD - 0.1) < next_one.due - one.due
+
+
+def test_a_row_that_is_damaged(app: Celery, start: Any, database: Database) -> None:
+    """Harms no other."""
+    database.add("e", PERIOD)
+    database.add("damaged", PERIOD, headers="{")
+    scheduler = start()
+    turn_until(scheduler, lambda: history(app))
+    assert "damaged" not in scheduler.schedule
+
+
+def test_added_while_another_is_due(app: Celery, start: Any, database: Database) -> None:
+    """It has a state all the same."""
+    database.add("e", PERIOD)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    time.sleep(PERIOD)
+    database.add("added", 3600)
+    turn_until(scheduler, lambda: "added" in scheduler.schedule)
+    assert history(app)
+    assert scheduler._ledger.state("added") is not None
+
+
+def test_a_run_that_our_own_scheduler_claimed(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """Before the beats were configured for this one, with the same entries."""
+    broker.is_away()
+    app.conf.zk_beat_scheduler = None
+    first = start(beat_schedule={"e": {"task": "e", "schedule": PERIOD}})
+    turn_until(first, lambda: first._ledger.outbox)
+    first._election.stop()
+    app.conf.zk_beat_scheduler = SCHEDULER
+    second = start(broker_url=broker.url)
+    broker.is_back(second)
+    turn_until(second, lambda: history(app))
+    assert history(app)[0].id == first.task_id("e", 1)
+
+
+def test_a_run_whose_page_is_damaged(
+    app: Celery, start: Any, database: Database, broker: Broker
+) -> None:
+    """And whose entry was made anew: there is no state in which to note that it is dropped."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    first = start()
+    turn_until(first, lambda: first._ledger.outbox)
+    crash(first)
+    database.get("e").delete()
+    database.add("e", 3600)
+    second = start()
+    assert second._election.wait(PATIENCE)
+    page = second._election.paths.page(page_of("e"))
+    second._election.session.commit(SetData(page, b"damaged"))
+    second._turn()
+    assert second._gated is not None
+
+
+def test_resumed_without_catching_up(app: Celery, start: Any, database: Database) -> None:
+    """What is still to come was not missed."""
+    start_time = soon(PERIOD)
+    database.add("e", 3600, one_off=True, start_time=start_time)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated)
+    election = scheduler._election
+    for change in (
+        lambda pauses: pauses.pause(None, soon(0)),
+        lambda pauses: pauses.resume(None, soon(0), True),
+    ):
+        change_pauses(election.session, election.paths, change)
+    turn_until(scheduler, lambda: history(app))
+    (run,) = history(app)
+    assert run.due == start_time
+
+
+@pytest.mark.parametrize("change", ["deleted", "disabled", "disabled meanwhile"])
+def test_an_entry_that_is_gone(
+    app: Celery, start: Any, database: Database, broker: Broker, change: str
+) -> None:
+    """A run of it that waits for the broker does not wait for ever, nor for another of its name."""
+    broker.is_away()
+    database.add("e", PERIOD)
+    database.add("other", 3600)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    if change == "disabled meanwhile":
+        crash(scheduler)
+    if change == "deleted":
+        database.get("e").delete()
+    else:
+        database.change("e", enabled=False)
+    if change == "disabled meanwhile":
+        scheduler = start()
+    turn_until(scheduler, lambda: scheduler._gated and not scheduler._ledger.outbox)
+    assert scheduler._ledger.state("e").dropped == (1,)

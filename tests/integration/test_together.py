@@ -1,0 +1,134 @@
+"""Messages that leave together, and runs that are claimed ahead of time; turned by hand, on a real
+ZooKeeper and Redis."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Producer
+
+from celery_zk_beat import ZooKeeperScheduler, schedulers
+from celery_zk_beat.signals import run_published
+from example_project.servers import Redis, wait_until
+from tests.conftest import PATIENCE
+from tests.history import check
+
+from .conftest import LONG_AGO, Make, every, history, turn
+
+needs_batches = pytest.mark.skipif(
+    not hasattr(Producer, "supports_batch_publish"), reason="kombu before 5.7"
+)
+
+
+def due(*names: str, **more: object) -> dict[str, object]:
+    return {name: every(3600, name, last_run_at=LONG_AGO, **more) for name in names}
+
+
+@needs_batches
+def test_all_of_them(app: Celery, make: Make) -> None:
+    """Each once, and each is announced."""
+    names = [f"e{number}" for number in range(350)]
+    one = make(beat_schedule=due("first"))
+    turn(one)
+    one.update_from_dict(due(*names))
+    announced = []
+
+    def note(entry: str, **kwargs: object) -> None:
+        announced.append(entry)
+
+    run_published.connect(note)
+    try:
+        assert one._most_together == schedulers.MOST_TOGETHER
+        wait_until(
+            lambda: one._turn() is not None and len(announced) == len(names),
+            PATIENCE,
+            "all signals",
+        )
+    finally:
+        run_published.disconnect(note)
+    assert sorted(announced) == sorted(names)
+    assert sorted(message.task for message in history(app)) == sorted(["first", *names])
+    assert check(history(app)) == []
+    assert one._ledger.outbox == {}
+
+
+@needs_batches
+def test_one_that_cannot_be_made(app: Celery, make: Make) -> None:
+    """It holds up none of those that leave with it."""
+    one = make(beat_schedule=due("first"))
+    turn(one)
+    one.update_from_dict({**due("a", "b"), **due("bad", args=[object()]), **due("y", "z")})
+    turn(one)
+    assert sorted(message.task for message in history(app)) == ["a", "b", "first", "y", "z"]
+    assert list(one._ledger.outbox) == ["bad"]
+
+
+@needs_batches
+def test_one_that_the_broker_refuses(app: Celery, make: Make, redis_server: Redis) -> None:
+    """What leaves together may fail because of one. All is in doubt then, and sent again, each by
+    itself and with the same id: once, though the one fails each time."""
+    one = make(beat_schedule=due("first", options={"queue": "refusing"}))
+    turn(one)
+    with redis.Redis.from_url(redis_server.url(0)) as server:
+        server.set("refusing", "no list any more")
+    good = {f"e{number}" for number in range(5)}
+    one.update_from_dict({**due(*good), **due("bad", options={"queue": "refusing"})})
+    wait_until(
+        lambda: one._turn() is not None and list(one._ledger.outbox) == ["bad"], PATIENCE, "others"
+    )
+    sent = [message for message in history(app) if message.task in good]
+    assert {message.task for message in sent} == good
+    assert max(Counter(message.task for message in sent).values()) <= 2
+    assert len({(message.task, message.id) for message in sent}) == len(good)
+
+
+def claimed_ahead(make: Make, **conf: object) -> tuple[ZooKeeperScheduler, datetime]:
+    """A scheduler that has claimed a run which is due in a moment: then, and not before."""
+    at = datetime.now(timezone.utc) + timedelta(seconds=1.5)
+    one = make(beat_schedule={"e": every(3600, last_run_at=at - timedelta(hours=1))}, **conf)
+    turn(one)
+    wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a claim")
+    return one, at
+
+
+def test_not_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    one, at = claimed_ahead(make)
+    while history(app) == []:
+        sent_after = datetime.now(timezone.utc)
+        one._turn()
+    assert datetime.now(timezone.utc) >= at
+    assert sent_after > at - timedelta(milliseconds=50)
+    (message,) = history(app)
+    assert message.due == at
+    assert one._ledger.state("e").last_run_at == at
+
+
+def test_a_stop_leaves_nothing_that_was_claimed_ahead(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next master would take it for one that was perhaps published, and may drop it."""
+    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    one, at = claimed_ahead(make, zk_beat_recovery="drop")
+    assert history(app) == []
+    one._closing = True
+    one._say_goodbye()
+    assert datetime.now(timezone.utc) >= at
+    one.close()
+    turn(make())
+    assert len(history(app)) == 1
+
+
+def test_one_of_a_clock_that_was_ahead(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that another master claimed for an instant far away is not held back until then."""
+    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    one, _ = claimed_ahead(make)
+    (run,) = one._ledger.outbox.values()
+    far = datetime.now(timezone.utc) + timedelta(seconds=30)
+    assert schedulers.early(run, run.due - timedelta(seconds=0.5)) == pytest.approx(0.5)
+    assert schedulers.early(run, run.due - timedelta(seconds=30)) == 0.0
+    assert schedulers.early(run, far) == 0.0

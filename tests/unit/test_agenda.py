@@ -1,0 +1,129 @@
+"""In which order entries are looked at, and that what is computed is what Celery would answer."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery.beat import ScheduleEntry
+from celery.schedules import crontab, schedule
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_zk_beat.agenda import Agenda
+from celery_zk_beat.timetable import as_of, at_one_instant, due_by_celery, last_run
+from celery_zk_beat.znodes import page_of
+
+from .test_next_run import APPS, ZONES, instants, schedules
+
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+MILLISECOND = timedelta(milliseconds=1)
+
+
+def taken(agenda: Agenda, now: float, together: float = 0.0) -> list[str]:
+    found = []
+    while (item := agenda.take(now, together)) is not None:
+        found.append(item.name)
+    return found
+
+
+def test_what_has_come_and_no_more() -> None:
+    agenda = Agenda()
+    assert agenda.next_at == math.inf
+    agenda.put("later", 3.0)
+    agenda.put("sooner", 2.0)
+    assert agenda.next_at == 2.0
+    assert taken(agenda, 1.0) == []
+    assert taken(agenda, 2.0) == ["sooner"]
+    agenda.clear()
+    assert agenda.next_at == math.inf
+
+
+def test_page_by_page() -> None:
+    """However many pages there are, each is written once for all that is due on it."""
+    agenda = Agenda()
+    for number in range(2000):
+        agenda.put(f"e{number}", 1.0)
+    pages = [page_of(name) for name in taken(agenda, 1.0)]
+    assert pages == sorted(pages)
+    assert len(pages) == 2000
+
+
+def test_what_is_put_back_comes_first() -> None:
+    agenda = Agenda()
+    for number in range(5):
+        agenda.put(f"e{number}", 1.0)
+    items = [agenda.take(1.0) for _ in range(3)]
+    agenda.put_back(item for item in items[1:] if item is not None)
+    assert agenda.next_at == -math.inf
+    assert agenda.take(0.0) == items[1]
+    assert agenda.take(0.0) == items[2]
+
+
+def test_what_is_due_soon_comes_together() -> None:
+    """But not what must be asked, for it would only say that it is not due yet."""
+    agenda = Agenda()
+    agenda.put("first", 1.0, NOW)
+    agenda.put("soon", 1.01, NOW)
+    agenda.put("asked", 1.015)
+    agenda.put("behind it", 1.018, NOW)
+    assert sorted(taken(agenda, 1.0, 0.02)) == ["first", "soon"]
+    assert taken(agenda, 0.99, 0.02) == [], "nothing has come that it could come with"
+
+
+@given(schedules, instants, st.sampled_from(ZONES))
+def test_as_celery_answers(schedule: Any, last_run_at: datetime, zone: str) -> None:
+    """An entry is due at the instant that is computed, and is not just before."""
+    entry = ScheduleEntry("e", "t", schedule=schedule, app=APPS[zone])
+    schedule.app = APPS[zone]
+    entry.last_run_at = as_of(entry, last_run_at)
+    due = due_by_celery(entry)
+    assert due is not None
+    for now, expected in ((due, True), (due - MILLISECOND, False)):
+        with at_one_instant(schedule):
+            schedule.nowfun = lambda now=now, tz=entry.last_run_at.tzinfo: now.astimezone(tz)
+            assert entry.is_due().is_due is expected
+
+
+def test_who_has_a_say_is_asked() -> None:
+    class Schedule(schedule):  # type: ignore[misc]
+        pass
+
+    class Entry(ScheduleEntry):  # type: ignore[misc]
+        def is_due(self) -> Any:
+            return super().is_due()
+
+    app = APPS["UTC"]
+    assert due_by_celery(ScheduleEntry(schedule=schedule(1.0), app=app)) is not None
+    assert due_by_celery(ScheduleEntry(schedule=Schedule(1.0), app=app)) is None
+    assert due_by_celery(Entry(schedule=schedule(1.0), app=app)) is None
+    clock = schedule(1.0, nowfun=lambda: NOW)
+    assert due_by_celery(ScheduleEntry(schedule=clock, app=app)) is None
+
+
+@pytest.mark.parametrize(
+    ("period", "late", "goes_on"),
+    [
+        (60.0, 0.0, 0.0),
+        (60.0, 0.999, 0.0),
+        (60.0, 1.0, 1.0),
+        (1.0, 0.499, 0.0),
+        (1.0, 0.5, 0.5),
+        (60.0, -0.01, 0.0),  # claimed ahead of time
+        (0.0, 0.1, 0.1),
+    ],
+)
+def test_an_interval_keeps_its_rhythm(period: float, late: float, goes_on: float) -> None:
+    """As long as it is not so late that two runs would come at once."""
+    entry = ScheduleEntry(schedule=schedule(period), app=APPS["UTC"])
+    seconds = timedelta(seconds=late)
+    assert last_run(entry, NOW, NOW + seconds) == NOW + timedelta(seconds=goes_on)
+
+
+def test_a_crontab_goes_on_from_now() -> None:
+    """It has no rhythm to lose; and not before it was due, for it would be due again."""
+    entry = ScheduleEntry(schedule=crontab(), app=APPS["UTC"])
+    assert last_run(entry, NOW, NOW + MILLISECOND) == NOW + MILLISECOND
+    assert last_run(entry, NOW, NOW - MILLISECOND) == NOW
