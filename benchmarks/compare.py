@@ -60,7 +60,7 @@ from .bench import (
     scratch,
     sessions,
 )
-from .contenders import CONTENDERS, DAY, Load, fill, in_configuration
+from .contenders import CONTENDERS, DAY, EACH, Load, fill, in_configuration
 
 Result = dict[str, Any]
 OURS = "ours"
@@ -147,18 +147,18 @@ class Site:
         for who in names:
             shutil.rmtree(self.folder / who, ignore_errors=True)
             (self.folder / who).mkdir()
-            fill(CONTENDERS[who], load, self.folder / who, self.redis.url())
+            fill(EACH[who], load, self.folder / who, self.redis.url())
 
     def process(
         self, who: str, load: Load, name: str = "", queue: str = "celery", **conf: Any
     ) -> Process:
         """Its beat, not started yet."""
         env, files = self.env(who, load, task_default_queue=queue, **conf), self.files(who)
-        args = ["-S", CONTENDERS[who].scheduler, "-l", "WARNING", "-s", files]
+        args = ["-S", EACH[who].scheduler, "-l", "WARNING", "-s", files]
         return celery_beat(self.folder, name or who, "benchmarks.beat_app", env=env, args=args)
 
     def env(self, who: str, load: Load, **conf: Any) -> dict[str, str]:
-        contender, url = CONTENDERS[who], self.redis.url()
+        contender, url = EACH[who], self.redis.url()
         conf = {
             "broker_url": url,
             "zk_beat_hosts": self.zookeeper.hosts,
@@ -252,7 +252,7 @@ def _begin(n: int) -> float:
 def idle(site: Site, plan: Plan, who: str, n: int) -> Result:
     schedule = Load(n, DAY, time.time() + DAY)
     site.prepare(schedule, who)
-    args = [CONTENDERS[who].scheduler, site.files(who), str(plan.idle_seconds)]
+    args = [EACH[who].scheduler, site.files(who), str(plan.idle_seconds)]
     process = Process(
         site.folder,
         f"idle-{who}",
@@ -496,7 +496,7 @@ def compare(plan: Plan, cases: Sequence[str], names: Sequence[str], output: Path
     begun = time.monotonic()
     with scratch() as folder, Site(folder) as site:
         packages = {"celery", "kombu", "redis", "kazoo"}
-        packages.update(package for name in names for package in CONTENDERS[name].packages)
+        packages.update(package for name in names for package in EACH[name].packages)
         about = [f"{datetime.now(timezone.utc):%Y-%m-%d}:"]
         about += machine(site.zookeeper, site.redis, sorted(packages))
         print("\n".join(about), flush=True)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ CONTENDERS = {
     "database": Contender("django_celery_beat.schedulers:DatabaseScheduler", database=True),
     "multibeat": IN_CHAOS["multibeat-defaults"],
 }
+#: The same two behind our election, each dispatch of which is a claim: measured where asked for.
+GATED = {
+    f"{name}-gated": replace(
+        CONTENDERS[name],
+        scheduler="celery_zk_beat:ZooKeeperScheduler",
+        settings={**CONTENDERS[name].settings, "zk_beat_scheduler": CONTENDERS[name].scheduler},
+        packages=IN_CHAOS["ours"].packages,
+    )
+    for name in ("stock", "database")
+}
+EACH = {**CONTENDERS, **GATED}
 #: Name of the entry that is not one of those counted.
 PROBE = "probe"
 DAY = 86400.0
@@ -144,7 +155,7 @@ def _set_up_django(folder: Path) -> str:
     if not settings.configured:
         env = CONTENDERS["database"].env(folder)
         os.environ.update(env)
-        from tests.chaos import django_settings
+        from tests import django_settings
 
         for name in env:
             del os.environ[name]  # or Celery would set up Django in every beat

@@ -22,6 +22,8 @@ NAMES = {
     "persistent": "PersistentScheduler",
     "redbeat": "RedBeat",
     "database": "DatabaseScheduler",
+    "stock-gated": "celery.beat:Scheduler, elected",
+    "database-gated": "DatabaseScheduler, elected",
     "multibeat": "multibeat",
     "standby": "a standby of ours",
 }
