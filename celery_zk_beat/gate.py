@@ -150,7 +150,7 @@ class Gated(Scheduler):
                     entries[name] = self._as_if_run(entry, state.last_run_at)
                     continue
                 entry.last_run_at = as_of(entry, state.last_run_at)
-                if _is_redbeats(entry):
+                if self._is_redbeat:
                     entry.reschedule(entry.last_run_at)
         self._is_open = True
         self.read_anew()
@@ -181,6 +181,11 @@ class Gated(Scheduler):
         """
         return super().apply_async(entry, producer=producer, advance=False)
 
+    @property
+    def _is_redbeat(self) -> bool:
+        """Whether entries are read from Redis at each look, and only those that are nearly due."""
+        return hasattr(self.Entry, "from_key")
+
     def write(self) -> None:
         """Has it write to its store what is not there yet."""
         self._do_sync()
@@ -195,8 +200,8 @@ class Gated(Scheduler):
         with _failing(type(self).__name__):
             if name in self.entries:  # another one, perhaps; a run of our own scheduler has no key
                 return key is not None and key_of(self.entries[name]) not in (None, key)
-            if hasattr(self.Entry, "from_key"):
-                return True  # RedBeat's: entries were just read, all of them
+            if self._is_redbeat:
+                return True  # its entries were just read, all of them
             rows = getattr(self, "Model", None)
             if key is None or rows is None:
                 return False
@@ -327,9 +332,9 @@ class Gated(Scheduler):
     def _with_others(self, entries: Any) -> dict[str, Any]:
         """The entries that were read, with those of RedBeat that are not due yet; the same
         dictionary as long as none has come or gone."""
-        if not hasattr(self.Entry, "from_key"):
+        if not self._is_redbeat:
             return entries  # type: ignore[no-any-return]
-        from redbeat.schedulers import get_redis  # type: ignore[import-untyped,unused-ignore]
+        from redbeat.schedulers import get_redis
 
         app, found = self.app, {}
         known = {entry.key: entry for entry in (*self.entries.values(), *entries.values())}
@@ -346,7 +351,7 @@ class Gated(Scheduler):
     # ask for it, and what it missed, or has waiting, would have to wait for its hour.
 
     def _get_crontab_exclude_query(self) -> Any:
-        from django.db.models import Q  # type: ignore[import-untyped,unused-ignore]
+        from django.db.models import Q
 
         return Q(pk__in=())
 
@@ -384,8 +389,3 @@ def _due(entry: Any) -> datetime:
     # With a start, database schedulers pretend a last run of 30 years before.
     start = start_of(entry)
     return due if start is None else max(due, start)
-
-
-def _is_redbeats(entry: Any) -> bool:
-    """Whether its state is in a store of its own, which is read at each look."""
-    return hasattr(entry, "reschedule")
