@@ -1,11 +1,15 @@
-"""What is asked of the road to the broker, and how its failures are borne."""
+"""The road to the broker: what is asked of it, and how its failures are borne."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from kombu.exceptions import OperationalError
+from kombu.utils.objects import cached_property
 
 from .ledger import SAFE_PART
 from .session import boottime
@@ -13,6 +17,11 @@ from .session import boottime
 #: Seconds that a broker may leave a request unanswered; without, a black-holed one would hold the
 #: dispatch loop for ever.
 _SOCKET_TIMEOUT = 5.0
+#: Most messages that are handed to the broker together: as many as leave well within the part of
+#: the session time-out that is left after the last look at the clock.
+MOST_TOGETHER = 100
+#: No bound on the commands that kombu gathers: they leave when we say so, after that look.
+_UNBOUNDED = 2**31
 #: First pause after a publish that failed, seconds; the longest, when the broker is away (which is
 #: how late the runs are when it is back), and when it is one entry's fault.
 _BACK_OFF, _LONGEST_AWAY, _LONGEST_FAULT = 0.1, 2.0, 10.0
@@ -46,7 +55,7 @@ def transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
     return {}
 
 
-def declare_once(producer: Any) -> None:
+def _declare_once(producer: Any) -> None:
     """Has a producer look whether a queue is declared before anything else. kombu itself looks
     only after it has made a copy of it, which takes a fifth of the time of a publish."""
     maybe_declare, channel = producer.maybe_declare, producer.channel
@@ -64,6 +73,104 @@ def comes_from(exc: Exception, errors: Iterable[type[BaseException]]) -> bool:
     """Whether it is one of these, or Celery's wrapping of one."""
     chain = (exc, exc.__cause__, exc.__context__)
     return any(isinstance(each, tuple(errors)) for each in chain)
+
+
+class Broker:
+    """The road to the broker: opened when it is first used, and anew after :meth:`drop`. For one
+    thread at a time.
+
+    Args:
+        app: the Celery app.
+        session_timeout: tells that of the ZooKeeper session, seconds.
+        assure: is called as late as anything but the broker can before messages leave, and may
+            raise to keep them from it.
+    """
+
+    def __init__(
+        self, app: Any, session_timeout: Callable[[], float], assure: Callable[[], object]
+    ) -> None:
+        self._app = app
+        self._session_timeout = session_timeout
+        self._assure = assure
+        self._gathering = False
+        #: How many messages it takes together; one as long as that is not known.
+        self.most_together = 1
+
+    @cached_property
+    def connection(self) -> Any:
+        """Not yet connected."""
+        connection = self._app.connection_for_write()
+        ours = transport_options(connection.transport_cls, self._session_timeout())
+        connection.transport_options = {**ours, **connection.transport_options}
+        return connection
+
+    @cached_property
+    def producer(self) -> Any:
+        """Connected; its channel looks at the clock once more when a message is made and all is
+        declared. Of messages that leave together :meth:`together` does."""
+        # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
+        # with an eye on the election.
+        connection = self.connection
+        connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
+        producer = self._app.amqp.Producer(connection, auto_declare=False)
+        channel = producer.channel  # opened now, not between that look and the sending
+        publish = channel.basic_publish
+
+        def publish_if_master(*args: Any, **kwargs: Any) -> Any:
+            if not self._gathering:
+                self._assure()
+            return publish(*args, **kwargs)
+
+        channel.basic_publish = publish_if_master
+        _declare_once(producer)
+        # kombu has it since 5.7, for Redis.
+        if getattr(producer, "supports_batch_publish", False):
+            self.most_together = MOST_TOGETHER
+        return producer
+
+    @contextlib.contextmanager
+    def together(self, due: Callable[[], object]) -> Iterator[None]:
+        """Messages that are made within leave together, or none does. Where the broker does not
+        take them so, a single one leaves by itself.
+
+        Args:
+            due: is called before anything leaves, and returns when it may.
+        """
+        producer = self.producer
+        if self.most_together == 1:
+            due()
+            yield
+            return
+        with producer.batch(max_size=_UNBOUNDED) as batch:
+            self._gathering = True
+            try:
+                yield
+            finally:
+                self._gathering = False
+            due()
+            self._assure()
+            batch.flush()
+
+    def drop(self) -> None:
+        """Closes the connection; also one that is half dead."""
+        self.__dict__.pop("producer", None)
+        self.most_together = 1
+        connection = self.__dict__.pop("connection", None)
+        if connection is not None:
+            with contextlib.suppress(*connection.connection_errors, *connection.channel_errors):
+                connection.release()
+
+    def is_away(self, exc: Exception) -> bool:
+        """Whether no message would fare better than one that failed with this."""
+        errors = (OperationalError, ConnectionError, TimeoutError)
+        return comes_from(exc, (*errors, *self.connection.connection_errors))
+
+    def is_useless(self, exc: Exception) -> bool:
+        """Whether none that was to leave with it will."""
+        return self.is_away(exc) or self.channel_failed(exc)
+
+    def channel_failed(self, exc: Exception) -> bool:
+        return comes_from(exc, self.connection.channel_errors)
 
 
 class BackOff:

@@ -18,24 +18,23 @@ import signal
 import sys
 import threading
 import time
-import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import FrameType
 from typing import Any, NoReturn
 
 from celery.beat import Scheduler
-from kombu.exceptions import OperationalError
-from kombu.utils.objects import cached_property
 
 from .agenda import Agenda, Item
-from .broker import BackOff, comes_from, declare_once, transport_options
+from .broker import BackOff, Broker, comes_from
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
 from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
+from .messages import addressed, send, task_id
 from .metrics import Metrics
 from .runs import Run, RunState
 from .session import Operation, boottime
@@ -68,6 +67,9 @@ _SHORTEST_WAIT = 0.01
 #: Seconds before it is due that a run is claimed, so that it is published on time; and those for
 #: which claims wait for each other, for one of many costs little more than one of one.
 _CLAIM_AHEAD, _CLAIM_TOGETHER = 0.01, 0.02
+#: Seconds before they are due that messages which leave together are begun with: for the wake-up,
+#: and for each of them.
+_MAKE_AHEAD, _MAKE_ONE = 0.001, 0.0002
 #: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
 #: by a master with another clock: it is published at once.
 _FURTHEST_AHEAD = 1.0
@@ -86,11 +88,6 @@ _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
 #: Most runs in the outbox: it is written whole, in one transaction with what is claimed.
 MOST_WAITING = 2 * MOST_RUNS
-#: Most messages that are handed to the broker together: as many as leave well within the part of
-#: the session time-out that is left after the last look at the clock.
-MOST_TOGETHER = 100
-#: No bound on the commands that kombu gathers: they leave when we say so, after that look.
-_UNBOUNDED = 2**31
 #: Most runs of the outbox that a take-over tells of, each in a line.
 _MOST_TOLD = 20
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
@@ -150,9 +147,7 @@ class ZooKeeperScheduler(Scheduler):
         self.metrics = Metrics()
         #: Entry to run of which a publish failed, so that the broker may have the message or not.
         self._in_doubt: dict[str, int] = {}
-        #: How many messages the broker takes together; one as long as that is not known.
-        self._most_together = 1
-        self._gathering = False
+        self._broker = Broker(app, lambda: self._session_timeout, lambda: self._ledger.assure())
         self._dispatching_epoch = 0
         self._election: Any = None
         self._ledger: Any = None
@@ -231,7 +226,7 @@ class ZooKeeperScheduler(Scheduler):
         if self._server is not None:
             self._server.close()
         if thread is None or not thread.is_alive():
-            self._drop_connection()
+            self._broker.drop()
         self._progress.put(None)
         if isinstance(self._failure, ZkBeatError):
             self._raise_failure()
@@ -249,46 +244,19 @@ class ZooKeeperScheduler(Scheduler):
         super().merge_inplace(b)
         self._heap_is_current = False
 
-    @cached_property
+    @property
     def connection(self) -> Any:
-        """To the broker, not yet connected."""
-        connection = self.app.connection_for_write()
-        ours = transport_options(connection.transport_cls, self._session_timeout)
-        connection.transport_options = {**ours, **connection.transport_options}
-        return connection
+        return self._broker.connection
 
-    @cached_property
+    @property
     def producer(self) -> Any:
-        """To the broker, connected; its channel looks at the clock once more when a message is made
-        and all is declared, as late as anything but the broker can. Of messages that leave together
-        :meth:`_together` does."""
-        producer = self.Producer(self._ensure_connected(), auto_declare=False)
-        channel = producer.channel  # opened now, not between that look and the sending
-        publish = channel.basic_publish
-
-        def publish_if_master(*args: Any, **kwargs: Any) -> Any:
-            if not self._gathering:
-                self._ledger.assure()
-            return publish(*args, **kwargs)
-
-        channel.basic_publish = publish_if_master
-        declare_once(producer)
-        # kombu has it since 5.7, for Redis.
-        if getattr(producer, "supports_batch_publish", False):
-            self._most_together = MOST_TOGETHER
-        return producer
+        return self._broker.producer
 
     @property
     def _session_timeout(self) -> float:
         """Seconds, as granted if it is known."""
         election = self._election
         return float(election.session.timeout if election else self.settings.session_timeout)
-
-    def _ensure_connected(self) -> Any:
-        # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
-        # with an eye on the election.
-        connection = self.connection
-        return connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
 
     def _role(self) -> str:
         """For systemd, in a few words."""
@@ -318,14 +286,6 @@ class ZooKeeperScheduler(Scheduler):
         )
         logger.critical("beat stops, so that another can take over: %s", self._failure)
         return None
-
-    def _drop_connection(self) -> None:
-        self.__dict__.pop("producer", None)
-        self._most_together = 1
-        connection = self.__dict__.pop("connection", None)
-        if connection is not None:
-            with contextlib.suppress(*connection.connection_errors, *connection.channel_errors):
-                connection.release()
 
     def _raise_failure(self) -> NoReturn:
         assert self._failure is not None
@@ -456,13 +416,7 @@ class ZooKeeperScheduler(Scheduler):
         """What was claimed ahead of time is due in a moment: not left to the next master, which
         could not tell it from what was perhaps published."""
         now = datetime.now(timezone.utc)
-        ahead = [run for run in self._waiting() if early(run, now)]
-        while ahead:
-            left = max(early(run, datetime.now(timezone.utc)) for run in ahead)
-            if left <= 0:
-                return self._publish_together(ahead)
-            self._wait(left)
-        return None
+        self._publish_together([run for run in self._waiting() if early(run, now)])
 
     def _hand_over(self) -> None:
         """Notes all that the next master should find."""
@@ -550,9 +504,9 @@ class ZooKeeperScheduler(Scheduler):
         if left <= 0:
             return left
         confirm = _CONFIRM_AFTER if self._ledger.unconfirmed else math.inf
-        now = datetime.now(timezone.utc)
         publish = (
-            max(self._back_off.left([run.entry]), early(run, now)) for run in self._waiting()
+            max(wait, self._back_off.left(run.entry for run in runs))
+            for wait, runs in self._by_instant(self._ledger.outbox.values())
         )
         return min(left, confirm, *publish)
 
@@ -919,20 +873,39 @@ class ZooKeeperScheduler(Scheduler):
         return Run(entry.name, number, due_instant(entry), claimed, epoch)
 
     def _publish(self, runs: Iterable[Run]) -> None:
-        """Publishes what may be published now: together, as many as the broker takes so; but alone
-        what is in doubt, for it may be to blame for what failed with it."""
-        together: list[Run] = []
+        """Publishes what may be published now, or in a moment: then its messages are made already,
+        and leave when they are due."""
+        for wait, due in self._by_instant(runs):
+            if wait <= 0:
+                self._publish_all(due)
+
+    def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
+        """Those that may be published: together what is due already, and then what comes due at the
+        same instant; with the seconds after which to begin with it."""
         now = datetime.now(timezone.utc)
-        for run in list(runs):
-            if not self._may_publish(run) or early(run, now):
-                continue
+        groups: dict[float, list[Run]] = defaultdict(list)
+        for run in runs:
+            if self._may_publish(run):
+                groups[early(run, now)].append(run)
+        return [(left - self._made_ahead(len(due)), due) for left, due in sorted(groups.items())]
+
+    def _made_ahead(self, count: int) -> float:
+        """Seconds before they are due that so many messages are begun with, to be made by then."""
+        most = self._broker.most_together
+        return _MAKE_AHEAD + _MAKE_ONE * min(count, most) if most > 1 else 0.0
+
+    def _publish_all(self, runs: list[Run]) -> None:
+        """Together, as many as the broker takes so; but alone what is in doubt, for it may be to
+        blame for what failed with it."""
+        together: list[Run] = []
+        for run in runs:
             if self._closing:
                 return
             if self._in_doubt.get(run.entry) == run.number:
                 self._publish_together([run])
                 continue
             together.append(run)
-            if len(together) >= self._most_together:
+            if len(together) >= self._broker.most_together:
                 self._publish_together(together)
                 together = []
         if not self._closing:
@@ -946,12 +919,13 @@ class ZooKeeperScheduler(Scheduler):
         begun = boottime()
         made: list[Run] = []
         try:
-            with self._together(len(runs)):
+            with self._broker.together(lambda: _wait_until_due(runs)):
                 for run in runs:
                     try:
                         self._send(run)
                     except Exception as exc:
-                        if len(runs) == 1 or self._concerns_all(exc):
+                        ends_all = comes_from(exc, [ZkBeatError]) or self._broker.is_useless(exc)
+                        if len(runs) == 1 or ends_all:
                             raise
                         self._publish_failed([run], exc, begun)
                     else:
@@ -965,22 +939,6 @@ class ZooKeeperScheduler(Scheduler):
             self._resign_if_useless(self._failing_since, "nothing could be published")
         else:
             self._note_published(made)
-
-    @contextlib.contextmanager
-    def _together(self, count: int) -> Iterator[None]:
-        """Messages that are made within leave together, after a look at the clock, or none does;
-        a single one leaves by itself."""
-        if count == 1:
-            yield
-            return
-        with self.producer.batch(max_size=_UNBOUNDED) as batch:
-            self._gathering = True
-            try:
-                yield
-            finally:
-                self._gathering = False
-            self._ledger.assure()
-            batch.flush()
 
     def _note_published(self, runs: list[Run]) -> None:
         if not runs:
@@ -1013,45 +971,26 @@ class ZooKeeperScheduler(Scheduler):
         )
 
     def _send(self, run: Run) -> None:
-        known = self.schedule[run.entry]
-        entry = object.__new__(type(known))  # not copy.copy(), for which each class has its own way
-        vars(entry).update(vars(known))
         header = {
             "epoch": self._ledger.reign.epoch,
             "run": run.number,
             "due": to_text(run.due),
             "master": self.settings.id,
         }
-        # Both are new dictionaries: Celery adds headers of its own to the ones it is given.
-        entry.options = {
-            "task_id": self.task_id(run.entry, run.number),
-            **entry.options,
-            "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
-            # The outbox is what retries; Celery's own would do so without a look at the election,
-            # and multiply the time-outs of a broker that does not answer.
-            "retry": False,
-        }
+        entry = addressed(self.schedule[run.entry], self.task_id(run.entry, run.number), header)
         logger.info(
             "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
         )
         if self._gated is None:
-            self.apply_async(entry, producer=self.producer, advance=False)
+            send(self, entry, self.producer)
         else:
             self._gated.send(entry, self.producer)
 
     def task_id(self, entry: str, number: int) -> str:
         """The same for the same run, whoever publishes it, and whoever asks."""
         known = self.schedule.get(entry)
-        if known is not None and known.options.get("task_id"):
-            return str(known.options["task_id"])
-        # What uuid.uuid5() does, but any text can be an entry's name.
-        name = f"{entry}/{number}".encode("utf-8", "surrogatepass")
-        digest = hashlib.sha1(self._namespace.bytes + name, usedforsecurity=False).digest()
-        return str(uuid.UUID(bytes=digest[:16], version=5))
-
-    @cached_property
-    def _namespace(self) -> uuid.UUID:
-        return uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{self.settings.root}")
+        own = known.options.get("task_id") if known is not None else None
+        return str(own) if own else task_id(self.settings.root, entry, number)
 
     def _resign_if_useless(self, since: float | None, what: str) -> None:
         """A master without a road to the broker, or to its entries, makes way for one that may
@@ -1069,19 +1008,9 @@ class ZooKeeperScheduler(Scheduler):
             self._failing_since = self._gated_failing_since = None
             self._election.resign(why=f"{what} for {deadline:g} s")
 
-    def _broker_is_away(self, exc: Exception) -> bool:
-        """Whether no run would fare better."""
-        errors = (OperationalError, ConnectionError, TimeoutError)
-        return comes_from(exc, (*errors, *self.connection.connection_errors))
-
-    def _concerns_all(self, exc: Exception) -> bool:
-        """Whether what one run failed with ends all that was to leave with it."""
-        errors = (ZkBeatError, *self.connection.channel_errors)
-        return comes_from(exc, errors) or self._broker_is_away(exc)
-
     def _publish_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
         """Of runs of which each, or none, may have been published."""
-        away = self._broker_is_away(exc)
+        away = self._broker.is_away(exc)
         self.metrics.failed += len(runs)
         if away or len(runs) > 1:
             self._in_doubt.update({run.entry: run.number for run in runs})
@@ -1102,8 +1031,8 @@ class ZooKeeperScheduler(Scheduler):
         )
         for run in runs:
             self._ledger.put_last(run)
-        if away or comes_from(exc, self.connection.channel_errors):
-            self._drop_connection()  # it is half dead, or its channel is closed
+        if away or self._broker.channel_failed(exc):
+            self._broker.drop()
 
     def digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
@@ -1132,6 +1061,13 @@ def early(run: Run, now: datetime) -> float:
     """Seconds after which a run that was claimed ahead of time is due; 0 if it is."""
     left = (run.due - now).total_seconds()
     return left if 0 < left <= _FURTHEST_AHEAD else 0.0
+
+
+def _wait_until_due(runs: list[Run]) -> None:
+    """Returns when all are."""
+    for run in runs:
+        while left := early(run, datetime.now(timezone.utc)):
+            time.sleep(left)
 
 
 def _is_number(value: Any) -> bool:

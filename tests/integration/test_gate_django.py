@@ -59,7 +59,7 @@ class Broker:
     def is_back(self, scheduler: ZooKeeperScheduler) -> None:
         self.app.conf.broker_url = self.url
         self.app.amqp.__dict__.pop("_producer_pool", None)
-        scheduler._drop_connection()
+        scheduler._broker.drop()
         scheduler._back_off.clear()
 
 

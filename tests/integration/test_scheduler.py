@@ -417,7 +417,7 @@ def test_a_master_without_a_broker_resigns(
     assert "zk_beat_publish_deadline = 0.2" in caplog.text
     assert "demoted: one was master, epoch 1: resigned" in caplog.text
     app.conf.broker_write_url = app.conf.broker_url = good
-    two._drop_connection()
+    two._broker.drop()
     turn(two)
     (message,) = history(app)
     assert (message.run, message.epoch, message.master) == (1, 2, "two")
@@ -732,7 +732,7 @@ def test_a_broker_away_under_many_entries(app: Celery, make: Make) -> None:
         assert 0 < one._turn() < PATIENCE
         assert len(one._ledger.outbox) == MOST_RUNS
     app.conf.broker_write_url = app.conf.broker_url = good
-    one._drop_connection()
+    one._broker.drop()
 
     def all_sent() -> bool:
         one._turn()

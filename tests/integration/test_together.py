@@ -12,6 +12,7 @@ from celery import Celery
 from kombu import Producer
 
 from celery_zk_beat import ZooKeeperScheduler, schedulers
+from celery_zk_beat.broker import MOST_TOGETHER
 from celery_zk_beat.signals import run_published
 from example_project.servers import Redis, wait_until
 from tests.conftest import PATIENCE
@@ -42,7 +43,7 @@ def test_all_of_them(app: Celery, make: Make) -> None:
 
     run_published.connect(note)
     try:
-        assert one._most_together == schedulers.MOST_TOGETHER
+        assert one._broker.most_together == MOST_TOGETHER
         wait_until(
             lambda: one._turn() is not None and len(announced) == len(names),
             PATIENCE,

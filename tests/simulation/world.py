@@ -323,6 +323,9 @@ class Time:
     def monotonic(self) -> float:
         return World.active.now
 
+    def sleep(self, seconds: float) -> None:
+        World.active.park(seconds)
+
 
 def boottime() -> float:
     World.active.breathe()
