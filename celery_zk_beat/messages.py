@@ -16,8 +16,8 @@ from typing import Any
 from celery import VERSION
 from celery.beat import Scheduler, _evaluate_entry_args, _evaluate_entry_kwargs
 
-#: The release of Celery whose way is known.
-_KNOWN = (5, 7)
+#: Whether it is the release of Celery whose way is known.
+_KNOWN = VERSION[:2] == (5, 7)
 #: What an entry and its task may ask for of a message that is made in the short way.
 _PLAIN = {
     *("queue", "exchange", "routing_key", "priority", "delivery_mode", "mandatory", "immediate"),
@@ -61,7 +61,7 @@ def send(scheduler: Scheduler, entry: Any, producer: Any) -> None:
     app = scheduler.app
     task = app.tasks.get(entry.task)
     options = dict(entry.options) if task is None else _options_of(task, entry)
-    if not (options.keys() <= _PLAIN and _is_all_own(scheduler, task)):
+    if not (_KNOWN and options.keys() <= _PLAIN and _is_all_own(scheduler, task)):
         scheduler.apply_async(entry, producer=producer, advance=False)
         return
     args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
@@ -111,7 +111,7 @@ def _is_all_own(scheduler: Scheduler, task: Any) -> bool:
             return False  # of a soft limit it looks whether it is below the other
         if app.conf.task_always_eager:
             return False
-    return VERSION[:2] == _KNOWN and all(map(_is_own, methods))
+    return all(map(_is_own, methods))
 
 
 def _is_own(method: Any) -> bool:

@@ -772,14 +772,14 @@ class ZooKeeperScheduler(Scheduler):
                 delay = self.max_interval
             self._put_later(item.name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
         self._skip(skipped, "older than beat_cron_starting_deadline")
-        if due:
-            runs = [run for _, run, _ in due.values()]
+        runs = [run for _, run, _ in due.values()]
+        if runs:
             unchanged = self._control.unchanged
             claimed = self._claim_runs(runs, unchanged, meanwhile=self._publish_waiting)
             for run in claimed:
                 self._go_on(run, due.pop(run.entry)[2])
             self._agenda.put_back(item for item, _, _ in due.values())
-        if not due or self._agenda.next_at > now.timestamp():
+        if not runs or self._agenda.next_at > now.timestamp():
             self._publish_waiting()  # else it is, while what comes next is claimed
         next_at = self._agenda.next_at if self._room() > 0 else math.inf
         return next_at - time.time()

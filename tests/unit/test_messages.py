@@ -1,0 +1,218 @@
+"""The short way makes the messages that Celery makes, and is taken where nothing else is asked."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import VERSION, Celery, Task
+from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler, SchedulingError
+from celery.signals import after_task_publish, before_task_publish
+from kombu import Exchange, Queue
+
+from celery_zk_beat.messages import addressed, send
+
+pytestmark = [
+    pytest.mark.skipif(VERSION[:2] != (5, 7), reason="all go the long way"),
+    pytest.mark.filterwarnings("ignore:\\s*The 'priority' task attribute"),
+]
+
+
+class Counting(Celery):  # type: ignore[misc]
+    """Knows how many messages were made by its own send_task()."""
+
+    long = 0
+
+    def producer_or_acquire(self, producer: Any = None) -> Any:
+        self.long += 1
+        return super().producer_or_acquire(producer)
+
+
+class Site:
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.scheduler = Scheduler(app, lazy=True)
+        connection = app.connection_for_write()
+        self.producer = app.amqp.Producer(connection.ensure_connection(), auto_declare=False)
+
+    def sent(self, way: Callable[..., object], entry: Any) -> list[Any]:
+        """The message as the broker has it, and what signals and the result backend were told."""
+        told: list[Any] = []
+        self.app.backend.on_task_call = lambda _, task_id: told.append(("backend", task_id))
+
+        def note(signal: Any, sender: Any, **more: Any) -> None:
+            told.append((signal.name, sender, json.loads(json.dumps(more, default=repr))))
+
+        before_task_publish.connect(note)
+        after_task_publish.connect(note)
+        try:
+            way(self.scheduler, entry, self.producer)
+        finally:
+            before_task_publish.disconnect(note)
+            after_task_publish.disconnect(note)
+        channel = self.producer.channel
+        messages = []
+        for queue in list(channel.queues):
+            while channel._size(queue):
+                message = channel._get(queue)
+                del message["properties"]["delivery_tag"]
+                messages.append((queue, message))
+        return [told, messages]
+
+
+def long_way(scheduler: Any, entry: Any, producer: Any) -> None:
+    scheduler.apply_async(entry, producer=producer, advance=False)
+
+
+@pytest.fixture
+def app() -> Iterator[Any]:
+    app = Counting("shop", broker="memory://", set_as_current=False)
+    app.conf.task_queues = [
+        Queue("celery"),
+        Queue("bills", Exchange("bills", type="topic"), routing_key="bills.all"),
+    ]
+    app.task(name="plain")(plain)
+    app.task(name="mine", priority=3, time_limit=9, serializer="yaml", typing=False)(plain)
+    app.task(name="quiet", ignore_result=True, compression="gzip", bind=True)(plain)
+    yield app
+    app.close()
+
+
+def plain(*args: object, **kwargs: object) -> None:
+    pass
+
+
+def entry_of(app: Any, task: str, **more: Any) -> Any:
+    entry = ScheduleEntry(name="e", task=task, schedule=60.0, app=app, **more)
+    return addressed(entry, "the-id", {"run": 1, "epoch": 2})
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "routes": {"task_routes": {"plain": {"queue": "bills", "priority": 2}, "far*": "bills"}},
+    "function": {"task_routes": [lambda name, args, kwargs, options, **more: {"queue": "bills"}]},
+    "settings": {
+        "task_send_sent_event": True,
+        "task_serializer": "yaml",
+        "task_compression": "zlib",
+        "task_ignore_result": True,
+        "task_default_priority": 4,
+        "task_time_limit": 70,
+        "task_default_delivery_mode": "transient",
+    },
+    "protocol": {"task_protocol": 1},
+    "backend": {"result_backend": "cache+memory://"},
+}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"queue": "bills"},
+    {"exchange": "bills", "routing_key": "bills.late"},
+    {"priority": 7, "headers": {"a": 1}},
+    {"serializer": "pickle", "compression": "bzip2", "delivery_mode": 1},
+    {"ignore_result": True, "time_limit": 5, "soft_time_limit": 4},
+    {"expires": None, "time_limit": None, "queue": None},
+]
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize("task", ["plain", "mine", "quiet", "far.away"])
+def test_the_same_message(app: Any, task: str, configuration: str) -> None:
+    app.conf.update(CONFIGURATIONS[configuration])
+    site = Site(app)
+    for options in OPTIONS:
+        for given in {}, {"args": [1, BeatLazyFunc(max, 2, 3)], "kwargs": {"y": {"z": 1.5}}}:
+            entry = functools.partial(entry_of, app, task, options=options, **given)
+            assert site.sent(send, entry()) == site.sent(long_way, entry()), (options, given)
+
+
+def test_the_short_way_is_taken(app: Any) -> None:
+    site = Site(app)
+    for task in "plain", "mine", "quiet", "far.away":
+        for options in OPTIONS[:-1]:
+            site.sent(send, entry_of(app, task, options=options))
+    assert app.long == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"expires": 60}, {"countdown": 5}, {"shadow": "x"}, {"argsrepr": "hidden"}]
+)
+def test_what_takes_more(app: Any, options: dict[str, Any]) -> None:
+    """Options that Celery's ``send_task`` looks at."""
+    Site(app).sent(send, entry_of(app, "plain", options=options))
+    assert app.long == 1
+
+
+def traced(method: Any, calls: list[str]) -> Any:
+    @functools.wraps(method)
+    def tracing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(method.__name__)
+        return method(*args, **kwargs)
+
+    return tracing
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Celery, "send_task"),
+        (Task, "apply_async"),
+        (Task, "shadow_name"),
+        (Scheduler, "apply_async"),
+        (Scheduler, "sync"),
+    ],
+)
+def test_what_others_wrapped(
+    app: Any, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """As tracing tools do: it is called as ever."""
+    calls: list[str] = []
+    site = Site(app)
+    monkeypatch.setattr(site.scheduler, "should_sync", lambda: True)
+    monkeypatch.setattr(owner, name, traced(getattr(owner, name), calls))
+    site.sent(send, entry_of(app, "plain"))
+    assert calls == [name]
+
+
+def test_what_a_task_overrides(app: Any) -> None:
+    class Own(Task):  # type: ignore[misc]
+        def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+            return super().apply_async(*args, **{**kwargs, "queue": "bills"})
+
+        def shadow_name(self, *args: Any) -> str:
+            return "shadow"
+
+    app.task(name="own", base=Own)(plain)
+    _, ((queue, message),) = Site(app).sent(send, entry_of(app, "own"))
+    assert (queue, message["headers"]["shadow"]) == ("bills", "shadow")
+
+
+def test_eagerly(app: Any) -> None:
+    ran = []
+    app.task(name="eager")(lambda_named(ran))
+    app.conf.task_always_eager = True
+    assert Site(app).sent(send, entry_of(app, "eager")) == [[], []]
+    assert ran == [1]
+
+
+def lambda_named(ran: list[int]) -> Callable[[], None]:
+    def run() -> None:
+        ran.append(1)
+
+    return run
+
+
+def test_arguments_that_do_not_fit(app: Any) -> None:
+    def two(a: int, b: int) -> None: ...
+
+    app.task(name="two")(two)
+    with pytest.raises((TypeError, SchedulingError), match="missing 1 required"):
+        Site(app).sent(send, entry_of(app, "two", args=[1]))
+
+
+def test_a_soft_limit_above_the_hard_one(app: Any) -> None:
+    app.task(name="wrong", soft_time_limit=9, time_limit=5)(plain)
+    with pytest.raises(SchedulingError, match="soft_time_limit must be less"):
+        Site(app).sent(send, entry_of(app, "wrong"))
