@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 import redis
 from celery import Celery
+from celery.signals import before_task_publish
 from kombu import Producer
 
 from celery_zk_beat import ZooKeeperScheduler, schedulers
@@ -87,10 +88,13 @@ def test_one_that_the_broker_refuses(app: Celery, make: Make, redis_server: Redi
     assert len({(message.task, message.id) for message in sent}) == len(good)
 
 
-def claimed_ahead(make: Make, **conf: object) -> tuple[ZooKeeperScheduler, datetime]:
+def claimed_ahead(
+    make: Make, also: dict[str, object] | None = None, **conf: object
+) -> tuple[ZooKeeperScheduler, datetime]:
     """A scheduler that has claimed a run which is due in a moment: then, and not before."""
     at = datetime.now(timezone.utc) + timedelta(seconds=1.5)
-    one = make(beat_schedule={"e": every(3600, last_run_at=at - timedelta(hours=1))}, **conf)
+    soon = every(3600, last_run_at=at - timedelta(hours=1))
+    one = make(beat_schedule={"e": soon, **(also or {})}, **conf)
     turn(one)
     wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a claim")
     return one, at
@@ -107,6 +111,28 @@ def test_not_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.Monke
     (message,) = history(app)
     assert message.due == at
     assert one._ledger.state("e").last_run_at == at
+
+
+@needs_batches
+def test_made_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is made by then, and leaves then."""
+    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(schedulers, "_MAKE_AHEAD", 0.5)
+    made = []
+
+    def note(**kwargs: object) -> None:
+        made.append((datetime.now(timezone.utc), len(history(app))))
+
+    one, at = claimed_ahead(make, due("first"))
+    before_task_publish.connect(note)
+    try:
+        wait_until(lambda: one._turn() is not None and made, PATIENCE, "a message")
+    finally:
+        before_task_publish.disconnect(note)
+    assert datetime.now(timezone.utc) >= at
+    ((when, sent),) = made
+    assert when < at
+    assert sent == len(history(app)) - 1
 
 
 def test_a_stop_leaves_nothing_that_was_claimed_ahead(
