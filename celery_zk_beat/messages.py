@@ -70,7 +70,11 @@ def send(scheduler: Scheduler, entry: Any, producer: Any) -> None:
     options["headers"]["celery_beat_task"] = True
     task_id, ignored = options.pop("task_id"), options.pop("ignore_result", None)
     limits = options.pop("time_limit", None), options.pop("soft_time_limit", None)
-    options = app.amqp.router.route(options, entry.task, args, kwargs, task)
+    if app.amqp.routes or options.get("queue"):
+        options = app.amqp.router.route(options, entry.task, args, kwargs, task)
+    else:
+        options = {key: value for key, value in options.items() if value is not None}
+        options["queue"] = app.amqp.default_queue
     message = app.amqp.create_task_message(
         task_id,
         entry.task,
