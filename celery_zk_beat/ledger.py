@@ -438,12 +438,11 @@ class RunLedger:
         page = self._pages.get(page_of(run.entry)) or _Page({})
         before = page.states.get(run.entry) or RunState(run.claimed)
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
-        return replace(
-            before,
+        return RunState(
             last_run_at=before.last_run_at if run.extra else max(run.claimed, before.last_run_at),
             total_run_count=run.number,
             due=run.due,
-            unnamed_since=None,
+            dropped=before.dropped,
             history=page.remembered(before.history, past),
             key=run.key,
         )
