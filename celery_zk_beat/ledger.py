@@ -13,11 +13,12 @@ goes on from what ZooKeeper says.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import NoReturn
 
 from .election import MasterElection, Reign
@@ -193,10 +194,10 @@ class RunLedger:
             at least one. The others are as before.
         """
         states = {run.entry: self._after(run) for run in runs}
-        batch = self._fitting(states)
+        batch = next(self._batches(states))
         claimed = [run for run in runs if run.entry in batch]
         self._claiming = {run.entry: run for run in claimed}
-        sent = self._send({name: states[name] for name in batch}, self.outbox, also)
+        sent = self._send(batch, self.outbox, also)
         meanwhile()
         self._finish_in_order(sent)
         self.outbox.update(self._claiming)
@@ -206,19 +207,18 @@ class RunLedger:
     def drop(self, runs: Iterable[Run], why: str, *also: Operation) -> None:
         """Takes runs out of the outbox unpublished, and notes them in the states of their entries,
         which must have one. `why` is for their history, `also` part of each transaction."""
-        left = {}
+        states = {}
         for run in runs:
             state = self._pages[page_of(run.entry)].states[run.entry]
             past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
-            left[run.entry] = replace(
+            states[run.entry] = replace(
                 state,
                 dropped=(*state.dropped, run.number)[-DROPS_REMEMBERED:],
                 history=_amended(state.history, past),
             )
-        while left:
-            batch = self._fitting(left)
+        for batch in self._batches(states):
             outbox = {name: run for name, run in self.outbox.items() if name not in batch}
-            self._commit({name: left.pop(name) for name in batch}, outbox, also)
+            self._commit(batch, outbox, also)
             self.outbox = outbox
 
     def skip(
@@ -323,9 +323,8 @@ class RunLedger:
     def _commit_all(
         self, states: Mapping[str, RunState | None], also: Sequence[Operation] = ()
     ) -> None:
-        left = dict(states)
-        while left:
-            self._commit({name: left.pop(name) for name in self._fitting(left)}, self.outbox, also)
+        for batch in self._batches(states):
+            self._commit(batch, self.outbox, also)
 
     def _commit(
         self,
@@ -377,7 +376,7 @@ class RunLedger:
         except ZkBeatError as exc:
             self._fail(exc)
 
-    def _amended_states(self) -> dict[str, RunState]:
+    def _amended_states(self) -> Mapping[str, RunState | None]:
         """As many as fit into one transaction."""
         if not self._amendments:
             return {}
@@ -386,11 +385,13 @@ class RunLedger:
             state = self.state(name)
             if state is not None:
                 states[name] = replace(state, history=_amended(state.history, past))
-        fitting = self._fitting(states)
+        batch = next(self._batches(states), {})
         self._amendments = {
-            name: past for name, past in self._amendments.items() if name in states.keys() - fitting
+            name: past
+            for name, past in self._amendments.items()
+            if name in states and name not in batch
         }
-        return {name: states[name] for name in fitting}
+        return batch
 
     def _finish_in_order(self, sent: Pending) -> None:
         if self._confirming is not None and self._confirming.sent <= sent.sent:
@@ -415,22 +416,27 @@ class RunLedger:
         self.forget()
         raise exc
 
-    def _fitting(self, states: Mapping[str, RunState | None]) -> set[str]:
-        """As many of the entries as fit into one transaction, at least one. Page by page, since
-        every page that is touched is written whole."""
-        room = MOST_BYTES - len(encode_outbox(self.outbox.values()))
-        fitting: set[str] = set()
-        pages: set[str] = set()
-        for name in sorted(states, key=page_of):
-            page = page_of(name)
-            room -= 2 * _size(name, states[name])  # in its page and in the outbox
-            if page not in pages and page in self._pages:
-                room -= self._pages[page].size
-            if fitting and (room < 0 or len(fitting) == MOST_RUNS):
-                break
-            pages.add(page)
-            fitting.add(name)
-        return fitting
+    def _batches(
+        self, states: Mapping[str, RunState | None]
+    ) -> Iterator[dict[str, RunState | None]]:
+        """The states in parts, of which each, when it is asked for, is as large as fits into one
+        transaction, and holds at least one. Page by page, since every page that is touched is
+        written whole."""
+        left = deque(sorted(states, key=page_of))
+        while left:
+            room = MOST_BYTES - len(encode_outbox(self.outbox.values()))
+            batch: dict[str, RunState | None] = {}
+            page = None
+            while left and len(batch) < MOST_RUNS:
+                name = left[0]
+                room -= _size(name, states[name])
+                if page_of(name) != page:
+                    page = page_of(name)
+                    room -= self._pages[page].size if page in self._pages else 0
+                if batch and room < 0:
+                    break
+                batch[left.popleft()] = states[name]
+            yield batch
 
     def _after(self, run: Run) -> RunState:
         """The state of an entry whose run is claimed. A clock that was set back, or another
@@ -438,12 +444,11 @@ class RunLedger:
         page = self._pages.get(page_of(run.entry)) or _Page({})
         before = page.states.get(run.entry) or RunState(run.claimed)
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
-        return replace(
-            before,
+        return RunState(
             last_run_at=before.last_run_at if run.extra else max(run.claimed, before.last_run_at),
             total_run_count=run.number,
             due=run.due,
-            unnamed_since=None,
+            dropped=before.dropped,
             history=page.remembered(before.history, past),
             key=run.key,
         )
@@ -509,9 +514,8 @@ def _amended(history: tuple[PastRun, ...], past: PastRun) -> tuple[PastRun, ...]
 
 
 def _size(name: str, state: RunState | None) -> int:
-    """At least the bytes of a state, or of a run, as JSON."""
-    size = len(json.dumps(name)) + 230
+    """At least the bytes of an entry's state in its page and of its run in the outbox."""
+    size = 2 * len(_quoted(name)) + 230
     if state is not None:
-        size += 12 * len(state.dropped) + 12 * len(state.key or "")
-        size += sum(70 + 12 * len(past.note or "") for past in state.history)
+        size += len(state.text) + len(_quoted(state.key or ""))
     return size

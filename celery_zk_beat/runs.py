@@ -14,6 +14,7 @@ from .errors import RootError
 from .znodes import FORMAT, count, decode, field, instant, page_of, to_text
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MILLISECOND = timedelta(milliseconds=1)
 #: Of the year 9999.
 _LATEST_MS = 253_370_764_800_000
 #: Most that is remembered of an entry's past; of all entries on one page together.
@@ -201,7 +202,7 @@ def _decode_past(item: Any) -> PastRun | None:
 
 
 def _milliseconds(instant: datetime) -> int:
-    return (instant - _EPOCH) // timedelta(milliseconds=1)
+    return (instant - _EPOCH) // _MILLISECOND
 
 
 def encode_outbox(runs: Iterable[Run]) -> bytes:

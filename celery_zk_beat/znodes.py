@@ -297,7 +297,14 @@ def _remedy(path: str) -> str:
 
 def to_text(instant: datetime) -> str:
     """An aware datetime as ISO 8601 in UTC, microseconds always shown (so that texts sort)."""
-    return instant.astimezone(timezone.utc).isoformat(timespec="microseconds")
+    return _utc_text(instant.astimezone(timezone.utc))
+
+
+@functools.lru_cache(1024)
+def _utc_text(instant: datetime) -> str:
+    """Kept, for a run's page, its outbox and its message want the same. UTC alone: elsewhere two
+    datetimes can be equal and an hour apart, when clocks are set back."""
+    return instant.isoformat(timespec="microseconds")
 
 
 def from_text(text: str) -> datetime:

@@ -27,6 +27,7 @@ PAGE = f"/runs/{page_of('e')}"
 NAMES = st.text(st.characters(), max_size=400)
 COUNTS = st.integers(0, 10**9)
 INSTANTS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc))
+KEYS = st.none() | st.text(max_size=20)
 STATES = st.builds(
     RunState,
     INSTANTS,
@@ -45,8 +46,9 @@ STATES = st.builds(
         ),
         max_size=3,
     ).map(tuple),
+    KEYS,
 )
-RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS, st.booleans())
+RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS, st.booleans(), KEYS)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine is no fault
@@ -73,8 +75,9 @@ def test_no_instant(instant: str) -> None:
 def test_outbox(runs: list[Run]) -> None:
     data = encode_outbox(runs)
     assert decode_outbox("/outbox", data) == runs
-    reckoned = sum(_size(run.entry, None) for run in runs)
-    assert len(data) <= reckoned + len(encode_outbox([]))
+    states = [(run.entry, RunState(run.claimed, run.number, key=run.key)) for run in runs]
+    written = sum(len(encode_page(dict([each]))) for each in states) + len(data)
+    assert written <= sum(_size(*each) for each in states) + len(encode_outbox([]))
 
 
 @pytest.mark.parametrize(
