@@ -15,6 +15,7 @@ from typing import Any
 
 from celery import VERSION
 from celery.beat import Scheduler, _evaluate_entry_args, _evaluate_entry_kwargs
+from celery.utils.nodenames import anon_nodename
 
 #: Whether it is the release of Celery whose way is known.
 _KNOWN = VERSION[:2] == (5, 7)
@@ -30,8 +31,9 @@ def task_id(root: str, entry: str, number: int) -> str:
     """That of a run: the same whoever publishes it, below the same root."""
     # What uuid.uuid5() does, but any text can be an entry's name.
     name = f"{entry}/{number}".encode("utf-8", "surrogatepass")
-    digest = hashlib.sha1(_namespace(root) + name, usedforsecurity=False).digest()
-    return str(uuid.UUID(bytes=digest[:16], version=5))
+    digest = hashlib.sha1(_namespace(root) + name, usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 @functools.lru_cache(maxsize=16)
@@ -55,45 +57,81 @@ def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:
     return copy
 
 
-def send(scheduler: Scheduler, entry: Any, producer: Any) -> None:
-    """What ``scheduler.apply_async(entry, producer, advance=False)`` does, in less time where
-    nothing but Celery's own takes part. `entry` is one that was :func:`addressed`."""
-    app = scheduler.app
-    task = app.tasks.get(entry.task)
-    options = dict(entry.options) if task is None else _options_of(task, entry)
-    if not (_KNOWN and options.keys() <= _PLAIN and _is_all_own(scheduler, task)):
-        scheduler.apply_async(entry, producer=producer, advance=False)
-        return
-    args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
-    if task is not None and task.typing:
-        task.__header__(*args, **kwargs)
-    options["headers"]["celery_beat_task"] = True
-    task_id, ignored = options.pop("task_id"), options.pop("ignore_result", None)
-    limits = options.pop("time_limit", None), options.pop("soft_time_limit", None)
-    if app.amqp.routes or options.get("queue"):
-        options = app.amqp.router.route(options, entry.task, args, kwargs, task)
-    else:
-        options = {key: value for key, value in options.items() if value is not None}
-        options["queue"] = app.amqp.default_queue
-    message = app.amqp.create_task_message(
-        task_id,
-        entry.task,
-        args,
-        kwargs,
-        time_limit=limits[0],
-        soft_time_limit=limits[1],
-        reply_to=app.thread_oid,
-        create_sent_event=app.conf.task_send_sent_event,
-        ignore_result=ignored,
-        # As it would find out, in a tenth of its time.
-        argsrepr=None if args else "()",
-        kwargsrepr=None if kwargs else "{}",
-        **options,
-    )
-    with producer.connection._reraise_as_library_errors():
-        if not ignored:
-            app.backend.on_task_call(producer, task_id)
-        app.amqp.send_task_message(producer, entry.task, message, **options)
+class Sender:
+    """Sends what ``scheduler.apply_async(entry, producer, advance=False)`` does, in less time where
+    nothing but Celery's own takes part. For messages that leave together: what is the same for all
+    is looked at once. For one thread.
+    """
+
+    def __init__(self, scheduler: Scheduler, producer: Any) -> None:
+        self._scheduler, self._producer = scheduler, producer
+        self._app = app = scheduler.app
+        methods = [scheduler.apply_async, scheduler.send_task, scheduler.sync, app.send_task]
+        self._is_short = _KNOWN and all(map(_is_own, methods))
+        self._default_queue = None if app.amqp.routes else app.amqp.default_queue
+        self._is_eager = app.conf.task_always_eager
+        #: Of every message.
+        self._same = {
+            "reply_to": app.thread_oid,
+            "create_sent_event": app.conf.task_send_sent_event,
+            "origin": anon_nodename(),
+        }
+
+    def send(self, entry: Any) -> None:
+        """Sends an entry that was :func:`addressed`.
+
+        Raises:
+            celery.beat.SchedulingError: and whatever Celery wraps in it.
+        """
+        task = self._app.tasks.get(entry.task)
+        options = dict(entry.options) if task is None else _options_of(task, entry)
+        if self._is_short and options.keys() <= _PLAIN and self._is_plain(task):
+            self._send(entry, task, options)
+        else:
+            self._scheduler.apply_async(entry, producer=self._producer, advance=False)
+
+    def _is_plain(self, task: Any) -> bool:
+        """Whether all that Celery does before it calls ``send_task`` is to look at arguments."""
+        return task is None or not (
+            self._is_eager
+            or task.__v2_compat__
+            or task._dump_pydantic_arguments
+            or task.soft_time_limit  # which it compares with the other
+            or not _is_own(task.apply_async)
+            or not _is_own(task.shadow_name)
+        )
+
+    def _send(self, entry: Any, task: Any, options: dict[str, Any]) -> None:
+        app, name = self._app, entry.task
+        args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
+        if task is not None and task.typing:
+            task.__header__(*args, **kwargs)
+        options["headers"]["celery_beat_task"] = True
+        task_id, ignored = options.pop("task_id"), options.pop("ignore_result", None)
+        limits = options.pop("time_limit", None), options.pop("soft_time_limit", None)
+        if self._default_queue is None or options.get("queue"):
+            options = app.amqp.router.route(options, name, args, kwargs, task)
+        else:
+            options = {key: value for key, value in options.items() if value is not None}
+            options["queue"] = self._default_queue
+        message = app.amqp.create_task_message(
+            task_id,
+            name,
+            args,
+            kwargs,
+            time_limit=limits[0],
+            soft_time_limit=limits[1],
+            ignore_result=ignored,
+            # As it would find out, in a tenth of its time.
+            argsrepr=None if args else "()",
+            kwargsrepr=None if kwargs else "{}",
+            **self._same,
+            **options,
+        )
+        with self._producer.connection._reraise_as_library_errors():
+            if not ignored:
+                app.backend.on_task_call(self._producer, task_id)
+            app.amqp.send_task_message(self._producer, name, message, **options)
 
 
 def _options_of(task: Any, entry: Any) -> dict[str, Any]:
@@ -102,20 +140,6 @@ def _options_of(task: Any, entry: Any) -> dict[str, Any]:
     if options["expires"] is None:
         del options["expires"]
     return options
-
-
-def _is_all_own(scheduler: Scheduler, task: Any) -> bool:
-    """Whether all that would be called is Celery's: not overridden, and not wrapped, as tracing
-    tools do."""
-    app = scheduler.app
-    methods = [scheduler.apply_async, scheduler.send_task, scheduler.sync, app.send_task]
-    if task is not None:
-        methods += [task.apply_async, task.shadow_name]
-        if task.__v2_compat__ or task._dump_pydantic_arguments or task.soft_time_limit:
-            return False  # of a soft limit it looks whether it is below the other
-        if app.conf.task_always_eager:
-            return False
-    return all(map(_is_own, methods))
 
 
 def _is_own(method: Any) -> bool:

@@ -34,7 +34,7 @@ from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeepe
 from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
-from .messages import addressed, send, task_id
+from .messages import Sender, addressed, task_id
 from .metrics import Metrics
 from .runs import Run, RunState
 from .session import Operation, boottime
@@ -920,9 +920,10 @@ class ZooKeeperScheduler(Scheduler):
         made: list[Run] = []
         try:
             with self._broker.together(lambda: _wait_until_due(runs)):
+                sender = Sender(self, self.producer)
                 for run in runs:
                     try:
-                        self._send(run)
+                        self._send(run, sender)
                     except Exception as exc:
                         ends_all = comes_from(exc, [ZkBeatError]) or self._broker.is_useless(exc)
                         if len(runs) == 1 or ends_all:
@@ -970,7 +971,7 @@ class ZooKeeperScheduler(Scheduler):
             task_id=self.task_id(run.entry, run.number),
         )
 
-    def _send(self, run: Run) -> None:
+    def _send(self, run: Run, sender: Sender) -> None:
         header = {
             "epoch": self._ledger.reign.epoch,
             "run": run.number,
@@ -982,7 +983,7 @@ class ZooKeeperScheduler(Scheduler):
             "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
         )
         if self._gated is None:
-            send(self, entry, self.producer)
+            sender.send(entry)
         else:
             self._gated.send(entry, self.producer)
 

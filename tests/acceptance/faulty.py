@@ -39,8 +39,8 @@ class Faulty(ZooKeeperScheduler):
             dies("claim acknowledged")
             return claimed
 
-        def after_made(run: Any, make: Any = self._send) -> None:
-            make(run)
+        def after_made(run: Any, sender: Any, make: Any = self._send) -> None:
+            make(run, sender)
             dies("first made")
 
         def after_publish(runs: Any, note: Any = self._note_published) -> None:

@@ -381,8 +381,8 @@ def test_a_lost_confirmation_repeats_nothing(app: Celery, make: Make, road: Road
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_hosts=road.hosts)
     send = one._send
 
-    def send_and_cut(run: Any) -> None:
-        send(run)
+    def send_and_cut(*args: Any) -> None:
+        send(*args)
         road.cut()
         wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
 
@@ -769,10 +769,10 @@ def test_progress_is_seen_in_a_long_turn(
     seen = []
     send = one._send
 
-    def slow(run: Any) -> None:
+    def slow(*args: Any) -> None:
         while not one._progress.empty():
             seen.append(one._progress.get())
-        send(run)
+        send(*args)
 
     one._send = slow  # type: ignore[method-assign]
     turn(one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from celery import VERSION, Celery, Task
 from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import after_task_publish, before_task_publish
+from hypothesis import given
+from hypothesis import strategies as st
 from kombu import Exchange, Queue
 
-from celery_zk_beat.messages import addressed, send
+from celery_zk_beat.messages import Sender, addressed, task_id
 
 pytestmark = [
     pytest.mark.skipif(VERSION[:2] != (5, 7), reason="all go the long way"),
@@ -61,6 +64,10 @@ class Site:
                 del message["properties"]["delivery_tag"]
                 messages.append((queue, message))
         return [told, messages]
+
+
+def send(scheduler: Any, entry: Any, producer: Any) -> None:
+    Sender(scheduler, producer).send(entry)
 
 
 def long_way(scheduler: Any, entry: Any, producer: Any) -> None:
@@ -123,9 +130,9 @@ def test_the_same_message(app: Any, task: str, configuration: str) -> None:
     app.conf.update(CONFIGURATIONS[configuration])
     site = Site(app)
     for options in OPTIONS:
-        for given in {}, {"args": [1, BeatLazyFunc(max, 2, 3)], "kwargs": {"y": {"z": 1.5}}}:
-            entry = functools.partial(entry_of, app, task, options=options, **given)
-            assert site.sent(send, entry()) == site.sent(long_way, entry()), (options, given)
+        for arguments in {}, {"args": [1, BeatLazyFunc(max, 2, 3)], "kwargs": {"y": {"z": 1.5}}}:
+            entry = functools.partial(entry_of, app, task, options=options, **arguments)
+            assert site.sent(send, entry()) == site.sent(long_way, entry()), (options, arguments)
 
 
 def test_the_short_way_is_taken(app: Any) -> None:
@@ -216,3 +223,10 @@ def test_a_soft_limit_above_the_hard_one(app: Any) -> None:
     app.task(name="wrong", soft_time_limit=9, time_limit=5)(plain)
     with pytest.raises(SchedulingError, match="soft_time_limit must be less"):
         Site(app).sent(send, entry_of(app, "wrong"))
+
+
+@given(st.text(), st.integers(1))
+def test_task_id(entry: str, number: int) -> None:
+    """That of the releases before: a UUID of version 5."""
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, "celery-zk-beat:/root")
+    assert task_id("/root", entry, number) == str(uuid.uuid5(namespace, f"{entry}/{number}"))
