@@ -64,9 +64,10 @@ _LONGEST_WAIT = 5.0
 SHOWN_EVERY = 0.1
 #: Least seconds after which an entry that is not due is asked again.
 _SHORTEST_WAIT = 0.01
-#: Seconds before it is due that a run is claimed, so that it is published on time; and those for
+#: Seconds before it is due that a run is claimed, so that it is published on time, also where
+#: hundreds are; and those for
 #: which claims wait for each other, for one of many costs little more than one of one.
-_CLAIM_AHEAD, _CLAIM_TOGETHER = 0.01, 0.02
+_CLAIM_AHEAD, _CLAIM_TOGETHER = 0.025, 0.02
 #: Seconds before they are due that messages which leave together are begun with: for the wake-up,
 #: and for each of them.
 _MAKE_AHEAD, _MAKE_ONE = 0.001, 0.0002
