@@ -163,7 +163,9 @@ class Broker:
     def is_away(self, exc: Exception) -> bool:
         """Whether no message would fare better than one that failed with this."""
         errors = (OperationalError, ConnectionError, TimeoutError)
-        return comes_from(exc, (*errors, *self.connection.connection_errors))
+        # A queue that is nowhere is one entry's fault, though kombu counts a KeyError with Redis.
+        of_transport = (each for each in self.connection.connection_errors if each is not KeyError)
+        return comes_from(exc, (*errors, *of_transport))
 
     def is_useless(self, exc: Exception) -> bool:
         """Whether none that was to leave with it will."""

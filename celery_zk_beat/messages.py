@@ -10,11 +10,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import uuid
-from types import FunctionType
+from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 from celery import VERSION
-from celery.beat import Scheduler, _evaluate_entry_args, _evaluate_entry_kwargs
+from celery.beat import (
+    BeatLazyFunc,
+    Scheduler,
+    SchedulingError,
+    _evaluate_entry_args,
+    _evaluate_entry_kwargs,
+)
+from celery.signals import after_task_publish, before_task_publish
 from celery.utils.nodenames import anon_nodename
 
 #: Whether it is the release of Celery whose way is known.
@@ -47,8 +55,8 @@ def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:
     vars(copy).update(vars(entry))
     # Both are new dictionaries: Celery adds headers of its own to the ones it is given.
     copy.options = {
-        "task_id": task_id,
         **entry.options,
+        "task_id": task_id,
         "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
         # The outbox is what retries; Celery's own would do so without a look at the election, and
         # multiply the time-outs of a broker that does not answer.
@@ -58,7 +66,7 @@ def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:
 
 
 class Sender:
-    """Sends what ``scheduler.apply_async(entry, producer, advance=False)`` does, in less time where
+    """Does what ``scheduler.apply_async(entry, producer, advance=False)`` does, in less time where
     nothing but Celery's own takes part. For messages that leave together: what is the same for all
     is looked at once. For one thread.
     """
@@ -66,9 +74,9 @@ class Sender:
     def __init__(self, scheduler: Scheduler, producer: Any) -> None:
         self._scheduler, self._producer = scheduler, producer
         self._app = app = scheduler.app
-        methods = [scheduler.apply_async, scheduler.send_task, scheduler.sync, app.send_task]
-        self._is_short = _KNOWN and all(map(_is_own, methods))
-        self._default_queue = None if app.amqp.routes else app.amqp.default_queue
+        self._is_short = _KNOWN and all(map(_is_own, _methods(scheduler)))
+        self._has_routes = bool(app.amqp.routes)
+        self._is_watched = bool(before_task_publish.receivers or after_task_publish.receivers)
         self._is_eager = app.conf.task_always_eager
         #: Of every message.
         self._same = {
@@ -77,18 +85,29 @@ class Sender:
             "origin": anon_nodename(),
         }
 
-    def send(self, entry: Any) -> None:
+    def send(self, entry: Any, until_due: Callable[[], object]) -> None:
         """Sends an entry that was :func:`addressed`.
 
+        Args:
+            until_due: returns when the entry is due. It is called before anything that could look
+                at the clock, such as a lazy argument or a function of the user's.
+
         Raises:
-            celery.beat.SchedulingError: and whatever Celery wraps in it.
+            celery.beat.SchedulingError: it could not be made, or not be sent.
         """
         task = self._app.tasks.get(entry.task)
         options = dict(entry.options) if task is None else _options_of(task, entry)
-        if self._is_short and options.keys() <= _PLAIN and self._is_plain(task):
-            self._send(entry, task, options)
-        else:
+        if not (self._is_short and options.keys() <= _PLAIN and self._is_plain(task)):
+            until_due()
             self._scheduler.apply_async(entry, producer=self._producer, advance=False)
+            return
+        if self._has_routes or self._is_watched or _is_lazy(entry):
+            until_due()
+        try:
+            self._send(entry, task, options)
+        except Exception as exc:
+            what = f"Couldn't apply scheduled task {entry.name}: {exc}"
+            raise SchedulingError(what)  # noqa: B904 - as Celery does
 
     def _is_plain(self, task: Any) -> bool:
         """Whether all that Celery does before it calls ``send_task`` is to look at arguments."""
@@ -102,18 +121,18 @@ class Sender:
         )
 
     def _send(self, entry: Any, task: Any, options: dict[str, Any]) -> None:
-        app, name = self._app, entry.task
+        app, name = self._app, entry.task if task is None else task.name
         args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
-        if task is not None and task.typing:
+        if task is not None and task.typing and hasattr(task, "__header__"):
             task.__header__(*args, **kwargs)
         options["headers"]["celery_beat_task"] = True
         task_id, ignored = options.pop("task_id"), options.pop("ignore_result", None)
         limits = options.pop("time_limit", None), options.pop("soft_time_limit", None)
-        if self._default_queue is None or options.get("queue"):
+        if self._has_routes or options.get("queue"):
             options = app.amqp.router.route(options, name, args, kwargs, task)
         else:
             options = {key: value for key, value in options.items() if value is not None}
-            options["queue"] = self._default_queue
+            options["queue"] = app.amqp.default_queue
         message = app.amqp.create_task_message(
             task_id,
             name,
@@ -142,7 +161,25 @@ def _options_of(task: Any, entry: Any) -> dict[str, Any]:
     return options
 
 
+def _is_lazy(entry: Any) -> bool:
+    """Whether an argument is made when the message is."""
+    values = (*(entry.args or ()), *(entry.kwargs or {}).values())
+    return any(isinstance(value, BeatLazyFunc) for value in values)
+
+
+def _methods(scheduler: Scheduler) -> list[Any]:
+    """What Celery calls, or what does without what it would call."""
+    app, amqp = scheduler.app, scheduler.app.amqp
+    return [
+        *(scheduler.apply_async, scheduler.send_task, scheduler.sync, app.send_task),
+        *(amqp.router.route, amqp.create_task_message, amqp.send_task_message),
+    ]
+
+
 def _is_own(method: Any) -> bool:
-    function = getattr(method, "__func__", method)
-    # A wrapper may say that it is of the module of what it wraps, but has other globals.
-    return type(function) is FunctionType and function.__globals__["__name__"].startswith("celery.")
+    """Whether it is Celery's: not overridden, and not wrapped, as tracing tools do."""
+    # By their very types and globals, for all else a wrapper takes over from what it wraps.
+    function = method.__func__ if type(method) is MethodType else method
+    if type(function) is not FunctionType:
+        return False
+    return str(function.__globals__.get("__name__")).startswith("celery.")

@@ -18,9 +18,9 @@ import signal
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
+from operator import itemgetter
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -65,12 +65,14 @@ SHOWN_EVERY = 0.1
 #: Least seconds after which an entry that is not due is asked again.
 _SHORTEST_WAIT = 0.01
 #: Seconds before it is due that a run is claimed, so that it is published on time, also where
-#: hundreds are; and those for
-#: which claims wait for each other, for one of many costs little more than one of one.
+#: hundreds are; and those for which claims wait for each other, for one of many costs little more
+#: than one of one.
 _CLAIM_AHEAD, _CLAIM_TOGETHER = 0.025, 0.02
 #: Seconds before they are due that messages which leave together are begun with: for the wake-up,
 #: and for each of them.
 _MAKE_AHEAD, _MAKE_ONE = 0.001, 0.0002
+#: Seconds within which they come due that leave together, when the last of them is.
+_SAME_INSTANT = 0.001
 #: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
 #: by a master with another clock: it is published at once.
 _FURTHEST_AHEAD = 1.0
@@ -417,7 +419,10 @@ class ZooKeeperScheduler(Scheduler):
         """What was claimed ahead of time is due in a moment: not left to the next master, which
         could not tell it from what was perhaps published."""
         now = datetime.now(timezone.utc)
-        self._publish_together([run for run in self._waiting() if early(run, now)])
+        ahead = [run for run in self._waiting() if early(run, now)]
+        most = self._broker.most_together
+        for at in range(0, len(ahead), most):
+            self._publish_together(ahead[at : at + most])
 
     def _hand_over(self) -> None:
         """Notes all that the next master should find."""
@@ -881,14 +886,17 @@ class ZooKeeperScheduler(Scheduler):
                 self._publish_all(due)
 
     def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
-        """Those that may be published: together what is due already, and then what comes due at the
-        same instant; with the seconds after which to begin with it."""
+        """Those that may be published: together what is due already, and then what comes due at
+        nearly the same instant; with the seconds after which to begin with it."""
         now = datetime.now(timezone.utc)
-        groups: dict[float, list[Run]] = defaultdict(list)
-        for run in runs:
-            if self._may_publish(run):
-                groups[early(run, now)].append(run)
-        return [(left - self._made_ahead(len(due)), due) for left, due in sorted(groups.items())]
+        groups: dict[float, list[Run]] = {}
+        waits = [(early(run, now), run) for run in runs if self._may_publish(run)]
+        first = 0.0
+        for wait, run in sorted(waits, key=itemgetter(0)):
+            if wait > first + (_SAME_INSTANT if first else 0.0):
+                first = wait
+            groups.setdefault(first, []).append(run)
+        return [(left - self._made_ahead(len(due)), due) for left, due in groups.items()]
 
     def _made_ahead(self, count: int) -> float:
         """Seconds before they are due that so many messages are begun with, to be made by then."""
@@ -921,7 +929,7 @@ class ZooKeeperScheduler(Scheduler):
         made: list[Run] = []
         try:
             with self._broker.together(lambda: _wait_until_due(runs)):
-                sender = Sender(self, self.producer)
+                sender = None if self._gated else Sender(self, self.producer)
                 for run in runs:
                     try:
                         self._send(run, sender)
@@ -972,7 +980,7 @@ class ZooKeeperScheduler(Scheduler):
             task_id=self.task_id(run.entry, run.number),
         )
 
-    def _send(self, run: Run, sender: Sender) -> None:
+    def _send(self, run: Run, sender: Sender | None) -> None:
         header = {
             "epoch": self._ledger.reign.epoch,
             "run": run.number,
@@ -983,9 +991,10 @@ class ZooKeeperScheduler(Scheduler):
         logger.info(
             "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
         )
-        if self._gated is None:
-            sender.send(entry)
-        else:
+        if sender is not None:
+            sender.send(entry, lambda: _wait_until_due([run]))
+        elif self._gated is not None:
+            _wait_until_due([run])
             self._gated.send(entry, self.producer)
 
     def task_id(self, entry: str, number: int) -> str:

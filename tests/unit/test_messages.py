@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from celery import VERSION, Celery, Task
+from celery.app.amqp import AMQP
+from celery.app.routes import Router
 from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import after_task_publish, before_task_publish
 from hypothesis import given
@@ -40,6 +42,8 @@ class Site:
         self.scheduler = Scheduler(app, lazy=True)
         connection = app.connection_for_write()
         self.producer = app.amqp.Producer(connection.ensure_connection(), auto_declare=False)
+        for queue in self.producer.channel.queues:  # of all apps of this process
+            self.producer.channel._purge(queue)
 
     def sent(self, way: Callable[..., object], entry: Any) -> list[Any]:
         """The message as the broker has it, and what signals and the result backend were told."""
@@ -67,7 +71,7 @@ class Site:
 
 
 def send(scheduler: Any, entry: Any, producer: Any) -> None:
-    Sender(scheduler, producer).send(entry)
+    Sender(scheduler, producer).send(entry, lambda: None)
 
 
 def long_way(scheduler: Any, entry: Any, producer: Any) -> None:
@@ -81,9 +85,11 @@ def app() -> Iterator[Any]:
         Queue("celery"),
         Queue("bills", Exchange("bills", type="topic"), routing_key="bills.all"),
     ]
-    app.task(name="plain")(plain)
-    app.task(name="mine", priority=3, time_limit=9, serializer="yaml", typing=False)(plain)
-    app.task(name="quiet", ignore_result=True, compression="gzip", bind=True)(plain)
+    app.task(shared=False, name="plain")(plain)
+    app.task(shared=False, name="mine", priority=3, time_limit=9, serializer="yaml", typing=False)(
+        plain
+    )
+    app.task(shared=False, name="quiet", ignore_result=True, compression="gzip", bind=True)(plain)
     yield app
     app.close()
 
@@ -183,6 +189,148 @@ def test_what_others_wrapped(
     assert calls == [name]
 
 
+class Proxy:
+    """As wrapt's: it has all that it wraps has."""
+
+    def __init__(self, wrapped: Any, calls: list[str]) -> None:
+        self._wrapped, self._calls = wrapped, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def __get__(self, instance: Any, owner: Any) -> Proxy:
+        return Proxy(self._wrapped.__get__(instance, owner), self._calls)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._calls.append(self._wrapped.__name__)
+        return self._wrapped(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Celery, "send_task"), (Task, "apply_async"), (AMQP, "as_task_v2")]
+)
+def test_what_a_proxy_wraps(
+    app: Any, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(owner, name, Proxy(getattr(owner, name), calls))
+    Site(app).sent(send, entry_of(app, "plain"))
+    assert (calls, app.long) == ([name], 1)
+
+
+def test_a_message_that_is_made_otherwise(app: Any) -> None:
+    """By an AMQP class of the user's, which gives what the short way would give, too."""
+
+    class Hiding(AMQP):  # type: ignore[misc]
+        def as_task_v2(self, *args: Any, **kwargs: Any) -> Any:
+            return super().as_task_v2(*args, argsrepr="***", origin="here", **kwargs)
+
+    app.amqp_cls = Hiding
+    _, ((_, message),) = Site(app).sent(send, entry_of(app, "far.away"))
+    assert (message["headers"]["argsrepr"], message["headers"]["origin"]) == ("***", "here")
+
+
+def test_a_router_of_the_users(app: Any) -> None:
+    class Own(Router):  # type: ignore[misc]
+        def route(self, options: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().route({**options, "queue": "bills"}, *args, **kwargs)
+
+    app.amqp.Router = lambda: Own(app.amqp.routes, app.amqp.queues, app=app)
+    _, ((queue, _),) = Site(app).sent(send, entry_of(app, "plain"))
+    assert queue == "bills"
+
+
+def test_a_class(app: Any) -> None:
+    """It has no signature to look at."""
+
+    class Own(Task):  # type: ignore[misc]
+        name = "own"
+
+        def run(self, number: int) -> None: ...
+
+    app.register_task(Own())
+    (_, ((queue, _),)) = Site(app).sent(send, entry_of(app, "own", args=[1]))
+    assert (queue, app.long) == ("celery", 0)
+
+
+def test_another_name(app: Any) -> None:
+    app.tasks["alias"] = app.tasks["plain"]
+    _, ((_, message),) = Site(app).sent(send, entry_of(app, "alias"))
+    assert message["headers"]["task"] == "plain"
+
+
+def test_no_default_queue(app: Any) -> None:
+    """Each entry names one: nothing else is needed."""
+    app.conf.task_create_missing_queues = False
+    app.conf.task_default_queue = "nowhere"
+    _, ((queue, _),) = Site(app).sent(send, entry_of(app, "plain", options={"queue": "bills"}))
+    assert queue == "bills"
+
+
+@pytest.mark.parametrize("options", [{"task_id": None}, {"task_id": ""}])
+def test_no_id_of_its_own(app: Any, options: dict[str, Any]) -> None:
+    _, ((_, message),) = Site(app).sent(send, entry_of(app, "plain", options=options))
+    assert message["headers"]["id"] == "the-id"
+
+
+def fails() -> None:
+    try:
+        raise OSError
+    except OSError:
+        raise ValueError("bad day") from None
+
+
+def test_an_error_is_told_as_by_celery(app: Any) -> None:
+    """It is that of one entry, whatever it was before."""
+    site, entry = Site(app), functools.partial(entry_of, app, "plain", args=[BeatLazyFunc(fails)])
+    with pytest.raises(SchedulingError) as short:
+        site.sent(send, entry())
+    with pytest.raises(SchedulingError) as long:
+        site.sent(long_way, entry())
+    assert str(short.value) == str(long.value)
+    assert type(short.value.__context__) is type(long.value.__context__) is ValueError
+    assert short.value.__cause__ is long.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("more", "waits"),
+    [
+        ({}, False),
+        ({"args": [1], "kwargs": {"a": 2}}, False),
+        ({"args": [BeatLazyFunc(int)]}, True),
+        ({"kwargs": {"a": BeatLazyFunc(int)}}, True),
+        ({"options": {"countdown": 9}}, True),
+        ({"options": {"expires": 9}}, True),
+    ],
+)
+def test_what_looks_at_the_clock(app: Any, more: dict[str, Any], waits: bool) -> None:
+    """It is made when it is due, as by Celery, and not before."""
+    site = Site(app)
+    order: list[str] = []
+    entry = entry_of(app, "plain", **more)
+    publish = site.producer.publish
+    site.producer.publish = lambda *args, **kwargs: order.append("sent") or publish(*args, **kwargs)
+    Sender(site.scheduler, site.producer).send(entry, lambda: order.append("due"))
+    assert order == (["due", "sent"] if waits else ["sent"])
+
+
+@pytest.mark.parametrize("signal", [before_task_publish, after_task_publish])
+def test_receivers_hear_of_it_when_it_is_due(app: Any, signal: Any) -> None:
+    order: list[str] = []
+
+    def note(**kwargs: object) -> None:
+        order.append("told")
+
+    signal.connect(note)
+    try:
+        site = Site(app)
+        sender = Sender(site.scheduler, site.producer)
+        sender.send(entry_of(app, "plain"), lambda: order.append("due"))
+    finally:
+        signal.disconnect(note)
+    assert order == ["due", "told"]
+
+
 def test_what_a_task_overrides(app: Any) -> None:
     class Own(Task):  # type: ignore[misc]
         def apply_async(self, *args: Any, **kwargs: Any) -> Any:
@@ -191,14 +339,14 @@ def test_what_a_task_overrides(app: Any) -> None:
         def shadow_name(self, *args: Any) -> str:
             return "shadow"
 
-    app.task(name="own", base=Own)(plain)
+    app.task(shared=False, name="own", base=Own)(plain)
     _, ((queue, message),) = Site(app).sent(send, entry_of(app, "own"))
     assert (queue, message["headers"]["shadow"]) == ("bills", "shadow")
 
 
 def test_eagerly(app: Any) -> None:
     ran = []
-    app.task(name="eager")(lambda_named(ran))
+    app.task(shared=False, name="eager")(lambda_named(ran))
     app.conf.task_always_eager = True
     assert Site(app).sent(send, entry_of(app, "eager")) == [[], []]
     assert ran == [1]
@@ -214,13 +362,13 @@ def lambda_named(ran: list[int]) -> Callable[[], None]:
 def test_arguments_that_do_not_fit(app: Any) -> None:
     def two(a: int, b: int) -> None: ...
 
-    app.task(name="two")(two)
+    app.task(shared=False, name="two")(two)
     with pytest.raises((TypeError, SchedulingError), match="missing 1 required"):
         Site(app).sent(send, entry_of(app, "two", args=[1]))
 
 
 def test_a_soft_limit_above_the_hard_one(app: Any) -> None:
-    app.task(name="wrong", soft_time_limit=9, time_limit=5)(plain)
+    app.task(shared=False, name="wrong", soft_time_limit=9, time_limit=5)(plain)
     with pytest.raises(SchedulingError, match="soft_time_limit must be less"):
         Site(app).sent(send, entry_of(app, "wrong"))
 
