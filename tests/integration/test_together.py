@@ -70,6 +70,19 @@ def test_one_that_cannot_be_made(app: Celery, make: Make) -> None:
     assert list(one._ledger.outbox) == ["bad"]
 
 
+def test_a_queue_that_is_nowhere(app: Celery, make: Make) -> None:
+    """It is one entry's fault, though kombu takes a KeyError for one of the connection."""
+    one = make(beat_schedule=due("first"), task_create_missing_queues=False)
+    turn(one)
+    producer = one.producer
+    one.update_from_dict({**due("a", "z"), **due("bad", options={"queue": "nowhere"})})
+    turn(one)
+    assert sorted(message.task for message in history(app)) == ["a", "first", "z"]
+    assert list(one._ledger.outbox) == ["bad"]
+    assert one._failing_since is None
+    assert one.producer is producer
+
+
 @needs_batches
 def test_one_that_the_broker_refuses(app: Celery, make: Make, redis_server: Redis) -> None:
     """What leaves together may fail because of one. All is in doubt then, and sent again, each by
