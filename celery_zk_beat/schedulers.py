@@ -618,6 +618,7 @@ class ZooKeeperScheduler(Scheduler):
         entry, state = self.schedule.get(name), self._ledger.state(name)
         if entry is None:
             return Answer(False, f"the master's schedule has no entry {name!r}")
+        self._publish_ahead()  # else one that is due in a moment would be in the way
         waiting = self._ledger.outbox.get(name)
         if waiting is not None:
             why = "the end of the pause" if self._control.holds(name) else "the broker"

@@ -338,6 +338,22 @@ def test_an_extra_run(
     assert client.get_children(Paths(root).requests) == []
 
 
+def test_run_of_what_is_claimed_ahead_of_time(
+    app: Celery, make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is due in a moment: then both are published."""
+    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    at = datetime.now(timezone.utc) + timedelta(seconds=1.5)
+    one = make(beat_schedule={"e": every(3600, last_run_at=at - HOUR)})
+    turn(one)
+    wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a claim")
+    with operator.ask("run", "e") as asking:
+        heard(one)
+        scheduled, asked = history(app)
+        assert asking.answer() == Answer(True, "claimed", 2, asked.id)
+    assert (scheduled.run, scheduled.due, asked.run) == (1, at, 2)
+
+
 @pytest.mark.parametrize(
     ("do", "entry", "to", "says"),
     [
