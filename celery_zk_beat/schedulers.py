@@ -84,7 +84,7 @@ _MOST_LOOKED_AT = 1000
 _CONFIRM_AFTER = 0.005
 #: Seconds before ZooKeeper is asked again after it refused something.
 _RETRY_AFTER = 1.0
-#: Seconds that a stopping beat gives to the publish that it is in the middle of.
+#: Seconds that a stopping beat gives to what it has claimed: half of them to publish it.
 _STOP_PATIENCE = 3.0
 #: Seconds after which the run states are read anew, as after a take-over.
 _LOOK_EVERY = 86400.0
@@ -212,8 +212,8 @@ class ZooKeeperScheduler(Scheduler):
         return 0
 
     def close(self) -> None:
-        """Hands over: lets the publish that is under way end, then closes the session, so that
-        another beat is elected at once. Returns within some seconds, whatever hangs. Safe to call
+        """Hands over: lets what is claimed be published, then closes the session, so that another
+        beat is elected at once. Returns within some seconds, whatever hangs. Safe to call
         twice, and from a signal handler, as Celery does."""
         if not self._closing:
             self._patience_ends = boottime() + _STOP_PATIENCE
@@ -409,20 +409,11 @@ class ZooKeeperScheduler(Scheduler):
 
     def _say_goodbye(self) -> None:
         try:
-            self._publish_ahead()
+            self._publish_soon(self._ledger.outbox.values())
             self._hand_over()
         except ZkBeatError as exc:
             logger.warning("the next master may repeat a run: %s", exc)
         self._forget()
-
-    def _publish_ahead(self) -> None:
-        """What was claimed ahead of time is due in a moment: not left to the next master, which
-        could not tell it from what was perhaps published."""
-        now = datetime.now(timezone.utc)
-        ahead = [run for run in self._waiting() if early(run, now)]
-        most = self._broker.most_together
-        for at in range(0, len(ahead), most):
-            self._publish_together(ahead[at : at + most])
 
     def _hand_over(self) -> None:
         """Notes all that the next master should find."""
@@ -597,7 +588,7 @@ class ZooKeeperScheduler(Scheduler):
         if record.do == RUN:
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:
-            self._publish_ahead()
+            self._publish_soon(self._ledger.outbox.values())
             self._hand_over()
             # In one transaction: the next master must not find the request still open.
             if self._election.resign(
@@ -618,8 +609,10 @@ class ZooKeeperScheduler(Scheduler):
         entry, state = self.schedule.get(name), self._ledger.state(name)
         if entry is None:
             return Answer(False, f"the master's schedule has no entry {name!r}")
-        self._publish_ahead()  # else one that is due in a moment would be in the way
         waiting = self._ledger.outbox.get(name)
+        if waiting is not None:
+            self._publish_soon([waiting])  # else one that is due in a moment would be in the way
+            waiting = self._ledger.outbox.get(name)
         if waiting is not None:
             why = "the end of the pause" if self._control.holds(name) else "the broker"
             return Answer(False, f"run {waiting.number} waits for {why}")
@@ -886,6 +879,13 @@ class ZooKeeperScheduler(Scheduler):
             if wait <= 0:
                 self._publish_all(due)
 
+    def _publish_soon(self, runs: Iterable[Run]) -> None:
+        """Publishes what may be published now, and waits for what is due in a moment: it is not
+        left to the next master, which could not tell it from what was perhaps published. But not
+        where the broker is away: this beat may have to be gone soon."""
+        for _, due in self._by_instant(runs) if self._failing_since is None else ():
+            self._publish_all(due)
+
     def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
         """Those that may be published: together what is due already, and then what comes due at
         nearly the same instant; with the seconds after which to begin with it."""
@@ -909,8 +909,8 @@ class ZooKeeperScheduler(Scheduler):
         blame for what failed with it."""
         together: list[Run] = []
         for run in runs:
-            if self._closing:
-                return
+            if self._closing and boottime() > self._patience_ends - _STOP_PATIENCE / 2:
+                return  # the rest of the time is for the notes of what was published
             if self._in_doubt.get(run.entry) == run.number:
                 self._publish_together([run])
                 continue
@@ -918,8 +918,7 @@ class ZooKeeperScheduler(Scheduler):
             if len(together) >= self._broker.most_together:
                 self._publish_together(together)
                 together = []
-        if not self._closing:
-            self._publish_together(together)
+        self._publish_together(together)
 
     def _publish_together(self, runs: list[Run]) -> None:
         runs = [run for run in runs if self._back_off.left([run.entry]) <= 0]

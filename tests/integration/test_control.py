@@ -338,15 +338,18 @@ def test_an_extra_run(
     assert client.get_children(Paths(root).requests) == []
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_run_of_what_is_claimed_ahead_of_time(
-    app: Celery, make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch
+    app: Celery, make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    """It is due in a moment: then both are published."""
+    """It is due in a moment, or just now: then both are published."""
     monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
     at = datetime.now(timezone.utc) + timedelta(seconds=1.5)
     one = make(beat_schedule={"e": every(3600, last_run_at=at - HOUR)})
     turn(one)
     wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a claim")
+    if late:
+        wait_until(lambda: datetime.now(timezone.utc) > at, PATIENCE, "the instant")
     with operator.ask("run", "e") as asking:
         heard(one)
         scheduled, asked = history(app)
@@ -379,7 +382,7 @@ def test_refused(
     one = make(beat_schedule=entries)
     turn(one)
     clock.now += HOUR
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publish_all = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     with operator.ask(do, entry, to) as asking:
         heard(one)

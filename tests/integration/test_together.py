@@ -15,6 +15,7 @@ from kombu import Producer
 from celery_zk_beat import ZooKeeperScheduler, schedulers
 from celery_zk_beat.broker import MOST_TOGETHER
 from celery_zk_beat.messages import Sender
+from celery_zk_beat.session import boottime
 from celery_zk_beat.signals import run_published
 from example_project.servers import Redis, wait_until
 from tests.conftest import PATIENCE
@@ -148,19 +149,36 @@ def test_made_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.Monk
     assert sent == len(history(app)) - 1
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_a_stop_leaves_nothing_that_was_claimed_ahead(
-    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """The next master would take it for one that was perhaps published, and may drop it."""
     monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
     one, at = claimed_ahead(make, zk_beat_recovery="drop")
     assert history(app) == []
-    one._closing = True
+    if late:  # and its turn had not come yet
+        wait_until(lambda: datetime.now(timezone.utc) > at, PATIENCE, "the instant")
+    one._closing, one._patience_ends = True, boottime() + 60
     one._say_goodbye()
     assert datetime.now(timezone.utc) >= at
     one.close()
     turn(make())
     assert len(history(app)) == 1
+
+
+def test_a_stop_does_not_publish_for_ever(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that is slow costs the time in which to note what was published."""
+    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    one, _ = claimed_ahead(make)
+    one._closing, one._patience_ends = True, boottime()
+    one._say_goodbye()
+    one.close()
+    assert history(app) == []
+    two = make()
+    wait_until(lambda: two._turn() is not None and history(app), PATIENCE, "the next master")
 
 
 def test_one_of_a_clock_that_was_ahead(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
