@@ -9,6 +9,8 @@ SECRET_KEY = "unused"
 INSTALLED_APPS = ["django_celery_beat"]
 TIME_ZONE = "UTC"
 USE_TZ = True
+#: Never served; but pytest-celery looks at every object of the process, and so wakes this one.
+STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 
 # Or SQLite refuses at once what a server would let wait.
