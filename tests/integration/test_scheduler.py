@@ -201,7 +201,7 @@ def test_eager(app: Celery, make: Make) -> None:
     """task_always_eager: the task runs in the beat itself, with the header."""
     seen: list[Any] = []
 
-    @app.task(bind=True, name="eager")
+    @app.task(shared=False, bind=True, name="eager")
     def eager(self: Any) -> None:
         seen.append(self.request.headers["zk_beat"])
 
