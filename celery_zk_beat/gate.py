@@ -44,6 +44,10 @@ class SchedulerFailed(ZkBeatError):
 class Gate(Protocol):
     """What a gated scheduler asks of the one that gates it."""
 
+    @property
+    def producer(self) -> Any:
+        """Of messages, for the broker."""
+
     def state(self, name: str) -> RunState | None:
         """What the ledger knows of an entry."""
 
@@ -173,13 +177,17 @@ class Gated(Scheduler):
             raise self._failure
         return wait if isinstance(wait, (int, float)) else self.max_interval
 
-    def send(self, entry: Any, producer: Any) -> Any:
-        """Publishes a run of an entry, in the manner of the scheduler's class.
+    def send(self, entry: Any, until_due: Callable[[], object]) -> None:
+        """Sends an entry, in the manner of the scheduler's class.
+
+        Args:
+            until_due: returns when the entry is due.
 
         Raises:
             celery.beat.SchedulingError: as Celery's own.
         """
-        return super().apply_async(entry, producer=producer, advance=False)
+        until_due()
+        super().apply_async(entry, producer=self.gate.producer, advance=False)
 
     @property
     def _is_redbeat(self) -> bool:

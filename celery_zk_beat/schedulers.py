@@ -18,28 +18,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
-from operator import itemgetter
 from types import FrameType
 from typing import Any, NoReturn
 
 from celery.beat import Scheduler
 
 from .agenda import Agenda, Item
-from .broker import BackOff, Broker, comes_from
+from .broker import Broker
 from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
 from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
 from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
-from .messages import Sender, addressed, task_id
+from .messages import Sender, task_id
 from .metrics import Metrics
+from .publishing import Publisher
 from .runs import Run, RunState
 from .session import Operation, boottime
 from .settings import DROP, Settings
-from .signals import Announcer, beat_demoted, beat_elected, run_dropped, run_published
+from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
 from .timetable import (
     as_of,
@@ -68,14 +68,6 @@ _SHORTEST_WAIT = 0.01
 #: hundreds are; and those for which claims wait for each other, for one of many costs little more
 #: than one of one.
 _CLAIM_AHEAD, _CLAIM_TOGETHER = 0.025, 0.02
-#: Seconds before they are due that messages which leave together are begun with: for the wake-up,
-#: and for each of them.
-_MAKE_AHEAD, _MAKE_ONE = 0.001, 0.0002
-#: Seconds within which they come due that leave together, when the last of them is.
-_SAME_INSTANT = 0.001
-#: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
-#: by a master with another clock: it is published at once.
-_FURTHEST_AHEAD = 1.0
 #: Most runs of one claim, so that one can be on its way while those before are published.
 _MOST_CLAIMED = MOST_RUNS // 2
 #: Most entries that are asked before what is due among them is claimed.
@@ -116,6 +108,7 @@ class ZooKeeperScheduler(Scheduler):
     """
 
     data: dict[str, Any]
+    _publisher: Publisher
     #: RedBeat asks whoever is beat's scheduler whether it wants a lock.
     lock_key = None
 
@@ -139,17 +132,12 @@ class ZooKeeperScheduler(Scheduler):
         self._starting_deadline: float | None = None
         #: Whether Celery alone says when an entry is due.
         self._computes = False
-        self._back_off = BackOff()
-        #: On boottime(): when publishing began to fail for want of a broker.
-        self._failing_since: float | None = None
         #: On boottime(): when the run states were read.
         self._loaded_at = 0.0
         #: Whether an entry's state says that it ran in the future.
         self._ahead = False
         #: What this beat has done so far; for any thread to read.
         self.metrics = Metrics()
-        #: Entry to run of which a publish failed, so that the broker may have the message or not.
-        self._in_doubt: dict[str, int] = {}
         self._broker = Broker(app, lambda: self._session_timeout, lambda: self._ledger.assure())
         self._dispatching_epoch = 0
         self._election: Any = None
@@ -312,6 +300,7 @@ class ZooKeeperScheduler(Scheduler):
         )
         self.metrics.entries = len(self.schedule)
         self._ledger = RunLedger(self._election)
+        self._publisher = Publisher(self, self._broker, self._ledger, self._announcer)
         self._control = Control(self._election.session, self._election.paths, self._wake)
         self._election.subscribe(self._wake)
 
@@ -333,7 +322,7 @@ class ZooKeeperScheduler(Scheduler):
             self._election.start(self.settings.connect_timeout)
             while not self._closing:
                 wait = self._turn()
-                self._show_progress()
+                self.show_progress()
                 self._wait(wait)
             self._say_goodbye()
         except ZkBeatError as exc:
@@ -343,14 +332,6 @@ class ZooKeeperScheduler(Scheduler):
             self._failure = exc
         finally:
             self._progress.put(None)
-
-    def _show_progress(self) -> None:
-        now = boottime()
-        # Each time the main thread wakes up, and this one has to wait for it.
-        if now - self.metrics.ticked >= SHOWN_EVERY:
-            self.metrics.ticked = now
-            if self._progress.empty():
-                self._progress.put(None)
 
     def _wake(self) -> None:
         self._news.put(None)
@@ -370,7 +351,7 @@ class ZooKeeperScheduler(Scheduler):
         reign = self._election.reign
         if reign is None:
             self._forget()
-            self._failing_since = self._gated_failing_since = None
+            self._publisher.failing_since = self._gated_failing_since = None
             self.metrics.outbox = 0
             return _LONGEST_WAIT
         try:
@@ -409,7 +390,7 @@ class ZooKeeperScheduler(Scheduler):
 
     def _say_goodbye(self) -> None:
         try:
-            self._publish_soon(self._ledger.outbox.values())
+            self._publisher.publish_soon(self._ledger.outbox.values())
             self._hand_over()
         except ZkBeatError as exc:
             logger.warning("the next master may repeat a run: %s", exc)
@@ -432,7 +413,7 @@ class ZooKeeperScheduler(Scheduler):
         self._control.forget()
         self._loaded_at = boottime()
         self._heap_is_current = False
-        self._back_off.clear()
+        self._publisher.start_over()
         self._recover(reign.epoch)
         for name in self._ledger.note_named(self.schedule, datetime.now(timezone.utc)):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
@@ -496,20 +477,13 @@ class ZooKeeperScheduler(Scheduler):
         left = self._claim() if self._gated is None else self._turn_gated(self._gated)
         self._ledger.confirm()
         self.metrics.outbox = len(self._ledger.outbox)
+        self._resign_if_useless(self._publisher.failing_since, "nothing could be published")
         # Where the write before is still on its way: come back for this one, for it is what a
         # crash would repeat.
         if left <= 0:
             return left
         confirm = _CONFIRM_AFTER if self._ledger.unconfirmed else math.inf
-        publish = (
-            max(wait, self._back_off.left(run.entry for run in runs))
-            for wait, runs in self._by_instant(self._ledger.outbox.values())
-        )
-        return min(left, confirm, *publish)
-
-    def _waiting(self) -> list[Run]:
-        """Those that are still to be published, by this beat."""
-        return [run for run in self._ledger.outbox.values() if self._may_publish(run)]
+        return min(left, confirm, self._publisher.left())
 
     def _room(self) -> int:
         """How many runs may be claimed: what waits for the broker is bounded, and so is all that
@@ -517,10 +491,7 @@ class ZooKeeperScheduler(Scheduler):
         outbox = self._ledger.outbox
         if len(outbox) <= MOST_RUNS - _MOST_CLAIMED:
             return MOST_RUNS - len(outbox)  # enough for a claim, without a look at each
-        return min(MOST_RUNS - len(self._waiting()), MOST_WAITING - len(outbox))
-
-    def _may_publish(self, run: Run) -> bool:
-        return run.entry in self.schedule and (run.extra or not self._control.holds(run.entry))
+        return min(MOST_RUNS - len(self._publisher.waiting()), MOST_WAITING - len(outbox))
 
     def _hear_operators(self) -> None:
         """Does what they ask. What they hold back is looked at by :meth:`_claim`."""
@@ -588,7 +559,7 @@ class ZooKeeperScheduler(Scheduler):
         if record.do == RUN:
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:
-            self._publish_soon(self._ledger.outbox.values())
+            self._publisher.publish_soon(self._ledger.outbox.values())
             self._hand_over()
             # In one transaction: the next master must not find the request still open.
             if self._election.resign(
@@ -611,7 +582,8 @@ class ZooKeeperScheduler(Scheduler):
             return Answer(False, f"the master's schedule has no entry {name!r}")
         waiting = self._ledger.outbox.get(name)
         if waiting is not None:
-            self._publish_soon([waiting])  # else one that is due in a moment would be in the way
+            # Else one that is due in a moment would be in the way.
+            self._publisher.publish_soon([waiting])
             waiting = self._ledger.outbox.get(name)
         if waiting is not None:
             why = "the end of the pause" if self._control.holds(name) else "the broker"
@@ -625,11 +597,11 @@ class ZooKeeperScheduler(Scheduler):
         self._claim_runs([run], request.answer(answer))
         if self._gated is None:
             entry.total_run_count = number
-        self._publish([run])
+        self._publisher.publish([run])
         return answer
 
     def _publish_waiting(self) -> None:
-        self._publish(self._ledger.outbox.values())
+        self._publisher.publish(self._ledger.outbox.values())
 
     def _claim_runs(
         self, runs: list[Run], *also: Operation, meanwhile: Callable[[], object] = lambda: None
@@ -740,7 +712,7 @@ class ZooKeeperScheduler(Scheduler):
                 continue
             if item.name in self._ledger.outbox:
                 # Its last run waits for the broker, and so does the next: not a flood afterwards.
-                left = max(_SHORTEST_WAIT, self._back_off.left([item.name]))
+                left = max(_SHORTEST_WAIT, self._publisher.back_off(item.name))
                 self._agenda.put(item.name, now.timestamp() + left, item.due)
                 continue
             instant = item.due or self._due(entry)
@@ -844,8 +816,8 @@ class ZooKeeperScheduler(Scheduler):
 
     def holds_back(self, name: str) -> float | None:
         waiting = self._ledger.outbox.get(name)
-        if waiting is not None and self._may_publish(waiting):
-            return max(_SHORTEST_WAIT, self._back_off.left([name]))
+        if waiting is not None and self.may_publish(waiting):
+            return max(_SHORTEST_WAIT, self._publisher.back_off(name))
         held = waiting is not None or self._control.holds(name) or self._ledger.damaged(name)
         if held or self._control.pauses_stale or self._closing:
             return _LONGEST_WAIT
@@ -865,143 +837,12 @@ class ZooKeeperScheduler(Scheduler):
         self.data = self._gated.entries  # in this very turn it may have read them anew
         number = 1 if state is None else state.total_run_count + 1
         run = Run(name, number, due, claimed, epoch, key=key_of(entry))
-        self._publish(self._claim_runs([run], self._control.unchanged))
+        self._publisher.publish(self._claim_runs([run], self._control.unchanged))
 
     def _run_of(self, entry: Any, successor: Any) -> Run:
         claimed = to_utc(successor.last_run_at)
         number, epoch = successor.total_run_count, self._ledger.reign.epoch
         return Run(entry.name, number, due_instant(entry), claimed, epoch)
-
-    def _publish(self, runs: Iterable[Run]) -> None:
-        """Publishes what may be published now, or in a moment: then its messages are made already,
-        and leave when they are due."""
-        for wait, due in self._by_instant(runs):
-            if wait <= 0:
-                self._publish_all(due)
-
-    def _publish_soon(self, runs: Iterable[Run]) -> None:
-        """Publishes what may be published now, and waits for what is due in a moment: it is not
-        left to the next master, which could not tell it from what was perhaps published. But not
-        where the broker is away: this beat may have to be gone soon."""
-        for _, due in self._by_instant(runs) if self._failing_since is None else ():
-            self._publish_all(due)
-
-    def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
-        """Those that may be published: together what is due already, and then what comes due at
-        nearly the same instant; with the seconds after which to begin with it."""
-        now = datetime.now(timezone.utc)
-        groups: dict[float, list[Run]] = {}
-        waits = [(early(run, now), run) for run in runs if self._may_publish(run)]
-        first = 0.0
-        for wait, run in sorted(waits, key=itemgetter(0)):
-            if wait > first + (_SAME_INSTANT if first else 0.0):
-                first = wait
-            groups.setdefault(first, []).append(run)
-        return [(left - self._made_ahead(len(due)), due) for left, due in groups.items()]
-
-    def _made_ahead(self, count: int) -> float:
-        """Seconds before they are due that so many messages are begun with, to be made by then."""
-        most = self._broker.most_together
-        return _MAKE_AHEAD + _MAKE_ONE * min(count, most) if most > 1 else 0.0
-
-    def _publish_all(self, runs: list[Run]) -> None:
-        """Together, as many as the broker takes so; but alone what is in doubt, for it may be to
-        blame for what failed with it."""
-        together: list[Run] = []
-        for run in runs:
-            if self._closing and boottime() > self._patience_ends - _STOP_PATIENCE / 2:
-                return  # the rest of the time is for the notes of what was published
-            if self._in_doubt.get(run.entry) == run.number:
-                self._publish_together([run])
-                continue
-            together.append(run)
-            if len(together) >= self._broker.most_together:
-                self._publish_together(together)
-                together = []
-        self._publish_together(together)
-
-    def _publish_together(self, runs: list[Run]) -> None:
-        runs = [run for run in runs if self._back_off.left([run.entry]) <= 0]
-        if not runs or self._control.pauses_stale:
-            return
-        self._ledger.assure()
-        begun = boottime()
-        made: list[Run] = []
-        try:
-            with self._broker.together(lambda: _wait_until_due(runs)):
-                sender = None if self._gated else Sender(self, self.producer)
-                for run in runs:
-                    try:
-                        self._send(run, sender)
-                    except Exception as exc:
-                        ends_all = comes_from(exc, [ZkBeatError]) or self._broker.is_useless(exc)
-                        if len(runs) == 1 or ends_all:
-                            raise
-                        self._publish_failed([run], exc, begun)
-                    else:
-                        made.append(run)
-                        self._show_progress()
-        except Exception as exc:
-            error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
-            if isinstance(error, ZkBeatError):
-                raise error from None  # that of the look at the clock, perhaps in Celery's wrapping
-            self._publish_failed(runs, exc, begun)
-            self._resign_if_useless(self._failing_since, "nothing could be published")
-        else:
-            self._note_published(made)
-
-    def _note_published(self, runs: list[Run]) -> None:
-        if not runs:
-            return
-        self._failing_since = None
-        at = datetime.now(timezone.utc)
-        for run in runs:
-            self._back_off.forgive(run.entry)
-            in_doubt = self._in_doubt.pop(run.entry, None) == run.number
-            if in_doubt or run.epoch != self._ledger.reign.epoch:
-                self.metrics.resent += 1
-            self.metrics.published += 1
-            self.metrics.lateness.observe((at - run.due).total_seconds())
-            self._ledger.published(run, at)
-            self._announce_published(run)
-        self._ledger.confirm()
-
-    def _announce_published(self, run: Run) -> None:
-        if not run_published.receivers:
-            return
-        entry = self.schedule[run.entry]
-        self._announcer.send(
-            run_published,
-            entry=run.entry,
-            task=entry.task,
-            run=run.number,
-            due=run.due,
-            epoch=self._ledger.reign.epoch,
-            task_id=self.task_id(run.entry, run.number),
-        )
-
-    def _send(self, run: Run, sender: Sender | None) -> None:
-        header = {
-            "epoch": self._ledger.reign.epoch,
-            "run": run.number,
-            "due": to_text(run.due),
-            "master": self.settings.id,
-        }
-        entry = addressed(self.schedule[run.entry], self.task_id(run.entry, run.number), header)
-        logger.info(
-            "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
-        )
-        if sender is not None:
-            sender.send(entry, lambda: _wait_until_due([run]))
-        elif self._gated is not None:
-            _wait_until_due([run])
-            self._gated.send(entry, self.producer)
-
-    def task_id(self, entry: str, number: int) -> str:
-        """The same for the same run, whoever publishes it, and whoever asks."""
-        known = self.schedule.get(entry)
-        own = known.options.get("task_id") if known is not None else None
-        return str(own) if own else task_id(self.settings.root, entry, number)
 
     def _resign_if_useless(self, since: float | None, what: str) -> None:
         """A master without a road to the broker, or to its entries, makes way for one that may
@@ -1016,34 +857,35 @@ class ZooKeeperScheduler(Scheduler):
                 deadline,
             )
             self._hand_over()
-            self._failing_since = self._gated_failing_since = None
+            self._publisher.failing_since = self._gated_failing_since = None
             self._election.resign(why=f"{what} for {deadline:g} s")
 
-    def _publish_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
-        """Of runs of which each, or none, may have been published."""
-        away = self._broker.is_away(exc)
-        self.metrics.failed += len(runs)
-        if away or len(runs) > 1:
-            self._in_doubt.update({run.entry: run.number for run in runs})
-        if away and self._failing_since is None:
-            self._failing_since = begun
-        pause = 0.0  # but for who is alone, and so to blame
-        if away or len(runs) == 1:
-            pause = self._back_off.punish(None if away else runs[0].entry)
-        others = f" and {len(runs) - 1} others" if len(runs) > 1 else ""
-        logger.error(
-            "%s: run %d%s could not be published, trying again in %.3g s: %s",
-            runs[0].entry,
-            runs[0].number,
-            others,
-            pause,
-            exc,
-            exc_info=None if away else exc,
-        )
-        for run in runs:
-            self._ledger.put_last(run)
-        if away or self._broker.channel_failed(exc):
-            self._broker.drop()
+    # What the publisher asks: see publishing.py ---------------------------------------------------
+
+    def task_id(self, entry: str, number: int) -> str:
+        """The same for the same run, whoever publishes it, and whoever asks."""
+        known = self.schedule.get(entry)
+        own = known.options.get("task_id") if known is not None else None
+        return str(own) if own else task_id(self.settings.root, entry, number)
+
+    def may_publish(self, run: Run) -> bool:
+        return run.entry in self.schedule and (run.extra or not self._control.holds(run.entry))
+
+    def is_held_up(self) -> bool:
+        if self._closing and boottime() > self._patience_ends - _STOP_PATIENCE / 2:
+            return True  # the rest of the time is for the notes of what was published
+        return bool(self._control.pauses_stale)
+
+    def sender(self) -> Callable[[Any, Callable[[], object]], None]:
+        return Sender(self, self.producer).send if self._gated is None else self._gated.send
+
+    def show_progress(self) -> None:
+        now = boottime()
+        # Each time the main thread wakes up, and this one has to wait for it.
+        if now - self.metrics.ticked >= SHOWN_EVERY:
+            self.metrics.ticked = now
+            if self._progress.empty():
+                self._progress.put(None)
 
     def digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
@@ -1066,19 +908,6 @@ def _no_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def early(run: Run, now: datetime) -> float:
-    """Seconds after which a run that was claimed ahead of time is due; 0 if it is."""
-    left = (run.due - now).total_seconds()
-    return left if 0 < left <= _FURTHEST_AHEAD else 0.0
-
-
-def _wait_until_due(runs: list[Run]) -> None:
-    """Returns when all are."""
-    for run in runs:
-        while left := early(run, datetime.now(timezone.utc)):
-            time.sleep(left)
 
 
 def _is_number(value: Any) -> bool:

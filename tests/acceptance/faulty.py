@@ -14,7 +14,7 @@ from celery_zk_beat import ZooKeeperScheduler
 class Faulty(ZooKeeperScheduler):
     def _prepare(self) -> None:
         super()._prepare()
-        ledger = self._ledger
+        ledger, publisher = self._ledger, self._publisher
         batch: list[Any] = []
 
         def second() -> bool:
@@ -39,11 +39,11 @@ class Faulty(ZooKeeperScheduler):
             dies("claim acknowledged")
             return claimed
 
-        def after_made(run: Any, sender: Any, make: Any = self._send) -> None:
-            make(run, sender)
+        def after_made(run: Any, send: Any, make: Any = publisher._send) -> None:
+            make(run, send)
             dies("first made")
 
-        def after_publish(runs: Any, note: Any = self._note_published) -> None:
+        def after_publish(runs: Any, note: Any = publisher._note_published) -> None:
             dies("published", lambda: second() and len(runs) == len(batch))
             note(runs)
 
@@ -52,5 +52,5 @@ class Faulty(ZooKeeperScheduler):
             confirm()
 
         ledger._send, ledger.claim, ledger.confirm = after_write, after_claim, before_confirm
-        self._send = after_made  # type: ignore[method-assign]
-        self._note_published = after_publish  # type: ignore[method-assign]
+        publisher._send = after_made  # type: ignore[method-assign]
+        publisher._note_published = after_publish  # type: ignore[method-assign]

@@ -165,10 +165,10 @@ def test_resumed_without_catching_up(
     turn(one)
     begun = clock.now
     clock.now += HOUR
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     assert set(one._ledger.outbox) == {"a", "b"}
-    del one._publish
+    del one._publisher.publish
     operator.pause("a", clock.now)
     heard(one)
     assert set(one._ledger.outbox) == {"a"}
@@ -382,7 +382,7 @@ def test_refused(
     one = make(beat_schedule=entries)
     turn(one)
     clock.now += HOUR
-    one._publish_all = lambda runs: None  # type: ignore[method-assign]
+    one._publisher._publish_all = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     with operator.ask(do, entry, to) as asking:
         heard(one)
@@ -566,7 +566,7 @@ def test_what_is_remembered(
     assert [run.number for run in remembered] == list(range(11, 31))
     assert remembered[-1].due == begun + 30 * HOUR
     clock.now += HOUR
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     one.close()
     two = make()
@@ -587,12 +587,14 @@ def test_what_is_held_back_fills_no_outbox(
     monkeypatch.setattr(schedulers, "MOST_WAITING", 8)
     entries = {f"e{n}": every(60, last_run_at=LONG_AGO) for n in range(20)}
     one = make(beat_schedule=entries)
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
     for _ in range(6):
         turn(one)
         for name in list(one._ledger.outbox):
             operator.pause(name, datetime.now(timezone.utc))
-        wait_until(lambda: turn(one) is not None and not one._waiting()[4:], PATIENCE, "a turn")
+        wait_until(
+            lambda: turn(one) is not None and not one._publisher.waiting()[4:], PATIENCE, "a turn"
+        )
     assert len(one._ledger.outbox) == 8
 
 

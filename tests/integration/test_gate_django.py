@@ -60,7 +60,7 @@ class Broker:
         self.app.conf.broker_url = self.url
         self.app.amqp.__dict__.pop("_producer_pool", None)
         scheduler._broker.drop()
-        scheduler._back_off.clear()
+        scheduler._publisher.start_over()
 
 
 def soon(seconds: float) -> datetime:

@@ -237,10 +237,10 @@ def test_expires_and_countdown(app: Celery, make: Make) -> None:
     """They count from the publishing, as in Celery, also of a run that waited in the outbox."""
     options = {"expires": 60, "countdown": 30}
     one = make(beat_schedule={"e": every(60, options=options, last_run_at=LONG_AGO)})
-    publish, one._publish = one._publish, lambda runs: None  # type: ignore[method-assign]
+    publish, one._publisher.publish = one._publisher.publish, lambda runs: None  # type: ignore[method-assign]
     turn(one)
     published = datetime.now(timezone.utc)
-    one._publish = publish  # type: ignore[method-assign]
+    one._publisher.publish = publish  # type: ignore[method-assign]
     turn(one)
     with redis.Redis.from_url(app.conf.broker_url) as server:
         headers = json.loads(server.lindex("celery", 0))["headers"]
@@ -315,7 +315,7 @@ def test_claimed_and_not_published(
 ) -> None:
     """The next master publishes what the last one had claimed, with its number and its due."""
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     (run,) = one._ledger.outbox.values()
     assert history(app) == []
@@ -333,7 +333,7 @@ def test_claimed_and_not_published(
 def test_dropped(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """zk_beat_recovery = "drop": what an earlier master left is noted and not published."""
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_recovery="drop")
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     one.close()
     two = make()
@@ -368,9 +368,9 @@ def test_ones_own_runs_are_not_dropped(app: Celery, make: Make, road: Road) -> N
         zk_beat_recovery="drop",
         zk_beat_hosts=road.hosts,
     )
-    publish, one._publish = one._publish, lambda runs: None  # type: ignore[method-assign]
+    publish, one._publisher.publish = one._publisher.publish, lambda runs: None  # type: ignore[method-assign]
     turn(one)
-    one._publish = publish  # type: ignore[method-assign]
+    one._publisher.publish = publish  # type: ignore[method-assign]
     road.cut()
     wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
     road.open()
@@ -381,17 +381,17 @@ def test_ones_own_runs_are_not_dropped(app: Celery, make: Make, road: Road) -> N
 def test_a_lost_confirmation_repeats_nothing(app: Celery, make: Make, road: Road) -> None:
     """[I3] Published, then cut off before ZooKeeper knew: the same process knows."""
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_hosts=road.hosts)
-    send = one._send
+    send = one._publisher._send
 
     def send_and_cut(*args: Any) -> None:
         send(*args)
         road.cut()
         wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
 
-    one._send = send_and_cut  # type: ignore[method-assign]
+    one._publisher._send = send_and_cut  # type: ignore[method-assign]
     turn(one)
     road.open()
-    one._send = send  # type: ignore[method-assign]
+    one._publisher._send = send  # type: ignore[method-assign]
     turn(one)
     one._say_goodbye()
     one.close()
@@ -494,7 +494,7 @@ def test_clocks_apart(app: Celery, make: Make, shift: float) -> None:
 def test_claimed_by_a_newer_release(app: Celery, make: Make) -> None:
     """A run of an entry that this beat does not know stays in the outbox, for one that does."""
     one = make(beat_schedule={"new": every(60, last_run_at=LONG_AGO)})
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     one.close()
     two = make(beat_schedule={"old": every(60, "old", last_run_at=LONG_AGO)})
@@ -512,17 +512,17 @@ def test_cut_off_between_claim_and_publish(
     """[1] [2] What is claimed is not published by a beat that cannot be sure any more; once it is
     again, it is, once."""
     one = make(zk_beat_hosts=road.hosts, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
-    publish = one._publish
+    publish = one._publisher.publish
 
     def cut_and_publish(runs: Any) -> None:
         road.cut()
         wait_until(lambda: not one._election.session.connected, PATIENCE, "the cut")
         publish(runs)
 
-    one._publish = cut_and_publish  # type: ignore[method-assign]
+    one._publisher.publish = cut_and_publish  # type: ignore[method-assign]
     turn(one)
     assert history(app) == []
-    one._publish = publish  # type: ignore[method-assign]
+    one._publisher.publish = publish  # type: ignore[method-assign]
     road.open()
     turn(one)
     assert [message.run for message in history(app)] == [1]
@@ -534,7 +534,7 @@ def test_woken_after_a_long_pause(app: Celery, make: Make, road: Road) -> None:
     """[2] [I4] As after a suspend: the claim is older than what the session time-out allows, so the
     server is asked before anything is published."""
     one = make(zk_beat_hosts=road.hosts, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
-    publish = one._publish
+    publish = one._publisher.publish
 
     def pause_and_publish(runs: Any) -> None:
         if not runs:
@@ -545,7 +545,7 @@ def test_woken_after_a_long_pause(app: Celery, make: Make, road: Road) -> None:
             one._ledger.assure()
         publish(runs)
 
-    one._publish = pause_and_publish  # type: ignore[method-assign]
+    one._publisher.publish = pause_and_publish  # type: ignore[method-assign]
     turn(one)
     assert history(app) == []
 
@@ -751,7 +751,7 @@ def test_a_long_list_is_not_told_at_each_take_over(
     """Without a broker, beats take turns, and each finds the same outbox."""
     entries = {f"e{number}": every(3600, last_run_at=LONG_AGO) for number in range(100)}
     one = make(beat_schedule=entries)
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     caplog.clear()
     one._ledger.forget()
@@ -769,14 +769,14 @@ def test_progress_is_seen_in_a_long_turn(
     entries = {name: every(3600, name, last_run_at=LONG_AGO) for name in ("a", "b", "c")}
     one = make(beat_schedule=entries)
     seen = []
-    send = one._send
+    send = one._publisher._send
 
     def slow(*args: Any) -> None:
         while not one._progress.empty():
             seen.append(one._progress.get())
         send(*args)
 
-    one._send = slow  # type: ignore[method-assign]
+    one._publisher._send = slow  # type: ignore[method-assign]
     turn(one)
     assert len(seen) == 2  # after the first, and after the second
 
@@ -784,7 +784,7 @@ def test_progress_is_seen_in_a_long_turn(
 def test_dropped_without_a_state(app: Celery, make: Make, client: KazooClient) -> None:
     """There is nothing to note it in: then it is published, and the log says so."""
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_recovery="drop")
-    one._publish = lambda runs: None  # type: ignore[method-assign]
+    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     client.delete(one._election.paths.page(page_of("e")))
     one.close()

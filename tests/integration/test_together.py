@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 from kombu import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, schedulers
+from celery_zk_beat import ZooKeeperScheduler, publishing, schedulers
 from celery_zk_beat.broker import MOST_TOGETHER
 from celery_zk_beat.messages import Sender
 from celery_zk_beat.session import boottime
@@ -80,7 +80,7 @@ def test_a_queue_that_is_nowhere(app: Celery, make: Make) -> None:
     turn(one)
     assert sorted(message.task for message in history(app)) == ["a", "first", "z"]
     assert list(one._ledger.outbox) == ["bad"]
-    assert one._failing_since is None
+    assert one._publisher.failing_since is None
     assert one.producer is producer
 
 
@@ -132,7 +132,7 @@ def test_not_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.Monke
 def test_made_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message is made by then, and leaves then."""
     monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
-    monkeypatch.setattr(schedulers, "_MAKE_AHEAD", 0.5)
+    monkeypatch.setattr(publishing, "_MAKE_AHEAD", 0.5)
     made = []
     one, at = claimed_ahead(make, due("first"))
     send = Sender._send
@@ -187,6 +187,6 @@ def test_one_of_a_clock_that_was_ahead(make: Make, monkeypatch: pytest.MonkeyPat
     one, _ = claimed_ahead(make)
     (run,) = one._ledger.outbox.values()
     far = datetime.now(timezone.utc) + timedelta(seconds=30)
-    assert schedulers.early(run, run.due - timedelta(seconds=0.5)) == pytest.approx(0.5)
-    assert schedulers.early(run, run.due - timedelta(seconds=30)) == 0.0
-    assert schedulers.early(run, far) == 0.0
+    assert publishing.early(run, run.due - timedelta(seconds=0.5)) == pytest.approx(0.5)
+    assert publishing.early(run, run.due - timedelta(seconds=30)) == 0.0
+    assert publishing.early(run, far) == 0.0

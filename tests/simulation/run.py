@@ -17,7 +17,16 @@ from celery.beat import Scheduler
 from celery.schedules import schedule
 from kombu.messaging import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, broker, election, gate, ledger, schedulers, session
+from celery_zk_beat import (
+    ZooKeeperScheduler,
+    broker,
+    election,
+    gate,
+    ledger,
+    publishing,
+    schedulers,
+    session,
+)
 from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.znodes import Paths
 
@@ -134,6 +143,8 @@ def simulation() -> Iterator[None]:
             (gate, {"datetime": simulated.Datetime}),
             (ledger, {"boottime": simulated.boottime}),
             (broker, {"boottime": simulated.boottime}),
+            (publishing, {"time": time, "boottime": simulated.boottime}),
+            (publishing, {"datetime": simulated.Datetime}),
             (schedulers, {"time": time, "queue": queue, "threading": threading}),
             (schedulers, {"datetime": simulated.Datetime, "boottime": simulated.boottime}),
         ):

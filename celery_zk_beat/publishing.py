@@ -1,0 +1,257 @@
+"""Publishes the runs that are claimed: when they are due, together where the broker takes them so;
+and again later what could not be."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from operator import itemgetter
+from typing import Any, Protocol
+
+from .broker import BackOff, Broker, comes_from
+from .errors import ZkBeatError
+from .ledger import RunLedger
+from .log import get_logger
+from .messages import addressed
+from .metrics import Metrics
+from .runs import Run
+from .session import boottime
+from .settings import Settings
+from .signals import Announcer, run_published
+from .znodes import to_text
+
+logger = get_logger(__name__)
+
+#: Seconds before they are due that messages which leave together are begun with: for the wake-up,
+#: and for each of them.
+_MAKE_AHEAD, _MAKE_ONE = 0.001, 0.0002
+#: Seconds within which they come due that leave together, when the last of them is.
+_SAME_INSTANT = 0.001
+#: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
+#: by a master with another clock: it is published at once.
+_FURTHEST_AHEAD = 1.0
+
+
+class Dispatcher(Protocol):
+    """What the publisher asks of the scheduler that claims the runs."""
+
+    settings: Settings
+    metrics: Metrics
+
+    @property
+    def schedule(self) -> Mapping[str, Any]:
+        """The entries, by name."""
+
+    def task_id(self, entry: str, number: int) -> str:
+        """That of a run."""
+
+    def may_publish(self, run: Run) -> bool:
+        """Whether it is this beat's to publish, and not held back."""
+
+    def is_held_up(self) -> bool:
+        """Whether nothing is to be published for the moment."""
+
+    def sender(self) -> Callable[[Any, Callable[[], object]], None]:
+        """Of messages that leave together: sends an entry, with its id and header, when what it is
+        given has returned."""
+
+    def show_progress(self) -> None:
+        """Something has been done."""
+
+
+class Publisher:
+    """For the dispatch loop's thread. What its methods raise is the ledger's: a ZkBeatError, after
+    which the outbox has to be read anew."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, broker: Broker, ledger: RunLedger, announcer: Announcer
+    ) -> None:
+        self._dispatcher, self._broker, self._ledger = dispatcher, broker, ledger
+        self._announcer, self._metrics = announcer, dispatcher.metrics
+        self._back_off = BackOff()
+        #: On boottime(): when publishing began to fail for want of a broker.
+        self.failing_since: float | None = None
+        #: Entry to run of which a publish failed, so that the broker may have the message or not.
+        self._in_doubt: dict[str, int] = {}
+
+    def start_over(self) -> None:
+        """Whoever has to wait after a failure need not any more."""
+        self._back_off.clear()
+
+    def back_off(self, entry: str) -> float:
+        """Seconds that an entry has to wait after a failure."""
+        return self._back_off.left([entry])
+
+    def waiting(self) -> list[Run]:
+        """Those of the outbox that are still to be published, by this beat."""
+        return [run for run in self._ledger.outbox.values() if self._dispatcher.may_publish(run)]
+
+    def left(self) -> float:
+        """Seconds until something of the outbox is to be published; for ever, where there is
+        nothing."""
+        groups = self._by_instant(self._ledger.outbox.values())
+        return min(
+            (max(wait, self._back_off.left(run.entry for run in runs)) for wait, runs in groups),
+            default=math.inf,
+        )
+
+    def publish(self, runs: Iterable[Run]) -> None:
+        """Publishes what may be published now, or in a moment: then its messages are made already,
+        and leave when they are due."""
+        for wait, due in self._by_instant(runs):
+            if wait <= 0:
+                self._publish_all(due)
+
+    def publish_soon(self, runs: Iterable[Run]) -> None:
+        """The same, and waits for what is due in a moment: it is not left to the next master, which
+        could not tell it from what was perhaps published. But not where the broker is away: this
+        beat may have to be gone soon."""
+        if self.failing_since is None:
+            for _, due in self._by_instant(runs):
+                self._publish_all(due)
+
+    def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
+        """Those that may be published: together what is due already, and then what comes due at
+        nearly the same instant; with the seconds after which to begin with it."""
+        now = datetime.now(timezone.utc)
+        groups: dict[float, list[Run]] = {}
+        waits = [(early(run, now), run) for run in runs if self._dispatcher.may_publish(run)]
+        first = 0.0
+        for wait, run in sorted(waits, key=itemgetter(0)):
+            if wait > first + (_SAME_INSTANT if first else 0.0):
+                first = wait
+            groups.setdefault(first, []).append(run)
+        return [(left - self._made_ahead(len(due)), due) for left, due in groups.items()]
+
+    def _made_ahead(self, count: int) -> float:
+        """Seconds before they are due that so many messages are begun with, to be made by then."""
+        most = self._broker.most_together
+        return _MAKE_AHEAD + _MAKE_ONE * min(count, most) if most > 1 else 0.0
+
+    def _publish_all(self, runs: list[Run]) -> None:
+        """Together, as many as the broker takes so; but alone what is in doubt, for it may be to
+        blame for what failed with it."""
+        together: list[Run] = []
+        for run in runs:
+            if self._in_doubt.get(run.entry) == run.number:
+                self._publish_together([run])
+                continue
+            together.append(run)
+            if len(together) >= self._broker.most_together:
+                self._publish_together(together)
+                together = []
+        self._publish_together(together)
+
+    def _publish_together(self, runs: list[Run]) -> None:
+        runs = [run for run in runs if self.back_off(run.entry) <= 0]
+        if not runs or self._dispatcher.is_held_up():
+            return
+        self._ledger.assure()
+        begun = boottime()
+        made: list[Run] = []
+        try:
+            with self._broker.together(lambda: _wait_until_due(runs)):
+                send = self._dispatcher.sender()
+                for run in runs:
+                    try:
+                        self._send(run, send)
+                    except Exception as exc:
+                        ends_all = comes_from(exc, [ZkBeatError]) or self._broker.is_useless(exc)
+                        if len(runs) == 1 or ends_all:
+                            raise
+                        self._note_failed([run], exc, begun)
+                    else:
+                        made.append(run)
+                        self._dispatcher.show_progress()
+        except Exception as exc:
+            error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
+            if isinstance(error, ZkBeatError):
+                raise error from None  # that of the look at the clock, perhaps in Celery's wrapping
+            self._note_failed(runs, exc, begun)
+        else:
+            self._note_published(made)
+
+    def _send(self, run: Run, send: Callable[[Any, Callable[[], object]], None]) -> None:
+        number, reign = run.number, self._ledger.reign
+        assert reign is not None
+        header = {
+            "epoch": reign.epoch,
+            "run": number,
+            "due": to_text(run.due),
+            "master": self._dispatcher.settings.id,
+        }
+        task_id = self._dispatcher.task_id(run.entry, number)
+        entry = addressed(self._dispatcher.schedule[run.entry], task_id, header)
+        logger.info("Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, number)
+        send(entry, lambda: _wait_until_due([run]))
+
+    def _note_published(self, runs: list[Run]) -> None:
+        if not runs:
+            return
+        reign, at = self._ledger.reign, datetime.now(timezone.utc)
+        assert reign is not None
+        self.failing_since = None
+        for run in runs:
+            self._back_off.forgive(run.entry)
+            in_doubt = self._in_doubt.pop(run.entry, None) == run.number
+            if in_doubt or run.epoch != reign.epoch:
+                self._metrics.resent += 1
+            self._metrics.published += 1
+            self._metrics.lateness.observe((at - run.due).total_seconds())
+            self._ledger.published(run, at)
+            self._announce_published(run, reign.epoch)
+        self._ledger.confirm()
+
+    def _announce_published(self, run: Run, epoch: int) -> None:
+        if not run_published.receivers:
+            return
+        self._announcer.send(
+            run_published,
+            entry=run.entry,
+            task=self._dispatcher.schedule[run.entry].task,
+            run=run.number,
+            due=run.due,
+            epoch=epoch,
+            task_id=self._dispatcher.task_id(run.entry, run.number),
+        )
+
+    def _note_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
+        """Of runs of which each, or none, may have been published."""
+        away = self._broker.is_away(exc)
+        self._metrics.failed += len(runs)
+        if away or len(runs) > 1:
+            self._in_doubt.update({run.entry: run.number for run in runs})
+        if away and self.failing_since is None:
+            self.failing_since = begun
+        pause = 0.0  # but for who is alone, and so to blame
+        if away or len(runs) == 1:
+            pause = self._back_off.punish(None if away else runs[0].entry)
+        others = f" and {len(runs) - 1} others" if len(runs) > 1 else ""
+        logger.error(
+            "%s: run %d%s could not be published, trying again in %.3g s: %s",
+            runs[0].entry,
+            runs[0].number,
+            others,
+            pause,
+            exc,
+            exc_info=None if away else exc,
+        )
+        for run in runs:
+            self._ledger.put_last(run)
+        if away or self._broker.channel_failed(exc):
+            self._broker.drop()
+
+
+def early(run: Run, now: datetime) -> float:
+    """Seconds after which a run that was claimed ahead of time is due; 0 if it is."""
+    left = (run.due - now).total_seconds()
+    return left if 0 < left <= _FURTHEST_AHEAD else 0.0
+
+
+def _wait_until_due(runs: list[Run]) -> None:
+    """Returns when all are."""
+    for run in runs:
+        while left := early(run, datetime.now(timezone.utc)):
+            time.sleep(left)
