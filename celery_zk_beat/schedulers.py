@@ -477,7 +477,9 @@ class ZooKeeperScheduler(Scheduler):
         left = self._claim() if self._gated is None else self._turn_gated(self._gated)
         self._ledger.confirm()
         self.metrics.outbox = len(self._ledger.outbox)
-        self._resign_if_useless(self._publisher.failing_since, "nothing could be published")
+        failing_since = self._publisher.failing_since
+        if failing_since is not None and self._publisher.waiting():
+            self._resign_if_useless(failing_since, "nothing could be published")
         # Where the write before is still on its way: come back for this one, for it is what a
         # crash would repeat.
         if left <= 0:
