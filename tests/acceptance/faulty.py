@@ -44,7 +44,7 @@ class Faulty(ZooKeeperScheduler):
             dies("first made")
 
         def after_publish(runs: Any, note: Any = publisher._note_published) -> None:
-            dies("published", lambda: second() and len(runs) == len(batch))
+            dies("published", lambda: second() and len(runs) == len(ledger.outbox))
             note(runs)
 
         def before_confirm(confirm: Any = ledger.confirm) -> None:

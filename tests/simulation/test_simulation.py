@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from kombu import Producer
 
 from example_project.processes import REPOSITORY
 
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.timeout(600)
 
 #: `make simulate` runs many more.
 RUNS = 200
+#: Where they do, of which kombu knows since 5.7.
+TOGETHER = "no look at the clock before messages leave together"
 #: Within which each mutation is found; most are within the first ten.
 RUNS_TO_FIND = 400
 
@@ -34,6 +37,8 @@ def test_no_violation() -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mutation_is_found(mutation: str) -> None:
+    if mutation == TOGETHER and not hasattr(Producer, "supports_batch_publish"):
+        pytest.skip("kombu before 5.7")
     done = simulate(f"0:{RUNS_TO_FIND}", "--no-shrink", "--mutate", mutation)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.match(r"seed \d+: \d+\.\d+ s: I\d: ", done.stdout), done.stdout + done.stderr
