@@ -129,11 +129,18 @@ class RunLedger:
         :meth:`state` and cannot be claimed until it is mended.
         """
         self.forget()
+        # A read may be answered by a server that has not heard of the latest writes (ZooKeeper
+        # Programmer's Guide, consistency guarantees), such as a claim of ours whose answer was
+        # lost. But not one that follows a write of the same session, which a mere check is, too.
+        fence = self._session.send(Check(self._paths.epoch, reign.epoch))
         names = sorted(filter(is_page, self._session.children(self._paths.runs)))
-        paths = [self._paths.epoch, self._paths.outbox, *map(self._paths.page, names)]
-        epoch, outbox, *pages = self._session.read_all(paths)
-        if epoch is None or epoch.version != reign.epoch:
-            raise NotMaster(f"{self._paths.epoch}: no longer at {reign.epoch}, the epoch of ours")
+        try:
+            fence.result()
+        except Conflict:
+            text = f"{self._paths.epoch}: no longer at {reign.epoch}, the epoch of ours"
+            raise NotMaster(text) from None
+        paths = [self._paths.outbox, *map(self._paths.page, names)]
+        outbox, *pages = self._session.read_all(paths)
         for name, node in zip(names, pages):
             if node is not None:
                 self._take_page(name, node)

@@ -85,8 +85,8 @@ class Ledgers(RuleBasedStateMachine):
         unseen = {name: self.clock for name in sorted(names) if ledger.state(name) is None}
         self.do(who, lambda: ledger.first_seen(unseen))
 
-    @rule(who=who, names=names)
-    def claim(self, who: int, names: set[str]) -> None:
+    @rule(who=who, names=names, confirm=st.booleans())
+    def claim(self, who: int, names: set[str], confirm: bool) -> None:
         ledger = self.ledgers[who]
         self.clock += timedelta(seconds=1)
         states = {name: ledger.state(name) for name in sorted(names - ledger.outbox.keys())}
@@ -96,7 +96,8 @@ class Ledgers(RuleBasedStateMachine):
             if state is not None and ledger.reign is not None
         ]
         if runs:
-            self.do(who, lambda: ledger.claim(runs))
+            meanwhile = ledger.confirm if confirm else lambda: None
+            self.do(who, lambda: ledger.claim(runs, meanwhile=meanwhile))
 
     @rule(who=who, names=names)
     def publish(self, who: int, names: set[str]) -> None:
@@ -147,7 +148,9 @@ class Ledgers(RuleBasedStateMachine):
             reign = ledger.reign
             if reign is None or reign != election.reign or reign.epoch != self.checker.epoch:
                 continue
-            if ledger._confirming is None and not ledger.unconfirmed:
+            if ledger._confirming is not None:
+                continue
+            if not ledger.unconfirmed:
                 assert set(self.checker.outbox) == {
                     (name, run.number) for name, run in ledger.outbox.items()
                 }
@@ -176,3 +179,37 @@ class Ledgers(RuleBasedStateMachine):
 
 Ledgers.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestLedgers = Ledgers.TestCase
+
+
+def test_a_server_that_is_behind() -> None:
+    """The answer to a claim is lost, and the next server has not heard of the claim: it is not
+    taken for one that was not done."""
+    ledgers = Ledgers()
+    ledgers.begin(seed=1)
+    try:
+        (who,) = (who for who in (0, 1) if ledgers.ledgers[who].reign is not None)
+        world, ledger, election = ledgers.world, ledgers.ledgers[who], ledgers.elections[who]
+        link, replicas = ledgers.links[election.id], ledgers.ensemble.replicas
+        behind = next(
+            replica
+            for replica in replicas
+            if not any(connection._link is link for connection in replica.connections)
+        )
+        behind.log.delay = 2.0
+        link.set(blocked=frozenset({"answers"}))
+        world.after(0.5, lambda: link.set(cut=True))
+        world.after(0.5, lambda: replicas.__setitem__(slice(None), [behind]))
+        world.after(0.6, link.set)
+        ledgers.claim(who, {"a", "b"}, confirm=False)
+        assert ledgers.checker.outbox.keys() == {("a", 1), ("b", 1)}
+        assert ledger.reign is None
+        assert world.run(lambda: election.is_master, 60.0)
+        outbox = election.paths.outbox
+        assert behind.tree[outbox].version < ledgers.ensemble.tree[outbox].version
+        ledgers.load(who)
+        assert ledger.outbox.keys() == {"a", "b"}
+        ledgers.claim(who, {"c"}, confirm=True)
+        assert ledgers.checker.violation is None
+        assert ledger.outbox.keys() == {"a", "b", "c"}
+    finally:
+        ledgers.teardown()
