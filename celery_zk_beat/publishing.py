@@ -50,8 +50,8 @@ class Dispatcher(Protocol):
     def may_publish(self, run: Run) -> bool:
         """Whether it is this beat's to publish, and not held back."""
 
-    def is_held_up(self) -> bool:
-        """Whether nothing is to be published for the moment."""
+    def may_publish_now(self) -> bool:
+        """Whether anything is to be published at the moment."""
 
     def sender(self) -> Callable[[Any, Callable[[], object]], None]:
         """Of messages that leave together: sends an entry, with its id and header, when what it is
@@ -71,14 +71,25 @@ class Publisher:
         self._dispatcher, self._broker, self._ledger = dispatcher, broker, ledger
         self._announcer, self._metrics = announcer, dispatcher.metrics
         self._back_off = BackOff()
-        #: On boottime(): when publishing began to fail for want of a broker.
-        self.failing_since: float | None = None
+        self._failing_since: float | None = None
         #: Entry to run of which a publish failed, so that the broker may have the message or not.
         self._in_doubt: dict[str, int] = {}
 
     def start_over(self) -> None:
-        """Whoever has to wait after a failure need not any more."""
+        """Forgets what failed: whoever has to wait for it need not any more."""
         self._back_off.clear()
+        self._failing_since = None
+
+    @property
+    def failing_since(self) -> float | None:
+        """On boottime(): when publishing began to fail for want of a broker, as long as something
+        that failed is still to be published."""
+        if self._failing_since is not None and not any(map(self._is_in_doubt, self.waiting())):
+            self._failing_since = None
+        return self._failing_since
+
+    def _is_in_doubt(self, run: Run) -> bool:
+        return self._in_doubt.get(run.entry) == run.number
 
     def back_off(self, entry: str) -> float:
         """Seconds that an entry has to wait after a failure."""
@@ -104,13 +115,14 @@ class Publisher:
             if wait <= 0:
                 self._publish_all(due)
 
-    def publish_soon(self, runs: Iterable[Run]) -> None:
-        """The same, and waits for what is due in a moment: it is not left to the next master, which
-        could not tell it from what was perhaps published. But not where the broker is away: this
-        beat may have to be gone soon."""
+    def publish_soon(self, runs: Iterable[Run], seconds: float = math.inf) -> None:
+        """The same, and waits for what is due in a moment, so that it is not left to the next
+        master, which could not tell it from what was perhaps published. Nothing more is begun after
+        so many seconds, and nothing at all where the broker is away."""
+        until = boottime() + seconds
         if self.failing_since is None:
             for _, due in self._by_instant(runs):
-                self._publish_all(due)
+                self._publish_all(due, until)
 
     def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
         """Those that may be published: together what is due already, and then what comes due at
@@ -130,23 +142,23 @@ class Publisher:
         most = self._broker.most_together
         return _MAKE_AHEAD + _MAKE_ONE * min(count, most) if most > 1 else 0.0
 
-    def _publish_all(self, runs: list[Run]) -> None:
+    def _publish_all(self, runs: list[Run], until: float = math.inf) -> None:
         """Together, as many as the broker takes so; but alone what is in doubt, for it may be to
-        blame for what failed with it."""
+        blame for what failed with it. Begins with nothing after `until`, on boottime()."""
         together: list[Run] = []
         for run in runs:
-            if self._in_doubt.get(run.entry) == run.number:
-                self._publish_together([run])
+            if self._is_in_doubt(run):
+                self._publish_together([run], until)
                 continue
             together.append(run)
             if len(together) >= self._broker.most_together:
-                self._publish_together(together)
+                self._publish_together(together, until)
                 together = []
-        self._publish_together(together)
+        self._publish_together(together, until)
 
-    def _publish_together(self, runs: list[Run]) -> None:
+    def _publish_together(self, runs: list[Run], until: float) -> None:
         runs = [run for run in runs if self.back_off(run.entry) <= 0]
-        if not runs or self._dispatcher.is_held_up():
+        if not runs or boottime() > until or not self._dispatcher.may_publish_now():
             return
         self._ledger.assure()
         begun = boottime()
@@ -192,7 +204,7 @@ class Publisher:
             return
         reign, at = self._ledger.reign, datetime.now(timezone.utc)
         assert reign is not None
-        self.failing_since = None
+        self._failing_since = None
         for run in runs:
             self._back_off.forgive(run.entry)
             in_doubt = self._in_doubt.pop(run.entry, None) == run.number
@@ -223,8 +235,8 @@ class Publisher:
         self._metrics.failed += len(runs)
         if away or len(runs) > 1:
             self._in_doubt.update({run.entry: run.number for run in runs})
-        if away and self.failing_since is None:
-            self.failing_since = begun
+        if away and self._failing_since is None:
+            self._failing_since = begun
         pause = 0.0  # but for who is alone, and so to blame
         if away or len(runs) == 1:
             pause = self._back_off.punish(None if away else runs[0].entry)

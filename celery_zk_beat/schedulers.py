@@ -76,8 +76,9 @@ _MOST_LOOKED_AT = 1000
 _CONFIRM_AFTER = 0.005
 #: Seconds before ZooKeeper is asked again after it refused something.
 _RETRY_AFTER = 1.0
-#: Seconds that a stopping beat gives to what it has claimed: half of them to publish it.
-_STOP_PATIENCE = 3.0
+#: Seconds that a master which is to go gives to publishing what it has claimed; and those that a
+#: stopping beat takes in all, with its notes of what was published.
+_LAST_PUBLISHING, _STOP_PATIENCE = 1.5, 3.0
 #: Seconds after which the run states are read anew, as after a take-over.
 _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
@@ -150,8 +151,8 @@ class ZooKeeperScheduler(Scheduler):
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closing = False
-        #: On boottime(): how long a stopping beat waits for its publish.
-        self._patience_ends = 0.0
+        #: On boottime(): until when a stopping beat publishes, and notes what it has published.
+        self._publish_until = self._patience_ends = 0.0
         # SimpleQueue, because its put() is reentrant: close() runs inside signal handlers.
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._progress: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -204,6 +205,7 @@ class ZooKeeperScheduler(Scheduler):
         beat is elected at once. Returns within some seconds, whatever hangs. Safe to call
         twice, and from a signal handler, as Celery does."""
         if not self._closing:
+            self._publish_until = boottime() + _LAST_PUBLISHING
             self._patience_ends = boottime() + _STOP_PATIENCE
             self._unit.stopping()
         self._closing = True
@@ -351,7 +353,7 @@ class ZooKeeperScheduler(Scheduler):
         reign = self._election.reign
         if reign is None:
             self._forget()
-            self._publisher.failing_since = self._gated_failing_since = None
+            self._gated_failing_since = None
             self.metrics.outbox = 0
             return _LONGEST_WAIT
         try:
@@ -413,13 +415,13 @@ class ZooKeeperScheduler(Scheduler):
         self._control.forget()
         self._loaded_at = boottime()
         self._heap_is_current = False
-        self._publisher.start_over()
         self._recover(reign.epoch)
         for name in self._ledger.note_named(self.schedule, datetime.now(timezone.utc)):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
         logger.info("dispatching %d entries as master, epoch %d", len(self.schedule), reign.epoch)
         if reign.epoch != self._dispatching_epoch:
             self._dispatching_epoch = reign.epoch
+            self._publisher.start_over()
             self.metrics.elections += 1
 
     def _recover(self, epoch: int) -> None:
@@ -477,9 +479,7 @@ class ZooKeeperScheduler(Scheduler):
         left = self._claim() if self._gated is None else self._turn_gated(self._gated)
         self._ledger.confirm()
         self.metrics.outbox = len(self._ledger.outbox)
-        failing_since = self._publisher.failing_since
-        if failing_since is not None and self._publisher.waiting():
-            self._resign_if_useless(failing_since, "nothing could be published")
+        self._resign_if_useless(self._publisher.failing_since, "nothing could be published")
         # Where the write before is still on its way: come back for this one, for it is what a
         # crash would repeat.
         if left <= 0:
@@ -561,7 +561,7 @@ class ZooKeeperScheduler(Scheduler):
         if record.do == RUN:
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:
-            self._publisher.publish_soon(self._ledger.outbox.values())
+            self._publisher.publish_soon(self._ledger.outbox.values(), _LAST_PUBLISHING)
             self._hand_over()
             # In one transaction: the next master must not find the request still open.
             if self._election.resign(
@@ -859,7 +859,7 @@ class ZooKeeperScheduler(Scheduler):
                 deadline,
             )
             self._hand_over()
-            self._publisher.failing_since = self._gated_failing_since = None
+            self._gated_failing_since = None
             self._election.resign(why=f"{what} for {deadline:g} s")
 
     # What the publisher asks: see publishing.py ---------------------------------------------------
@@ -873,10 +873,9 @@ class ZooKeeperScheduler(Scheduler):
     def may_publish(self, run: Run) -> bool:
         return run.entry in self.schedule and (run.extra or not self._control.holds(run.entry))
 
-    def is_held_up(self) -> bool:
-        if self._closing and boottime() > self._patience_ends - _STOP_PATIENCE / 2:
-            return True  # the rest of the time is for the notes of what was published
-        return bool(self._control.pauses_stale)
+    def may_publish_now(self) -> bool:
+        is_late = self._closing and boottime() > self._publish_until
+        return not (is_late or self._control.pauses_stale)
 
     def sender(self) -> Callable[[Any, Callable[[], object]], None]:
         return Sender(self, self.producer).send if self._gated is None else self._gated.send

@@ -25,7 +25,7 @@ from celery_zk_beat.control import (
 )
 from celery_zk_beat.errors import RootError, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
-from celery_zk_beat.session import Operation, ZooKeeperSession
+from celery_zk_beat.session import Operation, ZooKeeperSession, boottime
 from celery_zk_beat.znodes import Paths, encode, page_of
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
@@ -357,6 +357,66 @@ def test_run_of_what_is_claimed_ahead_of_time(
     assert (scheduled.run, scheduled.due, asked.run) == (1, at, 2)
 
 
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("then", ["goes on", "stops", "is asked"])
+def test_a_broker_that_is_back(
+    app: Celery,
+    make: Make,
+    operator: Operator,
+    monkeypatch: pytest.MonkeyPatch,
+    skipped: bool,
+    then: str,
+) -> None:
+    """What failed meanwhile is held back, or skipped: then nothing tells any more of a broker that
+    is away, and what comes due is published."""
+    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    bad = every(3600, "bad", last_run_at=LONG_AGO)
+    policy = {"zk_beat_recovery": "drop", "zk_beat_publish_deadline": 0.5}
+    one = make(beat_schedule={"bad": bad}, **policy)
+    broker, app.conf.broker_url = app.conf.broker_url, f"redis://127.0.0.1:{free_port()}/0"
+    turn(one)
+    assert one._publisher.failing_since is not None
+    operator.pause("bad", datetime.now(timezone.utc))
+    if skipped:
+        operator.resume("bad", datetime.now(timezone.utc), skip=True)
+    heard(one)
+    app.conf.broker_url = broker
+    one._broker.drop()
+    at = datetime.now(timezone.utc) + timedelta(seconds=1.2)
+    one.update_from_dict({"e": every(3600, "e", last_run_at=at - HOUR)})
+    wait_until(lambda: one._turn() is not None and "e" in one._ledger.outbox, PATIENCE, "a claim")
+    if then == "goes on":
+        wait_until(lambda: one._turn() is not None and history(app), PATIENCE, "a run")
+    elif then == "stops":
+        one._closing, one._publish_until = True, boottime() + 60
+        one._say_goodbye()
+    else:
+        with operator.ask("run", "e") as asking:
+            heard(one)
+            answer = asking.answer()
+        assert answer is not None
+        assert answer.ok
+    assert [message.run for message in history(app)] == ([1, 2] if then == "is asked" else [1])
+    assert one.metrics.failed == 1
+
+
+def test_resigns_in_time(
+    app: Celery, make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the broker is, and however much waits: the rest is left to the next."""
+    monkeypatch.setattr(schedulers, "_LAST_PUBLISHING", 0.0)
+    one = make(beat_schedule={name: every(3600, last_run_at=LONG_AGO) for name in "abc"})
+    publish, one._publisher.publish = one._publisher.publish, lambda runs: None  # type: ignore[method-assign]
+    turn(one)
+    one._publisher.publish = publish  # type: ignore[method-assign]
+    make()
+    with operator.ask("resign") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        one._turn()
+        assert asking.answer() == Answer(True, "resigned")
+    assert history(app) == []
+
+
 @pytest.mark.parametrize(
     ("do", "entry", "to", "says"),
     [
@@ -382,7 +442,7 @@ def test_refused(
     one = make(beat_schedule=entries)
     turn(one)
     clock.now += HOUR
-    one._publisher._publish_all = lambda runs: None  # type: ignore[method-assign]
+    one._publisher._publish_all = lambda *_: None  # type: ignore[method-assign]
     turn(one)
     with operator.ask(do, entry, to) as asking:
         heard(one)

@@ -159,7 +159,7 @@ def test_a_stop_leaves_nothing_that_was_claimed_ahead(
     assert history(app) == []
     if late:  # and its turn had not come yet
         wait_until(lambda: datetime.now(timezone.utc) > at, PATIENCE, "the instant")
-    one._closing, one._patience_ends = True, boottime() + 60
+    one._closing, one._publish_until = True, boottime() + 60
     one._say_goodbye()
     assert datetime.now(timezone.utc) >= at
     one.close()
@@ -173,7 +173,7 @@ def test_a_stop_does_not_publish_for_ever(
     """A broker that is slow costs the time in which to note what was published."""
     monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
     one, _ = claimed_ahead(make)
-    one._closing, one._patience_ends = True, boottime()
+    one._closing, one._publish_until = True, boottime()
     one._say_goodbye()
     one.close()
     assert history(app) == []
