@@ -25,6 +25,7 @@ from celery.utils.imports import symbol_by_name
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger
 from .runs import RunState
+from .session import boottime
 from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc
 
 logger = get_logger(__name__)
@@ -137,9 +138,11 @@ class Gated(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.entries = {}
-        began = datetime.now(timezone.utc)
+        began, since = datetime.now(timezone.utc), boottime()
         super().__init__(*args, **kwargs)
-        self._built_at = began
+        # No entry was made earlier, by the clock of day, also if that was set back in between.
+        took = timedelta(seconds=boottime() - since)
+        self._built_at = min(began, datetime.now(timezone.utc) - took)
 
     def opened(self) -> None:
         """To be called once, after it is made."""

@@ -16,7 +16,7 @@ import redis
 from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
 
-from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat import ZooKeeperScheduler, gate
 from celery_zk_beat.control import change_pauses
 from celery_zk_beat.timetable import to_utc
 from example_project.servers import Redis, free_port
@@ -111,6 +111,31 @@ def test_what_was_due_meanwhile_runs_once(app: Celery, start: Start, behind: str
     assert (two.due - one.due).total_seconds() < PERIOD + 0.5
     turn_for(second, PERIOD / 4)
     assert len(history(app)) == 2
+
+
+def test_a_clock_that_is_set_back_while_it_is_made(
+    app: Celery, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entries are still known to have no time from a store, and what was due runs."""
+
+    ahead = [timedelta(hours=1)]
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + (ahead.pop() if ahead else timedelta())
+
+    app.conf.zk_beat_scheduler = PLAIN
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: len(history(app)) == 1)
+    crash(first)
+    time.sleep(PERIOD)
+    second = start()
+    monkeypatch.setattr(gate, "datetime", Clock)
+    turn_until(second, lambda: len(history(app)) == 2)
+    one, two = history(app)
+    assert ahead == []
+    assert (two.due - one.due).total_seconds() < PERIOD + 0.5
 
 
 def test_a_run_that_was_claimed_and_not_published(app: Celery, start: Start, behind: str) -> None:

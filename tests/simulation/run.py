@@ -140,7 +140,7 @@ def simulation() -> Iterator[None]:
             (session, {"KazooClient": SimulatedKazoo}),
             (election, {"time": time, "queue": queue, "threading": threading}),
             (election, {"datetime": simulated.Datetime}),
-            (gate, {"datetime": simulated.Datetime}),
+            (gate, {"datetime": simulated.Datetime, "boottime": simulated.boottime}),
             (ledger, {"boottime": simulated.boottime}),
             (broker, {"boottime": simulated.boottime}),
             (publishing, {"time": time, "boottime": simulated.boottime}),
