@@ -54,16 +54,16 @@ class Dispatcher(Protocol):
         """Whether anything is to be published at the moment."""
 
     def sender(self) -> Callable[[Any, Callable[[], object]], None]:
-        """Of messages that leave together: sends an entry, with its id and header, when what it is
-        given has returned."""
+        """For messages that leave together: sends an entry that was addressed, as
+        :meth:`messages.Sender.send` does."""
 
     def show_progress(self) -> None:
         """Something has been done."""
 
 
 class Publisher:
-    """For the dispatch loop's thread. What its methods raise is the ledger's: a ZkBeatError, after
-    which the outbox has to be read anew."""
+    """Publishes the runs of the outbox, and takes them out of it. For the dispatch loop's thread.
+    What its methods raise is the ledger's: a ZkBeatError, after which that is to be loaded anew."""
 
     def __init__(
         self, dispatcher: Dispatcher, broker: Broker, ledger: RunLedger, announcer: Announcer
