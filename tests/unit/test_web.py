@@ -59,6 +59,19 @@ BEGINS = replace(CUT_OFF, decided=False, master=None, master_epoch=0, metrics=Me
 SILENT = Check(False, "the beat has not answered for 1 s")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nobody_reads_any_more() -> Iterator[None]:
+    """Afterwards: such a thread would run into what other tests do to the clock."""
+    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web, "_IDLE", 0.0)
+        wait_until(
+            lambda: all(thread.name != "zk-beat-status" for thread in threading.enumerate()),
+            PATIENCE,
+            "the end of all threads",
+        )
+
+
 def entry(name: str, **fields: Any) -> Entry:
     empty: dict[str, Any] = dict.fromkeys(Entry.__dataclass_fields__)
     return Entry(**{**empty, "name": name, "total_run_count": 0, "in_schedule": True, **fields})
