@@ -85,6 +85,21 @@ def test_answers_come_in_order(backend: Backend, root: str) -> None:
     assert session.read(root) == Node(b"9", 10, 0)
 
 
+def test_a_check_is_a_write(backend: Backend, root: str) -> None:
+    """With a place among all others: what a session reads behind it is no older, whatever server it
+    has."""
+    one, two = backend.session(6.0), backend.session(6.0)
+    one.commit(Create(root, b""))
+    one.commit(Create(f"{root}/checked", b""))
+    for version in range(1, 21):
+        one.commit(SetData(root, b""))
+        before = two._client.last_zxid
+        checked = two.send(Check(f"{root}/checked", 0))
+        assert two.read(root) == Node(b"", version, 0)
+        assert checked.result() == [0]
+        assert two._client.last_zxid > before
+
+
 def test_an_ephemeral_ends_with_its_session(backend: Backend, root: str) -> None:
     one, two = backend.session(), backend.session()
     one.commit(Create(root, b"", ephemeral=True))
