@@ -291,10 +291,16 @@ class Gated(Scheduler):
         # With `advance`, as RedBeat has it, the store is written by reserve(): not before the
         # claim, for a crash in between would lose the run.
         reserved = None if advance else self._last_reserved
-        known = reserved is not None and reserved.name == entry.name
-        claimed = _last_run_at(reserved) if known else datetime.now(timezone.utc)
+        if reserved is not None and reserved.name != entry.name:
+            reserved = None
+        claimed = datetime.now(timezone.utc) if reserved is None else _last_run_at(reserved)
+        due = _due(entry)
+        if claimed < due:  # the clock was set back since it was asked: it would be due again
+            claimed = due
+            if reserved is not None:
+                reserved.last_run_at = as_of(entry, due)
         try:
-            self.gate.dispatch(entry, _due(entry), claimed)
+            self.gate.dispatch(entry, due, claimed)
         except ZkBeatError as exc:
             self._failure = exc
         else:

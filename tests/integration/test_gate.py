@@ -138,6 +138,25 @@ def test_a_clock_that_is_set_back_while_it_is_made(
     assert (two.due - one.due).total_seconds() < PERIOD + 0.5
 
 
+class SetBack(Scheduler):
+    """The clock is set back when it has seen that an entry is due."""
+
+    def reserve(self, entry: Any) -> Any:
+        reserved = super().reserve(entry)
+        reserved.last_run_at -= timedelta(hours=1)
+        return reserved
+
+
+def test_a_clock_that_is_set_back_while_it_dispatches(app: Celery, start: Start) -> None:
+    """The entry is not due again."""
+    app.conf.zk_beat_scheduler = f"{__name__}:SetBack"
+    scheduler = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    turn_for(scheduler, PERIOD / 4)
+    one, two = history(app)
+    assert PERIOD - 0.1 < (two.due - one.due).total_seconds() < PERIOD + 1
+
+
 def test_a_run_that_was_claimed_and_not_published(app: Celery, start: Start, behind: str) -> None:
     broker = app.conf.broker_url
     first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
