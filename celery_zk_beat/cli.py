@@ -111,6 +111,7 @@ def _site(ctx: click.Context, timeout: float, news: _News) -> Iterator[_Site]:
         hosts = settings.hosts
         session_timeout = min(timeout, settings.session_timeout)
         with connected(hosts, session_timeout, timeout, news.tell, settings.access) as session:
+            session.catch_up(settings.root)
             yield _Site(ctx, settings, session)
     except RootError as exc:
         raise Failure(str(exc)) from None

@@ -151,6 +151,8 @@ class MasterElection:
         self._greeted_in = 0
         #: Whether the role was decided since the start.
         self._decided = False
+        #: The connection on which what is read is no older than what this session has written.
+        self._caught_up = 0
         self._master: MasterRecord | None = None
         #: The epoch as it was last seen, None when it may have moved on.
         self._last_epoch: int | None = None
@@ -438,6 +440,10 @@ class MasterElection:
     def _settle(self) -> bool:
         """Reads who is master, this one perhaps, and arms the watch; False when nobody is."""
         connection = self.session.connection
+        if connection != self._caught_up:
+            # Else it might read that it is master, though it has resigned and not heard the answer.
+            self.session.catch_up(self.paths.epoch)
+            self._caught_up = connection
         node = self.session.read(self.paths.master, watch=self._on_watch)
         if node is None:
             self._demote("its znode is gone")
@@ -457,7 +463,8 @@ class MasterElection:
                 logger.warning("%s did not take over; going on as master", seen.heir)
                 self._terms_of = 0
                 seen = replace(seen, heir=None)
-                self.session.commit(SetData(self.paths.master, seen.encode(), node.version))
+                stay = SetData(self.paths.master, seen.encode(), node.version)
+                self.session.commit(Check(self.paths.epoch, seen.epoch), stay)
                 self._begin(connection, seen)
             return True
         if self._wrote == (self.session.id, replace(seen, heir=None)):

@@ -365,6 +365,14 @@ class ZooKeeperSession:
                 nodes.append(None)
         return nodes
 
+    def catch_up(self, path: str) -> None:
+        """Waits until the server has all that was written before, or will ever be by an earlier
+        connection of this session: what is read from then on is no older. (A server that one comes
+        to anew may be behind: ZooKeeper Programmer's Guide, consistency guarantees. It is a write,
+        of nothing, because ``sync`` is none.) `path`: any. Raises as :meth:`read`."""
+        with contextlib.suppress(Conflict):
+            self.commit(Check(path, -1))
+
     def exists(self, path: str, watch: Callable[[object], None] | None = None) -> bool:
         """Whether there is such a znode. `watch` is called as that of :meth:`read` and, other than
         there, also when a missing znode is made. Raises as :meth:`read`."""

@@ -90,7 +90,7 @@ def test_a_check_is_a_write(backend: Backend, root: str) -> None:
     has."""
     one, two = backend.session(6.0), backend.session(6.0)
     one.commit(Create(root, b""))
-    one.commit(Create(f"{root}/checked", b""))
+    one.commit(Create(f"{root}/checked", b""), Create(f"{root}/caught", b""))
     for version in range(1, 21):
         one.commit(SetData(root, b""))
         before = two._client.last_zxid
@@ -98,6 +98,10 @@ def test_a_check_is_a_write(backend: Backend, root: str) -> None:
         assert two.read(root) == Node(b"", version, 0)
         assert checked.result() == [0]
         assert two._client.last_zxid > before
+        two.commit(SetData(f"{root}/caught", b""))
+        one.catch_up(root)
+        assert one.read(f"{root}/caught") == Node(b"", version, 0)
+    one.catch_up(f"{root}/nowhere")
 
 
 def test_an_ephemeral_ends_with_its_session(backend: Backend, root: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -181,35 +182,80 @@ Ledgers.TestCase.settings = settings(max_examples=150, stateful_step_count=40, d
 TestLedgers = Ledgers.TestCase
 
 
-def test_a_server_that_is_behind() -> None:
-    """The answer to a claim is lost, and the next server has not heard of the claim: it is not
-    taken for one that was not done."""
+@pytest.fixture
+def ledgers() -> Iterator[Ledgers]:
     ledgers = Ledgers()
     ledgers.begin(seed=1)
-    try:
-        (who,) = (who for who in (0, 1) if ledgers.ledgers[who].reign is not None)
-        world, ledger, election = ledgers.world, ledgers.ledgers[who], ledgers.elections[who]
-        link, replicas = ledgers.links[election.id], ledgers.ensemble.replicas
-        behind = next(
-            replica
-            for replica in replicas
-            if not any(connection._link is link for connection in replica.connections)
-        )
-        behind.log.delay = 2.0
-        link.set(blocked=frozenset({"answers"}))
-        world.after(0.5, lambda: link.set(cut=True))
-        world.after(0.5, lambda: replicas.__setitem__(slice(None), [behind]))
-        world.after(0.6, link.set)
-        ledgers.claim(who, {"a", "b"}, confirm=False)
-        assert ledgers.checker.outbox.keys() == {("a", 1), ("b", 1)}
-        assert ledger.reign is None
-        assert world.run(lambda: election.is_master, 60.0)
-        outbox = election.paths.outbox
-        assert behind.tree[outbox].version < ledgers.ensemble.tree[outbox].version
-        ledgers.load(who)
-        assert ledger.outbox.keys() == {"a", "b"}
-        ledgers.claim(who, {"c"}, confirm=True)
-        assert ledgers.checker.violation is None
-        assert ledger.outbox.keys() == {"a", "b", "c"}
-    finally:
-        ledgers.teardown()
+    yield ledgers
+    ledgers.teardown()
+
+
+def lose_an_answer(ledgers: Ledgers, who: int) -> None:
+    """What is asked next is done, and then the connection ends unanswered; the next goes to a
+    server that hears of all this two seconds late."""
+    world, replicas = ledgers.world, ledgers.ensemble.replicas
+    link = ledgers.links[ledgers.elections[who].id]
+    behind = next(
+        replica
+        for replica in replicas
+        if not any(connection._link is link for connection in replica.connections)
+    )
+    behind.log.delay = 2.0
+    link.set(blocked=frozenset({"answers"}))
+    world.after(0.5, lambda: link.set(cut=True))
+    world.after(0.5, lambda: replicas.__setitem__(slice(None), [behind]))
+    world.after(0.6, link.set)
+
+
+def test_a_claim_whose_answer_was_lost(ledgers: Ledgers) -> None:
+    """It is not taken for one that was not done."""
+    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].reign is not None)
+    ledger = ledgers.ledgers[who]
+    lose_an_answer(ledgers, who)
+    ledgers.claim(who, {"a", "b"}, confirm=False)
+    assert ledgers.checker.outbox.keys() == {("a", 1), ("b", 1)}
+    assert ledger.reign is None
+    assert ledgers.world.run(lambda: ledgers.elections[who].is_master, 60.0)
+    ledgers.load(who)
+    assert ledger.outbox.keys() == {"a", "b"}
+    ledgers.claim(who, {"c"}, confirm=True)
+    assert ledgers.checker.violation is None
+    assert ledger.outbox.keys() == {"a", "b", "c"}
+
+
+def test_a_resignation_whose_answer_was_lost(ledgers: Ledgers) -> None:
+    """Whoever resigned is not master again under the epoch that was given up."""
+    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].reign is not None)
+    election, other = ledgers.elections[who], ledgers.elections[1 - who]
+    lose_an_answer(ledgers, who)
+    ledgers.resign(who)
+    assert ledgers.world.run(lambda: other.is_master, 60.0)
+    assert not ledgers.world.run(lambda: election.is_master, 10.0)
+    assert other.epoch == 2
+    assert other.is_master
+
+
+def test_another_hand_on_the_outbox(ledgers: Ledgers) -> None:
+    """It brings the outbox to the version that a claim would have left: the claim is refused, and
+    so is what was sent behind it."""
+    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].reign is not None)
+    ledger, ensemble = ledgers.ledgers[who], ledgers.ensemble
+    ledgers.claim(who, {"b"}, confirm=False)
+    outbox = ledgers.elections[who].paths.outbox
+
+    def write() -> None:
+        ensemble.before_write = lambda: None
+        ensemble.set((outbox, ensemble.tree[outbox].data, 0))
+
+    def publish() -> None:
+        ledger.published(ledger.outbox["b"], ledgers.clock)
+        ledger.confirm()
+
+    ensemble.before_write = write
+    ensemble.observers.clear()  # to the checker it is no master that writes
+    run = Run("a", 1, ledgers.clock, ledgers.clock, 1)
+    ledgers.do(who, lambda: ledger.claim([run], meanwhile=publish))
+    assert ledger.reign is None
+    ledgers.settle()
+    ledgers.load(who)
+    assert ledger.outbox.keys() == set()
