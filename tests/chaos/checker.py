@@ -10,8 +10,8 @@ A run is one due execution of an entry, by the number in its message. Violations
   elected nor the broker or the road to it hurt between the two;
 - backwards: an entry's `last_run_at` or number of runs;
 - overlap: a message of an epoch after one of a later epoch, unless it was held up on its way (its
-  sender stopped, the road to the broker or the broker itself hurt: one message for each such
-  fault), which is counted as late (docs/guarantees.md);
+  sender stopped, the road to the broker or the broker itself hurt: for each such fault one, or as
+  many as left together), which is counted as late (docs/guarantees.md);
 - hand: a beat that ended by itself, or did not become master again when its turn came.
 """
 
@@ -23,6 +23,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from celery_zk_beat.broker import MOST_TOGETHER
 
 from .record import Event, read
 
@@ -194,7 +196,7 @@ def _check_order(verdict: Verdict, messages: Sequence[Event]) -> None:
     """Messages of an older epoch after those of a newer one."""
     newest: Event | None = None
     ids = Counter(message["id"] for message in messages)
-    used: Counter[int] = Counter()
+    held: dict[int, list[Event]] = defaultdict(list)
     for message in messages:
         if newest is None or message["epoch"] >= newest["epoch"]:
             newest = message
@@ -207,12 +209,21 @@ def _check_order(verdict: Verdict, messages: Sequence[Event]) -> None:
             near = fault.begin <= message["at"] <= fault.end + SLACK
             stopped = fault.on == "process" and "stop" in fault.verb
             hers = fault.beat in (message["beat"], None)
-            if near and hers and (stopped or fault.holds_up) and not used[fault.number]:
-                used[fault.number] += 1
+            explains = near and hers and (stopped or fault.holds_up)
+            if explains and _left_with(message, held[fault.number]):
+                held[fault.number].append(message)
                 verdict.late.append(f"{text}; {fault.verb} of {fault.end - fault.begin:.1f} s")
                 break
         else:
             verdict.violations["overlap"].append(text)
+
+
+def _left_with(message: Event, others: Sequence[Event]) -> bool:
+    """Whether it may have left together with these, of which there may be none."""
+    fields = ("at", "beat", "epoch")
+    return len(others) < MOST_TOGETHER and all(
+        message[field] == other[field] for other in others for field in fields
+    )
 
 
 @dataclass(frozen=True)

@@ -177,23 +177,25 @@ def test_excused(change: Callable[[History], History]) -> None:
     assert found(change(good())) == {}
 
 
-def after_a_successor(count: int) -> History:
+def after_a_successor(count: int, apart: float) -> History:
     """Beat `one` sends `count` runs again after `two` has been master, and had been stopped."""
     history = [
         {**e, "epoch": 2, "beat": "two"} if e["event"] == "message" and e["run"] > 15 else e
         for e in good()
     ]
-    late = [message(15 - n, 118.1 + n / 100) for n in range(count)]
+    late = [message(15 - n, 118.1 + apart * n) for n in range(count)]
     return [*history, *late, *fault("long stop", "process", "one", 114.5, 118)]
 
 
 def test_late() -> None:
-    """A stop explains one message after the successor's, no more."""
-    verdict = check(sorted(after_a_successor(1), key=lambda event: event["at"]))
-    assert not verdict.violations["overlap"]
-    assert len(verdict.late) == 1
-    assert "also sent by another master" in verdict.late[0]
-    assert found(after_a_successor(2))["overlap"] == 1
+    """A stop explains one message after the successor's, or those that left together, no more."""
+    for count in (1, 2):
+        history = after_a_successor(count, apart=0.0)
+        verdict = check(sorted(history, key=lambda event: event["at"]))
+        assert not verdict.violations["overlap"]
+        assert len(verdict.late) == count
+        assert "also sent by another master" in verdict.late[0]
+    assert found(after_a_successor(3, apart=0.01))["overlap"] == 2
 
 
 def test_by_times() -> None:
