@@ -373,13 +373,12 @@ class RunLedger:
             else:
                 operations.append(SetData(path, data, page.version))
                 page.version += 1
-        for entry in [*self._claiming][:1]:
+        if self._claiming and (name := page_of(next(iter(self._claiming)))) not in touched:
             # Not without the claim that is on its way. The version of the outbox does not tell:
             # another hand may have brought it to where that claim would have.
-            name = page_of(entry)
             version = self._pages[name].version
-            if name not in touched and version is not None:
-                operations.append(Check(self._paths.page(name), version))
+            assert version is not None
+            operations.append(Check(self._paths.page(name), version))
         data = encode_outbox([*outbox.values(), *self._claiming.values()])
         operations.append(SetData(self._paths.outbox, data, self._outbox_version))
         self._outbox_version += 1
