@@ -544,6 +544,9 @@ class ZooKeeperScheduler(Scheduler):
             if until is not None and run.claimed <= until
         ]
         self._drop(waiting, why, self._control.unchanged)
+        for run in waiting:
+            due = to_text(run.due)
+            logger.warning("%s: run %d, due %s, is dropped: %s", run.entry, run.number, due, why)
         self._skip(missed, why, self._control.unchanged)
 
     def _skip(

@@ -26,7 +26,7 @@ from celery_zk_beat.control import (
 from celery_zk_beat.errors import RootError, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
 from celery_zk_beat.session import Operation, ZooKeeperSession, boottime
-from celery_zk_beat.znodes import Paths, encode, page_of
+from celery_zk_beat.znodes import Paths, encode, page_of, to_text
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 
@@ -158,6 +158,7 @@ def test_resumed_without_catching_up(
     operator: Operator,
     client: KazooClient,
     root: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What was missed is skipped, and remembered as such; the clock goes on from the resumption,
     of an entry that missed nothing as before. What waited for the broker is dropped."""
@@ -183,6 +184,7 @@ def test_resumed_without_catching_up(
     why = "an operator resumed without catching up"
     assert (dropped.number, dropped.note) == (1, f"dropped: {why}")
     assert skipped == PastRun.of(None, begun + 2 * HOUR, resumed, 1, f"skipped: {why}")
+    assert f"a: run 1, due {to_text(begun + HOUR)}, is dropped: {why}" in caplog.messages
     assert not one._control.pauses.skips
     clock.now += HOUR
     published(one, 4)
