@@ -457,15 +457,8 @@ class MasterElection:
             logger.warning("%s", exc)
             seen = MasterRecord("unknown", "", 0, "", 0, "", self._schedule, None)
         if node.owner == self.session.id:
-            if seen.heir is None:
-                self._begin(connection, seen)
-            elif time.monotonic() >= self._abstain_until:
-                logger.warning("%s did not take over; going on as master", seen.heir)
-                self._terms_of = 0
-                seen = replace(seen, heir=None)
-                stay = SetData(self.paths.master, seen.encode(), node.version)
-                self.session.commit(Check(self.paths.epoch, seen.epoch), stay)
-                self._begin(connection, seen)
+            if seen.heir is None or time.monotonic() >= self._abstain_until:
+                self._begin(connection, seen, node.version)
             return True
         if self._wrote == (self.session.id, replace(seen, heir=None)):
             # The handshake that named the session was garbled; with every other name we are
@@ -500,14 +493,22 @@ class MasterElection:
             return self._settle()
         return True
 
-    def _begin(self, connection: int, seen: MasterRecord) -> None:
-        """The master znode is of our session: begin a reign, if the epoch is ours too."""
+    def _begin(self, connection: int, seen: MasterRecord, version: int) -> None:
+        """The master znode, at this version, is of our session: begin a reign, if the epoch is ours
+        too. If there is an heir, its time is over."""
         node = self.session.read(self.paths.epoch)
         if node is None or self._made_by(node.data) != self._session_name():
-            # Somebody wrote the epoch by hand: nothing may be done under it, so start afresh.
+            # Somebody wrote the epoch by hand: nothing may be done under it, so start afresh. Or
+            # the heir was elected just now: its znode has another version.
             self._demote(f"{self.paths.epoch} is not as this master left it")
-            self.session.commit(Delete(self.paths.master))
+            self.session.commit(Delete(self.paths.master, version))
             raise _Conflict(self.paths.epoch, "written by somebody else while this was master")
+        if seen.heir is not None:
+            logger.warning("%s did not take over; going on as master", seen.heir)
+            self._terms_of = 0
+            seen = replace(seen, heir=None)
+            stay = SetData(self.paths.master, seen.encode(), version)
+            self.session.commit(Check(self.paths.epoch, node.version), stay)
         reign = Reign(node.version, connection)
         self._last_epoch = node.version
         self._master = seen

@@ -351,6 +351,26 @@ def test_an_heir_that_does_not_come(candidate: Candidate, client: KazooClient, r
     road.open()
 
 
+@pytest.mark.parametrize("written", ["master", "epoch"])
+def test_written_by_hand_while_handing_over(
+    candidate: Candidate, client: KazooClient, road: Road, written: str
+) -> None:
+    """The heir does not come, and the epoch is no longer that of the master znode: goes on."""
+    one, two = elect(candidate("one")), candidate("two", road.hosts, session_timeout=4.0)
+    two.start(PATIENCE)
+    until(lambda: members(client, one) == ["one", "two"], "both members")
+    road.block()
+    assert one.resign(to="two")
+    if written == "master":
+        record = MasterRecord("stranger", "host", 1, "", 99, "", None, "two")
+        client.set(one.paths.master, record.encode())
+    else:
+        client.set(one.paths.epoch, b"by hand")
+    assert one.wait(PATIENCE)
+    assert one.epoch == (1 if written == "master" else 3)
+    road.open()
+
+
 @pytest.mark.parametrize("to", ["one", "nobody", "", "../master", "\ud800"])
 def test_resigning_in_favour_of_nobody(candidate: Candidate, to: str) -> None:
     """Of itself, or of a beat that is not there: it stays master."""
