@@ -302,8 +302,11 @@ def _read_master(site: _Site, news: _News) -> MasterRecord | None:
 
 
 def _not_resigned(asking: Asking, answer: Answer | None, master: Master, timeout: float) -> None:
-    if answer is None and asking.take_back():
+    answer = answer or _withdraw(asking)
+    if answer is None:
         raise Failure(f"{master.id} did not answer within {timeout:g} s; it goes on as master")
+    if not answer.ok:
+        raise Failure(f"{master.id}: {answer.text}")
     raise Failure(f"{master.id} resigned, and within {timeout:g} s nobody was elected: see status")
 
 

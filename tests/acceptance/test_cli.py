@@ -127,6 +127,20 @@ def test_resign(site: Site) -> None:
     refused(site.zk_beat("resign"), NOT_DONE, "no master")
 
 
+def test_resign_when_nobody_knows(site: Site, client: KazooClient, root: str) -> None:
+    """The request was deleted while the master hung: it is not said to have resigned."""
+    site.schedule(often=0.2)
+    site.conf["zk_beat_session_timeout"] = 4.0  # no other is elected meanwhile
+    running = beats(site, "one", "two")
+    master, requests = running[state_of(site)["master"]["id"]], Paths(root).requests
+    master.pause()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(site.zk_beat, "resign", "--timeout", "1")
+        (request,) = wait_until(lambda: client.get_children(requests), PATIENCE, "the request")
+        client.delete(f"{requests}/{request}")
+        refused(asked.result(), UNREACHABLE, "could not be withdrawn")
+
+
 def test_run(site: Site) -> None:
     """An extra run, under the task id that is told; when the entry is due next stays as it is."""
     site.schedule(often=0.2, seldom=3600)
