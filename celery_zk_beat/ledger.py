@@ -480,12 +480,12 @@ class RunLedger:
             _check_size(path, len(node.data), LARGEST_OUTBOX, lambda: encode_outbox(runs))
         except RootError as exc:
             # Without an outbox nothing can be claimed. Nothing is lost: it is kept.
-            aside = self._paths.damaged_outbox(node.version)
-            for n in range(_PIECE, len(node.data), _PIECE):
+            aside = self._paths.damaged_outbox(node.data)
+            for n in range(0, len(node.data) or 1, _PIECE):
+                piece = Create(f"{aside}-at-{n}" if n else aside, node.data[n : n + _PIECE])
                 with contextlib.suppress(Conflict):  # there since another try
-                    self._session.commit(Create(f"{aside}-at-{n}", node.data[n : n + _PIECE]))
-            first = Create(aside, node.data[:_PIECE])
-            self._session.commit(fenced, first, SetData(path, encode_outbox(()), node.version))
+                    self._session.commit(piece)
+            self._session.commit(fenced, SetData(path, encode_outbox(()), node.version))
             self._outbox_version += 1
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
             return

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -86,9 +87,9 @@ class Paths:
     def runs(self) -> str:
         return f"{self.root}/runs"
 
-    def damaged_outbox(self, version: int) -> str:
-        """Persistent; an outbox that could not be understood, put aside, with its data version."""
-        return f"{self.root}/outbox-damaged-{version}"
+    def damaged_outbox(self, data: bytes) -> str:
+        """Persistent; an outbox that could not be understood, put aside, with its checksum."""
+        return f"{self.root}/outbox-damaged-{zlib.crc32(data):08x}"
 
     @property
     def outbox(self) -> str:

@@ -21,7 +21,7 @@ from celery_zk_beat.ledger import (
     SAFE_PART,
     RunLedger,
 )
-from celery_zk_beat.runs import Run, RunState
+from celery_zk_beat.runs import Run, RunState, encode_outbox
 from celery_zk_beat.session import boottime
 from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper, wait_until
@@ -300,12 +300,23 @@ def test_damaged_outbox(
     """Runs may be in it, so it is put aside, and both znodes are named; the others go on."""
     client.set(ledger._paths.outbox, data)
     again = load(ledger._election)
-    aside = f"{ledger._paths.root}/outbox-damaged-1"
+    aside = ledger._paths.damaged_outbox(data)
     assert f"put aside as {aside}" in caplog.text
     assert f"{ledger._paths.outbox}: " in caplog.text
     assert client.get(aside)[0] == data
     again.first_seen({"a": NOW})
     again.claim([run("a")])
+
+
+def test_damaged_outboxes_at_one_version(ledger: RunLedger, client: KazooClient) -> None:
+    """As after its deletion: each is put aside, and neither is in the way of the other."""
+    path = ledger._paths.outbox
+    for data in (b"one", b"two", b"one"):
+        client.delete(path)
+        client.create(path, data)
+        load(ledger._election)
+        assert client.get(ledger._paths.damaged_outbox(data))[0] == data
+        assert client.get(path)[0] == encode_outbox(())
 
 
 def test_page_too_large(ledger: RunLedger, client: KazooClient) -> None:
