@@ -63,10 +63,14 @@ def look(session: ZooKeeperSession, scheduler: ZooKeeperScheduler) -> Callable[[
 
 
 @pytest.fixture
-def election(candidate: Candidate, scheduler: ZooKeeperScheduler) -> MasterElection:
+def election(
+    candidate: Candidate, scheduler: ZooKeeperScheduler, session: ZooKeeperSession
+) -> MasterElection:
     election = candidate("one", session_timeout=4.0, app="shop", schedule=scheduler.digest())
     election.start(PATIENCE)
     assert election.wait(PATIENCE)
+    member = election.paths.member("one")
+    wait_until(lambda: session.read(member), PATIENCE, "all that an election writes")
     return election
 
 
