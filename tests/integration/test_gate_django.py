@@ -19,6 +19,7 @@ from celery_zk_beat.znodes import page_of
 from example_project.servers import free_port
 from tests.conftest import PATIENCE
 from tests.django_database import Database
+from tests.history import check
 
 from .conftest import Make, history, turn
 from .test_gate import PERIOD, crash, turn_for, turn_until
@@ -107,7 +108,7 @@ def test_its_table_refuses_a_row(app: Celery, start: Any, database: Database) ->
     scheduler = start(beat_sync_every=1)
     turn_until(scheduler, lambda: history(app))
     turn_for(scheduler, 1)
-    assert [run.run for run in history(app)] == [1]
+    assert check(history(app)) == []
 
 
 def test_a_one_off_that_is_enabled_again(app: Celery, start: Any, database: Database) -> None:
@@ -145,14 +146,15 @@ def test_a_run_of_an_entry_that_was_made_anew(
     turn_until(scheduler, lambda: scheduler._ledger.outbox)
     database.get("e").delete()
     database.add("e", PERIOD, task="another")
-    turn_until(scheduler, lambda: not scheduler._ledger.outbox)
+    turn_until(scheduler, lambda: [r.number for r in scheduler._ledger.outbox.values()] != [1])
     broker.is_back(scheduler)
     turn_until(scheduler, lambda: history(app))
-    assert [(run.run, run.task) for run in history(app)] == [(2, "another")]
+    run = history(app)[0]
+    assert (run.run, run.task) == (2, "another")
     state = scheduler._ledger.state("e")
     assert state is not None
     why = "its entry was deleted or disabled while it waited"
-    assert [past.note for past in state.history] == [f"dropped: {why}", None]
+    assert [past.note for past in state.history[:2]] == [f"dropped: {why}", None]
 
 
 def test_without_time_zones(app: Celery, start: Any, database: Database) -> None:
@@ -230,14 +232,15 @@ def test_a_run_whose_page_is_damaged(
 
 def test_resumed_without_catching_up(app: Celery, start: Any, database: Database) -> None:
     """What is still to come was not missed."""
-    start_time = soon(PERIOD)
+    before = soon(0)
+    start_time = before + timedelta(seconds=PERIOD)
     database.add("e", 3600, one_off=True, start_time=start_time)
     scheduler = start()
     turn_until(scheduler, lambda: scheduler._gated)
     election = scheduler._election
     for change in (
-        lambda pauses: pauses.pause(None, soon(0)),
-        lambda pauses: pauses.resume(None, soon(0), True),
+        lambda pauses: pauses.pause(None, before),
+        lambda pauses: pauses.resume(None, before, True),
     ):
         change_pauses(election.session, election.paths, change)
     turn_until(scheduler, lambda: history(app))
