@@ -346,9 +346,10 @@ def test_run_of_what_is_claimed_ahead_of_time(
 ) -> None:
     """It is due in a moment, or just now: then both are published."""
     monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
-    at = datetime.now(timezone.utc) + timedelta(seconds=1.5)
-    one = make(beat_schedule={"e": every(3600, last_run_at=at - HOUR)})
-    turn(one)
+    one = make(beat_schedule={"e": every(3600)})
+    assert one._election.wait(PATIENCE)
+    at = datetime.now(timezone.utc) + timedelta(seconds=0.9)
+    one.schedule["e"].last_run_at = at - HOUR
     wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a claim")
     if late:
         wait_until(lambda: datetime.now(timezone.utc) > at, PATIENCE, "the instant")
