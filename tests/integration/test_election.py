@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from kazoo.client import KazooClient
-from kazoo.exceptions import NoNodeError, SessionExpiredError
+from kazoo.exceptions import NoNodeError, NotEmptyError, SessionExpiredError
 from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
@@ -257,9 +257,10 @@ def test_masters_that_may_not_be_written(candidate: Candidate, client: KazooClie
     assert demoted == [] or demoted == ["resigned"]
 
 
-def test_nothing_new_is_not_told(candidate: Candidate) -> None:
+def test_nothing_new_is_not_told(candidate: Candidate, client: KazooClient) -> None:
     """Or whoever has it look again after a refusal would be woken at once, again and again."""
     one = elect(candidate("one"))
+    until(lambda: members(client, one) == ["one"], "the end of the news of its election")
     told: list[None] = []
     one.subscribe(lambda: told.append(None))
     one.recheck()
@@ -283,7 +284,14 @@ def test_all_deleted_by_hand(candidate: Candidate, client: KazooClient) -> None:
     """The whole root gone: what is needed is made again."""
     one, two = elect(candidate("one")), candidate("two")
     two.start(PATIENCE)
-    client.delete(one.paths.root, recursive=True)
+
+    def deleted() -> bool:
+        with contextlib.suppress(NotEmptyError):  # they make it again while it is deleted
+            client.delete(one.paths.root, recursive=True)
+            return True
+        return False
+
+    until(deleted, "the end of all")
     until(lambda: one.is_master or two.is_master, "a new election")
     until(lambda: members(client, one) == ["one", "two"], "the members")
 
@@ -302,8 +310,11 @@ def test_no_release_of_a_successor(candidate: Candidate, client: KazooClient) ->
     assert client.exists(one.paths.master)
 
 
-def test_resigning_in_favour_of_one(candidate: Candidate, client: KazooClient) -> None:
+def test_resigning_in_favour_of_one(
+    candidate: Candidate, client: KazooClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of many standbys, the one that is named is the next master; there is no time without one."""
+    monkeypatch.setattr(election_module, "RESIGN_PAUSE", PATIENCE)
     one = elect(candidate("one"))
     others = [candidate(name) for name in ("two", "three", "four")]
     for other in others:
@@ -337,8 +348,11 @@ def test_an_heir_that_has_just_resigned(
     assert one.wait(PATIENCE)
 
 
-def test_an_heir_that_does_not_come(candidate: Candidate, client: KazooClient, road: Road) -> None:
+def test_an_heir_that_does_not_come(
+    candidate: Candidate, client: KazooClient, road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The master goes on, in the same epoch: nobody else was elected."""
+    monkeypatch.setattr(election_module, "RESIGN_PAUSE", 0.2)  # all within the heir's session
     one, two = elect(candidate("one")), candidate("two", road.hosts, session_timeout=4.0)
     two.start(PATIENCE)
     until(lambda: members(client, one) == ["one", "two"], "both members")
