@@ -260,6 +260,9 @@ class Reader:
         something_came = everything or self._paths.root in changed
         if something_came:
             wanted.update(self._fixed)
+            # Whether there are children is not asked, and so not watched, of what is not there.
+            if watch is not None:
+                self._session.exists(self._paths.root, watch)
         for parent in self._parents:
             if something_came or parent in changed:
                 names = self._session.children(parent, watch)

@@ -380,15 +380,18 @@ def test_following(
     follower.sees_what_a_fresh_one_sees(look, "nothing at all")
 
 
+@pytest.mark.parametrize("there", [True, False])
 def test_following_from_the_beginning(
     candidate: Candidate,
     client: KazooClient,
     session: ZooKeeperSession,
     scheduler: ZooKeeperScheduler,
     look: Callable[[], Snapshot],
+    there: bool,
 ) -> None:
-    """A reader that came before the first run is told of that, too."""
-    client.create(scheduler.settings.root)
+    """A reader that came before the first run, or before the root, is told of that, too."""
+    if there:
+        client.create(scheduler.settings.root)
     follower = Follower(session, scheduler)
     assert follower.reader.read().master is None
     election = candidate("one", app="shop", schedule=scheduler.digest())
