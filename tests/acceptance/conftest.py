@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from celery import Celery
 from celery.bin.base import CLIContext
 
 from celery_zk_beat.cli import zk_beat
+from celery_zk_beat.znodes import from_text
 from example_project.servers import (
     REPOSITORY,
     Process,
@@ -33,6 +36,14 @@ from tests.rabbitmq import RabbitMQ
 APP = "tests.acceptance.app"
 #: A broker that is not there.
 NOBODY = "redis://127.0.0.1:1"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A run's number, and the instant from which the entry's clock goes on."""
+
+    run: int
+    at: datetime
 
 
 class Site:
@@ -98,6 +109,15 @@ class Site:
             encoding="utf-8",
             timeout=PATIENCE,
         )
+
+    def claimed(self) -> dict[str, Claim]:
+        """The last run of each entry that a master claimed, and perhaps did not publish."""
+        told = json.loads(self.zk_beat("history", "--json", "--limit", "1000").stdout)
+        newest_first = (run for run in told["runs"] if run["run"] is not None)
+        claims: dict[str, Claim] = {}
+        for run in newest_first:
+            claims.setdefault(run["entry"], Claim(run["run"], from_text(run["at"])))
+        return claims
 
     def env(self, **conf: Any) -> dict[str, str]:
         """The environment of a process that asks."""
