@@ -92,7 +92,8 @@ def test_the_master_hangs(site: Site) -> None:
     one.resume()
     one.wait_for_log("not elected because two is master", PATIENCE)
     history = site.wait_for_run(two)
-    assert len(check(history)) <= 1
+    # It may have been stopped between its last look at the clock and the sending.
+    assert len(check(history, most_late=1)) <= 1
     assert one.alive
 
 
@@ -190,7 +191,8 @@ def test_the_master_znode_is_deleted(site: Site, client: KazooClient, root: str)
     client.delete(f"{root}/master")
     one.wait_for_log("demoted: one was master, epoch 1: ", PATIENCE)
     history = site.wait(lambda history: history[-1].epoch > 1, "a run of the next master")
-    assert check(history) == []
+    # One may have been on its way when ZooKeeper had another master already.
+    assert len(check(history, most_late=1)) <= 1
 
 
 def test_everything_is_deleted(site: Site, client: KazooClient, root: str) -> None:
@@ -211,7 +213,7 @@ def test_everything_is_deleted(site: Site, client: KazooClient, root: str) -> No
 
 def test_an_interval_longer_than_the_time_between_restarts(site: Site) -> None:
     """[28] Its clock goes on through all of them."""
-    site.schedule(seldom=8.0)
+    site.schedule(seldom=12.0)
     beat = site.beat()
     elections = 0
     while not site.history():
@@ -260,16 +262,14 @@ def test_several_missed_are_one_run(site: Site) -> None:
     """As in Celery; and the header says for which instant."""
     site.schedule(entry=0.5)
     one = site.beat("one")
-    before = site.wait(lambda history: len(history) >= 2, "two runs")[-1]
+    site.wait(lambda history: len(history) >= 2, "two runs")
     one.kill()
-    before = site.history()[-1]
-    wait_until(lambda: elapsed(before.due) > 2.5, PATIENCE, "some runs to be missed")
+    last = site.claimed()["entry"]  # and perhaps not published: then it is no missed one
+    wait_until(lambda: elapsed(last.at) > 3, PATIENCE, "some runs to be missed")
     site.beat("two")
-    history = site.wait(lambda history: history[-1].epoch == 2, "a run")
-    first = next(m for m in history if m.run == before.run + 1)
-    assert timedelta(seconds=0.4) < first.due - before.due < timedelta(seconds=0.8)
-    history = site.wait(lambda history: history[-1].run > first.run, "the next")
-    second = next(m for m in history if m.run == first.run + 1)
+    history = site.wait(lambda history: history[-1].run >= last.run + 2, "two runs more")
+    first, second = (next(m for m in history if m.run == last.run + n) for n in (1, 2))
+    assert timedelta(seconds=0.4) < first.due - last.at < timedelta(seconds=0.6)
     assert second.due - first.due > timedelta(seconds=2)
 
 
@@ -318,7 +318,9 @@ def test_worker_with_beat(site: Site) -> None:
     two.wait_for_log("not elected because embedded is master", PATIENCE)
     assert worker.terminate(PATIENCE) == 0
     two.wait_for_log("elected: two is master", PATIENCE)
-    worker.wait_for_log("demoted: embedded was master, epoch 1: stopped", PATIENCE)
+    # Written after the other was elected, by a process of its own, which may outlive the worker.
+    demoted = "demoted: embedded was master, epoch 1: stopped"
+    wait_until(lambda: demoted in worker.log(), PATIENCE, demoted)
     site.wait_for_run(two)
 
 
@@ -420,10 +422,11 @@ def test_the_broker_is_away(site: Site, broker: Redis | RabbitMQ) -> None:
     beat.wait_for_log("entry: run 1 could not be published, trying again", PATIENCE)
     beat.wait_for_log("trying again in 1.6 s", PATIENCE)
     broker.start()
-    history = site.wait(lambda history: len(history) >= 2, "two runs")
+    history = site.wait(lambda history: len(history) >= 3, "three runs")
     assert check(history) == []
-    assert history[1].due - history[0].due < timedelta(seconds=1)
-    assert len(history) <= 3
+    first, second, third = (message.due for message in history[:3])
+    assert second - first < timedelta(seconds=1)
+    assert third - second > timedelta(seconds=2)  # what was missed meanwhile is one run
 
 
 def test_the_broker_is_a_black_hole(site: Site, broker: Redis | RabbitMQ) -> None:
@@ -493,7 +496,11 @@ def test_rolling_deploy(site: Site) -> None:
             site.wait(
                 lambda history, gone=leaving: history[-1].master != gone.name, "the next master"
             )
-        site.wait(lambda history, other=other: history[-1].task == other, "what it knows")
+        begun = len(site.history())  # not the last: another may come right after it each time
+        site.wait(
+            lambda history, begun=begun, other=other: other in {m.task for m in history[begun:]},
+            "what it knows",
+        )
     history = site.history()
     assert check(history) == []
     assert {message.task for message in history} == {"both", "old", "new"}
