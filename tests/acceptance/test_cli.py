@@ -87,11 +87,13 @@ def test_status_and_history(site: Site) -> None:
     did(text, r"(?m)^standby .* (one|two)$")
     did(text, r"in 59 min +- +- +0  every 3600 s  +seldom")
 
+    site.wait(lambda history: len(history) >= 3, "three runs")
     history = site.zk_beat("history", "often", "--limit", "3")
     assert len(history.stdout.splitlines()) == 1 + 3
     did(history, rf"Z +\d+ ms +\d+ +1  {master['id']} +[0-9a-f-]{{36}}")
     told = json.loads(site.zk_beat("history", "--json").stdout)
-    assert {run["task_id"] for run in told["runs"]} <= {each.id for each in site.history()}
+    known = {run["task_id"] for run in told["runs"]}  # the last is perhaps not yet due
+    site.wait(lambda history: known <= {each.id for each in history}, "all that it told of")
     assert [term["id"] for term in told["masters"]] == [master["id"]]
 
 
@@ -217,7 +219,8 @@ def test_pause_and_resume(site: Site) -> None:
         site.wait(lambda _: count(task) >= wanted, f"runs of {task}")
 
     did(site.zk_beat("pause", "often"), "often is paused")
-    wait_for("other", 1)  # the one that was under way when it was paused has arrived
+    # One of them may have been claimed before; with the next the master has heard of the pause.
+    wait_for("other", 2)
     before = count("often")
     wait_for("other")
     master = state_of(site)["master"]["id"]
@@ -327,7 +330,7 @@ class Screen:
         )
         os.close(terminal)
         os.set_blocking(self._master, False)
-        self._text = ""
+        self._shown = b""
 
     def __enter__(self) -> Screen:
         return self
@@ -343,10 +346,11 @@ class Screen:
         def shown() -> bool:
             with contextlib.suppress(OSError):
                 while piece := os.read(self._master, 65536):
-                    self._text += re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", piece.decode())
-            found = re.search(pattern, self._text)
+                    self._shown += piece  # it may end within an escape sequence, or a character
+            self._shown = re.sub(rb"\x1b\[[\d;?]*[A-Za-z]", b"", self._shown)
+            found = re.search(pattern.encode(), self._shown)
             if found:
-                self._text = self._text[found.end() :]
+                self._shown = self._shown[found.end() :]
             return found is not None
 
         wait_until(shown, PATIENCE, f"{pattern} on the screen")
