@@ -72,13 +72,13 @@ def test_master_and_standby(site: Site) -> None:
     assert two.get("/leader") == (503, "failed: two is a standby, one is master\n")
     for server in (one, two):
         assert server.get("/livez")[0] == 200
-        status = json.loads(server.wait("/status.json", 200))
+        status = json.loads(server.wait("/status.json", 200, '"id": "two"'))
         assert [member["id"] for member in status["members"]] == ["one", "two"]
         assert server.get("/livez", "HEAD") == (200, "")
         assert server.get("/livez", "POST")[0] == 405
     one.beat.kill()
     two.wait("/leader", 200, "ok: two is master, epoch 2\n")
-    assert "celery_zk_beat_elections_total 1.0\n" in two.get("/metrics")[1]
+    two.wait("/metrics", 200, "celery_zk_beat_elections_total 1.0\n")  # once all is loaded
 
 
 def test_without_zookeeper(own_site: Site, own_zookeeper: ZooKeeper) -> None:

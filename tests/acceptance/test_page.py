@@ -121,7 +121,8 @@ def test_it_updates_by_itself(site: Site, browser: Browser) -> None:
     browser.wait_for("document.querySelectorAll('#beats li').length === 1")
     assert browser.run("getSelection().toString()") == "two"
     assert browser.run("scrollY") == 20
-    assert "1 change of master" in browser.text("#masters-text")
+    # The new master writes it down after it was elected.
+    browser.wait_for_text("#masters-text", "1 change of master")
     assert browser.run("document.querySelectorAll('#chart .lane.none rect').length") == 1
     browser.run("document.querySelector('#masters-list').open = true")
     assert "its session ended" in browser.text("#masters")
