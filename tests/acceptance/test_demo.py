@@ -27,11 +27,10 @@ def left_behind(folder: Path) -> list[str]:
     found = [str(path) for path in (folder / "tmp").iterdir()]
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (process / "environ").read_bytes()
-        except OSError:
+            if f"TMPDIR={folder / 'tmp'}".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+        except OSError:  # it has ended meanwhile
             continue
-        if f"TMPDIR={folder / 'tmp'}".encode() in environment:
-            found.append((process / "cmdline").read_text())
     return found
 
 
