@@ -60,7 +60,8 @@ def test_the_master_is_away_for_a_while(
     next(beat for beat in others if beat is not successor).kill()
     successor.kill()
     site.wait_for_run(master)
-    _verdict(site, [master, successor, master], most_repeats=2)
+    # A frozen one may have looked at the clock already, and not yet sent.
+    _verdict(site, [master, successor, master], most_repeats=2, most_late=fault == "pause")
 
 
 def _roles(site: Site) -> tuple[Beat, list[Beat]]:
@@ -76,11 +77,11 @@ def _is_standby(beat: Beat, master: Beat) -> None:
     beat.assert_log_exists(f"not elected because {master.id} is master")
 
 
-def _verdict(site: Site, masters: list[Beat], most_repeats: int) -> None:
+def _verdict(site: Site, masters: list[Beat], most_repeats: int, most_late: int = 0) -> None:
     """No run was lost, none has two task ids, nobody dispatched after a successor had, and only one
     run at each fault may have been published and not yet confirmed; the worker executed all."""
     history = site.history()
-    assert len(check(history)) <= most_repeats
+    assert len(check(history, most_late)) <= most_repeats
     assert {message.epoch: message.master for message in history} == {
         epoch: beat.id for epoch, beat in enumerate(masters, 1)
     }
