@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
@@ -33,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     processes.given_ports |= {port for port in processes.PORTS if port % workers != mine}
+    # A busy machine is no fault. (In CI, later releases of Hypothesis have it so by themselves.)
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("busy", settings(), deadline=None, suppress_health_check=slow)
+    settings.load_profile("busy")
 
 
 @pytest.fixture(autouse=True, scope="session")
