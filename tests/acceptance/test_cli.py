@@ -163,7 +163,7 @@ def test_run_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:
     site.schedule(seldom=3600)
     site.beat("one").wait_for_log("dispatching", PATIENCE)
     redis_server.stop()
-    done = site.zk_beat("run", "seldom", "--timeout", "1.5")
+    done = site.zk_beat("run", "seldom", "--timeout", "4")
     refused(done, NOT_DONE, "run 1 of seldom", "waits for the broker")
     refused(site.zk_beat("run", "seldom"), NOT_DONE, "run 1 waits for the broker")
     did(site.zk_beat("status"), r"run 1 waits +seldom")

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +15,11 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from example_project.servers import REPOSITORY, free_port, wait_until
+from example_project.servers import REPOSITORY, wait_until
 from tests.conftest import PATIENCE
 
 from .conftest import Site
+from .test_http import Server
 
 DOCS = REPOSITORY / "docs"
 ALERTS = DOCS / "monitoring" / "alerts.yml"
@@ -50,13 +50,10 @@ def promtool() -> Promtool:
 @pytest.fixture
 def exported(site: Site) -> str:
     """What a master that has published something exports."""
-    port = free_port()
-    beat = site.beat(zk_beat_http=port)
-    beat.wait_for_log("serving HTTP", PATIENCE)
+    server = Server(site)
 
     def text() -> str | None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
-            found: str = answer.read().decode()
+        _, found = server.get("/metrics")  # no metrics from a beat that takes a second to answer
         published = re.search(r"^celery_zk_beat_runs_published_total [1-9]", found, re.MULTILINE)
         return found if published and "celery_zk_beat_is_master 1.0\n" in found else None
 
