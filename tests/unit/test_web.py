@@ -318,8 +318,11 @@ def test_one_reading_is_for_all() -> None:
         return snapshot()
 
     asked = statuses(read)
-    assert len({id(asked.get()[0]) for _ in range(100)}) == 1
-    assert count == 1
+    begun = boottime()
+    readings = [asked.get()[0] for _ in range(100)]  # kept, for their ids to be their own
+    most = 1 + int((boottime() - begun) / web._EVERY)
+    assert len({id(reading) for reading in readings}) <= most
+    assert count <= most
 
 
 def test_no_connection_lives_long(monkeypatch: pytest.MonkeyPatch) -> None:
