@@ -467,13 +467,14 @@ class ZooKeeperScheduler(Scheduler):
             )
 
     def _dispatch(self) -> float:
-        if self._control.stale:
-            self._hear_operators()
-            if self._election.reign != self._ledger.reign:
-                return 0.0  # they had it resign
+        requests = self._hear_operators() if self._control.stale else []
         if not self._heap_is_current:
             with _no_collector():
                 self._build_heap()
+        if requests:
+            self._answer_all(requests)
+            if self._election.reign != self._ledger.reign:
+                return 0.0  # they had it resign
         if self._gated is not None:
             self._publish_waiting()
         left = self._claim() if self._gated is None else self._turn_gated(self._gated)
@@ -495,11 +496,11 @@ class ZooKeeperScheduler(Scheduler):
             return MOST_RUNS - len(outbox)  # enough for a claim, without a look at each
         return min(MOST_RUNS - len(self._publisher.waiting()), MOST_WAITING - len(outbox))
 
-    def _hear_operators(self) -> None:
-        """Does what they ask. What they hold back is looked at by :meth:`_claim`."""
+    def _hear_operators(self) -> list[Request]:
+        """What they ask for. What they hold back is looked at by :meth:`_claim`."""
         control = self._control
         before = control.pauses, control.damage, control.unchanged
-        requests = control.read()
+        requests: list[Request] = control.read()
         if (control.pauses, control.damage, control.unchanged) != before:
             self._heap_is_current = False
         if control.damage is not None:
@@ -508,12 +509,15 @@ class ZooKeeperScheduler(Scheduler):
             self._heap_is_current = False
             self._skip_missed()
             control.skipped(self._ledger.reign.epoch, self._is_known)
+        return requests
+
+    def _answer_all(self, requests: list[Request]) -> None:
         for request in requests:
             if self._election.reign == self._ledger.reign:
                 try:
                     self._answer(request)
                 except ZooKeeperError:
-                    control.give_up(request)
+                    self._control.give_up(request)
                     raise
 
     def _is_known(self, entry: str) -> bool:

@@ -360,6 +360,17 @@ def test_run_of_what_is_claimed_ahead_of_time(
     assert (scheduled.run, scheduled.due, asked.run) == (1, at, 2)
 
 
+def test_run_of_an_entry_that_is_new(app: Celery, make: Make, operator: Operator) -> None:
+    """Asked for before the master's first turn: its state is made first."""
+    one = make(beat_schedule={})
+    turn(one)
+    one.close()
+    two = make(beat_schedule={"e": every(3600)})
+    with operator.ask("run", "e") as asking:
+        turn(two)
+        assert asking.answer() == Answer(True, "claimed", 1, history(app)[0].id)
+
+
 @pytest.mark.parametrize("skipped", [False, True])
 @pytest.mark.parametrize("then", ["goes on", "stops", "is asked"])
 def test_a_broker_that_is_back(
