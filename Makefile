@@ -20,7 +20,7 @@ help:
 	@echo "make soak        the same for HOURS=n"
 	@echo "make kills       200 kills, 20 pauses and 20 outages, 100 kills with Django, about 30 minutes"
 	@echo "make contenders  the same faults for this and for other schedulers: a table"
-	@echo "make bench       how fast this and others are: a table, 25 minutes; BENCH=--quick for less"
+	@echo "make bench       how fast this and others are: a table, 26 minutes; BENCH=--quick for less"
 	@echo "make clean       remove what the others made"
 
 demo:

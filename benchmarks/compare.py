@@ -76,7 +76,8 @@ class Plan:
     """How much of each case.
 
     Attributes:
-        rounds: of bursts of up to `often` entries; of all else there is one.
+        rounds: of bursts of up to `small` entries, which end before a busy neighbour does; a third
+            as many of up to `often` entries; of all else there is one.
         fully: these take part in all; the others in the first round, with up to `often` entries.
         times: bursts of one entry, in each round.
         limit: seconds of a burst; of a contender in STEADY, `short_limit`.
@@ -88,7 +89,8 @@ class Plan:
     bursts: Sequence[int] = (1, 100, 1000, 10_000, 100_000)
     idle: Sequence[int] = (100, 10_000, 100_000)
     starts: Sequence[int] = (10_000, 100_000)
-    rounds: int = 3
+    rounds: int = 9
+    small: int = 1000
     often: int = 10_000
     fully: Sequence[str] = (OURS, "stock", "redbeat")
     times: int = 10
@@ -98,6 +100,12 @@ class Plan:
     spread: tuple[int, float] = (10_000, 60.0)
     drift: float = 300.0
     ends: int = 4
+
+    def rounds_of(self, n: int) -> int:
+        """How many, with so many entries."""
+        if n > self.often:
+            return 1
+        return self.rounds if n <= self.small else math.ceil(self.rounds / 3)
 
 
 QUICK = Plan(
@@ -448,7 +456,8 @@ def run(site: Site, plan: Plan, cases: Sequence[str], names: Sequence[str]) -> I
     ) -> Iterator[Result]:
         for n in sizes:
             for who in names:
-                if (n <= plan.often) + (turn == 0) + (who in plan.fully) >= 2:
+                takes_part = who in plan.fully or (n <= plan.often and turn == 0)
+                if takes_part and turn < plan.rounds_of(n):
                     yield {"case": case, "who": who, "n": n, **caught(measure, who, n)}
 
     def caught(measure: Callable[..., Result], *args: Any) -> Result:
