@@ -20,7 +20,7 @@ RUNS = 200
 #: Where they do, of which kombu knows since 5.7.
 TOGETHER = "no look at the clock before messages leave together"
 #: Within which each mutation is found; most are within the first ten.
-RUNS_TO_FIND = 600
+RUNS_TO_FIND = 1200
 
 
 def simulate(*args: str) -> subprocess.CompletedProcess[str]:
