@@ -41,8 +41,8 @@ class Dispatcher(Protocol):
     metrics: Metrics
 
     @property
-    def schedule(self) -> Mapping[str, Any]:
-        """The entries, by name."""
+    def entries(self) -> Mapping[str, Any]:
+        """By name."""
 
     def task_id(self, entry: str, number: int) -> str:
         """That of a run."""
@@ -195,7 +195,7 @@ class Publisher:
             "master": self._dispatcher.settings.id,
         }
         task_id = self._dispatcher.task_id(run.entry, number)
-        entry = addressed(self._dispatcher.schedule[run.entry], task_id, header)
+        entry = addressed(self._dispatcher.entries[run.entry], task_id, header)
         logger.info("Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, number)
         send(entry, lambda: _wait_until_due([run]))
 
@@ -222,7 +222,7 @@ class Publisher:
         self._announcer.send(
             run_published,
             entry=run.entry,
-            task=self._dispatcher.schedule[run.entry].task,
+            task=self._dispatcher.entries[run.entry].task,
             run=run.number,
             due=run.due,
             epoch=epoch,

@@ -35,6 +35,7 @@ from .ledger import MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
 from .messages import Sender, task_id
 from .metrics import Metrics
+from .names import NamedByText, as_text, by_text
 from .publishing import Publisher
 from .runs import Run, RunState
 from .session import Operation, boottime
@@ -129,6 +130,10 @@ class ZooKeeperScheduler(Scheduler):
         self._built_at = datetime.now(timezone.utc)
         self._agenda = Agenda()
         self._heap_is_current = False
+        #: The schedule, and its entries by names that are text.
+        self._named: tuple[Any, Any] = None, None
+        #: What was said of its names.
+        self._faults_of_names: set[str] = set()
         #: Seconds; of beat_cron_starting_deadline.
         self._starting_deadline: float | None = None
         #: Whether Celery alone says when an entry is due.
@@ -238,6 +243,30 @@ class ZooKeeperScheduler(Scheduler):
         self._heap_is_current = False
 
     @property
+    def entries(self) -> Any:
+        """The schedule, by names that are text: those of the ledger, the log and the commands.
+        Where all of its names are text, the schedule itself."""
+        schedule = self.schedule
+        if self._named[0] is not schedule:
+            self._named = schedule, by_text(schedule)
+        return self._named[1]
+
+    def _text_of(self, name: Any) -> str:
+        """The name, as in :attr:`entries`, of what has `name` in the schedule."""
+        if type(name) is str:
+            return name
+        entries = self.entries
+        return str(entries.text_of(name) if isinstance(entries, NamedByText) else as_text(name))
+
+    def _look_at_names(self) -> None:
+        """Some may have come that are no text."""
+        self._named = None, None
+        for fault in getattr(self.entries, "faults", ()):
+            if fault not in self._faults_of_names:
+                self._faults_of_names.add(fault)
+                logger.warning("%s", fault)
+
+    @property
     def connection(self) -> Any:
         return self._broker.connection
 
@@ -300,7 +329,8 @@ class ZooKeeperScheduler(Scheduler):
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,
         )
-        self.metrics.entries = len(self.schedule)
+        self._look_at_names()
+        self.metrics.entries = len(self.entries)
         self._ledger = RunLedger(self._election)
         self._publisher = Publisher(self, self._broker, self._ledger, self._announcer)
         self._control = Control(self._election.session, self._election.paths, self._wake)
@@ -416,9 +446,9 @@ class ZooKeeperScheduler(Scheduler):
         self._loaded_at = boottime()
         self._heap_is_current = False
         self._recover(reign.epoch)
-        for name in self._ledger.note_named(self.schedule, datetime.now(timezone.utc)):
+        for name in self._ledger.note_named(self.entries, datetime.now(timezone.utc)):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
-        logger.info("dispatching %d entries as master, epoch %d", len(self.schedule), reign.epoch)
+        logger.info("dispatching %d entries as master, epoch %d", len(self.entries), reign.epoch)
         if reign.epoch != self._dispatching_epoch:
             self._dispatching_epoch = reign.epoch
             self._publisher.start_over()
@@ -429,7 +459,7 @@ class ZooKeeperScheduler(Scheduler):
         publish. Those of this epoch were certainly not: they are published in any case."""
         drop = []
         for number, run in enumerate(self._ledger.outbox.values()):
-            if run.entry not in self.schedule:
+            if run.entry not in self.entries:
                 fate = "kept, for this beat's schedule does not name it"
             elif self.settings.recovery != DROP or run.epoch == epoch:
                 fate = "published"
@@ -522,13 +552,13 @@ class ZooKeeperScheduler(Scheduler):
 
     def _is_known(self, entry: str) -> bool:
         """Whether this beat can tell what the entry missed: another master may have to."""
-        return entry in self.schedule and not self._ledger.damaged(entry)
+        return entry in self.entries and not self._ledger.damaged(entry)
 
     def _skip_missed(self) -> None:
         """What was due while entries were held back, and is not to be caught up with."""
         why = "an operator resumed without catching up"
         missed = {}
-        for name, entry in self.schedule.items():
+        for name, entry in self.entries.items():
             until, state = self._control.pauses.skip_until(name), self._ledger.state(name)
             if until is None or state is None:
                 continue
@@ -586,7 +616,7 @@ class ZooKeeperScheduler(Scheduler):
 
     def _run_now(self, request: Request, name: str) -> Answer:
         """An extra run; of one that is claimed, the answer is part of the claim."""
-        entry, state = self.schedule.get(name), self._ledger.state(name)
+        entry, state = self.entries.get(name), self._ledger.state(name)
         if entry is None:
             return Answer(False, f"the master's schedule has no entry {name!r}")
         waiting = self._ledger.outbox.get(name)
@@ -627,7 +657,8 @@ class ZooKeeperScheduler(Scheduler):
         if self._gated is not None:
             self._read_gated_anew(self._gated)
             return
-        ledger, entries = self._ledger, list(self.schedule.items())
+        self._look_at_names()
+        ledger, entries = self._ledger, list(self.entries.items())
         self.metrics.entries = len(entries)
         unseen = {}
         for name, entry in entries:
@@ -709,14 +740,14 @@ class ZooKeeperScheduler(Scheduler):
             return 0.0
         due: dict[str, tuple[Item, Run, Any]] = {}
         skipped: dict[str, tuple[datetime, datetime]] = {}
-        now, room = datetime.now(timezone.utc), self._room()
+        entries, now, room = self.entries, datetime.now(timezone.utc), self._room()
         for _ in range(_MOST_LOOKED_AT):
             item = None
             if len(due) < min(room, _MOST_CLAIMED):
                 item = self._agenda.take(now.timestamp(), _CLAIM_TOGETHER)
             if item is None:
                 break
-            entry = self.schedule.get(item.name)
+            entry = entries.get(item.name)
             if entry is None:
                 continue
             if item.name in self._ledger.outbox:
@@ -739,7 +770,8 @@ class ZooKeeperScheduler(Scheduler):
                     is_due, delay = self.is_due(entry)
                     if is_due:
                         successor = next(entry)
-                        due[item.name] = item, self._run_of(entry, successor), (successor, delay)
+                        run = self._run_of(item.name, entry, successor)
+                        due[item.name] = item, run, (successor, delay)
                         continue
                     if self._starting_deadline is not None:
                         # Celery does not start what is older, and only says that it is not due.
@@ -769,11 +801,11 @@ class ZooKeeperScheduler(Scheduler):
         """The clock of an entry of which a run was claimed goes on. `asked`: what its class says
         of it, the successor and the delay."""
         if asked is None:
-            entry = self.schedule[run.entry]
+            entry = self.entries[run.entry]
             entry.last_run_at, entry.total_run_count = as_of(entry, run.claimed), run.number
             self._put(run.entry, entry)
         else:
-            self.schedule[run.entry], delay = asked
+            self.entries[run.entry], delay = asked
             self._put_later(run.entry, delay)
 
     # Another scheduler behind the election: see gate.py ------------------------------------------
@@ -789,12 +821,13 @@ class ZooKeeperScheduler(Scheduler):
         gated.read_anew()
         self._take_entries(gated)
         self._ahead = False
-        for name in filter(self._is_ahead, self.data):
+        for name in filter(self._is_ahead, self.entries):
             self._note_ahead(name, self._ledger.state(name))
 
     def _take_entries(self, gated: Gated) -> None:
         self.data = self._taken = gated.entries
-        self.metrics.entries = len(self.data)
+        self._look_at_names()
+        self.metrics.entries = len(self.entries)
         why = "its entry was deleted or disabled while it waited"
         lost = [
             run
@@ -807,7 +840,7 @@ class ZooKeeperScheduler(Scheduler):
         self._drop(lost, why)
         unseen = {
             name: entry
-            for name, entry in self.data.items()
+            for name, entry in self.entries.items()
             if self._ledger.state(name) is None and not self._ledger.damaged(name)
         }
         self._ledger.first_seen(
@@ -817,13 +850,14 @@ class ZooKeeperScheduler(Scheduler):
 
     def state(self, name: str) -> RunState | None:
         """For the gated scheduler, as is what follows."""
-        state: RunState | None = self._ledger.state(name)
+        state: RunState | None = self._ledger.state(self._text_of(name))
         return state
 
     def is_open(self) -> bool:
         return bool(self._ledger.reign is not None and self._ledger.reign == self._election.reign)
 
     def holds_back(self, name: str) -> float | None:
+        name = self._text_of(name)
         waiting = self._ledger.outbox.get(name)
         if waiting is not None and self.may_publish(waiting):
             return max(_SHORTEST_WAIT, self._publisher.back_off(name))
@@ -839,19 +873,20 @@ class ZooKeeperScheduler(Scheduler):
 
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
         assert self._gated is not None
-        name, state, epoch = entry.name, self._ledger.state(entry.name), self._ledger.reign.epoch
+        self.data = self._gated.entries  # in this very turn it may have read them anew
+        name, epoch = self._text_of(entry.name), self._ledger.reign.epoch
+        state = self._ledger.state(name)
         if name in self._ledger.outbox:
             logger.error("%s: its last run waits for the broker: another is not kept", name)
             return
-        self.data = self._gated.entries  # in this very turn it may have read them anew
         number = 1 if state is None else state.total_run_count + 1
         run = Run(name, number, due, claimed, epoch, key=key_of(entry))
         self._publisher.publish(self._claim_runs([run], self._control.unchanged))
 
-    def _run_of(self, entry: Any, successor: Any) -> Run:
+    def _run_of(self, name: str, entry: Any, successor: Any) -> Run:
         claimed = to_utc(successor.last_run_at)
         number, epoch = successor.total_run_count, self._ledger.reign.epoch
-        return Run(entry.name, number, due_instant(entry), claimed, epoch)
+        return Run(name, number, due_instant(entry), claimed, epoch)
 
     def _resign_if_useless(self, since: float | None, what: str) -> None:
         """A master without a road to the broker, or to its entries, makes way for one that may
@@ -873,12 +908,12 @@ class ZooKeeperScheduler(Scheduler):
 
     def task_id(self, entry: str, number: int) -> str:
         """The same for the same run, whoever publishes it, and whoever asks."""
-        known = self.schedule.get(entry)
+        known = self.entries.get(entry)
         own = known.options.get("task_id") if known is not None else None
         return str(own) if own else task_id(self.settings.root, entry, number)
 
     def may_publish(self, run: Run) -> bool:
-        return run.entry in self.schedule and (run.extra or not self._control.holds(run.entry))
+        return run.entry in self.entries and (run.extra or not self._control.holds(run.entry))
 
     def may_publish_now(self) -> bool:
         is_late = self._closing and boottime() > self._publish_until
@@ -898,8 +933,7 @@ class ZooKeeperScheduler(Scheduler):
     def digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
         entries = sorted(
-            (str(name), str(entry.task), shown(entry.schedule))
-            for name, entry in self.schedule.items()
+            (name, str(entry.task), shown(entry.schedule)) for name, entry in self.entries.items()
         )
         of: Any = entries if self.settings.scheduler is None else self.settings.scheduler
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]

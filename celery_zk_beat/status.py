@@ -439,7 +439,7 @@ class Reader:
         pauses: Pauses,
         now: datetime,
     ) -> list[Entry]:
-        schedule = dict(self._scheduler.schedule)
+        schedule = dict(self._scheduler.entries)
         waiting = {run.entry: run.number for run in outbox}
         states = {name: state for page in pages for name, state in page.states.items()}
         # Of those of a gated scheduler ZooKeeper alone knows.
@@ -467,7 +467,7 @@ class Reader:
             name: state.last_run_at
             for page in pages
             for name, state in page.states.items()
-            if is_ahead(state.last_run_at, now) and name in self._scheduler.schedule
+            if is_ahead(state.last_run_at, now) and name in self._scheduler.entries
         }
         for name in sorted(ahead)[:1]:
             others = f" (and so for {len(ahead) - 1} more)" if len(ahead) > 1 else ""

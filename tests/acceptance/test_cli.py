@@ -26,6 +26,7 @@ from example_project.processes import REPOSITORY
 from example_project.servers import Process, Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE
 
+from . import numbers_app
 from .conftest import APP, Site
 
 COMMANDS = (
@@ -156,6 +157,24 @@ def test_run(site: Site) -> None:
     assert entries["seldom"]["next_run_at"] == due["seldom"]
     assert entries["seldom"]["total_run_count"] == 1
     refused(site.zk_beat("run", "seldmo"), NOT_DONE, "'seldmo'", "did you mean seldom?")
+
+
+def test_names_that_are_numbers(site: Site) -> None:
+    """They run, as with Celery's own beat, and the commands know them by their text."""
+    site.app = numbers_app.__name__
+    beats(site, "one")
+    site.wait(lambda history: {"one", "often"} <= {run.task for run in history}, "both")
+
+    def zk_beat(*args: str) -> subprocess.CompletedProcess[str]:
+        return site.zk_beat(*args, beat_schedule=numbers_app.SCHEDULE)
+
+    did(zk_beat("run", "2"), "run 1 of 2, task id")
+    did(zk_beat("history", "2"), "asked for")
+    did(zk_beat("pause", "2"), "2 is paused")
+    told = json.loads(zk_beat("status", "--json").stdout)
+    assert {entry["name"] for entry in told["entries"]} == {"1", "2", "often"}
+    assert {member["schedule"] for member in told["members"]} == {told["schedule"]}
+    did(zk_beat("status"), "paused +2\n")
 
 
 def test_run_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:

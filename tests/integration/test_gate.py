@@ -108,6 +108,23 @@ def test_a_failover_repeats_and_loses_nothing(app: Celery, start: Start, behind:
     check_rhythm(second)
 
 
+def test_names_that_are_no_text(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    configure(app, PERSISTENT, redis_server, tmp_path)
+    schedule = {1: every(PERIOD, "int"), "1": every(PERIOD, "str"), (2, 3): every(PERIOD, "tuple")}
+    first = start(beat_schedule=schedule)
+    turn_until(first, lambda: len(history(app)) == 3)
+    crash(first)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 6)
+    for task, name in (("int", "1 (int)"), ("str", "1"), ("tuple", "(2, 3)")):
+        assert [run.run for run in history(app) if run.task == task] == [1, 2]
+        state = second._ledger.state(name)
+        assert state is not None
+        assert state.total_run_count == 2
+
+
 def test_what_was_due_meanwhile_runs_once(app: Celery, start: Start, behind: str) -> None:
     first = start(beat_schedule={"e": every(PERIOD)})
     turn_until(first, lambda: len(history(app)) == 1)

@@ -4,6 +4,7 @@ where the hour matters."""
 from __future__ import annotations
 
 import collections
+import enum
 import json
 import queue
 import socket
@@ -19,6 +20,7 @@ import redis
 from celery import Celery
 from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedstate, schedule
+from django.utils.functional import lazystr
 from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler, broker, election, schedulers
@@ -32,6 +34,14 @@ from tests.faults import Road
 from tests.history import check
 
 from .conftest import LONG_AGO, Clock, Make, every, history, turn
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Word(str, enum.Enum):
+    FOUR = "four"
 
 
 def test_lazy_opens_nothing(app: Celery) -> None:
@@ -120,6 +130,57 @@ def test_added_later(app: Celery, make: Make) -> None:
             return len(history(app)) > before
 
         wait_until(ran, PATIENCE, "a run")
+
+
+def test_names_that_are_no_text(app: Celery, make: Make) -> None:
+    """Celery's own beat takes anything for a name."""
+    names = [1, "two", Colour.RED, Word.FOUR, ("five", 5), None, 7.5, b"eight", lazystr("nine")]
+    schedule = {
+        name: every(3600, f"task {n}", last_run_at=LONG_AGO) for n, name in enumerate(names)
+    }
+    scheduler = make(beat_schedule=schedule)
+    turn(scheduler)
+    assert sorted(message.task for message in history(app)) == sorted(
+        f"task {n}" for n in range(len(names))
+    )
+    texts = ["1", "two", str(Colour.RED), "four", "('five', 5)", "None", "7.5", "b'eight'", "nine"]
+    assert set(scheduler.entries) == set(texts)
+    assert all(scheduler._ledger.state(text).total_run_count == 1 for text in texts)
+    assert set(scheduler.schedule) == set(names)  # for hooks and programs: as in Celery
+
+
+def test_names_with_the_same_text(
+    app: Celery, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both run; one has another name here, whichever came first, and the log says so, once."""
+    for n, names in enumerate(([1, "1"], ["1", 1])):
+        schedule = {each: every(3600, repr(each), last_run_at=LONG_AGO) for each in names}
+        scheduler = make(beat_schedule=schedule, zk_beat_root=f"{app.conf.zk_beat_root}{n}")
+        turn(scheduler)
+        turn(scheduler)
+        assert {name: entry.task for name, entry in scheduler.entries.items()} == {
+            "1": "'1'",
+            "1 (int)": "1",
+        }
+        said = [each.getMessage() for each in caplog.records if "have this name" in each.message]
+        assert said == ["1: two entries have this name: one of them is '1 (int)' here"]
+        caplog.clear()
+    assert sorted(message.task for message in history(app)) == ["'1'", "'1'", "1", "1"]
+
+
+def test_a_name_without_a_text(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Left out, with a line: it harms no other."""
+
+    class Silent:
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    schedule = {"e": every(3600, "e", last_run_at=LONG_AGO), Silent(): every(0.1, "silent")}
+    turn(make(beat_schedule=schedule))
+    assert [message.task for message in history(app)] == ["e"]
+    assert (
+        "of type test_a_name_without_a_text.<locals>.Silent, has no text: no words" in caplog.text
+    )
 
 
 def test_is_due_raises(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,9 +355,8 @@ def test_the_same_run_has_the_same_id(app: Celery, make: Make) -> None:
     one = make(beat_schedule=entries)
     turn(one)
     two = ZooKeeperScheduler(app=app)
-    runs = [
-        one._run_of(entry, next(entry)) for entry in ZooKeeperScheduler(app=app).schedule.values()
-    ]
+    known = ZooKeeperScheduler(app=app).entries
+    runs = [one._run_of(name, entry, next(entry)) for name, entry in known.items()]
     assert [one.task_id(run.entry, run.number) for run in runs] == [
         two.task_id(run.entry, run.number) for run in runs
     ]
