@@ -37,11 +37,10 @@ from .errors import (
 from .errors import Conflict as _Conflict
 from .log import get_logger
 from .security import Access
-from .session import Check, Create, Delete, Operation, SetData, ZooKeeperSession
+from .session import Check, Create, Delete, Node, Operation, SetData, ZooKeeperSession
 from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
 from .version import __version__
 from .znodes import (
-    LAST_EPOCH,
     EpochRecord,
     MasterRecord,
     MemberRecord,
@@ -50,6 +49,7 @@ from .znodes import (
     TermRecord,
     decode_masters,
     encode_masters,
+    next_era,
     to_text,
 )
 
@@ -75,10 +75,13 @@ class Reign:
 
     Attributes:
         epoch: the fencing token; grows with every election under this root.
+        era: when it was elected, by ZooKeeper's clock, as ISO 8601 UTC; grows with every election,
+            also where the epochs begin anew: after the root was deleted, or restored from a copy.
         connection: the connection on which ZooKeeper last said so.
     """
 
     epoch: int
+    era: str
     connection: int
 
 
@@ -154,8 +157,6 @@ class MasterElection:
         #: The connection on which what is read is no older than what this session has written.
         self._caught_up = 0
         self._master: MasterRecord | None = None
-        #: The epoch as it was last seen, None when it may have moved on.
-        self._last_epoch: int | None = None
         self._elected_epoch = 0
         self._member_state: tuple[int, str] | None = None
         #: On time.monotonic(): when the member znode is to be written anew.
@@ -232,6 +233,13 @@ class MasterElection:
         """The fencing token of this master, None on a standby. No network."""
         reign = self.reign
         return None if reign is None else reign.epoch
+
+    @property
+    def era(self) -> str | None:
+        """When this master was elected, ISO 8601 UTC, None on a standby. No network. Receivers that
+        compare (`era`, `epoch`) also bear the loss of ZooKeeper's data."""
+        reign = self.reign
+        return None if reign is None else reign.era
 
     @property
     def master(self) -> MasterRecord | None:
@@ -486,10 +494,9 @@ class MasterElection:
                     self._schedule,
                 )
         self._master = seen
-        self._last_epoch = seen.epoch if 0 < seen.epoch <= LAST_EPOCH else None
         # What was read may be old, and this be refused: then the watch that was armed tells.
-        epoch, leave = self._last_epoch, Delete(self.paths.master, node.version)
-        if heir == self.id and epoch is not None and self._elect(epoch, leave):
+        leave = Delete(self.paths.master, node.version)
+        if heir == self.id and self._contend(leave, of=seen.epoch):
             return self._settle()
         return True
 
@@ -497,7 +504,8 @@ class MasterElection:
         """The master znode, at this version, is of our session: begin a reign, if the epoch is ours
         too. If there is an heir, its time is over."""
         node = self.session.read(self.paths.epoch)
-        if node is None or self._made_by(node.data) != self._session_name():
+        made = None if node is None else self._decoded(node)
+        if node is None or made is None or made.session != self._session_name():
             # Somebody wrote the epoch by hand: nothing may be done under it, so start afresh. Or
             # the heir was elected just now: its znode has another version.
             self._demote(f"{self.paths.epoch} is not as this master left it")
@@ -509,8 +517,7 @@ class MasterElection:
             seen = replace(seen, heir=None)
             stay = SetData(self.paths.master, seen.encode(), version)
             self.session.commit(Check(self.paths.epoch, node.version), stay)
-        reign = Reign(node.version, connection)
-        self._last_epoch = node.version
+        reign = Reign(node.version, made.era, connection)
         self._master = seen
         if self._reign != reign:
             self._demote("reconnected")
@@ -521,45 +528,51 @@ class MasterElection:
             logger.info("%s: %s is master, epoch %d", how, self.id, reign.epoch)
             self._call(self._on_elected, reign.epoch)
 
-    def _made_by(self, epoch: bytes) -> str | None:
-        """The session that made an epoch; None where that is not to be understood."""
+    def _decoded(self, epoch: Node) -> EpochRecord | None:
+        """Who made an epoch; None where nobody has yet, or it cannot be understood."""
         try:
-            return EpochRecord.decode(self.paths.epoch, epoch).session
+            return EpochRecord.decode(self.paths.epoch, epoch.data) if epoch.data else None
         except RootError as exc:
             logger.warning("%s", exc)
             return None
 
-    def _contend(self) -> None:
-        """Tries to become master; whether it worked is for :meth:`_settle` to read."""
-        epoch = self._last_epoch
-        if epoch is None:
-            node = self.session.read(self.paths.epoch)
-            if node is None:
-                raise _Conflict(self.paths.epoch, "missing")
-            epoch = node.version
-        self._elect(epoch)
+    def _contend(self, *before: Operation, of: int | None = None) -> bool:
+        """Tries to become master. Whether it worked is for :meth:`_settle` to read.
 
-    def _elect(self, epoch: int, *before: Operation) -> bool:
-        """The election: the one transaction that makes a master, after `epoch`. Whether it was
-        not refused."""
-        self._last_epoch = None
+        Args:
+            before: makes room for it, in the same transaction.
+            of: the epoch of the master that names this successor; where that is over, nothing is
+                tried.
+
+        Returns:
+            whether it was not refused.
+        """
+        epoch = self.session.read(self.paths.epoch)
+        if epoch is None:
+            raise _Conflict(self.paths.epoch, "missing")
+        return of in (None, epoch.version) and self._elect(epoch, *before)
+
+    def _elect(self, last: Node, *before: Operation) -> bool:
+        """The election: the one transaction that makes a master, after the `last` epoch. Whether it
+        was not refused."""
+        made = self._decoded(last)
+        era = next_era("" if made is None else made.era, self.session.server_time)
         mine = MasterRecord(
             self.id,
             socket.gethostname(),
             os.getpid(),
             _now(),
-            epoch + 1,
+            last.version + 1,
             __version__,
             self._schedule,
             None,
         )
+        epoch = EpochRecord(self.id, self._session_name(), era)
         try:
             self.session.commit(
                 *before,
                 Create(self.paths.master, mine.encode(), ephemeral=True),
-                SetData(
-                    self.paths.epoch, EpochRecord(self.id, self._session_name()).encode(), epoch
-                ),
+                SetData(self.paths.epoch, epoch.encode(), last.version),
             )
         except _Conflict as exc:
             if exc.path not in (self.paths.master, self.paths.epoch):
@@ -631,6 +644,8 @@ class MasterElection:
         for path in (self.paths.root, self.paths.epoch, self.paths.members, self.paths.runs):
             self.session.ensure(path)
         self._claim_root()
+        # For an answer with ZooKeeper's time in it: each session may be with another server.
+        self.session.commit(SetData(self.paths.members, b""))
         if not self._saw_rights:
             self._look_at_rights()
             self._saw_rights = True
@@ -746,8 +761,7 @@ class MasterElection:
         ).encode()
         node = self.session.read(path)
         if node is None:
-            # Written twice, for an answer with the server's time in it.
-            self.session.commit(Create(path, data, ephemeral=True), SetData(path, data))
+            self.session.commit(Create(path, data, ephemeral=True))
         elif node.owner == self.session.id:
             self.session.commit(SetData(path, data))
         else:

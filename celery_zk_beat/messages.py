@@ -11,6 +11,7 @@ import functools
 import hashlib
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -25,6 +26,8 @@ from celery.beat import (
 from celery.signals import after_task_publish, before_task_publish
 from celery.utils.nodenames import anon_nodename
 
+from .runs import milliseconds
+
 #: Whether it is the release of Celery whose way is known.
 _KNOWN = VERSION[:2] == (5, 7)
 #: What an entry and its task may ask for of a message that is made in the short way.
@@ -35,10 +38,16 @@ _PLAIN = {
 }
 
 
-def task_id(root: str, entry: str, number: int) -> str:
-    """That of a run: the same whoever publishes it, below the same root."""
+def task_id(root: str, entry: str, number: int, due: datetime) -> str:
+    """That of a run: the same whoever publishes it, and never that of another run. Of two runs of
+    one number, as after the root was deleted, the instants differ.
+
+    Args:
+        root: the whole path, with the chroot.
+        due: aware; counts in milliseconds, as in the history.
+    """
     # What uuid.uuid5() does, but any text can be an entry's name.
-    name = f"{entry}/{number}".encode("utf-8", "surrogatepass")
+    name = f"{entry}/{number}/{milliseconds(due)}".encode("utf-8", "surrogatepass")
     digest = hashlib.sha1(_namespace(root) + name, usedforsecurity=False).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"

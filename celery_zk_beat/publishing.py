@@ -44,7 +44,7 @@ class Dispatcher(Protocol):
     def entries(self) -> Mapping[str, Any]:
         """By name."""
 
-    def task_id(self, entry: str, number: int) -> str:
+    def task_id(self, entry: str, number: int, due: datetime) -> str:
         """That of a run."""
 
     def may_publish(self, run: Run) -> bool:
@@ -189,12 +189,14 @@ class Publisher:
         number, reign = run.number, self._ledger.reign
         assert reign is not None
         header = {
+            "entry": run.entry,
+            "era": reign.era,
             "epoch": reign.epoch,
             "run": number,
             "due": to_text(run.due),
             "master": self._dispatcher.settings.id,
         }
-        task_id = self._dispatcher.task_id(run.entry, number)
+        task_id = self._dispatcher.task_id(run.entry, number, run.due)
         entry = addressed(self._dispatcher.entries[run.entry], task_id, header)
         logger.info("Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, number)
         send(entry, lambda: _wait_until_due([run]))
@@ -226,7 +228,7 @@ class Publisher:
             run=run.number,
             due=run.due,
             epoch=epoch,
-            task_id=self._dispatcher.task_id(run.entry, run.number),
+            task_id=self._dispatcher.task_id(run.entry, run.number, run.due),
         )
 
     def _note_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:

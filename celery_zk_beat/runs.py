@@ -45,7 +45,7 @@ class PastRun(NamedTuple):
     def of(
         cls, number: int | None, due: datetime, at: datetime, epoch: int, note: str | None = None
     ) -> PastRun:
-        return cls(number, _milliseconds(due), _milliseconds(at), epoch, note)
+        return cls(number, milliseconds(due), milliseconds(at), epoch, note)
 
     @property
     def due(self) -> datetime:
@@ -201,7 +201,8 @@ def _decode_past(item: Any) -> PastRun | None:
     return PastRun(number, due_ms, at_ms, epoch, text)
 
 
-def _milliseconds(instant: datetime) -> int:
+def milliseconds(instant: datetime) -> int:
+    """Since 1970, rounded down; of an aware datetime."""
     return (instant - _EPOCH) // _MILLISECOND
 
 

@@ -54,7 +54,7 @@ from .timetable import (
     shown,
     to_utc,
 )
-from .znodes import page_of, to_text
+from .znodes import Paths, page_of, to_text
 
 logger = get_logger(__name__)
 
@@ -120,6 +120,7 @@ class ZooKeeperScheduler(Scheduler):
             self._gated_class = self._find_class(kwargs.get("lazy", False))
         except SettingsError as exc:
             raise SystemExit(f"celery beat: {exc}") from None
+        self._root = Paths.of(self.settings.hosts, self.settings.root).root
         #: With which Celery makes a scheduler.
         self._arguments = {"app": app, **kwargs, "lazy": False}
         self._gated: Gated | None = None
@@ -632,7 +633,7 @@ class ZooKeeperScheduler(Scheduler):
         now = datetime.now(timezone.utc)
         number = state.total_run_count + 1
         run = Run(name, number, now, now, self._ledger.reign.epoch, True, state.key)
-        answer = Answer(True, "claimed", number, self.task_id(name, number))
+        answer = Answer(True, "claimed", number, self.task_id(name, number, now))
         self._claim_runs([run], request.answer(answer))
         if self._gated is None:
             entry.total_run_count = number
@@ -906,11 +907,11 @@ class ZooKeeperScheduler(Scheduler):
 
     # What the publisher asks: see publishing.py ---------------------------------------------------
 
-    def task_id(self, entry: str, number: int) -> str:
+    def task_id(self, entry: str, number: int, due: datetime) -> str:
         """The same for the same run, whoever publishes it, and whoever asks."""
         known = self.entries.get(entry)
         own = known.options.get("task_id") if known is not None else None
-        return str(own) if own else task_id(self.settings.root, entry, number)
+        return str(own) if own else task_id(self._root, entry, number, due)
 
     def may_publish(self, run: Run) -> bool:
         return run.entry in self.entries and (run.extra or not self._control.holds(run.entry))

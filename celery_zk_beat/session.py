@@ -250,6 +250,17 @@ class ZooKeeperSession:
         #: Seconds by which this machine's clock is at least ahead of (or, below 0, behind) the
         #: server's, by the last write; 0 as long as none shows it.
         self.clock_offset = 0.0
+        #: What the server's clock said at the last write, and when that was, on :func:`boottime`.
+        self._server_clock: tuple[float, float] | None = None
+
+    @property
+    def server_time(self) -> float:
+        """What the server's clock says now, seconds since 1970, going by the last write; what this
+        machine's says, as long as there was none. Any thread may ask."""
+        if self._server_clock is None:
+            return time.time()
+        server, at = self._server_clock
+        return server + boottime() - at
 
     @property
     def connected(self) -> bool:
@@ -438,6 +449,7 @@ class ZooKeeperSession:
     def compare_clocks(self, before: float, server: float, after: float) -> None:
         """Notes the time at which the server made a write, between two of this machine's; all in
         seconds since 1970. Warns, once, of a difference that matters."""
+        self._server_clock = server, boottime()
         was_off = abs(self.clock_offset) > CLOCK_TOLERANCE
         # The server's clock is read in milliseconds.
         self.clock_offset = max(0.0, before - server - 0.001) or min(0.0, after - server)

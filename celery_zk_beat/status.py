@@ -488,7 +488,11 @@ class Reader:
                 at=run.at,
                 epoch=run.epoch,
                 by=ids.get(run.epoch),
-                task_id=None if run.number is None else self._scheduler.task_id(name, run.number),
+                task_id=(
+                    None
+                    if run.number is None
+                    else self._scheduler.task_id(name, run.number, run.due)
+                ),
                 note=run.note,
             )
             for run, name in past

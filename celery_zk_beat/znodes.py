@@ -6,14 +6,16 @@ before it; a record of an unknown format is refused by name, never guessed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from reprlib import Repr
 from typing import Any, TypeVar
 
@@ -21,8 +23,6 @@ from .errors import RootError
 from .settings import quote_name
 
 FORMAT = 1
-#: ZooKeeper counts versions with a signed 32-bit number.
-LAST_EPOCH = 2**31 - 1
 #: What every reader of JSON can hold.
 LARGEST_NUMBER = 2**53 - 1
 #: How many masters are remembered.
@@ -178,10 +178,12 @@ class MasterRecord(Record):
 
 @dataclass(frozen=True)
 class EpochRecord(Record):
-    """Who made the epoch that the znode's version numbers. `session` in hexadecimal."""
+    """Who made the epoch that the znode's version numbers. `session` in hexadecimal; `era` as
+    :func:`next_era` makes it."""
 
     id: str
     session: str
+    era: str
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,20 @@ class TermRecord(Record):
     since: str
     until: str | None
     why: str | None
+
+
+def next_era(last: str, now: float) -> str:
+    """The era of an epoch, ISO 8601 UTC to the millisecond; such texts sort as their instants.
+
+    Args:
+        last: that of the epoch before; what is none counts as none.
+        now: seconds since 1970, by ZooKeeper's clock. It alone has the eras grow where `last` was
+            lost with the root; `last` has them grow where that clock was set back.
+    """
+    era = datetime.fromtimestamp(math.floor(now * 1000) / 1000, timezone.utc)
+    with contextlib.suppress(ValueError, OverflowError):
+        era = max(era, from_text(last) + timedelta(milliseconds=1))
+    return to_text(era)
 
 
 def encode_masters(terms: Sequence[TermRecord]) -> bytes:

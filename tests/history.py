@@ -27,6 +27,8 @@ class Message:
     epoch: int
     due: datetime
     master: str
+    era: str = ""
+    entry: str = ""
 
 
 def messages(broker: str, queue: str = "celery") -> list[Message]:
@@ -50,7 +52,16 @@ def all_headers(broker: str, queue: str = "celery") -> list[dict[str, Any]]:
 def _message(headers: dict[str, Any]) -> Message:
     mark = headers["zk_beat"]
     due = from_text(mark["due"])
-    return Message(headers["task"], headers["id"], mark["run"], mark["epoch"], due, mark["master"])
+    return Message(
+        headers["task"],
+        headers["id"],
+        mark["run"],
+        mark["epoch"],
+        due,
+        mark["master"],
+        mark["era"],
+        mark["entry"],
+    )
 
 
 def late(history: Sequence[Message]) -> list[Message]:

@@ -186,7 +186,7 @@ def test_written_by_hand(candidate: Candidate, client: KazooClient) -> None:
     client.set(one.paths.epoch, client.get(one.paths.epoch)[0])
     one.recheck()
     until(lambda: one.epoch == 2, "the epoch as it is")
-    client.set(one.paths.epoch, EpochRecord("stranger", "0x0").encode())
+    client.set(one.paths.epoch, EpochRecord("stranger", "0x0", "").encode())
     one.recheck()
     until(lambda: (one.epoch or 0) > 3, "a new election")
     client.set(one.paths.epoch, b"not JSON")
@@ -482,13 +482,15 @@ def test_answer_lost(candidate: Candidate, road: Road, client: KazooClient) -> N
     zero = elect(candidate("zero"))
     one = candidate("one", road.hosts, session_timeout=10.0)
     one.start(PATIENCE)
+    epoch = one.session.read(one.paths.epoch)
+    assert epoch is not None
     road.block_answers()
     # It cannot see this through the blocked road, so have it contend by itself.
     zero.stop()
 
     def contend() -> None:
         with contextlib.suppress(Uncertain):
-            one._contend()
+            one._elect(epoch)
 
     contending = threading.Thread(target=contend)
     contending.start()

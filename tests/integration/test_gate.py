@@ -193,7 +193,7 @@ def test_a_run_that_was_claimed_and_not_published(app: Celery, start: Start, beh
     run = history(app)[0]  # and the next, if that is due already
     assert (run.run, run.due, run.epoch) == (1, claimed["e"].due, 2)
     assert check(history(app)) == []
-    assert run.id == first.task_id("e", 1)
+    assert run.id == first.task_id("e", 1, run.due)
 
 
 def test_pauses(app: Celery, start: Start, behind: str) -> None:

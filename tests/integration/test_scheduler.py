@@ -355,19 +355,16 @@ def test_the_same_run_has_the_same_id(app: Celery, make: Make) -> None:
     one = make(beat_schedule=entries)
     turn(one)
     two = ZooKeeperScheduler(app=app)
-    known = ZooKeeperScheduler(app=app).entries
-    runs = [one._run_of(name, entry, next(entry)) for name, entry in known.items()]
-    assert [one.task_id(run.entry, run.number) for run in runs] == [
-        two.task_id(run.entry, run.number) for run in runs
-    ]
-    assert {message.id for message in history(app)} == {
-        one.task_id(run.entry, run.number) for run in runs
-    }
     app.conf.zk_beat_root += "-other"
     other = ZooKeeperScheduler(app=app)
-    assert not {other.task_id(run.entry, run.number) for run in runs} & {
-        two.task_id(run.entry, run.number) for run in runs
-    }
+    sent = history(app)
+    assert {message.task for message in sent} == {"a", "a/1"}
+    for of in sent:
+        assert one.task_id(of.entry, of.run, of.due) == of.id
+        assert two.task_id(of.entry, of.run, of.due) == of.id
+        assert two.task_id(of.entry, of.run, of.due + timedelta(seconds=1)) != of.id
+        assert two.task_id(of.entry, of.run + 1, of.due) != of.id
+        assert other.task_id(of.entry, of.run, of.due) != of.id
 
 
 def test_claimed_and_not_published(

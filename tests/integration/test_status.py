@@ -285,7 +285,7 @@ def test_history(
     everything = reader.history(None, 1000)
     assert tuple(everything[: len(seen.recent)]) == seen.recent
     assert [run.at for run in everything] == sorted((run.at for run in everything), reverse=True)
-    assert everything[0].task_id == scheduler.task_id("often", 30)
+    assert everything[0].task_id == scheduler.task_id("often", 30, everything[0].due)
     often = reader.history("often", 1000)
     assert often == [run for run in everything if run.entry == "often"]
     assert reader.history("often", 3) == often[:3]

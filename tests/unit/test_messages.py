@@ -6,6 +6,7 @@ import functools
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -373,8 +374,10 @@ def test_a_soft_limit_above_the_hard_one(app: Any) -> None:
         Site(app).sent(send, entry_of(app, "wrong"))
 
 
-@given(st.text(), st.integers(1))
-def test_task_id(entry: str, number: int) -> None:
-    """That of the releases before: a UUID of version 5."""
+@given(st.text(), st.integers(1), st.integers(0, 10**12))
+def test_task_id(entry: str, number: int, ms: int) -> None:
+    """A UUID of version 5, of root, entry, number and instant, as others can make it, too."""
     namespace = uuid.uuid5(uuid.NAMESPACE_URL, "celery-zk-beat:/root")
-    assert task_id("/root", entry, number) == str(uuid.uuid5(namespace, f"{entry}/{number}"))
+    due = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(milliseconds=ms, microseconds=7)
+    expected = str(uuid.uuid5(namespace, f"{entry}/{number}/{ms}"))
+    assert task_id("/root", entry, number, due) == expected

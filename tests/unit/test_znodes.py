@@ -17,6 +17,7 @@ from celery_zk_beat.znodes import (
     decode,
     encode,
     from_text,
+    next_era,
     page_of,
     to_text,
 )
@@ -70,6 +71,25 @@ def test_what_is_no_record_is_refused_by_name(data: bytes) -> None:
     """Never guessed, never a traceback of json: the message names the znode."""
     with pytest.raises(RootError, match="/some/path"):
         RootRecord.decode("/some/path", data)
+
+
+@pytest.mark.parametrize(
+    ("last", "era"),
+    [
+        ("", "2026-11-29T12:00:00.500000+00:00"),
+        ("2026-11-29T11:00:00.000000+00:00", "2026-11-29T12:00:00.500000+00:00"),
+        # The clock was set back, or that of another server is behind.
+        ("2026-11-29T13:00:00.000000+00:00", "2026-11-29T13:00:00.001000+00:00"),
+        # Written by a stranger.
+        ("soon", "2026-11-29T12:00:00.500000+00:00"),
+        ("2026-11-29T13:00:00", "2026-11-29T12:00:00.500000+00:00"),
+        ("9999-12-31T23:59:59.999999+00:00", "2026-11-29T12:00:00.500000+00:00"),
+    ],
+)
+def test_eras_grow(last: str, era: str) -> None:
+    """With ZooKeeper's clock, and without it."""
+    now = datetime(2026, 11, 29, 12, 0, 0, 500_999, tzinfo=timezone.utc).timestamp()
+    assert next_era(last, now) == era
 
 
 def test_what_an_earlier_release_did_not_write() -> None:
