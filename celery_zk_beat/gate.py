@@ -24,6 +24,7 @@ from celery.utils.imports import symbol_by_name
 
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger
+from .messages import without_result
 from .runs import RunState
 from .session import boottime
 from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc
@@ -190,7 +191,9 @@ class Gated(Scheduler):
             celery.beat.SchedulingError: as Celery's own.
         """
         until_due()
-        super().apply_async(entry, producer=self.gate.producer, advance=False)
+        producer = self.gate.producer
+        with without_result(self.app, producer, entry.options["task_id"]):
+            super().apply_async(entry, producer=producer, advance=False)
 
     @property
     def _is_redbeat(self) -> bool:

@@ -7,10 +7,11 @@ schedule seldom has.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from types import FunctionType, MethodType
 from typing import Any
@@ -108,7 +109,8 @@ class Sender:
         options = self._plain_options(entry, task) if self._is_short else None
         if options is None:
             until_due()
-            self._scheduler.apply_async(entry, producer=self._producer, advance=False)
+            with without_result(self._app, self._producer, entry.options["task_id"]):
+                self._scheduler.apply_async(entry, producer=self._producer, advance=False)
             return
         if self._has_routes or self._is_watched or _is_lazy(entry):
             until_due()
@@ -166,10 +168,57 @@ class Sender:
             **self._same,
             **options,
         )
+        # Celery would tell the result backend now, and make a result object: see without_result().
         with self._producer.connection._reraise_as_library_errors():
-            if not ignored:
-                app.backend.on_task_call(self._producer, task_id)
             app.amqp.send_task_message(self._producer, name, message, **options)
+
+
+@contextlib.contextmanager
+def without_result(app: Any, producer: Any, task_id: str) -> Iterator[None]:
+    """While Celery sends a message within, the result backend of the app is not used for it.
+
+    Nobody reads the result of a run in beat. So beat must not subscribe to it (in Redis that would
+    stay for ever), and must not wait for a backend that is away.
+    """
+    backend = _Backend(app, producer, task_id)
+    app._backend = backend
+    try:
+        yield
+    finally:
+        if backend.thread_safe:
+            app._backend_cache = backend.real
+        else:
+            app._local.backend = backend.real
+
+
+class _Backend:
+    """Stands for the result backend while a message is sent. It passes on everything that does not
+    belong to this message, and makes the real backend only for that."""
+
+    def __init__(self, app: Any, producer: Any, task_id: str) -> None:
+        #: Celery asks this to learn whether all threads, or this one, are to use the backend.
+        self.thread_safe = bool(app.conf.get("result_backend_thread_safe"))
+        self.real = app._backend
+        self._app, self._producer, self._task_id = app, producer, task_id
+
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
+        if producer is self._producer or task_id == self._task_id:
+            return {}
+        return self._made().on_task_call(producer, task_id)
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """Celery calls this when a result object is thrown away."""
+        if self.real is None or result.id == self._task_id:
+            return result
+        return self.real.remove_pending_result(result)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made(), name)
+
+    def _made(self) -> Any:
+        if self.real is None:
+            self.real = self._app._get_backend()
+        return self.real
 
 
 def _is_lazy(entry: Any) -> bool:

@@ -7,12 +7,13 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from celery import VERSION, Celery, Task
 from celery.app.amqp import AMQP
 from celery.app.routes import Router
+from celery.backends.base import DisabledBackend
 from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import after_task_publish, before_task_publish
 from hypothesis import given
@@ -47,9 +48,8 @@ class Site:
             self.producer.channel._purge(queue)
 
     def sent(self, way: Callable[..., object], entry: Any) -> list[Any]:
-        """The message as the broker has it, and what signals and the result backend were told."""
+        """The message as the broker has it, and what signals were told."""
         told: list[Any] = []
-        self.app.backend.on_task_call = lambda _, task_id: told.append(("backend", task_id))
 
         def note(signal: Any, sender: Any, **more: Any) -> None:
             told.append((signal.name, sender, json.loads(json.dumps(more, default=repr))))
@@ -157,6 +157,84 @@ def test_what_takes_more(app: Any, options: dict[str, Any]) -> None:
     """Options that Celery's ``send_task`` looks at."""
     Site(app).sent(send, entry_of(app, "plain", options=options))
     assert app.long == 1
+
+
+class Backend(DisabledBackend):  # type: ignore[misc]
+    """A result backend that notes what it is told; where it is made, and for which messages."""
+
+    made = 0
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        type(self).made += 1
+        super().__init__(*args, **kwargs)
+
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
+        self.calls.append(task_id)
+
+    def remove_pending_result(self, result: Any) -> Any:
+        self.calls.append(f"no more {result.id}")
+
+
+@pytest.fixture(params=[False, True])
+def backend(request: Any, app: Any) -> type[Backend]:
+    """That of the app, not yet made; each thread has its own, or all have one."""
+    app.conf.update(result_backend=Backend, result_backend_thread_safe=request.param)
+    Backend.made = 0
+    Backend.calls.clear()
+    return Backend
+
+
+#: Options with which messages are made in the short way, and in Celery's.
+WAYS = [{}, {"expires": 60}]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_the_result_backend_takes_no_part(
+    app: Any, backend: type[Backend], options: dict[str, Any]
+) -> None:
+    """Nothing subscribes to the result, and a backend that cannot be made does not matter."""
+    site = Site(app)
+    for task in "plain", "quiet", "far.away":
+        site.sent(send, entry_of(app, task, options=options))
+    assert (backend.made, backend.calls) == (0, [])
+    assert isinstance(app.backend, Backend)
+    site.sent(send, entry_of(app, "plain", options=options))
+    assert (backend.made, backend.calls) == (1, [])
+    assert isinstance(app.backend, Backend)
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_what_users_send_meanwhile(
+    app: Any, backend: type[Backend], options: dict[str, Any]
+) -> None:
+    """A function that makes an argument may wait for the result of another task."""
+    other = BeatLazyFunc(lambda: app.tasks["plain"].apply_async(task_id="other").id)
+    Site(app).sent(send, entry_of(app, "plain", options=options, args=[other]))
+    assert backend.calls == ["other", "no more other"]
+    assert isinstance(app.backend, Backend)
+
+
+def test_a_task_that_takes_another_producer(app: Any, backend: type[Backend]) -> None:
+    class Own(Task):  # type: ignore[misc]
+        def apply_async(self, *args: Any, producer: Any = None, **kwargs: Any) -> Any:
+            return super().apply_async(*args, **kwargs)
+
+    app.task(shared=False, name="own", base=Own)(plain)
+    Site(app).sent(send, entry_of(app, "own"))
+    assert backend.calls == []
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_no_queue_for_replies(app: Any, options: dict[str, Any]) -> None:
+    """With the backend that has one, Celery declares it when a task is called."""
+    app.conf.result_backend = "rpc://"
+    site = Site(app)
+    queues = set(site.producer.channel.queues)
+    site.sent(send, entry_of(app, "plain", options=options))
+    assert set(site.producer.channel.queues) <= queues | {"celery"}
+    site.sent(long_way, entry_of(app, "plain", options=options))
+    assert set(site.producer.channel.queues) - queues - {"celery"} == {app.thread_oid}
 
 
 def traced(method: Any, calls: list[str]) -> Any:
