@@ -13,6 +13,7 @@ one way on: read ``master`` and ``epoch``, and believe what they say.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import queue
@@ -57,6 +58,9 @@ logger = get_logger(__name__)
 
 #: Seconds for which a master that resigned leaves the field to the others, or to its heir.
 RESIGN_PAUSE = 1.0
+#: Seconds for which a candidate that was useless as master leaves the field to others that are
+#: not: the first time, twice as long each time, and the longest.
+_STAND_BACK, _LONGEST_STAND_BACK = 1.0, 10.0
 #: Seconds between two log lines about a ZooKeeper that does not answer.
 _REMIND_EVERY = 5.0
 #: Most characters of why a time as master ended.
@@ -158,7 +162,7 @@ class MasterElection:
         self._caught_up = 0
         self._master: MasterRecord | None = None
         self._elected_epoch = 0
-        self._member_state: tuple[int, str] | None = None
+        self._member_state: tuple[int, str, str | None] | None = None
         #: On time.monotonic(): when the member znode is to be written anew.
         self._show_at = 0.0
         #: When this candidate was started, as the member znode tells it.
@@ -171,6 +175,12 @@ class MasterElection:
         #: The session that was seen to hold the member znode of this one's name.
         self._namesake = 0
         self._abstain_until = 0.0
+        #: Why this candidate was useless as master, as long as it is taken for that; and how often
+        #: in a row it was.
+        self._useless: str | None = None
+        self._times_useless = 0
+        #: On time.monotonic(): since when nobody is master, while nobody is.
+        self._vacant_since: float | None = None
         self._remind_at = 0.0
         #: What was last complained of, and until when that is not said again.
         self._complaint: tuple[str, float] = ("", 0.0)
@@ -257,6 +267,11 @@ class MasterElection:
         return self._failure
 
     @property
+    def useless(self) -> str | None:
+        """Why this candidate is taken for useless as master, None when it is not. No network."""
+        return self._useless
+
+    @property
     def clock_offset(self) -> float:
         """Seconds by which this machine's clock is at least ahead of ZooKeeper's, below 0: behind;
         0 as long as no answer has shown it."""
@@ -284,6 +299,7 @@ class MasterElection:
         to: str | None = None,
         why: str = "",
         also: Sequence[Operation] = (),
+        useless: bool = False,
     ) -> bool:
         """Gives up the mastership to another candidate and stays as a standby. For a second
         (``RESIGN_PAUSE``) it does not contend; if nobody else has by then, it does again.
@@ -292,18 +308,28 @@ class MasterElection:
             to: id of the candidate that is to be the next master; None: whoever is first.
             why: what is remembered of it, as one line.
             also: is part of the transaction that gives it up.
+            useless: this candidate can do nothing as master. Until :meth:`of_use` it leaves the
+                field to others that can, for a time that grows each time it was useless.
 
         Returns:
             Whether it gave it up; False where it was not master, `to` is no other candidate, `also`
             was refused, or within `timeout` seconds no answer came.
         """
         reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        why = f"resigned: {why}"[:_LONGEST_WHY] if why else "resigned"
-        self._inbox.put(_Resignation(to, why, tuple(also), reply))
+        why = why[:_LONGEST_WHY]
+        self._inbox.put(_Resignation(to, why, tuple(also), useless, reply))
         try:
             return reply.get(timeout=timeout)
         except queue.Empty:
             return False
+
+    def of_use(self) -> None:
+        """This candidate was useless as master, and could do something now."""
+        if self.is_master:
+            self._times_useless = 0
+        if self._useless is not None:
+            self._useless = None
+            self._inbox.put(None)
 
     def recheck(self) -> None:
         """Has it read anew, soon, whether this candidate is master: for a holder of the epoch
@@ -385,13 +411,19 @@ class MasterElection:
         except queue.Empty:
             return
         if resignation is not None:
-            done = self._resign(resignation.to, resignation.why, resignation.also)
+            why = f"resigned: {resignation.why}" if resignation.why else "resigned"
+            done = self._resign(resignation.to, why, resignation.also)
+            if done and resignation.useless:
+                self._times_useless += 1
+                self._useless = resignation.why
+                logger.info("%s leaves it to others to be master, until it can do more", self.id)
             resignation.reply.put(done)
 
     def _turn(self) -> float:
         """Decides the role anew, and says after how many seconds to do so without being told by
         a watch."""
         if not self.session.connected:
+            self._vacant_since = None
             self._demote("the connection to ZooKeeper is lost")
             return self._wait_for_zookeeper()
         self._remind_at = 0.0
@@ -401,11 +433,12 @@ class MasterElection:
         try:
             self._prepare()
             while not self._settle():
-                pause = self._abstain_until - time.monotonic()
+                pause = self._held_back()
                 if pause > 0:
                     # Whoever is elected meanwhile may have this one for its heir.
                     if self.session.exists(self.paths.master, self._on_watch):
                         continue
+                    self._show()
                     return pause
                 self._contend()
             if not self._decided:
@@ -454,11 +487,13 @@ class MasterElection:
             self._caught_up = connection
         node = self.session.read(self.paths.master, watch=self._on_watch)
         if node is None:
+            self._vacant_since = self._vacant_since or time.monotonic()
             self._demote("its znode is gone")
             if self._master is not None:
                 logger.info("master %s is gone - contending", self._master.id)
                 self._master = None
             return False
+        self._vacant_since = None
         try:
             seen = MasterRecord.decode(self.paths.master, node.data)
         except RootError as exc:
@@ -535,6 +570,31 @@ class MasterElection:
         except RootError as exc:
             logger.warning("%s", exc)
             return None
+
+    def _held_back(self) -> float:
+        """Seconds for which this candidate does not contend, though nobody is master."""
+        now = time.monotonic()
+        if now < self._abstain_until or self._useless is None or self._vacant_since is None:
+            return self._abstain_until - now
+        times = min(self._times_useless - 1, 10)
+        patience: float = min(_STAND_BACK * 2**times, _LONGEST_STAND_BACK)
+        left = self._vacant_since + patience - now
+        if left <= 0 or not self._is_another_of_use():
+            return 0.0
+        return min(left, _RETRY_AFTER)  # the other may say meanwhile that it is useless, too
+
+    def _is_another_of_use(self) -> bool:
+        """Whether a beat is there, beside this one, that is not known to be useless."""
+        others = [
+            f"{self.paths.members}/{name}"
+            for name in self.session.children(self.paths.members)
+            if name != quote_name(self.id)
+        ]
+        for path, node in zip(others, self.session.read_all(others)):
+            with contextlib.suppress(RootError):
+                if node is not None and MemberRecord.decode(path, node.data).useless is None:
+                    return True
+        return False
 
     def _contend(self, *before: Operation, of: int | None = None) -> bool:
         """Tries to become master. Whether it worked is for :meth:`_settle` to read.
@@ -745,7 +805,7 @@ class MasterElection:
         another's of the same name is in the way (an earlier session that has not expired yet,
         usually)."""
         state = "master" if self._reign is not None else "standby"
-        shown = (self.session.id, state)
+        shown = (self.session.id, state, useless := self._useless)
         if self._member_state == shown and time.monotonic() < self._show_at:
             return True
         path = self.paths.member(self.id)
@@ -758,6 +818,7 @@ class MasterElection:
             __version__,
             self._schedule,
             _now(),
+            useless,
         ).encode()
         node = self.session.read(path)
         if node is None:
@@ -858,6 +919,7 @@ class _Resignation:
     to: str | None
     why: str
     also: tuple[Operation, ...]
+    useless: bool
     reply: queue.SimpleQueue[bool]
 
 

@@ -80,6 +80,10 @@ _RETRY_AFTER = 1.0
 #: Seconds that a master which is to go gives to publishing what it has claimed; and those that a
 #: stopping beat takes in all, with its notes of what was published.
 _LAST_PUBLISHING, _STOP_PATIENCE = 1.5, 3.0
+#: Why a master is useless; and seconds between two looks of a standby that was, whether it reaches
+#: the broker.
+_NO_BROKER, _NO_SCHEDULER = "nothing could be published", "the scheduler failed"
+_PROBE_EVERY = 1.0
 #: Seconds after which the run states are read anew, as after a take-over.
 _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
@@ -155,6 +159,10 @@ class ZooKeeperScheduler(Scheduler):
         self._announced_epoch = 0
         self._server: Any = None
         self._thread: threading.Thread | None = None
+        #: Looks for the broker, while this is a standby that did not reach it as master.
+        self._prober: threading.Thread | None = None
+        #: Why this beat was useless when it resigned last, and what it had published until then.
+        self._lacked, self._published_before = "", 0
         self._failure: BaseException | None = None
         self._closing = False
         #: On boottime(): until when a stopping beat publishes, and notes what it has published.
@@ -386,6 +394,8 @@ class ZooKeeperScheduler(Scheduler):
             self._forget()
             self._gated_failing_since = None
             self.metrics.outbox = 0
+            if self._election.useless is not None and self._lacked == _NO_BROKER:
+                self._look_for_broker()
             return _LONGEST_WAIT
         try:
             if self._ledger.reign != reign or self._is_time_to_look_again():
@@ -404,7 +414,7 @@ class ZooKeeperScheduler(Scheduler):
             self._forget()
             if isinstance(exc, SchedulerFailed):
                 self._gated_failing_since = self._gated_failing_since or boottime()
-                self._resign_if_useless(self._gated_failing_since, "the scheduler failed")
+                self._resign_if_useless(self._gated_failing_since, _NO_SCHEDULER)
             self._election.recheck()
             return _RETRY_AFTER
 
@@ -511,7 +521,9 @@ class ZooKeeperScheduler(Scheduler):
         left = self._claim() if self._gated is None else self._turn_gated(self._gated)
         self._ledger.confirm()
         self.metrics.outbox = len(self._ledger.outbox)
-        self._resign_if_useless(self._publisher.failing_since, "nothing could be published")
+        if self._lacked == _NO_BROKER and self.metrics.published > self._published_before:
+            self._is_of_use()
+        self._resign_if_useless(self._publisher.failing_since, _NO_BROKER)
         # Where the write before is still on its way: come back for this one, for it is what a
         # crash would repeat.
         if left <= 0:
@@ -814,6 +826,8 @@ class ZooKeeperScheduler(Scheduler):
     def _turn_gated(self, gated: Gated) -> float:
         left = 0.0 if self._control.pauses_stale else gated.turn()
         self._gated_failing_since = None
+        if self._lacked == _NO_SCHEDULER:
+            self._is_of_use()
         if gated.entries is not self._taken:
             self._take_entries(gated)
         return left
@@ -903,7 +917,35 @@ class ZooKeeperScheduler(Scheduler):
             )
             self._hand_over()
             self._gated_failing_since = None
-            self._election.resign(why=f"{what} for {deadline:g} s")
+            self._lacked, self._published_before = what, self.metrics.published
+            self._election.resign(why=f"{what} for {deadline:g} s", useless=True)
+
+    def _is_of_use(self) -> None:
+        self._lacked = ""
+        self._election.of_use()
+
+    def _look_for_broker(self) -> None:
+        """On a thread of its own: a broker may let one wait for long, and this beat is to stop, or
+        to take over, meanwhile."""
+        if self._prober is None or not self._prober.is_alive():
+            self._prober = threading.Thread(target=self._probe, name="zk-beat-probe", daemon=True)
+            self._prober.start()
+
+    def _probe(self) -> None:
+        while not self._closing and self._election.useless is not None and not self.is_open():
+            broker = Broker(self.app, lambda: self._session_timeout, lambda: None)
+            try:
+                reached = broker.producer is not None
+            except Exception as exc:
+                reached = False
+                logger.debug("the broker cannot be reached: %s", exc)
+            with contextlib.suppress(Exception):
+                broker.drop()
+            if reached:
+                logger.info("the broker can be reached again")
+                self._election.of_use()
+                break
+            time.sleep(_PROBE_EVERY)
 
     # What the publisher asks: see publishing.py ---------------------------------------------------
 

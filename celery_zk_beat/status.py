@@ -71,7 +71,8 @@ class Master:
 @dataclass(frozen=True)
 class Member:
     """A beat. `clock_offset`: seconds by which its clock is ahead of the server's, None if it does
-    not tell; `since`: when its process began."""
+    not tell; `since`: when its process began; `useless`: why it could do nothing when it was
+    master, as long as it has not shown that it can."""
 
     id: str
     host: str
@@ -81,6 +82,7 @@ class Member:
     version: str | None
     schedule: str | None
     clock_offset: float | None
+    useless: str | None
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,7 @@ class Reader:
             *_about_master(master, now),
             *_about_pause(paused),
             *_about_clocks(members),
+            *_about_useless(members),
             *_about_schedules(self._digest, members),
             *_about_outbox(outbox, now),
             *self._about_ahead(pages, now),
@@ -387,6 +390,7 @@ class Reader:
                         version=_text_or_none(fields.get("version")),
                         schedule=_text_or_none(fields.get("schedule")),
                         clock_offset=_offset(_instant(fields.get("written")), node),
+                        useless=_text_or_none(fields.get("useless")),
                     )
                 )
         return sorted(members, key=lambda member: (member.state != "master", member.id))
@@ -597,6 +601,12 @@ def _about_clocks(members: Iterable[Member]) -> Iterator[str]:
         if offset is not None and abs(offset) > CLOCK_TOLERANCE:
             side = "ahead of" if offset > 0 else "behind"
             yield f"the clock of {member.id} is {abs(offset):.1f} s {side} ZooKeeper's"
+
+
+def _about_useless(members: Iterable[Member]) -> Iterator[str]:
+    for member in members:
+        if member.useless is not None and member.state != "master":
+            yield f"{member.id} leaves it to others to be master, for as master: {member.useless}"
 
 
 def _about_schedules(digest: str, members: Iterable[Member]) -> Iterator[str]:

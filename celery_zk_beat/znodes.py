@@ -190,7 +190,8 @@ class EpochRecord(Record):
 class MemberRecord(Record):
     """One beat, `state` "master" or "standby", started at `since`; `schedule` is a digest of what
     it would run. `written` is its machine's clock when this was written: the znode's mtime, which
-    is the server's, tells how far the two are apart."""
+    is the server's, tells how far the two are apart. `useless`: why it could do nothing when it was
+    master, as long as it has not shown that it can."""
 
     id: str
     host: str
@@ -200,6 +201,7 @@ class MemberRecord(Record):
     version: str
     schedule: str | None
     written: str
+    useless: str | None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from tests.faults import Road
 from tests.history import all_headers, check
 from tests.rabbitmq import RabbitMQ
 
-from .conftest import APP, Site
+from .conftest import APP, NOBODY, Site
 
 
 def test_one_of_three_dispatches(site: Site) -> None:
@@ -461,6 +461,41 @@ def test_the_master_alone_does_not_reach_the_broker(site: Site, redis_server: Re
         one.wait_for_log("demoted: one was master, epoch 1: resigned", PATIENCE)
         history = site.wait_for_run(two)
         assert len(check(history)) <= 2  # what was on the road when it was cut
+
+
+def test_only_one_reaches_the_broker(site: Site, road: Road) -> None:
+    """Two beats that do not reach it are nearer to ZooKeeper, and do not keep the third out."""
+    site.conf["zk_beat_publish_deadline"] = 2.0
+    for name in ("bad1", "bad2"):
+        bad = site.beat(name, broker_url=NOBODY)
+        bad.wait_for_log("bad1 is master", PATIENCE)
+    road.slow(0.02)
+    good = site.beat("good", zk_beat_hosts=road.hosts)
+    good.wait_for_log("connected to ZooKeeper", PATIENCE)
+    begun = time.monotonic()
+    history = site.wait_for_run(good)
+    assert time.monotonic() - begun < 10.0
+    site.wait(lambda now: now[-1].due > history[-1].due + timedelta(seconds=5), "more runs")
+    assert {message.epoch for message in site.history()} == {history[-1].epoch}
+    warned = site.zk_beat("status").stdout
+    assert "bad1 leaves it to others to be master, for as master: nothing could be" in warned
+
+
+def test_a_standby_that_reaches_the_broker_again(site: Site, redis_server: Redis) -> None:
+    """It resigned for want of it, and then takes over at once."""
+    site.conf["zk_beat_publish_deadline"] = 1.0
+    with Road(redis_server.port) as road:
+        one = site.beat("one", broker_url=f"redis://{road.hosts}/0")
+        site.wait_for_run(one)
+        two = site.beat("two")
+        two.wait_for_log("not elected because one is master", PATIENCE)
+        road.cut()
+        site.wait_for_run(two)
+        road.open()
+        one.wait_for_log("the broker can be reached again", PATIENCE)
+        two.terminate(PATIENCE)
+        site.wait_for_run(one)
+        assert len(check(site.history())) <= 2  # what was on the road when it was cut
 
 
 def test_no_beat_reaches_the_broker(site: Site, redis_server: Redis) -> None:

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,60 @@ def test_resigning_alone(candidate: Candidate) -> None:
     assert one.resign()
     assert one.wait(PATIENCE)
     assert one.epoch == 2
+
+
+def test_who_was_useless_stands_back(candidate: Candidate, client: KazooClient) -> None:
+    """While there is another that may be of use, for a time that grows; not when it can do
+    something again, and not where all are useless."""
+    one = elect(candidate("one"))
+    path = one.paths.member("two")
+    other = MemberRecord("two", "host", 1, "standby", "", "1", None, "", None)
+    client.create(path, other.encode())
+
+    def vacancy(then: Callable[[], object] = lambda: None) -> float:
+        assert one.resign(why="no broker", useless=True)
+        begun = time.monotonic()
+        assert one.useless == "no broker"
+        shown = MemberRecord.decode(path, client.get(one.paths.member("one"))[0])
+        assert shown.useless == "no broker" or shown.state == "master"
+        then()
+        assert one.wait(PATIENCE)
+        return time.monotonic() - begun
+
+    assert vacancy() > 0.9
+    assert vacancy() > 1.9
+    assert vacancy() > 3.9
+    assert vacancy(one.of_use) < 7.9  # by now it were 8
+    assert one.useless is None
+    client.set(path, replace(other, useless="no broker").encode())
+    assert vacancy() < 9.9
+
+
+def test_who_was_useless_does_something(candidate: Candidate, client: KazooClient) -> None:
+    """As master: then the time is forgotten."""
+    one = elect(candidate("one"))
+    other = MemberRecord("two", "host", 1, "standby", "", "1", None, "", None)
+    client.create(one.paths.member("two"), other.encode())
+    for _ in range(2):
+        assert one.resign(why="no broker", useless=True)
+        assert one.wait(PATIENCE)
+    one.of_use()
+    begun = time.monotonic()
+    assert one.resign(why="no broker", useless=True)
+    assert one.wait(PATIENCE)
+    assert time.monotonic() - begun < 3.9  # it were 4
+
+
+def test_the_useless_take_turns(candidate: Candidate) -> None:
+    """Where all are, there is a master nearly all the time."""
+    one, two = elect(candidate("one")), candidate("two")
+    two.start(PATIENCE)
+    for _ in range(3):
+        for master, standby in ((one, two), (two, one)):
+            begun = time.monotonic()
+            assert master.resign(why="no broker", useless=True)
+            assert standby.wait(PATIENCE)
+            assert time.monotonic() - begun < 3.0
 
 
 def test_context_manager(zookeeper: ZooKeeper, root: str, client: KazooClient) -> None:

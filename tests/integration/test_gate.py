@@ -19,8 +19,9 @@ from celery.beat import PersistentScheduler, Scheduler
 from celery_zk_beat import ZooKeeperScheduler, gate
 from celery_zk_beat.control import change_pauses
 from celery_zk_beat.timetable import to_utc
-from example_project.servers import Redis, free_port
+from example_project.servers import Redis, free_port, wait_until
 from tests.conftest import PATIENCE
+from tests.faults import Road
 from tests.history import check
 
 from .conftest import Make, every, history, turn
@@ -295,6 +296,36 @@ class Failing(Scheduler):
         if not self.database.exists():
             raise RuntimeError("no database")
         return super().tick(*args, **kwargs)
+
+
+class Reached(Failing):
+    """Only one beat reaches its database."""
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        if self.gate.settings.id != "good":  # type: ignore[attr-defined]
+            raise RuntimeError("no database")
+        return Scheduler.tick(self, *args, **kwargs)
+
+
+def test_only_one_reaches_the_database(app: Celery, start: Start, road: Road) -> None:
+    """Beats whose scheduler fails do not keep the one out whose scheduler works, though it takes
+    longer to ZooKeeper."""
+    schedule = {"e": every(0.5)}
+    app.conf.zk_beat_scheduler = f"{__name__}:Reached"
+    app.conf.zk_beat_publish_deadline = 0.5
+    bad = [start(beat_schedule=schedule, zk_beat_id=id) for id in ("bad1", "bad2")]
+    road.slow(0.05)
+    good = start(beat_schedule=schedule, zk_beat_id="good", zk_beat_hosts=road.hosts)
+
+    def turn_all() -> bool:
+        for scheduler in (*bad, good):
+            scheduler._turn()
+        return len(history(app)) > 3
+
+    begun = time.monotonic()
+    wait_until(turn_all, PATIENCE, "runs")
+    assert good._election.is_master
+    assert time.monotonic() - begun < 10.0
 
 
 def test_a_scheduler_that_fails(
