@@ -23,15 +23,19 @@ from typing import Any, TypeVar
 
 import click
 from celery.app.utils import find_app
+from celery.beat import Service
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
+from celery.signals import beat_init
+from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from . import text
 from .control import RESIGN, RUN, Answer, Asking, Pauses, RequestRecord, change_pauses
 from .errors import Conflict, RootError, Uncertain, ZkBeatError
+from .log import get_logger
 from .runs import decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .session import ZooKeeperSession, connected
-from .settings import Settings
+from .settings import Settings, as_written, has_settings
 from .status import Master, Reader, Snapshot, plain
 from .znodes import FORMAT, MasterRecord, Paths, page_of, to_text
 
@@ -41,8 +45,11 @@ NOT_DONE = 1
 #: ZooKeeper cannot be reached; a setting, or the command line, is wrong.
 UNREACHABLE = 2
 
+OUR_SCHEDULER = "celery_zk_beat:ZooKeeperScheduler"
 #: How many times a write is tried that others make at the same time.
 _ATTEMPTS = 10
+
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -89,17 +96,50 @@ class _Site:
         self.settings = settings
         self.session = session
         self.paths = Paths.of(settings.hosts, settings.root)
-        self.scheduler = _scheduler(ctx.obj.app)
+        self.scheduler, self._remarks = _scheduler(ctx.obj.app)
+
+    def reader(self, on_change: Callable[[], None] | None = None) -> Reader:
+        return Reader(self.session, self.settings, self.scheduler, on_change, self._remarks)
 
     def read(self) -> Snapshot:
-        return Reader(self.session, self.settings, self.scheduler).read()
+        return self.reader().read()
 
 
-def _scheduler(app: Any) -> ZooKeeperScheduler:
-    """As beat would make it: for its schedule, which the app's modules may add to."""
+def _scheduler(app: Any) -> tuple[ZooKeeperScheduler, list[str]]:
+    """As beat would make it: for its schedule, which the app's modules may add to, and so may a
+    class of the app's own. And what is to be said of it."""
     app.loader.import_default_modules()
     app.finalize()
-    return ZooKeeperScheduler(app)
+    name, shown = app.conf.beat_scheduler, as_written(app.conf, "beat_scheduler")
+    aliases = dict(load_extension_class_names("celery.beat_schedulers"))
+    ours = f"set it to {OUR_SCHEDULER!r}"
+    try:
+        kind = symbol_by_name(name, aliases=aliases)
+        if not issubclass(kind, ZooKeeperScheduler):
+            why = "takes no part in the election, and dispatches everything"
+            remark = f"{shown} = {name!r}: a beat that is started with it {why}; {ours}"
+            return ZooKeeperScheduler(app), [remark]
+        return Service(app, scheduler_cls=kind).scheduler, []
+    except (Exception, SystemExit) as exc:
+        why = f"{type(exc).__name__}: {exc}"
+        remark = f"{shown} = {name!r} cannot be made here, so its entries may be others: {why}"
+        return ZooKeeperScheduler(app), [remark]
+
+
+@beat_init.connect  # type: ignore[untyped-decorator]
+def _say_if_not_ours(sender: Service, **kwargs: Any) -> None:
+    """At the start of each beat, because Celery imports this module for its command line."""
+    kind, conf = type(sender.scheduler), sender.app.conf
+    if not issubclass(kind, ZooKeeperScheduler) and has_settings(conf):
+        logger.critical(
+            "this beat takes no part in the election: its scheduler is %s, which dispatches "
+            "everything, whoever is master; set %s = %r and start it without another -S, or remove "
+            "the settings %s",
+            f"{kind.__module__}:{kind.__qualname__}",
+            as_written(conf, "beat_scheduler"),
+            OUR_SCHEDULER,
+            as_written(conf, "zk_beat_..."),
+        )
 
 
 @contextlib.contextmanager
@@ -229,7 +269,7 @@ def watch(ctx: click.Context, timeout: float) -> None:
     gc.enable()
     news = _News()
     with _site(ctx, timeout, news) as site:
-        reader = Reader(site.session, site.settings, site.scheduler, news.tell)
+        reader = site.reader(news.tell)
         with contextlib.suppress(KeyboardInterrupt):
             show(reader, news.wait, _style(ctx))
 
@@ -495,7 +535,7 @@ def history(
       $ celery -A proj zk-beat history --json --limit 1000
     """
     with _site(ctx, timeout, _News()) as site:
-        reader = Reader(site.session, site.settings, site.scheduler)
+        reader = site.reader()
         snapshot = reader.read()
     if entry is not None:
         _known(snapshot, entry)

@@ -1,10 +1,21 @@
-"""The names of entries as text. Celery takes anything for a name, such as a number; ZooKeeper, the
-log and the commands need text."""
+"""The names of entries as text, the same in each process. Celery takes anything for a name, such as
+a number; ZooKeeper, the log and the commands need text."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import re
 from collections.abc import Iterator, MutableMapping
 from typing import Any
+
+_SIGN = " at 0x"
+_ADDRESS = re.compile(f"{_SIGN}[0-9a-fA-F]+")
+
+
+def without_addresses(shown: str) -> str:
+    """What repr() made, without the addresses of objects, which are others in each process."""
+    return _ADDRESS.sub("", shown) if _SIGN in shown else shown
 
 
 def as_text(name: object) -> str:
@@ -17,41 +28,58 @@ def as_text(name: object) -> str:
 
 
 class NamedByText(MutableMapping[str, Any]):
-    """A schedule of which some names are no text, by their texts; its entries are looked up in it.
+    """A schedule of which some names are no text, or show addresses, by texts that stand for them;
+    its entries are looked up in it.
 
     Args:
         schedule: name to entry.
 
     Attributes:
-        faults: one line for each name that cannot be its own text.
+        faults: one line for each name that has to be another.
     """
 
     def __init__(self, schedule: MutableMapping[Any, Any]) -> None:
         self._schedule = schedule
         self._keys: dict[str, Any] = {}
         self.faults: list[str] = []
-        # Those that are text first: they keep their names whatever else there is.
-        names = list(schedule)
-        for name in sorted(names, key=lambda name: not isinstance(name, str)):
+        for name in sorted(schedule, key=self._turn):
             self._take(name)
         self._texts = {name: text for text, name in self._keys.items()}
+
+    def _turn(self, name: Any) -> tuple[bool, bool, str]:
+        """Those that are text first: they keep their names whatever else there is. Those that
+        differ in addresses alone in an order that does not depend on these."""
+        with contextlib.suppress(Exception):
+            if _SIGN in as_text(name):
+                of = self._schedule[name]
+                shown = repr((of.schedule, of.args, of.kwargs, of.options))
+                return True, not isinstance(name, str), without_addresses(shown)
+        return False, not isinstance(name, str), ""
 
     def _take(self, name: Any) -> None:
         kind = type(name).__qualname__
         try:
-            text = as_text(name)
+            shown = as_text(name)
         except Exception as exc:
-            self.faults.append(
-                f"an entry is left out: its name, of type {kind}, has no text: {exc}"
-            )
+            self.faults.append(f"an entry is left out: its name, a {kind}, has no text: {exc}")
             return
-        if text in self._keys:
-            other, text = text, f"{text} ({kind})"
-            if text in self._keys:
-                self.faults.append(f"{other}: two entries have this name, one of them is left out")
-                return
-            self.faults.append(f"{other}: two entries have this name: one of them is {text!r} here")
+        text = wanted = without_addresses(shown)
+        if wanted != shown:
+            text = self._free(wanted)
+            self.faults.append(
+                f"{text}: so an entry is named here of which the name shows an address, another at "
+                "each start; give it a name of its own (add_periodic_task(..., name=...))"
+            )
+        elif wanted in self._keys:
+            text = self._free(f"{wanted} ({kind})")
+            self.faults.append(
+                f"{wanted}: two entries have this name: one of them is {text!r} here"
+            )
         self._keys[text] = name
+
+    def _free(self, text: str) -> str:
+        numbered = (f"{text} #{number}" for number in itertools.count(2))
+        return next(each for each in itertools.chain([text], numbered) if each not in self._keys)
 
     def text_of(self, name: Any) -> str:
         """The text that stands for a name of the schedule."""
@@ -74,5 +102,7 @@ class NamedByText(MutableMapping[str, Any]):
 
 
 def by_text(schedule: MutableMapping[Any, Any]) -> MutableMapping[str, Any]:
-    """The schedule itself, where all of its names are text."""
-    return NamedByText(schedule) if any(type(name) is not str for name in schedule) else schedule
+    """The schedule itself, where all of its names are text, the same in each process."""
+    if any(type(name) is not str or _SIGN in name for name in schedule):
+        return NamedByText(schedule)
+    return schedule

@@ -262,8 +262,6 @@ class ZooKeeperScheduler(Scheduler):
 
     def _text_of(self, name: Any) -> str:
         """The name, as in :attr:`entries`, of what has `name` in the schedule."""
-        if type(name) is str:
-            return name
         entries = self.entries
         return str(entries.text_of(name) if isinstance(entries, NamedByText) else as_text(name))
 

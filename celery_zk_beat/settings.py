@@ -112,6 +112,16 @@ class Settings:
         return [_PREFIX + name for name in cls.__dataclass_fields__ if name not in ours]
 
 
+def has_settings(conf: Mapping[str, Any]) -> bool:
+    """Whether a configuration has any of ours."""
+    return any(conf.get(name) is not None for name in Settings._names())
+
+
+def as_written(conf: Mapping[str, Any], name: str) -> str:
+    """A setting's name as the user writes it, perhaps ``CELERY_BEAT_SCHEDULER``."""
+    return _Reader(conf).shown(name)
+
+
 class _Reader:
     def __init__(self, conf: Mapping[str, Any]) -> None:
         self._conf = conf

@@ -193,6 +193,7 @@ class Reader:
         on_change: called on kazoo's thread, which it must not block, whenever the next look may
             find something new; not when the connection comes back, which the session tells.
             Without it no watch is set, and every look reads everything.
+        remarks: warnings about the asker.
     """
 
     def __init__(
@@ -201,12 +202,14 @@ class Reader:
         settings: Settings,
         scheduler: ZooKeeperScheduler,
         on_change: Callable[[], None] | None = None,
+        remarks: Iterable[str] = (),
     ) -> None:
         self._session = session
         self._settings = settings
         self._scheduler = scheduler
         self._paths = paths = Paths.of(settings.hosts, settings.root)
         self._on_change = on_change
+        self._remarks = tuple(remarks)
         self._digest = scheduler.digest()
         #: What is always looked at, and what may be missing and come.
         self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
@@ -314,6 +317,7 @@ class Reader:
         past = (each for page in pages for each in page.newest)
         warnings[:0] = [
             *_about_master(master, now),
+            *self._remarks,
             *_about_pause(paused),
             *_about_clocks(members),
             *_about_useless(members),

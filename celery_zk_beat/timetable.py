@@ -12,6 +12,8 @@ import celery.schedules
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
+from .names import without_addresses
+
 _AHEAD = timedelta(minutes=1)
 #: So late an interval may be and still keep its rhythm.
 _LITTLE = timedelta(seconds=1)
@@ -29,6 +31,8 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
             schedule = _copy_at(schedule, now)
         else:
             now, last = entry.default_now(), as_of(entry, last_run_at)
+            if hasattr(schedule, "nowfun"):  # it would look at the clock again, a moment later
+                schedule = _copy_at(schedule, now)
         left: timedelta = schedule.remaining_estimate(last)
         return to_utc(now) + left
     except Exception:
@@ -98,7 +102,8 @@ def schedule_text(schedule: Any) -> str:
 def shown(schedule: Any) -> str:
     """The same in every process, also where a class shows no more than its address."""
     kind: Any = type(schedule)
-    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(schedule)
+    is_silent = kind.__repr__ is object.__repr__
+    return kind.__qualname__ if is_silent else without_addresses(repr(schedule))
 
 
 def due_instant(entry: Any) -> datetime:

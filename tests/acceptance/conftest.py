@@ -49,7 +49,8 @@ class Claim:
 class Site:
     """Beats and workers of one app with a root of its own.
 
-    `conf` may be changed before a process is started, and so may `app`, which is that of the beats.
+    `conf` may be changed before a process is started, and so may `app`, which is that of the beats
+    and of :meth:`console`.
     """
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack, conf: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ class Site:
     def console(self, *args: str) -> subprocess.CompletedProcess[str]:
         """What the real command does, in a process of its own. It takes a second."""
         return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", APP, "zk-beat", *args],
+            [sys.executable, "-m", "celery", "-A", self.app, "zk-beat", *args],
             env={**os.environ, **self.env(broker_url=NOBODY)},
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,

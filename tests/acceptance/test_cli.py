@@ -26,7 +26,7 @@ from example_project.processes import REPOSITORY
 from example_project.servers import Process, Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE
 
-from . import numbers_app
+from . import numbers_app, own_app
 from .conftest import APP, Site
 
 COMMANDS = (
@@ -175,6 +175,64 @@ def test_names_that_are_numbers(site: Site) -> None:
     assert {entry["name"] for entry in told["entries"]} == {"1", "2", "often"}
     assert {member["schedule"] for member in told["members"]} == {told["schedule"]}
     did(zk_beat("status"), "paused +2\n")
+
+
+def test_a_scheduler_of_the_apps_own(site: Site) -> None:
+    """The commands see its entries as beat does."""
+    site.app, own = own_app.__name__, f"{own_app.__name__}:Scheduler"
+    site.beat("one", "-S", own).wait_for_log("elected: one is master", PATIENCE)
+    site.wait(lambda history: "shop.own" in {run.task for run in history}, "a run")
+    told = json.loads(site.zk_beat("status", "--json", beat_scheduler=own).stdout)
+    entries = {entry["name"]: entry for entry in told["entries"]}
+    assert {name: entries[name]["task"] for name in ("often", "own")} == {
+        "often": "shop.often",
+        "own": "shop.own",
+    }
+    assert all(
+        entry["in_schedule"] for entry in entries.values() if entry["name"] in ("often", "own")
+    )
+    did(site.zk_beat("run", "own", beat_scheduler=own), "run [0-9]+ of own, task id")
+
+
+def test_a_scheduler_that_cannot_be_made(site: Site) -> None:
+    """The commands work all the same, and say that they may not know all."""
+    beats(site, "one")
+    done = site.zk_beat("status", beat_scheduler="tests.acceptance.own_app:Broken")
+    did(done, "warning +beat_scheduler = '.*:Broken' cannot be made here.*ZeroDivisionError")
+    did(done, "often\n")
+
+
+def test_an_entry_whose_name_shows_an_address(site: Site) -> None:
+    """Celery names it so where it is given no name: it is the same one after each start."""
+    site.app = own_app.__name__
+    name = f"seldom('a', <{own_app.__name__}.Thing object>)"
+    for n, beat in enumerate(("one", "two"), 1):
+        running = beats(site, beat)[beat]
+        assert f"{name}: so an entry is named here" in running.log()
+        did(site.console("run", name), f"run {n} of seldom")
+        told = json.loads(site.console("status", "--json").stdout)
+        assert told["warnings"] == []
+        assert {entry["name"] for entry in told["entries"]} == {"often", name}
+        running.terminate()
+
+
+def test_a_beat_that_is_none_of_ours(site: Site) -> None:
+    """The settings are there, and the scheduler is forgotten: its log and `status` say so."""
+    ours, plain = "celery_zk_beat:ZooKeeperScheduler", "celery.beat:Scheduler"
+    said = f"its scheduler is {plain}, which dispatches everything, whoever is master; set "
+    for scheduler in (ours, "zookeeper", "celery_zk_beat.schedulers.ZooKeeperScheduler"):
+        beat = site.beat("one", "-S", scheduler)
+        beat.wait_for_log("elected: one is master", PATIENCE)
+        assert "takes no part" not in beat.log()
+        did(site.zk_beat("status", beat_scheduler=scheduler), "schedule")
+        assert state_of(site)["warnings"] == []
+        beat.terminate()
+    stranger = site.beat("stranger", "-S", plain)
+    stranger.wait_for_log(f"{said}beat_scheduler = '{ours}'", PATIENCE)
+    site.beat("one").wait_for_log("elected: one is master", PATIENCE)
+    wrong = {"beat_scheduler": "celery.beat:PersistentScheduler"}
+    warning = rf"warning +beat_scheduler = '{wrong['beat_scheduler']}': .* '{ours}'"
+    did(site.zk_beat("status", **wrong), warning)
 
 
 def test_run_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:

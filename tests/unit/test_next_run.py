@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,23 @@ def test_exactly() -> None:
     assert next_run(entry(crontab(minute=0, hour=5), berlin), last) == datetime(
         2026, 3, 29, 3, 0, tzinfo=timezone.utc
     )
+
+
+def test_exactly_with_a_clock_of_its_own() -> None:
+    """The clock is looked at once: a moment between two looks would show, a second early."""
+    berlin, now = APPS["Europe/Berlin"], itertools.count()
+
+    def nowfun() -> datetime:
+        later = timedelta(microseconds=next(now))
+        return (datetime(2026, 3, 28, 23, 30, tzinfo=timezone.utc) + later).astimezone(
+            berlin.timezone
+        )
+
+    last = datetime(2026, 3, 28, 23, 30, 1, 234567, timezone.utc)
+    clocked = crontab(minute=0, hour=5, nowfun=nowfun)
+    due = datetime(2026, 3, 29, 3, 0, tzinfo=timezone.utc)
+    assert next_run(entry(clocked, berlin), last) == due
+    assert clocked.nowfun is nowfun
 
 
 class Odd(schedule):
