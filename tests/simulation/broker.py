@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from amqp.exceptions import MessageNacked
 from kombu import exceptions
 from kombu.transport import TRANSPORT_ALIASES, virtual
 
 from celery_zk_beat.znodes import from_text
 
-from .world import World
+from .world import Condition, World
 
 TRANSPORT_ALIASES["simulated"] = f"{__name__}:Transport"
 
@@ -20,10 +21,10 @@ TRANSPORT_ALIASES["simulated"] = f"{__name__}:Transport"
 TIMEOUT = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sent:
-    """A message that a beat handed to the network at `at`; `failed` is what the beat was told.
-    `early` is for how many seconds it was not yet due, by the clock of its machine."""
+    """A message that a beat handed to the network at `at`; `failed` is what the beat was told, or
+    will be. `early` is for how many seconds it was not yet due, by the clock of its machine."""
 
     at: float
     early: float
@@ -32,6 +33,8 @@ class Sent:
     life: int
     entry: str
     run: int
+    due: str
+    era: str
     epoch: int
     id: str
     arrived: bool
@@ -40,35 +43,79 @@ class Sent:
 
 class Broker:
     """What the machines reach, or not. Each has a mood for it: fine; slow; refusing (connections);
-    answer lost (it takes the message and hangs up); black hole (neither answers nor refuses)."""
+    answer lost (it takes the message and hangs up); black hole (neither answers nor refuses); alarm
+    (what is sent arrives when that is over, whether somebody waits for the answer or not)."""
 
     current: Broker
 
     def __init__(self, world: World) -> None:
         Broker.current = self
         self.world = world
-        self.moods: dict[str, str] = {}
+        self._moods: dict[str, str] = {}
+        #: What is sent to an alarmed one, by machine, and who waits for the answer.
+        self._held: dict[str, list[Sent]] = {}
+        self._alarm_over = Condition()
+        #: Machines that never reach it.
+        self.unreached: Collection[str] = ()
+        #: Entries whose messages it refuses (a full queue).
+        self.refused: Collection[str] = ()
         #: Whether it takes messages together.
         self.together = True
         self.lives: dict[str, int] = {}
         self.sent: list[Sent] = []
+        #: Called with each message that is sent; and when it arrives, if it does.
         self.observers: list[Callable[[Sent], None]] = []
+        self.receivers: list[Callable[[Sent], None]] = []
+
+    def mood(self, machine: str) -> str:
+        return "refusing" if machine in self.unreached else self._moods.get(machine, "fine")
+
+    def set_mood(self, machine: str, mood: str = "fine") -> None:
+        self._moods[machine] = mood
+        if mood != "alarm":
+            for sent in self._held.pop(machine, ()):
+                self._arrive(sent)
+            self._alarm_over.notify_all()
 
     def connect(self) -> None:
-        mood = self.moods.get(self.world.here.name, "fine")
-        self._suffer("fine" if mood == "answer lost" else mood)
+        mood = self.mood(self.world.here.name)
+        self._suffer("fine" if mood in ("answer lost", "alarm") else mood)
 
     def take(self, *messages: dict[str, Any]) -> None:
         """Takes messages that leave together, by their headers."""
-        mood = self.moods.get(self.world.here.name, "fine")
+        machine = self.world.here.name
+        mood = self.mood(machine)
+        refuses = mood in ("fine", "slow") and messages[0]["task"] in self.refused
         # Of what is on its way when a connection ends the first part may have arrived.
         arriving = self.world.random.randint(1, len(messages)) if mood == "answer lost" else None
-        for number, headers in enumerate(messages):
-            self._note(headers, mood if arriving is None or number < arriving else "cut")
+        all_sent = [
+            self._note(headers, mood if arriving is None or number < arriving else "cut", refuses)
+            for number, headers in enumerate(messages)
+        ]
         # Only now: between the last look at the clock and the sending nothing happens.
+        if mood == "alarm":
+            self._wait_for_the_alarm(machine, all_sent)
+            return
         self._suffer(mood)
+        if refuses:
+            raise MessageNacked
 
-    def _note(self, headers: dict[str, Any], mood: str) -> None:
+    def _wait_for_the_alarm(self, machine: str, all_sent: list[Sent]) -> None:
+        self._held.setdefault(machine, []).extend(all_sent)
+        end = self.world.now + TIMEOUT
+        while not all(sent.arrived for sent in all_sent):
+            if self.world.now >= end:
+                raise TimeoutError("simulated: no answer")
+            self._alarm_over.wait(end - self.world.now)
+        for sent in all_sent:
+            sent.failed = False
+
+    def _arrive(self, sent: Sent) -> None:
+        sent.arrived = True
+        for receive in self.receivers:
+            receive(sent)
+
+    def _note(self, headers: dict[str, Any], mood: str, refuses: bool) -> Sent:
         machine = self.world.here
         mark = headers["zk_beat"]
         sent = Sent(
@@ -78,14 +125,19 @@ class Broker:
             life=self.lives[machine.name],
             entry=headers["task"],
             run=mark["run"],
+            due=mark["due"],
+            era=mark.get("era", ""),
             epoch=mark["epoch"],
             id=headers["id"],
-            arrived=mood in ("fine", "slow", "answer lost"),
-            failed=mood not in ("fine", "slow"),
+            arrived=False,
+            failed=refuses or mood not in ("fine", "slow"),
         )
         self.sent.append(sent)
         for observe in self.observers:
             observe(sent)
+        if mood in ("fine", "slow", "answer lost") and not refuses:
+            self._arrive(sent)
+        return sent
 
     def _suffer(self, mood: str) -> None:
         self.world.breathe()

@@ -4,17 +4,20 @@ was handed to the broker."""
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from celery_zk_beat import ledger
 from celery_zk_beat.control import Pauses
-from celery_zk_beat.runs import RunState, decode_page
-from celery_zk_beat.znodes import Paths
+from celery_zk_beat.errors import RootError
+from celery_zk_beat.runs import RunState, decode_outbox, decode_page
+from celery_zk_beat.znodes import EpochRecord, MasterRecord, Paths, decode_masters
 
 from .broker import Sent
-from .ensemble import Write
+from .ensemble import Tree, Write, Znode
 from .world import World
 
 #: Seconds by which a due instant may be off.
@@ -33,7 +36,36 @@ class Checker:
         self._periods = periods
         self._paths = Paths(root)
         self._timeout = timeout
+        self.begin()
+        #: Entries of which no message can be sent.
+        self.broken: Collection[str] = ()
+        #: Entries that all beats have beside the usual, and that must run where they have a state.
+        self.crowd: set[str] = set()
+        #: What operators hold back, as it was before the write that is looked at.
+        self.pauses = Pauses()
+        #: Beats that are not to be master in the end, for they do not reach the broker.
+        self.useless: set[str] = set()
+        #: Entries of which a run that is a little late does not make the next one later.
+        self.rhythmic: Collection[str] = ()
+        self.clocks_are_right = True
+        #: Of all times: task id to entry and due instant, and the other way; what a receiver that
+        #: refuses an old epoch has seen last.
+        self._meaning: dict[str, tuple[str, str]] = {}
+        self._id: dict[tuple[str, str], str] = {}
+        self._seen = "", 0
+        self._arrivals: dict[str, list[float]] = defaultdict(list)
+        self._calm_since = self._may_be_late = 0.0
+        self._last_sent: dict[str, float] = {}
+        self._faults: list[tuple[str, float, float]] = []
+        #: The first that was found. Kept, since it may be found deep within a beat, which would
+        #: take it for an error of its own.
+        self.violation: str | None = None
+
+    def begin(self) -> None:
+        """What follows is another time: ZooKeeper has lost its data, or got back older ones."""
         self.states: dict[str, RunState] = {}
+        #: The entries on each page.
+        self._pages: dict[str, set[str]] = {}
         self.outbox: dict[tuple[str, int], dict[str, Any]] = {}
         self.epoch = 0
         #: The session that was elected last.
@@ -46,23 +78,15 @@ class Checker:
         #: Epochs whose master's znode was deleted by hand: it learns of it a while later.
         self.deposed: set[int] = set()
         self._answers: set[tuple[str, int]] = set()
-        #: What operators hold back, as it was before the write that is looked at.
-        self.pauses = Pauses()
-        #: Beats that are not to be master in the end, for they do not reach the broker.
-        self.useless: set[str] = set()
-        #: Entries of which a run that is a little late does not make the next one later.
-        self.rhythmic: Collection[str] = ()
-        self.clocks_are_right = True
+        #: Entry and due instant of the claims.
+        self._dues: set[tuple[str, datetime]] = set()
+        #: The highest number of each entry.
+        self._highest: dict[str, int] = defaultdict(int)
         self.dropped: set[tuple[str, int]] = set()
         self.dropped_by_operators: set[tuple[str, int]] = set()
         #: Where nothing is sent: what is said to be.
         self.published: set[tuple[str, int]] = set()
         self.sent: dict[tuple[str, int], list[Sent]] = defaultdict(list)
-        self._last_sent: dict[str, float] = {}
-        self._faults: list[tuple[str, float, float]] = []
-        #: The first that was found. Kept, since it may be found deep within a beat, which would
-        #: take it for an error of its own.
-        self.violation: str | None = None
 
     def fail(self, what: str) -> None:
         self.violation = self.violation or f"{self._world.now:.3f} s: {what}"
@@ -72,12 +96,33 @@ class Checker:
     def on_fault(self, who: str, at: float, length: float) -> None:
         self._faults.append((who, at, at + length))
 
+    def on_restore(self, tree: Tree) -> None:
+        """ZooKeeper has this now, and nothing else."""
+        self.begin()
+        self.pauses = Pauses()
+        for path, node in tree.items():
+            if path == self._paths.epoch:
+                self.epoch = node.version
+            elif path == self._paths.outbox:
+                self.outbox = {
+                    (run["entry"], run["number"]): run for run in json.loads(node.data)["runs"]
+                }
+            elif path == self._paths.pauses:
+                self.pauses = Pauses.decode(path, node.data)
+            elif path.startswith(self._paths.runs + "/"):
+                states = decode_page(path, node.data)
+                self.states.update(states)
+                self._pages[path] = set(states)
+        self._highest.update({name: state.total_run_count for name, state in self.states.items()})
+        self.claimed = dict.fromkeys(self.outbox, self._world.now)
+
     def hurt(self, who: str, failures: Sequence[BaseException]) -> None:
         if failures:
             self.fail(f"I6: {who} ended by itself: {failures!r}")
 
     def on_write(self, write: Write, session: int) -> None:
         changes = write.changes
+        self._read_all(changes)
         if self._paths.epoch in changes:
             node = changes[self._paths.epoch]
             assert node is not None
@@ -104,8 +149,12 @@ class Checker:
         for path in pages:
             node = changes[path]
             assert node is not None
-            for entry, state in decode_page(path, node.data).items():
+            states = decode_page(path, node.data)
+            for entry, state in states.items():
                 claimed |= self._on_state(entry, state)
+            for entry in self._pages.get(path, set()) - states.keys():
+                self._on_removed(entry)
+            self._pages[path] = set(states)
         if self._paths.outbox in changes:
             node = changes[self._paths.outbox]
             assert node is not None
@@ -117,19 +166,59 @@ class Checker:
             assert node is not None
             self.pauses = Pauses.decode(self._paths.pauses, node.data)
 
+    def _read_all(self, changes: Mapping[str, Znode | None]) -> None:
+        """As the package would: what a beat wrote is understood, and can be written again."""
+        paths = self._paths
+        for path, node in changes.items():
+            if node is None or not node.data:
+                continue
+            try:
+                if path == paths.outbox:
+                    decode_outbox(path, node.data)
+                    self._measure(path, node, ledger.LARGEST_OUTBOX)
+                elif path == paths.master:
+                    MasterRecord.decode(path, node.data)
+                elif path == paths.epoch:
+                    EpochRecord.decode(path, node.data)
+                elif path == paths.masters:
+                    decode_masters(path, node.data)
+                elif path == paths.pauses:
+                    Pauses.decode(path, node.data)
+                elif path.startswith(paths.runs + "/"):
+                    decode_page(path, node.data)
+                    self._measure(path, node, ledger.LARGEST_PAGE)
+                elif path.startswith(f"{paths.root}/outbox-damaged"):
+                    self.fail(f"I10: an outbox is put aside as {path}")
+            except RootError as exc:
+                self.fail(f"I10: {exc}")
+
+    def _measure(self, path: str, node: Znode, most: int) -> None:
+        if len(node.data) > most:
+            self.fail(f"I10: {path} has {len(node.data)} bytes, which no beat takes over: {most}")
+
+    def _on_removed(self, entry: str) -> None:
+        del self.states[entry]
+        if any(entry == each for each, _ in self.outbox):
+            self.fail(f"I2: the state of {entry} is removed, and its run waits")
+
     def _on_state(self, entry: str, state: RunState) -> set[tuple[str, int]]:
         before = self.states.get(entry)
         self.states[entry] = state
         number = state.total_run_count
-        self.dropped |= {(entry, dropped) for dropped in state.dropped}
+        self.dropped |= {
+            (entry, past.number)
+            for past in state.history
+            if past.number is not None and (past.note or "").startswith("dropped: ")
+        }
         self.dropped_by_operators |= {
             (entry, past.number)
             for past in state.history
             if past.number is not None and "dropped: an operator" in (past.note or "")
         }
+        highest, self._highest[entry] = self._highest[entry], max(number, self._highest[entry])
         if before is None:
-            if number:
-                self.fail(f"I5: {entry}: a state that begins with run {number}")
+            if number < highest:
+                self.fail(f"I5: {entry}: a state that begins with run {number}, after {highest}")
             return set()
         if state.last_run_at < before.last_run_at or number < before.total_run_count:
             self.fail(f"I5: {entry} goes back, from {before} to {state}")
@@ -139,6 +228,10 @@ class Checker:
             return set()
         if number != before.total_run_count + 1 or (entry, number) in self.claimed:
             self.fail(f"I1: {entry}: {before} is followed by {state}")
+        if state.due is not None:
+            if (entry, state.due) in self._dues:
+                self.fail(f"I11: {entry}, run {number}: {state.due} was claimed before")
+            self._dues.add((entry, state.due))
         if not state.history or state.history[-1].number != number:
             self.fail(f"I8: {entry}, run {number}, is not remembered: {state}")
             return set()
@@ -196,13 +289,26 @@ class Checker:
         for epoch, since in self.began.items():
             if epoch > sent.epoch and sent.at > since and sent.epoch not in self.deposed:
                 self.fail(f"I4: epoch {epoch} began at {since}, and then came {sent}")
-        if sent.at > self.wrote[sent.epoch] + SAFE_PART * self._timeout:
-            self.fail(f"I4: past the deadline after {self.wrote[sent.epoch]}: {sent}")
+        if sent.at > self.wrote.get(sent.epoch, -math.inf) + SAFE_PART * self._timeout:
+            self.fail(f"I4: past the deadline after {self.wrote.get(sent.epoch)}: {sent}")
         for before in self.sent[run]:
             self._on_repeat(before, sent)
         self.sent[run].append(sent)
-        if sent.arrived:
-            self._last_sent[sent.entry] = sent.at
+        # A receiver that does each task id once would never do the other.
+        what = sent.entry, sent.due
+        if self._meaning.setdefault(sent.id, what) != what:
+            self.fail(f"I11: {sent} has the task id of {self._meaning[sent.id]}")
+        if self._id.setdefault(what, sent.id) != sent.id:
+            self.fail(f"I11: {sent} had the task id {self._id[what]}")
+
+    def on_arrived(self, sent: Sent) -> None:
+        self._last_sent[sent.entry] = self._world.now
+        self._arrivals[sent.entry].append(self._world.now)
+        token = sent.era, sent.epoch
+        if token >= self._seen:
+            self._seen = token
+        elif not sent.failed and sent.epoch not in self.deposed:
+            self.fail(f"I11: a receiver that has seen {self._seen} refuses {sent}")
 
     def _on_repeat(self, before: Sent, sent: Sent) -> None:
         if before.id != sent.id:
@@ -215,7 +321,7 @@ class Checker:
             self.fail(f"I3: published again without a reason: {before}, {sent}")
 
     def _was_hurt(self, machine: str, since: float, until: float) -> bool:
-        return self._world._slow > 0 or any(
+        return self._world.is_slow or any(
             who in (machine, "ZooKeeper") and begin <= until and end >= since - 1.0
             for who, begin, end in self._faults
         )
@@ -228,10 +334,26 @@ class Checker:
         masters = [beat for beat in beats if beat.is_master]
         if len(beats) != count or len(masters) != 1 or masters[0].name in self.useless:
             return False
-        known = masters[0].scheduler.schedule
+        known = masters[0].scheduler.schedule.keys() - self.broken
         return not any(entry in known for entry, _ in self.outbox) and all(
-            self._last_sent.get(entry, 0.0) > since for entry in ("a", "b", "c", "d")
+            self._last_sent.get(entry, 0.0) > since
+            for entry in ("a", "b", "c", "d", *(self.crowd & known & self.states.keys()))
         )
+
+    def begin_calm(self, late: float) -> None:
+        """From now on nothing happens but what is wrong with some entries, or beats: all others run
+        at most `late` seconds after they are due."""
+        self._calm_since, self._may_be_late = self._world.now, late
+        self._arrivals = defaultdict(list)
+
+    def end_calm(self, epoch: int) -> None:
+        if self.epoch != epoch:
+            self.fail(f"I12: epoch {self.epoch} though nothing happened since {epoch}")
+        for entry, period in self._periods.items():
+            at = [self._calm_since, *self._arrivals[entry], self._world.now]
+            gap = max(later - earlier for earlier, later in zip(at, at[1:]))
+            if gap > period + self._may_be_late:
+                self.fail(f"I12: {entry}, of {period} s, did not run for {gap} s")
 
     def finish(self, beats: Sequence[Any]) -> None:
         for beat in beats:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 from kazoo.client import KazooClient
-from kazoo.exceptions import SessionExpiredError, SessionMovedError
+from kazoo.exceptions import ConnectionDropped, SessionExpiredError, SessionMovedError
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 from kazoo.handlers.utils import AsyncResult
 from kazoo.protocol.serialization import Close, Connect
@@ -110,6 +111,8 @@ class ClientConnection:
         return SimpleNamespace(is_alive=lambda: self._running)
 
     def _invoke(self, timeout: float, request: Any, xid: int | None = None) -> Any:
+        if self._answer is None:
+            raise ConnectionDropped("simulated: the server hangs up")
         return self._answer, 0
 
     # Its life.
@@ -127,6 +130,7 @@ class ClientConnection:
         replica = world.random.choice(self.ensemble.replicas)
         self._server = server = Connection(replica, self, self.link)
         self._established = False
+        self._answer = None
         request = Connect(
             0,
             self.client.last_zxid,
@@ -227,6 +231,9 @@ class ClientConnection:
 
     def on_closed(self, server: Connection) -> None:
         if self._server is server:
+            if not self._established:
+                with contextlib.suppress(ConnectionDropped):
+                    self._invoke_again()
             self.lose()
 
     def lose(self) -> None:

@@ -105,6 +105,8 @@ class Link:
         self.blocked: set[str] = set()
         #: Seconds.
         self.delay = 0.0
+        #: Seconds that it takes longer than others, always.
+        self.latency = 0.0
         self._held: list[tuple[str, Lane, Callable[[], None]]] = []
         self.connections: list[Client] = []
 
@@ -112,7 +114,7 @@ class Link:
         if way in self.blocked:
             self._held.append((way, lane, action))
         else:
-            lane.delay = self.delay
+            lane.delay = self.delay + self.latency
             lane.put(action)
 
     def set(
@@ -137,11 +139,13 @@ class Ensemble:
         self.up = True
         self.tree: Tree = {"/": Znode(b"", 0, 0, 0.0)}
         self.sessions: dict[int, Session] = {}
+        self.zxid = 0
         self.replicas = [Replica(self) for _ in range(REPLICAS)]
         self.observers: list[Callable[[Write, int], None]] = []
+        #: Of a request at which a server hangs up (jute.maxbuffer).
+        self.most_bytes = 0xFFFFF
         #: Called when a client's write has come to the leader.
         self.before_write: Callable[[], None] = lambda: None
-        self._zxids = itertools.count(1)
         self._session_ids = itertools.count(0x1000)
         world.after(TICK, self._tick)
 
@@ -156,6 +160,25 @@ class Ensemble:
         self.up = True
         for session in self.sessions.values():
             session.heard = self.world.now
+
+    def copy(self) -> tuple[Tree, int]:
+        """For :meth:`restore`; without what is ephemeral, which a server forgets when it starts."""
+        lasting = {path: node for path, node in self.tree.items() if not node.owner}
+        return lasting, self.zxid
+
+    def restore(self, copy: tuple[Tree, int]) -> None:
+        """From a copy made before, by hand, while it is stopped: whatever came later, each session
+        among it, has never been."""
+        assert not self.up
+        self.sessions.clear()
+        tree, self.zxid = copy
+        self.tree = dict(tree)
+        # What is on its way still comes out of the old ones, for nobody.
+        self.replicas = [Replica(self) for _ in range(REPLICAS)]
+
+    def _next_zxid(self) -> int:
+        self.zxid += 1
+        return self.zxid
 
     def open_session(self, timeout: float, connection: Connection) -> Session:
         session = Session(next(self._session_ids), timeout, connection, self.world.now)
@@ -212,7 +235,7 @@ class Ensemble:
         connection: Connection | None,
         ends: int = 0,
     ) -> None:
-        write = Write(next(self._zxids), changes, result, connection, ends)
+        write = Write(self._next_zxid(), changes, result, connection, ends)
         if changes:
             for observe in self.observers:
                 observe(write, connection.session if connection else ends)
@@ -274,7 +297,7 @@ class Replica:
         self.ensemble = ensemble
         self.world = ensemble.world
         self.tree: Tree = dict(ensemble.tree)
-        self.zxid = 0
+        self.zxid = ensemble.zxid
         #: Writes on their way from the leader; and, the other way, what this one forwards.
         self.log = Lane(self.world)
         self.forward = Lane(self.world)
@@ -352,6 +375,9 @@ class Connection:
     def receive(self, request: Any) -> None:
         if not self.open:
             return
+        if _size(request) > self.ensemble.most_bytes:
+            self.close()
+            return
         self._requests.append(request)
         # The leader hears of a session through the replica, up to half a tick later.
         self.ensemble.world.after(self.ensemble.world.random.uniform(0, TICK / 2), self._touch)
@@ -403,6 +429,14 @@ class Connection:
 
     def _send(self, action: Callable[[], None]) -> None:
         self._link.put("answers", self._down, action)
+
+
+def _size(request: Any) -> int:
+    """Of it on the wire, bytes; about."""
+    operations = request.operations if isinstance(request, Transaction) else [request]
+    return sum(
+        32 + len(getattr(each, "path", "")) + len(getattr(each, "data", b"")) for each in operations
+    )
 
 
 def _apply(tree: Tree, changes: dict[str, Znode | None]) -> None:

@@ -30,11 +30,12 @@ from celery_zk_beat import (
 from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.znodes import Paths
 
+from . import scenario as scenarios
 from . import world as simulated
 from .broker import Broker
 from .checker import Checker
 from .client import SimulatedKazoo
-from .ensemble import Ensemble, Link
+from .ensemble import Ensemble, Link, Tree, Znode
 from .world import BEGINNING, Machine, World
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ ASKED = ("b", "d")
 #: Seconds within which everything must be well again when nothing is wrong any more: a session's
 #: time-out, a publish that hangs, back-off, a resignation or two.
 RECOVERY = 90.0
+#: For how many seconds nothing happens then, longer than PUBLISH_DEADLINE; and by how much the runs
+#: may be late meanwhile, where nothing takes long.
+CALM, PROMPT = 12.0, 1.0
 #: Most seconds between two faults, in one run or another.
 RHYTHMS = (0.2, 0.6, 2.0)
 
@@ -94,6 +98,8 @@ class Stored(Scheduler):  # type: ignore[misc]
 
     #: Name to `last_run_at` and `total_run_count`.
     store: ClassVar[dict[str, tuple[Any, int]]] = {}
+    #: Beats that do not reach it.
+    unreached: ClassVar[Collection[str]] = ()
     sync_every_tasks = 7
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -103,6 +109,8 @@ class Stored(Scheduler):  # type: ignore[misc]
     def setup_schedule(self) -> None:
         super().setup_schedule()
         World.active.breathe()
+        if World.active.here.name in self.unreached:
+            raise ConnectionRefusedError("simulated: no database")
         for name, entry in self.schedule.items():
             last = entry.last_run_at, 0
             entry.last_run_at, entry.total_run_count = self.store.setdefault(name, last)
@@ -188,9 +196,15 @@ class Beat:
         machine.clock_offset = self.clock_offset
         self.run.broker.lives[self.name] = self.run.broker.lives.get(self.name, 0) + 1
         app = _apps[self.name]
-        entries = {**PERIODS, **VARIANTS[self.variant]}
+        scenario = self.run.scenario
+        entries = {**PERIODS, **VARIANTS[self.variant], **scenario.entries}
+        entries.update(scenario.own.get(self.name, {}))
         app.conf.beat_schedule = {
-            entry: {"task": entry, "schedule": Asked(period) if entry in ASKED else period}
+            entry: {
+                "task": entry,
+                "schedule": Asked(period) if entry in ASKED else period,
+                **scenario.options(entry),
+            }
             for entry, period in entries.items()
         }
         app.conf.zk_beat_recovery = self.run.recovery
@@ -247,23 +261,47 @@ class Run:
         slow, distance = plan.choice(((0.0, 1.0), (0.0, 10.0), (0.002, 1.0), (0.05, 1.0)))
         self.world = World(seed, slow, distance)
         self.recovery = plan.choice(("resend", "resend", "drop"))
+        self.scenario = scenario = scenarios.choose(random.Random(f"scenario {seed}"), BEATS)
+        self._limits = scenario.limits()
         self.ensemble = Ensemble(self.world)
+        self.ensemble.most_bytes = scenario.most_bytes
         self.broker = Broker(self.world)
         self.paths = Paths(ROOT)
         self.checker = Checker(self.world, self.recovery, PERIODS, ROOT, SESSION_TIMEOUT)
         self.ensemble.observers.append(self.checker.on_write)
         self.broker.observers.append(self.checker.on_sent)
+        self.broker.receivers.append(self.checker.on_arrived)
+        self.checker.broken = scenario.broken.keys()
+        self.checker.crowd = scenario.entries.keys() - scenario.broken.keys()
         self.beats = {name: Beat(self, name, plan.randrange(2)) for name in BEATS}
+        for name, latency in scenario.latency.items():
+            self.beats[name].link.latency = latency
         SimulatedKazoo.ensemble = self.ensemble
         SimulatedKazoo.links = {name: beat.link for name, beat in self.beats.items()}
         self._healed = False
-        self.faults = list(_plan(plan))
+        #: Has ZooKeeper be restored, where its data is lost.
+        self._lost: Callable[[], None] | None = None
+        self.faults = [fault for fault in _plan(plan) if fault.what not in scenarios.PENDING]
         Stored.store.clear()
         self.gated = plan.choice((None, None, PLAIN, STORED))
         if self.gated is None:
             self.checker.rhythmic = PERIODS.keys() - ASKED
-        self.checker.clocks_are_right = not any(fault.what == "clock" for fault in self.faults)
+        self.checker.clocks_are_right = not any(
+            fault.what.startswith("clock") for fault in self.faults
+        )
         self.broker.together = plan.choice((True, True, False))
+        Stored.unreached = ()
+        if scenario.useless and self.gated == STORED:
+            Stored.unreached = scenario.useless
+        else:
+            self.broker.unreached = scenario.useless
+        self.broker.refused = {
+            name for name, why in scenario.broken.items() if why == scenarios.REFUSED
+        }
+        if self.broker.refused:
+            self.broker.together = False
+        #: What ZooKeeper may be restored from: copies of each second.
+        self._copies: list[tuple[Tree, int]] = []
         self._only = only
         #: Numbers of the faults that happened.
         self.happened: list[int] = []
@@ -287,20 +325,63 @@ class Run:
             elif fault.after:
                 begin = partial(self._waiting[fault.after].append, begin)
             world.after(fault.at, begin)
+        if any(fault.what == RESTORED for fault in self.faults):
+            self._copy()
         checker = self.checker
         world.run(lambda: checker.violation or world.steps >= steps, float("inf"))
+        self._suffer_an_outage()
+        if self._lost is not None:
+            # Not sooner: nobody is to be master of what is lost.
+            world.run(lambda: self._lost is None, SESSION_TIMEOUT)
+            if self._lost is not None:
+                self._lost()
         if not checker.violation:
             self._heal()
+            checker.useless |= self.scenario.useless
             self._get_well(len(BEATS))
-            # None of them needs a hand: each can take over.
-            self._hand_over()
-            self._hand_over()
+            if self.scenario.useless or self.scenario.broken:
+                self._stay_well()
+            if not self.scenario.useless:
+                # None of them needs a hand: each can take over.
+                self._hand_over()
+                self._hand_over()
             checker.finish(self.alive())
 
     def end(self) -> None:
         """Lets go of the threads, which would be kept for ever."""
         for beat in self.alive():
             beat.machine.die()
+        self._limits.close()
+
+    def _suffer_an_outage(self) -> None:
+        """Nobody reaches the broker, and all take turns."""
+        length, since, checker = self.scenario.outage, self.world.now, self.checker
+        if length == 0.0 or checker.violation:
+            return
+        logger.info("%7.3f s: nobody reaches the broker for %g s", self.world.now, length)
+        for beat in self.beats.values():
+            self.broker.set_mood(beat.name, "refusing")
+            checker.on_fault(beat.name, self.world.now, length)
+            beat.start()
+        self.world.run(lambda: checker.violation or self.world.now > since + length, length)
+
+    def _stay_well(self) -> None:
+        """What is wrong with some beats, or with some entries, harms no others."""
+        checker, since, epoch = self.checker, self.world.now, self.checker.epoch
+        late = CALM / 2 if self.world.is_slow else PROMPT * self.world.distance
+        checker.begin_calm(late)
+        self.world.run(lambda: checker.violation or self.world.now > since + CALM, CALM)
+        checker.end_calm(epoch)
+
+    def _copy(self) -> None:
+        self._copies.append(self.ensemble.copy())
+        self.world.after(1.0, self._copy)
+
+    def _restore(self, copy: tuple[Tree, int]) -> None:
+        self.ensemble.stop()
+        self.ensemble.restore(copy)
+        self.checker.on_restore(copy[0])
+        self.ensemble.start()
 
     def _get_well(self, count: int) -> None:
         checker = self.checker
@@ -368,18 +449,19 @@ class Run:
 
     def _heal(self) -> None:
         self._healed = True
+        own, self.scenario.own = self.scenario.own, {}
         self._change_pauses(lambda pauses, now: Pauses())
         self.ensemble.start()
         self.ensemble.clock_offset = 0.0
         for beat in self.beats.values():
             beat.link.set()
-            self.broker.moods.pop(beat.name, None)
+            self.broker.set_mood(beat.name)
             if beat.machine is not None and beat.machine.paused:
                 beat.machine.resume()
             beat.clock_offset = 0.0
             if beat.machine is not None:
                 beat.machine.clock_offset = 0.0
-            if beat.stopping or not self.world.random.randrange(2):
+            if beat.stopping or beat.name in own or not self.world.random.randrange(2):
                 self.checker.on_fault(beat.name, self.world.now, 0.0)
                 beat.kill()
             beat.start()
@@ -387,19 +469,21 @@ class Run:
     def _verb(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:
         """How a fault begins, and how it ends."""
         beat = self.beats.get(fault.who)
-        ensemble, moods = self.ensemble, self.broker.moods
+        ensemble, set_mood = self.ensemble, self.broker.set_mood
         if beat is None:
             if fault.who == OPERATOR:
                 return self._operate(fault)
             if fault.what == "no quorum":
-                return ensemble.stop, ensemble.start
+                return ensemble.stop, lambda: None if self._lost else ensemble.start()
+            if fault.what in (WIPED, RESTORED):
+                return self._lose(fault)
             if fault.what == "master deleted":
                 return lambda: self._delete_master(), lambda: None
             assert fault.what == "clock of ZooKeeper"
             return lambda: self._shift(fault.length), lambda: None
 
-        def clock() -> None:
-            beat.clock_offset += fault.length if fault.at % 1 < 0.5 else -fault.length
+        def step(seconds: float) -> None:
+            beat.clock_offset += seconds if fault.at % 1 < 0.5 else -seconds
             if beat.machine is not None:
                 beat.machine.clock_offset = beat.clock_offset
 
@@ -414,10 +498,9 @@ class Run:
             return lambda: beat.link.set(**state), lambda: beat.link.set()
 
         def mood(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
-            return (
-                lambda: moods.__setitem__(beat.name, name),
-                lambda: moods.__setitem__(beat.name, "fine"),
-            )
+            return lambda: set_mood(beat.name, name), lambda: set_mood(beat.name)
+
+        far = 500 * fault.length
 
         return {
             "kill": (beat.kill, beat.start),
@@ -433,8 +516,28 @@ class Run:
             "broker refuses": mood("refusing"),
             "broker's answers lost": mood("answer lost"),
             "broker a black hole": mood("black hole"),
-            "clock": (clock, lambda: None),
+            "broker alarmed": mood("alarm"),
+            "clock": (lambda: step(fault.length), lambda: None),
+            CLOCK_FAR: (lambda: step(far), lambda: None),
+            CLOCK_FAR_FOR_A_MOMENT: (lambda: step(far), lambda: step(-far)),
         }[fault.what]
+
+    def _lose(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Its data is lost, and it takes longer than a session to be there again."""
+        copy: tuple[Tree, int] = ({"/": Znode(b"", 0, 0, 0.0)}, 0)
+        if fault.what == RESTORED:
+            copy = self._copies[round(1e6 * fault.at) % len(self._copies)]
+
+        def again() -> None:
+            if self._lost is again:
+                self._lost = None
+                self._restore(copy)
+
+        def lose() -> None:
+            self.ensemble.stop()
+            self._lost = again
+
+        return lose, lambda: self.world.after(SESSION_TIMEOUT, again)
 
     def _operate(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:
         """What an operator asks, and how he takes it back."""
@@ -475,6 +578,10 @@ class Run:
         self.ensemble.clock_offset += seconds
 
 
+#: By hundreds of seconds.
+CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT = "clock far off", "clock far off for a moment"
+#: What becomes of ZooKeeper's data.
+WIPED, RESTORED = "wiped", "restored from an older copy"
 #: What can go wrong, and how often.
 KINDS = {
     "kill": 4,
@@ -490,10 +597,15 @@ KINDS = {
     "broker refuses": 2,
     "broker's answers lost": 2,
     "broker a black hole": 1,
+    "broker alarmed": 2,
     "clock": 2,
+    CLOCK_FAR: 1,
+    CLOCK_FAR_FOR_A_MOMENT: 1,
     "no quorum": 1,
     "clock of ZooKeeper": 0.3,
     "master deleted": 1,
+    WIPED: 1,
+    RESTORED: 1,
 }
 
 #: What operators ask.
@@ -503,7 +615,7 @@ OPERATOR = "operator"
 #: When an operator acts: the next write of a beat comes to the leader just afterwards.
 JUST_BEFORE = "write is sent"
 OF_OPERATOR = (PAUSE, ASK, RESIGN_ALONE, RESIGN_TO)
-OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted")
+OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted", WIPED, RESTORED)
 
 
 def _plan(plan: random.Random) -> Iterator[Fault]:

@@ -182,6 +182,11 @@ class World:
         with self.on(machine):
             action()
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether a step may take long."""
+        return self._slow > 0
+
     def moment(self) -> float:
         """How long something small takes, seconds: mostly very short, now and then very long."""
         chance = self.random.random()

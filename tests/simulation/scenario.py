@@ -1,0 +1,193 @@
+"""What is so in one simulated run beside its faults, as its seed chooses; about half of them are
+plain. Limits are as many times lower as the rest of a run is smaller than a real one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+from celery.beat import BeatLazyFunc
+
+from celery_zk_beat import ledger, schedulers, znodes
+
+#: Bytes of a request at which a server hangs up (jute.maxbuffer).
+JUTE = 0xFFFFF
+#: How much lower the limits in bytes are, where they are to be reached; and those in runs.
+FEWER_BYTES, FEWER_RUNS = 50, 20
+#: Limits of the package, by module.
+IN_BYTES = {
+    ledger: ("MOST_BYTES", "LARGEST_PAGE", "LARGEST_OUTBOX"),
+    znodes: ("LARGEST_MASTERS",),
+}
+IN_RUNS = {
+    ledger: ("MOST_RUNS",),
+    schedulers: ("MOST_RUNS", "_MOST_CLAIMED", "MOST_WAITING"),
+}
+#: Letters by the bytes that JSON takes for them: 1, 6 and 12.
+LETTERS = ("x", "\u0436", "\U0001f600")
+
+#: Of what follows, and of the faults in run.py: what finds a fault that is not mended yet.
+PENDING = frozenset(
+    {
+        "long names",
+        "a full page",
+        "broken entries",
+        "deploys",
+        "useless beats",
+        "retention",
+        "wiped",
+        "restored from an older copy",
+        "clock far off",
+        "clock far off for a moment",
+    }
+)
+
+#: What can be the matter with an entry.
+UNMADE, LAZY, REFUSED = "cannot be made", "an argument raises", "refused by the broker"
+#: What an entry's argument raises when it is made, while it is `Scenario.failing`.
+FAULTS_OF_ENTRIES = (UNMADE, LAZY, REFUSED)
+
+
+class Unreadable:
+    """Of no type that can be sent."""
+
+
+@dataclass
+class Scenario:
+    """
+    Attributes:
+        is_small: limits are low enough to be reached.
+        entries: more of them than the usual, name to period; those of all beats.
+        own: those that only one beat knows, until all is healed.
+        broken: entries of which no message can be sent, to what is the matter.
+        useless: beats that never reach the broker (or, gated, the store).
+        latency: what each request and answer of a beat takes longer, seconds.
+        outage: for how many seconds nobody reaches the broker, before all is healed.
+        retention: seconds, None where it is not reached.
+    """
+
+    is_small: bool = False
+    entries: dict[str, float] = field(default_factory=dict)
+    own: dict[str, dict[str, float]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    useless: frozenset[str] = frozenset()
+    latency: dict[str, float] = field(default_factory=dict)
+    outage: float = 0.0
+    retention: float | None = None
+
+    @property
+    def most_bytes(self) -> int:
+        """Of a request to ZooKeeper."""
+        return JUTE // (FEWER_BYTES if self.is_small else 1)
+
+    def limits(self) -> ExitStack:
+        """Sets those of the package, until it is closed."""
+        stack = ExitStack()
+        if self.is_small:
+            for limits, fewer in ((IN_BYTES, FEWER_BYTES), (IN_RUNS, FEWER_RUNS)):
+                for module, names in limits.items():
+                    low = {name: getattr(module, name) // fewer for name in names}
+                    stack.enter_context(mock.patch.multiple(module, **low))
+        if self.retention is not None:
+            low_retention = timedelta(seconds=self.retention)
+            for module in (ledger, schedulers):
+                stack.enter_context(mock.patch.object(module, "RETENTION", low_retention))
+        return stack
+
+    def options(self, entry: str) -> dict[str, Any]:
+        """What an entry of ``beat_schedule`` has beside task and schedule."""
+        what = self.broken.get(entry)
+        if what == UNMADE:
+            return {"args": (Unreadable(),)}
+        if what == LAZY:
+            return {"args": (BeatLazyFunc(_raise),)}
+        return {}
+
+
+def _raise() -> None:
+    raise OSError("simulated: no such file")
+
+
+def choose(plan: random.Random, beats: tuple[str, ...]) -> Scenario:
+    kind = plan.choice((*["plain"] * len(_KINDS), *_KINDS))
+    scenario = Scenario()
+    if kind in _KINDS and kind not in PENDING:
+        _KINDS[kind](plan, beats, scenario)
+    if plan.random() < 0.2 and "retention" not in PENDING:
+        scenario.retention = plan.choice((0.5, 3.0, 8.0))
+    return scenario
+
+
+def _long_names(plan: random.Random, beats: tuple[str, ...], scenario: Scenario) -> None:
+    """More than an outbox holds, in bytes."""
+    scenario.is_small = True
+    letter = plan.choice(LETTERS)
+    size = plan.choice((200, 600, 2000, 8000)) // (len(json.dumps(letter)) - 2)
+    names = [f"{n}{letter * size}" for n in range(plan.choice((10, 30, 50)))]
+    scenario.entries = {name: plan.choice((2.0, 5.0)) for name in names}
+    scenario.outage = plan.choice((0.0, 25.0))
+
+
+def _full_page(plan: random.Random, beats: tuple[str, ...], scenario: Scenario) -> None:
+    """More than a page holds; some that are gone in the end."""
+    scenario.is_small = True
+    names = _on_one_page(plan.choice(LETTERS), plan.choice((10, 40)), 60)
+    some = plan.choice((10, 30, 50))
+    for name in names[:some]:
+        scenario.entries[name] = plan.choice((2.0, 5.0))
+    for number, name in enumerate(names[some:]):
+        scenario.own.setdefault(beats[number % len(beats)], {})[name] = 2.0
+
+
+def _broken_entries(plan: random.Random, beats: tuple[str, ...], scenario: Scenario) -> None:
+    """One of which no message can be sent, or more than an outbox holds."""
+    many = plan.random() < 0.4
+    scenario.is_small = many or plan.random() < 0.2
+    what = plan.choice(FAULTS_OF_ENTRIES)
+    for number in range(40 if many else 1):
+        scenario.entries[f"broken{number}"] = plan.choice((1.0, 3.0))
+        scenario.broken[f"broken{number}"] = what
+
+
+def _deploys(plan: random.Random, beats: tuple[str, ...], scenario: Scenario) -> None:
+    """Whose runs wait, while nobody reaches the broker, until no schedule names them any more."""
+    scenario.is_small = True
+    for beat in beats[: plan.choice((2, 3))]:
+        scenario.own[beat] = {f"{beat}{number}": 1.0 for number in range(plan.choice((10, 40)))}
+    scenario.outage = 40.0
+
+
+def _useless_beats(plan: random.Random, beats: tuple[str, ...], scenario: Scenario) -> None:
+    """Two that never reach the broker, and are nearer to ZooKeeper than one that does."""
+    good = plan.choice(beats)
+    scenario.useless = frozenset(beats) - {good}
+    if plan.random() < 0.8:
+        scenario.latency[good] = plan.choice((0.005, 0.02, 0.1))
+
+
+_KINDS: dict[str, Callable[[random.Random, tuple[str, ...], Scenario], None]] = {
+    "long names": _long_names,
+    "a full page": _full_page,
+    "broken entries": _broken_entries,
+    "deploys": _deploys,
+    "useless beats": _useless_beats,
+}
+
+
+@functools.lru_cache(maxsize=64)
+def _on_one_page(letter: str, size: int, count: int) -> list[str]:
+    names: list[str] = []
+    number = 0
+    while len(names) < count:
+        name = f"{letter * size}{number}"
+        if znodes.page_of(name) == "07":
+            names.append(name)
+        number += 1
+    return names
