@@ -289,6 +289,9 @@ class Run:
         self.checker.clocks_are_right = not any(
             fault.what.startswith("clock") for fault in self.faults
         )
+        kinds = {fault.what for fault in self.faults}
+        lost = WIPED in kinds or RESTORED in kinds
+        self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
         self.broker.together = plan.choice((True, True, False))
         Stored.unreached = ()
         if scenario.useless and self.gated == STORED:
@@ -604,8 +607,8 @@ KINDS = {
     "no quorum": 1,
     "clock of ZooKeeper": 0.3,
     "master deleted": 1,
-    WIPED: 1,
-    RESTORED: 1,
+    WIPED: 2,
+    RESTORED: 2,
 }
 
 #: What operators ask.

@@ -42,8 +42,6 @@ PENDING = frozenset(
         "deploys",
         "useless beats",
         "retention",
-        "wiped",
-        "restored from an older copy",
         "clock far off",
         "clock far off for a moment",
     }

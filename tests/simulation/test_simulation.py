@@ -41,7 +41,7 @@ def test_a_mutation_is_found(mutation: str) -> None:
         pytest.skip("kombu before 5.7")
     done = simulate(f"0:{RUNS_TO_FIND}", "--no-shrink", "--mutate", mutation)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert re.match(r"seed \d+: \d+\.\d+ s: I\d: ", done.stdout), done.stdout + done.stderr
+    assert re.match(r"seed \d+: \d+\.\d+ s: I\d+: ", done.stdout), done.stdout + done.stderr
     assert "ended by itself" not in done.stdout, "a mutation that does not even run"
 
 
