@@ -1,12 +1,15 @@
-"""Links within the documentation lead somewhere."""
+"""Links within the documentation lead somewhere, and its tables are those that were measured."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
 from example_project.processes import REPOSITORY
 
 PAGES = sorted(
@@ -29,3 +32,54 @@ def test_links(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+#: How the line before a table of docs/performance.md begins, and that of what it is a copy of.
+COPIES = {
+    "N entries come due at one instant; messages a second": "All due at one instant",
+    "In the same bursts, ms of processor time": "Processor time of the beat, ms a message",
+    "An idle tick, µs by the clock": "Wall clock",
+    "10,000 entries of 60 s": "The share of the runs that came due",
+    "One entry of 1 s": "Lateness against a clock",
+    "What ours was to reach": "## Ours, and what it must reach",
+    "Start of a process with stored state": "From the start of the process to its first message",
+    "Take-over by a standby": "SIGTERM and SIGKILL in turn",
+}
+
+
+def tables_of(page: Path) -> Iterator[tuple[str, str]]:
+    """Each with the last line of text before it."""
+    for match in re.finditer(
+        r"^(?P<before>[^|\n]+)\n+(?P<table>(?: *\|.*\n)+)", page.read_text(), re.M
+    ):
+        yield match["before"], match["table"]
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    """results.json -> the README beside it -> docs/performance.md."""
+    saved = json.loads((RESULTS / "results.json").read_text())
+    images = [
+        image
+        for image in ("burst", "idle", "spread", "drift")
+        if (RESULTS / f"{image}.svg").exists()
+    ]
+    assert (RESULTS / "README.md").read_text() == tables.text(
+        saved["about"], saved["results"], images
+    )
+    measured = dict(tables_of(RESULTS / "README.md"))
+    copied = dict(tables_of(REPOSITORY / "docs" / "performance.md"))
+    for caption, of in COPIES.items():
+        (copy,) = [table for before, table in copied.items() if before.startswith(caption)]
+        (table,) = [table for before, table in measured.items() if before.startswith(of)]
+        assert copy == table, caption
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_no_table_is_copied_elsewhere(page: Path) -> None:
+    """A table with the titles of a measured one is that, under a line that says what it shows."""
+    titles = {table.splitlines()[0] for _, table in tables_of(RESULTS / "README.md")}
+    for before, table in tables_of(page):
+        if page.parent != RESULTS and table.splitlines()[0] in titles:
+            assert page.name == "performance.md"
+            assert before.startswith(tuple(COPIES)), before
