@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from .election import MasterElection, Reign
 from .errors import Conflict, NotMaster, RootError, ZkBeatError
@@ -79,6 +79,15 @@ class _Page:
         return (*history, past)[-most:]
 
 
+class _Published(NamedTuple):
+    """A run, what the history of its entry is to say of it, and the entry's next `last_run_at`; the
+    latter two are None where they are as the claim has it."""
+
+    run: Run
+    past: PastRun | None
+    clock: datetime | None
+
+
 class RunLedger:
     """The run states and the outbox below one election's root. For one thread at a time.
 
@@ -98,7 +107,7 @@ class RunLedger:
         self._paths = election.paths
         #: The last run of each entry that this process published: what it knows to be done stays
         #: done, though the write that would have said so was lost.
-        self._published: dict[str, Run] = {}
+        self._published: dict[str, _Published] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -114,9 +123,9 @@ class RunLedger:
         #: Those of a claim that is on its way.
         self._claiming: dict[str, Run] = {}
         self._confirming: Pending | None = None
-        #: What the history of an entry is to say of its last run, which was published late, or
-        #: by another master than claimed it.
-        self._amendments: dict[str, PastRun] = {}
+        #: Runs that were published late, or by another master than claimed them, by entry: its
+        #: state says so. A run leaves the outbox in ZooKeeper with the write of that state.
+        self._amended: dict[str, Run] = {}
         #: On :func:`boottime`: when the outbox was last written.
         self._written_at = -math.inf
         #: On :func:`boottime`: until when ZooKeeper cannot have given the mastership to another.
@@ -281,16 +290,32 @@ class RunLedger:
         if self._election.reign != self.reign or boottime() >= self._entitled_until:
             self._fail(NotMaster(f"{self._paths.master}: not, or not certainly, of this beat"))
 
-    def published(self, run: Run, at: datetime) -> None:
+    def published(self, run: Run, at: datetime, clock: datetime | None = None) -> None:
         """Takes a run, which was published at `at`, out of the outbox; ZooKeeper learns it from
-        the next :meth:`confirm`, or from the next claim."""
+        the next :meth:`confirm`, or from the next claim.
+
+        Args:
+            clock: the entry's next `last_run_at`, where it is another than that of the claim.
+        """
         assert self.reign is not None
-        del self.outbox[run.entry]
-        self._published[run.entry] = run
-        self._outbox_changed = True
-        if run.epoch != self.reign.epoch or at - run.claimed > PROMPT:
+        past = None
+        if clock is not None or run.epoch != self.reign.epoch or at - run.claimed > PROMPT:
             past = PastRun.of(run.number, run.due, at, self.reign.epoch, run.note)
-            self._amendments[run.entry] = past
+        del self.outbox[run.entry]
+        self._published[run.entry] = published = _Published(run, past, clock)
+        self._amend(published)
+
+    def _amend(self, published: _Published) -> None:
+        run, past, clock = published
+        self._outbox_changed = True
+        state = self.state(run.entry)
+        if past is not None and state is not None:
+            self._pages[page_of(run.entry)].states[run.entry] = replace(
+                state,
+                last_run_at=max(clock or state.last_run_at, state.last_run_at),
+                history=_amended(state.history, past),
+            )
+            self._amended[run.entry] = run
 
     def put_last(self, run: Run) -> None:
         """Has a run be the last of the outbox: no other waits for it any more."""
@@ -306,7 +331,8 @@ class RunLedger:
         if self._confirming is None and (
             self._outbox_changed or boottime() - self._written_at > TOUCH_EVERY
         ):
-            self._confirming = self._send(self._amended_states(), self.outbox)
+            states = {name: self.state(name) for name in self._amended}
+            self._confirming = self._send(next(self._batches(states), {}), self.outbox)
 
     @property
     def unconfirmed(self) -> bool:
@@ -363,6 +389,10 @@ class RunLedger:
                 del page.states[entry]
             else:
                 page.states[entry] = state
+        if self._amended:
+            self._amended = {
+                k: run for k, run in self._amended.items() if page_of(k) not in touched
+            }
         for name, page in touched.items():
             data = encode_page(page.states)
             page.size = len(data)
@@ -379,32 +409,15 @@ class RunLedger:
             version = self._pages[name].version
             assert version is not None
             operations.append(Check(self._paths.page(name), version))
-        data = encode_outbox([*outbox.values(), *self._claiming.values()])
-        operations.append(SetData(self._paths.outbox, data, self._outbox_version))
+        runs = [*outbox.values(), *self._amended.values(), *self._claiming.values()]
+        operations.append(SetData(self._paths.outbox, encode_outbox(runs), self._outbox_version))
         self._outbox_version += 1
-        self._outbox_changed = bool(self._amendments)
+        self._outbox_changed = bool(self._amended)
         try:
             self._written_at = boottime()
             return self._session.send(*operations)
         except ZkBeatError as exc:
             self._fail(exc)
-
-    def _amended_states(self) -> Mapping[str, RunState | None]:
-        """As many as fit into one transaction."""
-        if not self._amendments:
-            return {}
-        states = {}
-        for name, past in self._amendments.items():
-            state = self.state(name)
-            if state is not None:
-                states[name] = replace(state, history=_amended(state.history, past))
-        batch = next(self._batches(states), {})
-        self._amendments = {
-            name: past
-            for name, past in self._amendments.items()
-            if name in states and name not in batch
-        }
-        return batch
 
     def _finish_in_order(self, sent: Pending) -> None:
         if self._confirming is not None and self._confirming.sent <= sent.sent:
@@ -437,7 +450,8 @@ class RunLedger:
         written whole."""
         left = deque(sorted(states, key=page_of))
         while left:
-            room = MOST_BYTES - len(encode_outbox(self.outbox.values()))
+            runs = [*self.outbox.values(), *self._amended.values()]
+            room = MOST_BYTES - len(encode_outbox(runs))
             batch: dict[str, RunState | None] = {}
             page = None
             while left and len(batch) < MOST_RUNS:
@@ -489,9 +503,14 @@ class RunLedger:
             self._outbox_version += 1
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
             return
-        done = [run for run in runs if self._published.get(run.entry) == run]
-        self.outbox = {run.entry: run for run in runs if run not in done}
-        self._outbox_changed = bool(done)
+        done = {run.entry for run in runs if self._has_published(run)}
+        self.outbox = {run.entry: run for run in runs if run.entry not in done}
+        for name in done:
+            self._amend(self._published[name])
+
+    def _has_published(self, run: Run) -> bool:
+        published = self._published.get(run.entry)
+        return published is not None and published.run == run
 
     def _take_page(self, name: str, node: Node) -> None:
         path = self._paths.page(name)

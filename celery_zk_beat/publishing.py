@@ -57,6 +57,10 @@ class Dispatcher(Protocol):
         """For messages that leave together: sends an entry that was addressed, as
         :meth:`messages.Sender.send` does."""
 
+    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
+        """The next `last_run_at` of the entry of a run that is published at `at`, where that is
+        another than of the claim: it came due again meanwhile, and one run stands for all."""
+
     def show_progress(self) -> None:
         """Something has been done."""
 
@@ -163,8 +167,15 @@ class Publisher:
         self._ledger.assure()
         begun = boottime()
         made: list[Run] = []
+        left = datetime.now(timezone.utc)
+
+        def until_due() -> None:
+            nonlocal left
+            _wait_until_due(runs)
+            left = datetime.now(timezone.utc)
+
         try:
-            with self._broker.together(lambda: _wait_until_due(runs)):
+            with self._broker.together(until_due):
                 send = self._dispatcher.sender()
                 for run in runs:
                     try:
@@ -183,7 +194,7 @@ class Publisher:
                 raise error from None  # that of the look at the clock, perhaps in Celery's wrapping
             self._note_failed(runs, exc, begun)
         else:
-            self._note_published(made)
+            self._note_published(made, left)
 
     def _send(self, run: Run, send: Callable[[Any, Callable[[], object]], None]) -> None:
         number, reign = run.number, self._ledger.reign
@@ -201,7 +212,8 @@ class Publisher:
         logger.info("Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, number)
         send(entry, lambda: _wait_until_due([run]))
 
-    def _note_published(self, runs: list[Run]) -> None:
+    def _note_published(self, runs: list[Run], left: datetime) -> None:
+        """Of runs whose messages left at `left`, or a moment later."""
         if not runs:
             return
         reign, at = self._ledger.reign, datetime.now(timezone.utc)
@@ -214,7 +226,7 @@ class Publisher:
                 self._metrics.resent += 1
             self._metrics.published += 1
             self._metrics.lateness.observe((at - run.due).total_seconds())
-            self._ledger.published(run, at)
+            self._ledger.published(run, at, self._dispatcher.goes_on_from(run, left))
             self._announce_published(run, reign.epoch)
         self._ledger.confirm()
 

@@ -91,6 +91,8 @@ _LOOK_AT_DAMAGE_EVERY = 60.0
 MOST_WAITING = 2 * MOST_RUNS
 #: Most runs of the outbox that a take-over tells of, each in a line.
 _MOST_TOLD = 20
+#: So late a run is published that its entry may have come due again.
+_LATE = timedelta(seconds=0.1)
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
 _LEAST_PATIENCE = 60.0
 
@@ -516,6 +518,8 @@ class ZooKeeperScheduler(Scheduler):
                 return 0.0  # they had it resign
         if self._gated is not None:
             self._publish_waiting()
+            if not self._heap_is_current:  # some run stands for what has come due since
+                self._build_heap()
         left = self._claim() if self._gated is None else self._turn_gated(self._gated)
         self._ledger.confirm()
         self.metrics.outbox = len(self._ledger.outbox)
@@ -569,18 +573,12 @@ class ZooKeeperScheduler(Scheduler):
         """What was due while entries were held back, and is not to be caught up with."""
         why = "an operator resumed without catching up"
         missed = {}
-        for name, entry in self.entries.items():
+        for name in self.entries:
             until, state = self._control.pauses.skip_until(name), self._ledger.state(name)
-            if until is None or state is None:
-                continue
-            with self._only_logged(name):
-                # A gated one may know better: it was enabled again, or made anew.
-                known = to_utc(entry.last_run_at or _NEVER)
-                if self._gated is None or known < state.last_run_at:
-                    entry.last_run_at = as_of(entry, state.last_run_at)
-                start = start_of(entry)
-                if (start is None or start <= until) and (found := missed_instant(entry, until)):
-                    missed[name] = found
+            if until is not None and state is not None:
+                with self._only_logged(name):
+                    if found := self._missed(name, state, until):
+                        missed[name] = found
         waiting = [
             run
             for name, run in self._ledger.outbox.items()
@@ -593,6 +591,18 @@ class ZooKeeperScheduler(Scheduler):
             due = to_text(run.due)
             logger.warning("%s: run %d, due %s, is dropped: %s", run.entry, run.number, due, why)
         self._skip(missed, why, self._control.unchanged)
+
+    def _missed(
+        self, name: str, state: RunState, until: datetime
+    ) -> tuple[datetime, datetime] | None:
+        """As :func:`missed_instant`, of an entry after its last run."""
+        entry = self.entries[name]
+        # A gated one may know better: it was enabled again, or made anew.
+        known = to_utc(entry.last_run_at or _NEVER)
+        if self._gated is None or known < state.last_run_at:
+            entry.last_run_at = as_of(entry, state.last_run_at)
+        start = start_of(entry)
+        return missed_instant(entry, until) if start is None or start <= until else None
 
     def _skip(
         self, missed: dict[str, tuple[datetime, datetime]], why: str, *also: Operation
@@ -766,7 +776,9 @@ class ZooKeeperScheduler(Scheduler):
                 left = max(_SHORTEST_WAIT, self._publisher.back_off(item.name))
                 self._agenda.put(item.name, now.timestamp() + left, item.due)
                 continue
-            instant = item.due or self._due(entry)
+            instant = item.due
+            if instant is None or to_utc(entry.last_run_at) >= instant:  # its run stood for it, too
+                instant = self._due(entry)
             ahead = _CLAIM_AHEAD + _CLAIM_TOGETHER
             if instant is not None and instant.timestamp() - now.timestamp() > ahead:
                 self._agenda.put(item.name, instant.timestamp() - _CLAIM_AHEAD, instant)
@@ -955,6 +967,23 @@ class ZooKeeperScheduler(Scheduler):
 
     def may_publish(self, run: Run) -> bool:
         return run.entry in self.entries and (run.extra or not self._control.holds(run.entry))
+
+    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
+        state = self._ledger.state(run.entry)
+        if run.extra or state is None or at - run.claimed < _LATE:
+            return None
+        found = None
+        with self._only_logged(run.entry):
+            found = self._missed(run.entry, state, at)
+        if found is None:
+            return None
+        entry = self.entries[run.entry]
+        clock = last_run(entry, *found)
+        if self._gated is None:
+            entry.last_run_at = as_of(entry, clock)
+        else:
+            self._heap_is_current = False  # the gated one is to know
+        return clock
 
     def may_publish_now(self) -> bool:
         is_late = self._closing and boottime() > self._publish_until

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
-from example_project.servers import Redis, ZooKeeper
+from example_project.servers import Redis, ZooKeeper, free_port
 from tests.conftest import PATIENCE
 from tests.history import Message, messages
 
@@ -54,6 +54,20 @@ def turn(scheduler: ZooKeeperScheduler) -> float:
     assert scheduler._election.wait(PATIENCE)
     scheduler._heap_is_current = False
     return scheduler._turn()
+
+
+def away(app: Celery) -> str:
+    """Has the broker be away; returns where it was."""
+    good: str = app.conf.broker_url
+    app.conf.broker_write_url = app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    return good
+
+
+def back(app: Celery, good: str, scheduler: ZooKeeperScheduler) -> None:
+    """And be back, for a scheduler that need not wait before it tries again."""
+    app.conf.broker_write_url = app.conf.broker_url = good
+    scheduler._broker.drop()
+    scheduler._publisher.start_over()
 
 
 def history(app: Celery) -> list[Message]:

@@ -24,7 +24,7 @@ from tests.conftest import PATIENCE
 from tests.faults import Road
 from tests.history import check
 
-from .conftest import Make, every, history, turn
+from .conftest import Make, away, back, every, history, turn
 
 PLAIN = "celery.beat:Scheduler"
 PERSISTENT = "celery.beat:PersistentScheduler"
@@ -195,6 +195,20 @@ def test_a_run_that_was_claimed_and_not_published(app: Celery, start: Start, beh
     assert (run.run, run.due, run.epoch) == (1, claimed["e"].due, 2)
     assert check(history(app)) == []
     assert run.id == first.task_id("e", 1, run.due)
+
+
+def test_one_run_for_all_that_was_missed(app: Celery, start: Start, behind: str) -> None:
+    """While the broker was away; its store learns of it."""
+    good = away(app)
+    app.amqp.__dict__.pop("_producer_pool", None)
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: first._ledger.outbox)
+    turn_for(first, 2 * PERIOD + 0.5)
+    back(app, good, first)
+    app.amqp.__dict__.pop("_producer_pool", None)
+    turn_until(first, lambda: len(history(app)) == 3)
+    check_rhythm(first)
+    assert [run.run for run in history(app)] == [1, 2, 3]
 
 
 def test_pauses(app: Celery, start: Start, behind: str) -> None:

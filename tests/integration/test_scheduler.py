@@ -26,6 +26,7 @@ from kazoo.client import KazooClient
 from celery_zk_beat import ZooKeeperScheduler, broker, election, schedulers
 from celery_zk_beat.errors import NotMaster, Uncertain
 from celery_zk_beat.ledger import MOST_RUNS, RunLedger
+from celery_zk_beat.runs import Run
 from celery_zk_beat.signals import run_dropped
 from celery_zk_beat.znodes import page_of
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
@@ -33,7 +34,7 @@ from tests.conftest import PATIENCE
 from tests.faults import Road
 from tests.history import check
 
-from .conftest import LONG_AGO, Clock, Make, every, history, turn
+from .conftest import LONG_AGO, Clock, Make, away, back, every, history, turn
 
 
 class Colour(enum.Enum):
@@ -385,6 +386,82 @@ def test_claimed_and_not_published(
     turn(two)
     assert len(history(app)) == 1
     assert two._ledger.outbox == {}
+
+
+@pytest.mark.parametrize("who", ["it", "the next", "the next, of one that died"])
+@pytest.mark.parametrize("kind", [schedule, crontab])
+def test_one_run_for_all_that_was_missed(app: Celery, make: Make, kind: Any, who: str) -> None:
+    """[I2] What comes due while a run waits for the broker needs no other."""
+    clock = Clock("2026-06-01T12:30")
+    every_hour = {"run_every": 3600} if kind is schedule else {"minute": 0}
+    entry = {"task": "task", "schedule": kind(nowfun=clock, app=app, **every_hour)}
+    one = make(beat_schedule={"e": entry})
+    turn(one)
+    first = clock.now + timedelta(hours=1 if kind is schedule else 0.5)
+    good = away(app)
+    clock.now += timedelta(hours=1)
+    turn(one)
+    assert list(one._ledger.outbox) == ["e"]
+    clock.now += timedelta(hours=3)
+    turn(one)
+    back(app, good, one)
+    if who == "the next, of one that died":
+        one._ledger.confirm = lambda: None  # type: ignore[method-assign]
+        turn(one)
+        one._election.stop()
+        clock.now += timedelta(hours=1)
+    elif who == "the next":
+        one._publisher.publish_soon = lambda *args: None  # type: ignore[method-assign]
+        one.close()
+    last = one if who == "it" else make()
+    for _ in range(3):
+        turn(last)
+    runs = history(app)
+    assert {(run.run, run.due, run.id) for run in runs} == {(1, first, last.task_id("e", 1, first))}
+    last._ledger.flush()
+    state = last._ledger.state("e")
+    assert state.last_run_at == clock.now
+    clock.now += timedelta(hours=1)
+    turn(last)
+    due = first + timedelta(hours=clock.now.hour - first.hour)
+    assert [(run.run, run.due) for run in history(app)[len(runs) :]] == [(2, due)]
+
+
+def test_no_second_run_when_the_broker_is_back(app: Celery, make: Make) -> None:
+    one = make(beat_schedule={"e": every(0.7)})
+    good = away(app)
+    turn(one)
+    wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a run")
+    claimed = one._ledger.outbox["e"].claimed
+    wait_until(
+        lambda: one._turn() and datetime.now(timezone.utc) - claimed > timedelta(seconds=1.5),
+        PATIENCE,
+        "the next two to come due",
+    )
+    back(app, good, one)
+    wait_until(lambda: one._turn() is not None and len(history(app)) == 3, PATIENCE, "three runs")
+    past = one._ledger.state("e").history
+    assert all(then.due > run.at - timedelta(seconds=0.5) for run, then in zip(past, past[1:]))
+    assert past[0].at - past[0].due > timedelta(seconds=1.5)
+
+
+def test_a_run_that_was_asked_for_stands_for_no_other(app: Celery, make: Make) -> None:
+    clock = Clock("2026-06-01T12:30")
+    one = make(beat_schedule={"e": {"task": "e", "schedule": schedule(3600, nowfun=clock)}})
+    turn(one)
+    begun, good = clock.now, away(app)
+    state = one._ledger.state("e")
+    now = datetime.now(timezone.utc)
+    one._claim_runs([Run("e", state.total_run_count + 1, now, now, 1, True, state.key)])
+    clock.now += timedelta(hours=2)
+    turn(one)
+    back(app, good, one)
+    turn(one)
+    turn(one)
+    assert [(run.run, run.due) for run in history(app)] == [
+        (1, now),
+        (2, begun + timedelta(hours=1)),
+    ]
 
 
 def test_dropped(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,13 +19,16 @@ from celery_zk_beat.znodes import EpochRecord, MasterRecord, Paths, decode_maste
 
 from .broker import Sent
 from .ensemble import Tree, Write, Znode
-from .world import World
+from .world import BEGINNING, World
 
 #: Seconds by which a due instant may be off.
 TOLERANCE = 0.000_001
 #: Of the session time-out, for which a write vouches. Not the ledger's own, which a mutation
 #: changes.
 SAFE_PART = 2 / 3
+#: Seconds between the last look at what is due and the sending: a beat may stand still in between,
+#: as long as its session lives, and then asks ZooKeeper.
+SLACK = 8.0
 
 
 class Checker:
@@ -86,6 +90,9 @@ class Checker:
         self._highest: dict[str, int] = defaultdict(int)
         self.dropped: set[tuple[str, int]] = set()
         self.dropped_by_operators: set[tuple[str, int]] = set()
+        self.asked_for: set[tuple[str, int]] = set()
+        #: Of the write that is looked at: runs that were published late.
+        self._confirmed: set[tuple[str, int]] = set()
         #: Where nothing is sent: what is said to be.
         self.published: set[tuple[str, int]] = set()
         self.sent: dict[tuple[str, int], list[Sent]] = defaultdict(list)
@@ -226,7 +233,10 @@ class Checker:
             self.fail(f"I5: {entry} goes back, from {before} to {state}")
         if number == before.total_run_count:
             if state.last_run_at > before.last_run_at:
-                self._on_skip(entry, before, state)
+                if state.history[-1].number is None:
+                    self._on_skip(entry, before, state)
+                else:
+                    self._on_late(entry, before, state)
             return set()
         if number != before.total_run_count + 1 or (entry, number) in self.claimed:
             self.fail(f"I1: {entry}: {before} is followed by {state}")
@@ -237,12 +247,17 @@ class Checker:
         if not state.history or state.history[-1].number != number:
             self.fail(f"I8: {entry}, run {number}, is not remembered: {state}")
             return set()
+        # That the run before was published late may be told with the claim of the next.
+        is_told = (entry, number - 1) in self.outbox
         if state.history[-1].note == "asked for":
-            if state.last_run_at != before.last_run_at:
+            if is_told and state.last_run_at > before.last_run_at:
+                self._on_late(entry, before, replace(before, last_run_at=state.last_run_at))
+            elif state.last_run_at != before.last_run_at:
                 self.fail(f"I8: {entry}, run {number}, was asked for and moves the clock: {state}")
             if (entry, number) not in self._answers:
                 self.fail(f"I8: {entry}, run {number}: claimed without an answer to who asked")
             self.claimed[entry, number] = self._world.now
+            self.asked_for.add((entry, number))
             return {(entry, number)}
         if self.pauses.since(entry) is not None or self.pauses.skip_until(entry) is not None:
             self.fail(f"I7: {entry}, run {number}, is claimed against {self.pauses}")
@@ -250,6 +265,13 @@ class Checker:
         if state.due is None:
             self.fail(f"{entry}, run {number}: for no instant")
             return set()
+        self._on_next(entry, number - 1, state.due)
+        if period is not None and is_told:
+            clock = state.due - timedelta(seconds=period)
+            if clock > before.last_run_at:
+                later = replace(before, last_run_at=clock)
+                self._on_late(entry, before, later)
+                before = later
         late = (state.due - before.last_run_at).total_seconds()
         if period is not None and abs(late - period) > TOLERANCE:
             self.fail(f"I2: {entry}, run {number}: due {late} s after the last, not {period}")
@@ -258,6 +280,30 @@ class Checker:
             self.fail(f"I9: {entry}, run {number}: {lost} s late, and so are those that follow")
         self.claimed[entry, number] = self._world.now
         return {(entry, number)}
+
+    def _on_late(self, entry: str, before: RunState, state: RunState) -> None:
+        """A run that was published late stands for what came due while it waited, too."""
+        run = entry, state.total_run_count
+        if run not in self.outbox or not (self.sent[run] or run in self.published):
+            self.fail(f"I2: {entry}: the clock moves without a run: {before} becomes {state}")
+        self._confirmed.add(run)
+        period = self._periods.get(entry)
+        moved = (state.last_run_at - before.last_run_at).total_seconds()
+        if period is not None and moved < period - TOLERANCE:
+            self.fail(f"I2: {entry} was not due again: {before} becomes {state}")
+        left = max((sent.at for sent in self.sent[run]), default=math.inf)
+        if self.clocks_are_right and state.last_run_at.timestamp() > BEGINNING + left:
+            self.fail(f"I2: {entry} came due after its run left at {left}: {state}")
+
+    def _on_next(self, entry: str, number: int, due: datetime) -> None:
+        """What was due when the run before left needs no other."""
+        run = entry, number
+        done = [sent for sent in self.sent[run] if not sent.failed]
+        if not done or run in self.asked_for | self.dropped or not self.clocks_are_right:
+            return
+        late = BEGINNING + done[-1].at - due.timestamp()
+        if late > SLACK:
+            self.fail(f"I2: {entry}, due {due}, needs no second run {late} s later: {done[-1]}")
 
     def _on_skip(self, entry: str, before: RunState, state: RunState) -> None:
         until = self.pauses.skip_until(entry)
@@ -276,6 +322,9 @@ class Checker:
             self.fail(f"I2: claimed and not in the outbox: {claimed - found.keys()}")
         if not found.keys() <= self.outbox.keys() | claimed:
             self.fail(f"I1: in the outbox and not claimed: {found}")
+        if self._confirmed & found.keys():
+            self.fail(f"I2: known to be published, and still to be: {self._confirmed}")
+        self._confirmed.clear()
         for run in self.outbox.keys() - found.keys():
             told = any(sent.arrived and not sent.failed for sent in self.sent[run])
             if not told and run not in self.dropped | self.published:

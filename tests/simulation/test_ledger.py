@@ -100,13 +100,14 @@ class Ledgers(RuleBasedStateMachine):
             meanwhile = ledger.confirm if confirm else lambda: None
             self.do(who, lambda: ledger.claim(runs, meanwhile=meanwhile))
 
-    @rule(who=who, names=names)
-    def publish(self, who: int, names: set[str]) -> None:
+    @rule(who=who, names=names, late=st.booleans())
+    def publish(self, who: int, names: set[str], late: bool) -> None:
         ledger = self.ledgers[who]
+        clock = self.clock + timedelta(milliseconds=1) if late else None
         for name in sorted(names & ledger.outbox.keys()):
             run = ledger.outbox[name]
             self.checker.published.add((name, run.number))
-            ledger.published(run, run.claimed)
+            ledger.published(run, run.claimed, clock)
 
     @rule(who=who, names=names)
     def drop(self, who: int, names: set[str]) -> None:
@@ -155,8 +156,8 @@ class Ledgers(RuleBasedStateMachine):
                 assert set(self.checker.outbox) == {
                     (name, run.number) for name, run in ledger.outbox.items()
                 }
-            for name in NAMES:
-                assert ledger.state(name) == self.checker.states.get(name)
+                for name in NAMES:
+                    assert ledger.state(name) == self.checker.states.get(name)
 
     def both(self) -> tuple[list[MasterElection], list[RunLedger]]:
         return getattr(self, "elections", []), getattr(self, "ledgers", [])
