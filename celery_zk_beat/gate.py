@@ -27,7 +27,7 @@ from .log import get_logger
 from .messages import without_result
 from .runs import RunState
 from .session import boottime
-from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc
+from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc, utc_of
 
 logger = get_logger(__name__)
 
@@ -394,7 +394,7 @@ def _last_run_at(entry: Any) -> datetime:
     # With a start, database schedulers pretend that an entry that never ran did, long ago. It never
     # did since it was last changed: to be enabled again, perhaps, after its one run.
     changed = getattr(getattr(entry, "model", None), "date_changed", None)
-    return to_utc(changed if changed is not None and at == changed - _PRETENDED else at)
+    return utc_of(entry, changed if changed is not None and at == changed - _PRETENDED else at)
 
 
 def start_of(entry: Any) -> datetime | None:

@@ -157,7 +157,7 @@ def decode_page(path: str, data: bytes) -> dict[str, RunState]:
 
 def _decode_state(path: str, fields: Any) -> RunState:
     return RunState(
-        instant(path, fields, "last_run_at"),
+        max(_EPOCH, instant(path, fields, "last_run_at")),
         count(path, fields, "total_run_count"),
         instant(path, fields, "due") if "due" in fields else None,
         _decode_dropped(path, fields),

@@ -43,6 +43,7 @@ from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
 from .timetable import (
+    NEVER,
     as_of,
     at_one_instant,
     due_by_celery,
@@ -52,7 +53,7 @@ from .timetable import (
     last_run,
     missed_instant,
     shown,
-    to_utc,
+    utc_of,
 )
 from .znodes import Paths, page_of, to_text
 
@@ -95,10 +96,6 @@ _MOST_TOLD = 20
 _LATE = timedelta(seconds=0.1)
 #: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
 _LEAST_PATIENCE = 60.0
-
-
-#: The `last_run_at` of an entry whose scheduler says that it has none.
-_NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class ZooKeeperScheduler(Scheduler):
@@ -598,7 +595,7 @@ class ZooKeeperScheduler(Scheduler):
         """As :func:`missed_instant`, of an entry after its last run."""
         entry = self.entries[name]
         # A gated one may know better: it was enabled again, or made anew.
-        known = to_utc(entry.last_run_at or _NEVER)
+        known = utc_of(entry, entry.last_run_at or NEVER)
         if self._gated is None or known < state.last_run_at:
             entry.last_run_at = as_of(entry, state.last_run_at)
         start = start_of(entry)
@@ -731,9 +728,9 @@ class ZooKeeperScheduler(Scheduler):
     def _clock_starts(self, entry: Any) -> datetime:
         """The `last_run_at` of an entry that is seen for the first time: now, whenever this beat
         was started, unless the configuration gives one."""
-        given = to_utc(entry.last_run_at)
+        given = utc_of(entry, entry.last_run_at)
         # A time before the scheduler was made cannot be Celery's default.
-        return given if given < self._built_at else to_utc(entry.default_now())
+        return given if given < self._built_at else utc_of(entry, entry.default_now())
 
     def _due(self, entry: Any) -> datetime | None:
         """When an entry is due, None if it is to be asked."""
@@ -777,7 +774,8 @@ class ZooKeeperScheduler(Scheduler):
                 self._agenda.put(item.name, now.timestamp() + left, item.due)
                 continue
             instant = item.due
-            if instant is None or to_utc(entry.last_run_at) >= instant:  # its run stood for it, too
+            if instant is None or utc_of(entry, entry.last_run_at) >= instant:
+                # Its last run stood for it, too.
                 instant = self._due(entry)
             ahead = _CLAIM_AHEAD + _CLAIM_TOGETHER
             if instant is not None and instant.timestamp() - now.timestamp() > ahead:
@@ -798,7 +796,7 @@ class ZooKeeperScheduler(Scheduler):
                         continue
                     if self._starting_deadline is not None:
                         # Celery does not start what is older, and only says that it is not due.
-                        at = to_utc(entry.default_now())
+                        at = utc_of(entry, entry.default_now())
                         missed = due_instant(entry)
                         if (at - missed).total_seconds() > self._starting_deadline:
                             skipped[item.name] = missed, at
@@ -869,7 +867,7 @@ class ZooKeeperScheduler(Scheduler):
             if self._ledger.state(name) is None and not self._ledger.damaged(name)
         }
         self._ledger.first_seen(
-            {name: to_utc(entry.last_run_at or _NEVER) for name, entry in unseen.items()},
+            {name: utc_of(entry, entry.last_run_at or NEVER) for name, entry in unseen.items()},
             {name: key_of(entry) for name, entry in unseen.items()},
         )
 
@@ -909,7 +907,7 @@ class ZooKeeperScheduler(Scheduler):
         self._publisher.publish(self._claim_runs([run], self._control.unchanged))
 
     def _run_of(self, name: str, entry: Any, successor: Any) -> Run:
-        claimed = to_utc(successor.last_run_at)
+        claimed = utc_of(successor, successor.last_run_at)
         number, epoch = successor.total_run_count, self._ledger.reign.epoch
         return Run(name, number, due_instant(entry), claimed, epoch)
 

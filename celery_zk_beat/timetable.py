@@ -15,6 +15,12 @@ from celery.schedules import crontab
 from .names import without_addresses
 
 _AHEAD = timedelta(minutes=1)
+#: The `last_run_at` of an entry that never ran. None is earlier: near the first year, and the last,
+#: other time zones cannot tell the time, and so nobody could say when the entry is due.
+NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
+#: Naive clocks show the local time of some zone: so far from UTC at most, in steps of this.
+_FURTHEST_ZONE, _STEP_OF_ZONES = timedelta(hours=15), timedelta(minutes=15)
 #: So late an interval may be and still keep its rhythm.
 _LITTLE = timedelta(seconds=1)
 
@@ -34,7 +40,7 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
             if hasattr(schedule, "nowfun"):  # it would look at the clock again, a moment later
                 schedule = _copy_at(schedule, now)
         left: timedelta = schedule.remaining_estimate(last)
-        return to_utc(now) + left
+        return utc_of(entry, now) + left
     except Exception:
         return None
 
@@ -80,7 +86,18 @@ def is_interval(schedule: Any) -> bool:
 def is_steady(schedule: Any) -> bool:
     """Whether :func:`next_run` has one answer, whenever it is asked."""
     kinds = (crontab, celery.schedules.schedule)
-    return type(schedule) in kinds and schedule.nowfun is None
+    return type(schedule) in kinds and schedule.nowfun is None and _is_apps_time(schedule)
+
+
+def _is_apps_time(schedule: Any) -> bool:
+    """Whether the app's clock shows the time in the zone of its settings: `now` may be the user's,
+    and naive, or of another zone."""
+    app = schedule.app
+    if getattr(type(app), "now", None) is celery.Celery.now and "now" not in vars(app):
+        return True
+    now = app.now()
+    zone = schedule.tz
+    return now.tzinfo is not None and now.utcoffset() == now.astimezone(zone).utcoffset()
 
 
 def _copy_at(schedule: Any, now: datetime) -> Any:
@@ -109,7 +126,7 @@ def shown(schedule: Any) -> str:
 def due_instant(entry: Any) -> datetime:
     """The earliest instant, UTC, at which an entry is due after its last run; the present one
     where its schedule's class does not say."""
-    now = to_utc(entry.default_now())
+    now = utc_of(entry, entry.default_now())
     return _next_after_last(entry, now) or now
 
 
@@ -125,7 +142,7 @@ def missed_instant(entry: Any, until: datetime) -> tuple[datetime, datetime] | N
     present one where that is earlier: a clock elsewhere may be ahead. UTC; None where it was not
     due by then. A class that does not say when is taken at its word on whether it is due now."""
     with at_one_instant(entry.schedule):
-        now = to_utc(entry.default_now())
+        now = utc_of(entry, entry.default_now())
         until = min(until, now)
         due = _next_after_last(entry, now)
         if due is None:
@@ -157,13 +174,41 @@ def is_ahead(last_run_at: datetime, now: datetime) -> bool:
 def to_utc(instant: datetime) -> datetime:
     """Celery takes a naive one for UTC."""
     if instant.tzinfo is None:
-        return instant.replace(tzinfo=timezone.utc)
-    return instant.astimezone(timezone.utc)
+        instant = instant.replace(tzinfo=timezone.utc)
+    try:
+        return min(max(instant.astimezone(timezone.utc), NEVER), _LATEST)
+    except OverflowError:
+        return NEVER if instant.year < NEVER.year else _LATEST
+
+
+def utc_of(entry: Any, instant: datetime) -> datetime:
+    """The UTC of an instant that the entry's own clock shows, or one that is in its manner. Where
+    that clock is naive Celery takes both sides of each comparison for UTC, so that it does not
+    matter which time they are; here it does."""
+    if instant.tzinfo is not None:
+        return to_utc(instant)
+    return to_utc(to_utc(instant) - _offset(entry))
 
 
 def as_of(entry: Any, instant: datetime) -> datetime:
     """`instant` in the manner of the entry's own clock: its time zone, or naive."""
     schedule = entry.schedule
     # Where the clock is that of the app, without a look at it.
-    zone = schedule.app.timezone if is_steady(schedule) else entry.default_now().tzinfo
-    return instant.replace(tzinfo=None) if zone is None else instant.astimezone(zone)
+    if is_steady(schedule):
+        return instant.astimezone(schedule.app.timezone)
+    zone = entry.default_now().tzinfo
+    if zone is None:
+        return (instant + _offset(entry)).replace(tzinfo=None)
+    return instant.astimezone(zone)
+
+
+def _offset(entry: Any) -> timedelta:
+    """By how much the entry's own clock, if it is naive, is ahead of UTC; none where it is that of
+    no zone."""
+    now = entry.default_now()
+    if now.tzinfo is not None:
+        return timedelta()
+    ahead: timedelta = now - datetime.now(timezone.utc).replace(tzinfo=None)
+    if abs(ahead) > _FURTHEST_ZONE:
+        return timedelta()
+    return round(ahead / _STEP_OF_ZONES) * _STEP_OF_ZONES

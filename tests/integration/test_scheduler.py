@@ -14,6 +14,7 @@ import urllib.request
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import redis
@@ -248,6 +249,58 @@ def test_a_naive_clock(app: Celery, make: Make) -> None:
     scheduler = make(beat_schedule=entries)
     wait_until(lambda: turn(scheduler) and len(history(app)) >= 2, PATIENCE, "two runs")
     assert check(history(app)) == []
+
+
+@pytest.mark.parametrize("zone", ["Asia/Shanghai", "America/New_York"])
+def test_a_naive_clock_of_the_app(app: Celery, make: Make, zone: str) -> None:
+    """Local time, as of Django without USE_TZ: intervals run as they should, and run states hold
+    the time in UTC, so that a beat with another clock can go on."""
+    app.conf.update(enable_utc=False, timezone=zone)
+    app.now = lambda: datetime.now(ZoneInfo(zone)).replace(tzinfo=None)
+    began = datetime.now(timezone.utc)
+    one = make(beat_schedule={"e": every(0.5), "m": {"task": "m", "schedule": crontab()}})
+    turn(one)
+    assert history(app) == []
+    wait_until(lambda: one._turn() and len(history(app)) >= 3, PATIENCE, "runs")
+    for message in history(app):
+        assert began <= message.due <= datetime.now(timezone.utc) + timedelta(seconds=1)
+    for name in "em":
+        assert began <= one._ledger.state(name).last_run_at <= datetime.now(timezone.utc)
+    assert check(history(app)) == []
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Shanghai"])
+@pytest.mark.parametrize(
+    "last", [datetime.min.replace(tzinfo=timezone.utc), datetime.min, datetime(1, 1, 1, 12)]
+)
+def test_a_last_run_that_cannot_be(app: Celery, make: Make, zone: str, last: datetime) -> None:
+    """It runs at once, as in Celery; and runs when that is taken out again."""
+    app.conf.timezone = zone
+    entries = {
+        "e": every(60, last_run_at=last),
+        "c": {"task": "c", "schedule": crontab(), "last_run_at": last},
+    }
+    one = make(beat_schedule=entries)
+    turn(one)
+    assert sorted(message.task for message in history(app)) == ["c", "task"]
+    assert len(one._ledger.state("e").history) == 1
+    one.close()
+    two = make(beat_schedule={"e": every(0.1)})
+    wait_until(lambda: turn(two) and len(history(app)) >= 4, PATIENCE, "runs")
+
+
+def test_a_state_with_a_last_run_that_cannot_be(app: Celery, make: Make, client: Any) -> None:
+    """As earlier releases wrote it."""
+    app.conf.timezone = "America/New_York"
+    one = make(beat_schedule={"e": every(60)})
+    turn(one)
+    path = one._election.paths.page(page_of("e"))
+    one.close()
+    fields = json.loads(client.get(path)[0])
+    fields["entries"]["e"]["last_run_at"] = "0001-01-01T00:00:00.000000+00:00"
+    client.set(path, json.dumps(fields).encode())
+    turn(make())
+    assert [message.run for message in history(app)] == [1]
 
 
 def test_arguments_are_made_when_it_is_sent(app: Celery, make: Make) -> None:
@@ -936,10 +989,9 @@ def test_dropped_without_a_state(app: Celery, make: Make, client: KazooClient) -
 
 
 def test_an_entry_that_cannot_be_scheduled(app: Celery, make: Make) -> None:
-    """An instant before all time, in a zone west of UTC: the others run."""
-    app.conf.timezone = "America/New_York"
+    """A last run that is no instant: the others run."""
     entries = {
-        "bad": every(60, "bad", last_run_at=datetime.min),
+        "bad": every(60, "bad", last_run_at="yesterday"),
         "good": every(60, "good", last_run_at=LONG_AGO),
     }
     turn(make(beat_schedule=entries))

@@ -6,6 +6,7 @@ import itertools
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import celery
 import pytest
@@ -14,7 +15,15 @@ from celery.schedules import crontab, schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_zk_beat.timetable import as_of, next_run, schedule_text
+from celery_zk_beat.timetable import (
+    NEVER,
+    as_of,
+    due_instant,
+    next_run,
+    schedule_text,
+    to_utc,
+    utc_of,
+)
 
 ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe")
 APPS = {zone: Celery("x", set_as_current=False) for zone in ZONES}
@@ -123,3 +132,65 @@ def test_classes_of_the_users() -> None:
 )
 def test_schedule_text(schedule: Any, text: str) -> None:
     assert schedule_text(schedule) == text
+
+
+@pytest.mark.parametrize("zone", ["Asia/Shanghai", "America/New_York", "Asia/Kathmandu", "UTC"])
+@pytest.mark.parametrize(
+    "that", [schedule(3600), crontab(minute="*/20"), crontab(minute=0, hour=4)]
+)
+def test_a_naive_clock_of_the_app(zone: str, that: Any) -> None:
+    """`app.now` is local time: an entry is due when Celery, which compares naive times, says so;
+    and what we note is UTC."""
+    app = Celery("naive", set_as_current=False)
+    app.conf.update(timezone=zone, enable_utc=False)
+    app.now = lambda: datetime.now(ZoneInfo(zone)).replace(tzinfo=None)
+    that = type(that)(that.run_every) if type(that) is schedule else crontab(*that.__reduce__()[1])
+    each = entry(that, app)
+    now = datetime.now(timezone.utc)
+    last = now - timedelta(minutes=50)
+    each.last_run_at = as_of(each, last)
+    assert each.last_run_at.tzinfo is None
+    assert utc_of(each, each.last_run_at) == last
+    assert abs(utc_of(each, app.now()) - now) < timedelta(seconds=30)
+    left = that.remaining_estimate(each.last_run_at)
+    told = next_run(each, last)
+    assert told is not None
+    for instant in (told, due_instant(each)):
+        assert abs(instant - now - left) < timedelta(seconds=30)
+
+
+def test_a_clock_of_the_app_in_another_zone() -> None:
+    app = Celery("other", set_as_current=False)
+    app.conf.timezone = "Asia/Tokyo"
+    app.now = lambda: datetime.now(ZoneInfo("Europe/Berlin"))
+    each = entry(crontab(minute=0, hour=5), app)
+    last = datetime(2026, 3, 28, 23, 30, tzinfo=timezone.utc)
+    before = datetime.now(timezone.utc)
+    left = each.schedule.remaining_estimate(last.astimezone(ZoneInfo("Europe/Berlin")))
+    told = next_run(each, last)
+    assert told is not None
+    assert abs(told - before - left) < timedelta(seconds=30)
+
+
+@pytest.mark.parametrize("zone", [None, *ZONES, "America/New_York"])
+def test_a_last_run_that_cannot_be(zone: str | None) -> None:
+    """Near the first year, and the last, there is no time of day in other zones."""
+    own = None if zone is None else ZoneInfo(zone)
+    app = Celery("far", set_as_current=False)
+    app.conf.timezone = zone
+    if zone is None:
+        app.now = lambda: datetime.now() + timedelta(hours=8)
+    for that in (schedule(2), crontab(minute=0)):
+        each = entry(that, app)
+        for far in (datetime.min, datetime(1, 1, 2), datetime(1969, 1, 1)):
+            for instant in (far.replace(tzinfo=timezone.utc), far.replace(tzinfo=own), far):
+                found = utc_of(each, instant)
+                assert found == NEVER
+                due = next_run(each, found)
+                assert due is not None
+                assert due - NEVER <= timedelta(hours=1, seconds=1)
+        for far in (datetime.max, datetime.max - timedelta(hours=3)):
+            for instant in (far.replace(tzinfo=timezone.utc), far.replace(tzinfo=own), far):
+                assert to_utc(instant).year >= 9998
+                assert utc_of(each, instant).year >= 9998
+                as_of(each, utc_of(each, instant))
