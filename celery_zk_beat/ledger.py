@@ -174,7 +174,10 @@ class RunLedger:
         return bool(self._damaged)
 
     def first_seen(
-        self, entries: Mapping[str, datetime], keys: Mapping[str, str | None] | None = None
+        self,
+        entries: Mapping[str, datetime],
+        keys: Mapping[str, str | None] | None = None,
+        zones: Mapping[str, str | None] | None = None,
     ) -> None:
         """Gives entries that have none a state; one whose last run waits in the outbox, as after
         its page was deleted, that of this run.
@@ -182,12 +185,22 @@ class RunLedger:
         Args:
             entries: name to `last_run_at`, the instant from which their clock runs.
             keys: name to key, of those that have one.
+            zones: name to time zone, of those that run by one.
         """
-        keys = keys or {}
-        states = {name: RunState(at, key=keys.get(name)) for name, at in entries.items()}
+        keys, zones = keys or {}, zones or {}
+        states = {
+            name: RunState(at, key=keys.get(name), zone=zones.get(name))
+            for name, at in entries.items()
+        }
         for name in states.keys() & self.outbox.keys():
             run = self.outbox[name]
-            states[name] = RunState(run.claimed, run.number, run.due, key=run.key)
+            states[name] = RunState(
+                run.claimed, run.number, run.due, key=run.key, zone=zones.get(name)
+            )
+        self._commit_all(states)
+
+    def rewrite(self, states: Mapping[str, RunState]) -> None:
+        """Writes other states for entries that have one."""
         self._commit_all(states)
 
     def claim(
@@ -471,13 +484,15 @@ class RunLedger:
         page = self._pages.get(page_of(run.entry)) or _Page({})
         before = page.states.get(run.entry) or RunState(run.claimed)
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
-        return RunState(
+        return replace(
+            before,
             last_run_at=before.last_run_at if run.extra else max(run.claimed, before.last_run_at),
             total_run_count=run.number,
             due=run.due,
-            dropped=before.dropped,
+            unnamed_since=None,
             history=page.remembered(before.history, past),
             key=run.key,
+            ask=before.ask if run.extra else run.ask,
         )
 
     # Reading ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -19,6 +20,8 @@ _MILLISECOND = timedelta(milliseconds=1)
 _LATEST_MS = 253_370_764_800_000
 #: Most that is remembered of an entry's past; of all entries on one page together.
 HISTORY, HISTORY_OF_PAGE = 20, 200
+#: Most characters of a time zone.
+_LONGEST_ZONE = 20
 #: Most characters of a note in it.
 _LONGEST_NOTE = 200
 #: Kept, for it takes longer to make than to use.
@@ -71,6 +74,9 @@ class RunState:
         unnamed_since: since when no master's schedule named the entry, None while one does.
         history: what became of the last instants at which it was due, newest last.
         key: which of all entries that had its name it is, where a gated scheduler tells.
+        zone: of an entry that runs by the hour of a time zone: :func:`.timetable.zone_of`.
+        ask: of an entry whose class alone says when it is due: milliseconds since 1970 before
+            which it is not to be asked again, and the checksum of the schedule that said so.
     """
 
     last_run_at: datetime
@@ -80,6 +86,8 @@ class RunState:
     unnamed_since: datetime | None = None
     history: tuple[PastRun, ...] = ()
     key: str | None = None
+    zone: str | None = None
+    ask: tuple[int, int] | None = None
 
     @cached_property
     def text(self) -> str:
@@ -97,6 +105,10 @@ class RunState:
             text += f',"history":{_to_json([p if p.note else p[:-1] for p in self.history])}'
         if self.key is not None:
             text += f',"key":{_quoted(self.key)}'
+        if self.zone is not None:
+            text += f',"zone":{_quoted(self.zone)}'
+        if self.ask is not None:
+            text += f',"ask":{_to_json(self.ask)}'
         return text + "}"
 
 
@@ -113,6 +125,7 @@ class Run:
         epoch: of the master that claims it.
         extra: an operator asked for it, at `due`; the entry's ``last_run_at`` stays as it is.
         key: that of the entry's state.
+        ask: that of the entry's state after the run. Not in the outbox.
     """
 
     entry: str
@@ -122,6 +135,7 @@ class Run:
     epoch: int
     extra: bool = False
     key: str | None = None
+    ask: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def note(self) -> str | None:
@@ -164,7 +178,22 @@ def _decode_state(path: str, fields: Any) -> RunState:
         instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
         _decode_history(fields.get("history")),
         _decode_key(fields),
+        fields["zone"][:_LONGEST_ZONE] if isinstance(fields.get("zone"), str) else None,
+        _decode_ask(fields.get("ask")),
     )
+
+
+def _decode_ask(item: Any) -> tuple[int, int] | None:
+    numbers = _numbers(item)
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+
+
+def _numbers(items: Any) -> tuple[int, ...]:
+    """None where they are not to be understood: what they say is a help."""
+    if not isinstance(items, list):
+        return ()
+    numbers = tuple(each for each in items if type(each) is int and 0 <= each < _LATEST_MS)
+    return numbers if len(numbers) == len(items) else ()
 
 
 def _decode_key(fields: Any) -> str | None:

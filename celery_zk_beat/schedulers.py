@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import FrameType
 from typing import Any, NoReturn
@@ -46,14 +47,17 @@ from .timetable import (
     NEVER,
     as_of,
     at_one_instant,
+    checksum,
     due_by_celery,
     due_instant,
     is_ahead,
+    is_free,
     is_interval,
     last_run,
     missed_instant,
     shown,
     utc_of,
+    zone_of,
 )
 from .znodes import Paths, page_of, to_text
 
@@ -64,6 +68,8 @@ logger = get_logger(__name__)
 _LONGEST_WAIT = 5.0
 #: Least seconds between two signs of progress.
 SHOWN_EVERY = 0.1
+#: Most seconds for which an entry's word is kept that it need not be asked: ten years.
+_LONGEST_DELAY = 3.2e8
 #: Least seconds after which an entry that is not due is asked again.
 _SHORTEST_WAIT = 0.01
 #: Seconds before it is due that a run is claimed, so that it is published on time, also where
@@ -599,7 +605,9 @@ class ZooKeeperScheduler(Scheduler):
         if self._gated is None or known < state.last_run_at:
             entry.last_run_at = as_of(entry, state.last_run_at)
         start = start_of(entry)
-        return missed_instant(entry, until) if start is None or start <= until else None
+        if (start is not None and start > until) or _ask_at(entry, state) > until.timestamp():
+            return None
+        return missed_instant(entry, until)
 
     def _skip(
         self, missed: dict[str, tuple[datetime, datetime]], why: str, *also: Operation
@@ -678,12 +686,14 @@ class ZooKeeperScheduler(Scheduler):
         self._look_at_names()
         ledger, entries = self._ledger, list(self.entries.items())
         self.metrics.entries = len(entries)
-        unseen = {}
+        unseen, zones = {}, {}
         for name, entry in entries:
             if ledger.state(name) is None and not ledger.damaged(name):
                 with self._only_logged(name):
                     unseen[name] = self._clock_starts(entry)
-        ledger.first_seen(unseen)
+                    zones[name] = zone_of(entry)
+        ledger.first_seen(unseen, zones=zones)
+        self._start_anew_in_another_zone(entries)
         self._agenda.clear()
         self._ahead, now = False, datetime.now(timezone.utc)
         self._starting_deadline = self.app.conf.beat_cron_starting_deadline
@@ -698,10 +708,47 @@ class ZooKeeperScheduler(Scheduler):
             try:  # not self._only_logged(): there may be a hundred thousand
                 entry.last_run_at = as_of(entry, state.last_run_at)
                 entry.total_run_count = state.total_run_count
+                if ask_at := _ask_at(entry, state):
+                    self._agenda.put(name, ask_at)
+                    continue
                 # A crontab takes its time to tell: not before others are dispatched.
                 self._put(name, entry if is_interval(entry.schedule) else None)
             except Exception:
                 logger.exception("%s: cannot be scheduled, left out", name)
+
+    def _start_anew_in_another_zone(self, entries: list[tuple[str, Any]]) -> None:
+        """What ran last by the hours of another time zone may be due at once by those of this: its
+        clock starts anew, as in Celery."""
+        now, changed, anew = datetime.now(timezone.utc), {}, []
+        for name, entry in entries:
+            state = self._ledger.state(name)
+            zone = None if state is None else zone_of(entry)
+            if state is None or zone is None or zone == state.zone:
+                continue
+            changed[name] = replace(state, zone=zone)
+            if state.zone is not None:
+                anew.append(name)
+                changed[name] = replace(changed[name], last_run_at=max(now, state.last_run_at))
+        self._ledger.rewrite(changed)
+        if anew:
+            logger.warning(
+                "%d entries ran last by the hours of another time zone (%s is now at %s), such as "
+                "%s: their clocks start anew",
+                len(anew),
+                self.app.timezone,
+                changed[anew[0]].zone,
+                anew[0],
+            )
+
+    def _ask(self, entry: Any, delay: Any) -> tuple[int, int] | None:
+        """For the state of an entry that was due, and said in how many seconds to ask it again."""
+        if not (is_free(entry) or type(self).is_due is not Scheduler.is_due):
+            return None
+        seconds = _seconds(delay)
+        if seconds is None or seconds <= 0:
+            return None
+        at = time.time() + min(seconds, _LONGEST_DELAY)
+        return int(at * 1000), checksum(entry.schedule)
 
     def _is_ahead(self, name: str) -> bool:
         state = self._ledger.state(name)
@@ -744,11 +791,8 @@ class ZooKeeperScheduler(Scheduler):
 
     def _put_later(self, name: str, delay: Any) -> None:
         """Onto the agenda, to be asked after `delay`, as Celery's schedules say it."""
-        if isinstance(delay, timedelta):
-            delay = delay.total_seconds()
-        if not isinstance(delay, (int, float)) or math.isnan(delay):
-            delay = self.max_interval
-        self._agenda.put(name, time.time() + delay)
+        seconds = _seconds(delay)
+        self._agenda.put(name, time.time() + (self.max_interval if seconds is None else seconds))
 
     def _claim(self) -> float:
         """Claims what is due, or will be in a moment, and publishes it when it is, as long as not
@@ -791,7 +835,9 @@ class ZooKeeperScheduler(Scheduler):
                     is_due, delay = self.is_due(entry)
                     if is_due:
                         successor = next(entry)
-                        run = self._run_of(item.name, entry, successor)
+                        run = replace(
+                            self._run_of(item.name, entry, successor), ask=self._ask(entry, delay)
+                        )
                         due[item.name] = item, run, (successor, delay)
                         continue
                     if self._starting_deadline is not None:
@@ -1020,8 +1066,22 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
+def _ask_at(entry: Any, state: RunState) -> float:
+    """Seconds since 1970 before which an entry is not to be asked whether it is due: it has said so
+    itself when it ran last, and its schedule is still the same. 0: at once."""
+    if state.ask is None or state.ask[1] != checksum(entry.schedule):
+        return 0.0
+    return state.ask[0] / 1000
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
+
+
+def _seconds(delay: Any) -> float | None:
+    """Of what a schedule says; None where it is no number."""
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    return float(seconds) if _is_number(seconds) and not math.isnan(seconds) else None
 
 
 def _exit_on_sigterm() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+import functools
+import zlib
+from collections.abc import Hashable, Iterator
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import celery
@@ -21,6 +23,11 @@ NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
 #: Naive clocks show the local time of some zone: so far from UTC at most, in steps of this.
 _FURTHEST_ZONE, _STEP_OF_ZONES = timedelta(hours=15), timedelta(minutes=15)
+#: Packages whose schedules and entries say when they are due from when they ran last.
+_PLAIN = ("celery", "django_celery_beat", "sqlalchemy_celery_beat", "redbeat")
+#: Instants whose offsets from UTC tell one time zone from another: always these, so that what
+#: comes of it is the same each year.
+_WINTER, _SUMMER = datetime(2025, 1, 1), datetime(2025, 7, 1)
 #: So late an interval may be and still keep its rhythm.
 _LITTLE = timedelta(seconds=1)
 
@@ -121,6 +128,38 @@ def shown(schedule: Any) -> str:
     kind: Any = type(schedule)
     is_silent = kind.__repr__ is object.__repr__
     return kind.__qualname__ if is_silent else without_addresses(repr(schedule))
+
+
+def is_free(entry: Any) -> bool:
+    """Whether a class of the user's says when it is due, perhaps not from when it ran last."""
+    kinds = (type(entry), type(entry.schedule))
+    return any(kind.__module__.partition(".")[0] not in _PLAIN for kind in kinds)
+
+
+def checksum(schedule: Any) -> int:
+    """Of what its class shows: another one where the schedule was changed."""
+    text = f"{type(schedule).__qualname__} {shown(schedule)}"
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def zone_of(entry: Any) -> str | None:
+    """Of an entry that runs by the hour of a time zone: that zone, as its offsets from UTC in
+    winter and summer, ``+0100+0200``. Not its name: that has other spellings."""
+    schedule = entry.schedule
+    if not isinstance(schedule, crontab) and getattr(schedule, "relative", False) is not True:
+        return None
+    try:
+        zone: Any = schedule.tz
+        # Those of dateutil cannot be kept.
+        return _offsets(zone) if isinstance(zone, Hashable) else _offsets.__wrapped__(zone)
+    except Exception:  # of a class of the user's
+        return None
+
+
+@functools.lru_cache(64)
+def _offsets(zone: tzinfo) -> str | None:
+    offsets = [instant.replace(tzinfo=zone).strftime("%z") for instant in (_WINTER, _SUMMER)]
+    return "".join(dict.fromkeys(offsets)) or None
 
 
 def due_instant(entry: Any) -> datetime:

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from celery import Celery
+from celery.schedules import schedule
 
 from celery_zk_beat import ZooKeeperScheduler
 from example_project.servers import Redis, ZooKeeper, free_port
@@ -79,6 +80,17 @@ def every(seconds: float, task: str = "task", **more: Any) -> dict[str, Any]:
 
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
+
+
+class Again(schedule):
+    """Always due, and to be asked again in so many seconds."""
+
+    def __init__(self, every: float, delay: Any) -> None:
+        super().__init__(every)
+        self.delay = delay
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        return True, self.delay
 
 
 class Clock:

@@ -30,7 +30,7 @@ from celery_zk_beat.znodes import Paths, encode, page_of, to_text
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 
-from .conftest import LONG_AGO, Clock, Make, every, history, turn
+from .conftest import LONG_AGO, Again, Clock, Make, every, history, turn
 
 HOUR = timedelta(hours=1)
 
@@ -236,6 +236,26 @@ def test_resumed_while_everything_is_paused(
     operator.resume(None, clock.now)
     heard(one)
     assert {each.task for each in history(app)} == {"b"}
+
+
+def test_paused_while_it_is_not_to_be_asked(app: Celery, make: Make, operator: Operator) -> None:
+    """An entry whose class said in how many seconds to ask it again has missed nothing until then,
+    and does not run at the end of the pause."""
+    one = make(beat_schedule={"e": {"task": "e", "schedule": Again(60, 3600)}})
+    one._turn()
+    wait_until(lambda: one._turn() is not None and len(history(app)) == 1, PATIENCE, "a run")
+    for skip in (True, False):
+        now = datetime.now(timezone.utc)
+        operator.pause("e", now)
+        one._control.forget()
+        one._turn()
+        operator.resume("e", now + timedelta(minutes=10), skip)
+        one._control.forget()
+        one._turn()
+        one._turn()
+    assert len(history(app)) == 1
+    (past,) = one._ledger.state("e").history
+    assert past.number == 1
 
 
 @pytest.mark.parametrize("ahead", [24 * HOUR, datetime.max - datetime(2027, 1, 1)])

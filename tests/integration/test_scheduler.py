@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import enum
 import json
+import math
 import queue
 import socket
 import threading
@@ -35,7 +36,7 @@ from tests.conftest import PATIENCE
 from tests.faults import Road
 from tests.history import check
 
-from .conftest import LONG_AGO, Clock, Make, away, back, every, history, turn
+from .conftest import LONG_AGO, Again, Clock, Make, away, back, every, history, turn
 
 
 class Colour(enum.Enum):
@@ -217,6 +218,82 @@ def test_a_schedule_class_of_ones_own(app: Celery, make: Make) -> None:
     turn(make(beat_schedule={"e": {"task": "e", "schedule": Always()}}))
     (message,) = history(app)
     assert abs(message.due - before) < timedelta(seconds=PATIENCE)
+
+
+def test_asked_once(app: Celery, make: Make, road: Road) -> None:
+    """A schedule that says that it is due whatever ran last, and in how many seconds to ask it
+    again: a pause, a reconnect or an election is no reason to ask it sooner."""
+    entries = {"e": {"task": "e", "schedule": Again(60, 3600)}, "other": every(3600)}
+    one = make(beat_schedule=entries, zk_beat_hosts=road.hosts)
+    turn(one)
+    assert len(history(app)) == 1
+    turn(one)
+    road.cut()
+    wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
+    road.open()
+    turn(one)
+    one._loaded_at = -schedulers._LOOK_EVERY
+    turn(one)
+    one.close()
+    two = make()
+    turn(two)
+    assert len(history(app)) == 1
+    two.close()
+    # A deploy: that was another's word.
+    three = make(beat_schedule={"e": {"task": "e", "schedule": Again(61, 0.2)}})
+    turn(three)
+    assert len(history(app)) == 2
+    wait_until(lambda: turn(three) and len(history(app)) >= 3, PATIENCE, "its seconds")
+    assert check(history(app)) == []
+
+
+@pytest.mark.parametrize(
+    "delay", [timedelta(hours=1), math.inf, 1e300, math.nan, -1, 0, None, "soon"], ids=repr
+)
+def test_asked_again_after_anything(app: Celery, make: Make, delay: Any) -> None:
+    """Whatever a class says, it can be written, and read."""
+    one = make(beat_schedule={"e": {"task": "e", "schedule": Again(60, delay)}})
+    turn(one)
+    one._ledger.load(one._election.reign)
+    state = one._ledger.state("e")
+    assert state.total_run_count == 1
+    kept = delay in (timedelta(hours=1), math.inf, 1e300)
+    assert (state.ask is not None) == kept
+    assert kept == (state.ask is not None and state.ask[0] > time.time() * 1000)
+
+
+def test_another_time_zone(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """What ran last by the hours of one time zone does not run at once by those of another."""
+    now = datetime.now(timezone.utc)
+    was = now - timedelta(minutes=10)
+
+    def deploy(zone: str) -> ZooKeeperScheduler:
+        vars(app).pop("timezone", None)
+        caplog.clear()
+        entries = {
+            "c": {"task": "c", "schedule": crontab(minute=was.minute, hour=was.hour)},
+            "e": every(7200, "e"),
+        }
+        for entry in entries.values():
+            entry["last_run_at"] = now - timedelta(hours=1)
+        scheduler = make(timezone=zone, beat_schedule=entries)
+        turn(scheduler)
+        return scheduler
+
+    one = deploy("Asia/Kolkata")
+    clock = one._ledger.state("e").last_run_at
+    one.close()
+    two = deploy("UTC")
+    assert history(app) == []
+    assert (
+        "1 entries ran last by the hours of another time zone (UTC is now at +0000)" in caplog.text
+    )
+    assert two._ledger.state("c").last_run_at >= now
+    assert two._ledger.state("e").last_run_at == clock
+    two.close()
+    deploy("Etc/UTC").close()
+    assert "time zone" not in caplog.text
+    assert history(app) == []
 
 
 def test_a_schedule_class_without_celerys_attributes(app: Celery, make: Make) -> None:

@@ -11,18 +11,23 @@ from zoneinfo import ZoneInfo
 import celery
 import pytest
 from celery import Celery
+from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule
+from dateutil import tz
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_zk_beat.timetable import (
     NEVER,
     as_of,
+    checksum,
     due_instant,
+    is_free,
     next_run,
     schedule_text,
     to_utc,
     utc_of,
+    zone_of,
 )
 
 ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe")
@@ -102,6 +107,12 @@ class Odd(schedule):
 class Broken(schedule):
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         raise RuntimeError
+
+
+class TzAwareCrontab(crontab):
+    """As of django-celery-beat, which is a package that is known."""
+
+    __module__ = "django_celery_beat.tzcrontab"
 
 
 class Bare:
@@ -194,3 +205,45 @@ def test_a_last_run_that_cannot_be(zone: str | None) -> None:
                 assert to_utc(instant).year >= 9998
                 assert utc_of(each, instant).year >= 9998
                 as_of(each, utc_of(each, instant))
+
+
+def test_which_zone_an_entry_runs_by() -> None:
+    zones = {}
+    for zone in (*ZONES, "Europe/Paris", "Asia/Kolkata", "Etc/GMT", "Australia/Sydney"):
+        app = Celery("zones", set_as_current=False)
+        app.conf.timezone = zone
+        zones[zone] = zone_of(entry(crontab(minute=0), app))
+        assert zone_of(entry(schedule(60), app)) is None
+        assert zone_of(entry(schedule(60, relative=True), app)) == zones[zone]
+        assert zone_of(SimpleNamespace(schedule=Bare())) is None
+    assert zones["UTC"] == zones["Etc/GMT"] == "+0000"
+    assert zones["Europe/Berlin"] == zones["Europe/Paris"] == "+0100+0200"
+    assert zones["Asia/Kolkata"] == "+0530"
+    assert zones["Australia/Lord_Howe"] != zones["Australia/Sydney"] == "+1100+1000"
+
+
+@pytest.mark.parametrize("zone", [tz.tzlocal(), tz.gettz("Europe/Berlin"), tz.UTC, None, "?"])
+def test_odd_zones(zone: Any) -> None:
+    """Those of dateutil cannot be kept in a dictionary."""
+
+    class Own(crontab):
+        tz = zone
+
+    text = zone_of(entry(Own(minute=0), APPS["UTC"]))
+    assert text == zone_of(entry(Own(minute=1), APPS["UTC"]))
+    assert (text is None) == (zone is None or zone == "?")
+
+
+def test_what_says_by_itself_when_it_is_due() -> None:
+    class Named(Bare):
+        def __repr__(self) -> str:
+            return f"<Named at {id(self):#x}>"
+
+    def made(schedule: Any) -> Any:
+        now = datetime.now(timezone.utc)
+        return ScheduleEntry("e", "task", now, schedule=schedule, app=APPS["UTC"])
+
+    assert not any(map(is_free, map(made, (schedule(1), crontab(), TzAwareCrontab()))))
+    assert all(map(is_free, map(made, (Odd(1), Bare(), Named()))))
+    assert checksum(Odd(1)) == checksum(Odd(1)) != checksum(Odd(2))
+    assert checksum(Bare()) == checksum(Bare()) != checksum(Named()) == checksum(Named())
