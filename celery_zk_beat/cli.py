@@ -330,7 +330,8 @@ def _successor_wanted(snapshot: Snapshot, to: str | None) -> Master:
     if to == master.id:
         raise Failure(f"{to} is master already")
     if to is not None and to not in others:
-        raise Failure(f"there is no standby {to!r} under {snapshot.root}: {', '.join(others)}")
+        known = ", ".join(others)
+        raise Failure(f"there is no standby {to!r} under {snapshot.root}; there is: {known}")
     return master
 
 

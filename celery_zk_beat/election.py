@@ -172,8 +172,9 @@ class MasterElection:
         self._terms_of = 0
         #: The session in which the master znode was last made, and what was written.
         self._wrote: tuple[int, MasterRecord] | None = None
-        #: The session that was seen to hold the member znode of this one's name.
-        self._namesake = 0
+        #: The session that was seen to hold the member znode of this one's name, and on
+        #: time.monotonic() until when it may be that of a process that is gone.
+        self._namesake, self._namesake_until = 0, math.inf
         self._abstain_until = 0.0
         #: Why this candidate was useless as master, as long as it is taken for that; and how often
         #: in a row it was.
@@ -217,12 +218,13 @@ class MasterElection:
             self._caller.start()
         if timeout is not None and not self._wait_until(lambda: self._decided, timeout):
             refusal = self.session.refusal or self._complaint[0]
+            trouble = self.session.trouble
             self.stop()
             raise ConnectTimeout(
                 f"{refusal}; gave up after {timeout:g} s"
                 if refusal
                 else f"ZooKeeper at {self.hosts} did not answer within {timeout:g} s: "
-                "is it running, and is this its address?"
+                f"is it running{'' if trouble else ', and is this its address'}?{trouble}"
             )
 
     @property
@@ -512,8 +514,11 @@ class MasterElection:
         self._demote(f"{seen.id} is master")
         heir, seen = seen.heir, replace(seen, heir=None)
         if seen != self._master:
-            old = " (an earlier session of this one)" if seen.id == self.id else ""
-            logger.info("not elected because %s%s is master, epoch %d", seen.id, old, seen.epoch)
+            who = ""
+            if seen.id == self.id:
+                ours = self._wrote is not None and self._wrote[1] == seen
+                who = f" ({self._whose(ours, seen)})"
+            logger.info("not elected because %s%s is master, epoch %d", seen.id, who, seen.epoch)
             if node.owner == 0:
                 logger.error(
                     "%s is not ephemeral, so no beat made it, and none is master: delete it",
@@ -826,17 +831,42 @@ class MasterElection:
         elif node.owner == self.session.id:
             self.session.commit(SetData(path, data))
         else:
-            if node.owner != self._namesake:
-                self._namesake = node.owner
-                logger.warning(
-                    "%s is held by another session: an earlier one of this beat, which will "
-                    "expire, or a beat with the same id (zk_beat_id)",
-                    path,
-                )
+            self._note_namesake(path, node)
             return False
         self._member_state = shown
         self._show_at = time.monotonic() + _SHOW_EVERY
         return True
+
+    def _note_namesake(self, path: str, node: Node) -> None:
+        """Says, once, whose the member znode of this candidate's name is; and once more when that
+        is certain to be another's, for a session that nobody keeps is over by then."""
+        now = time.monotonic()
+        if node.owner != self._namesake:
+            self._namesake, self._namesake_until = node.owner, now + 3 * self.session.timeout
+            whose = "another process with the same id"
+            with contextlib.suppress(RootError):
+                held = MemberRecord.decode(path, node.data)
+                whose = self._whose(held.since == self._since, held)
+            logger.warning("%s is held by %s", path, whose)
+        elif now >= self._namesake_until:
+            self._namesake_until = math.inf
+            logger.warning(
+                "%s is still held by another process, so there are two beats with the id %s: give "
+                "each one of its own (%s)",
+                path,
+                self.id,
+                self.session.access.name("id"),
+            )
+
+    def _whose(self, is_ours: bool, held: MasterRecord | MemberRecord) -> str:
+        """Who it is that has this candidate's id."""
+        here = held.host, held.pid
+        if is_ours and here == (socket.gethostname(), os.getpid()):
+            return "an earlier session of this process, which will expire"
+        return (
+            f"another process with the same id, pid {held.pid} on {held.host}: one that is gone, "
+            f"whose session will expire, or a beat with the same {self.session.access.name('id')}"
+        )
 
     def _wait_for_zookeeper(self) -> float:
         if self.session.dead:
@@ -849,7 +879,9 @@ class MasterElection:
         if self._remind_at <= now:
             if self._remind_at and refusal is None:
                 logger.warning(
-                    "ZooKeeper at %s does not answer; waiting for it as a standby", self.hosts
+                    "ZooKeeper at %s does not answer; waiting for it as a standby%s",
+                    self.hosts,
+                    self.session.trouble,
                 )
             self._remind_at = now + _REMIND_EVERY
         return max(0.1, self._remind_at - now)

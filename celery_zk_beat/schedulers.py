@@ -620,7 +620,8 @@ class ZooKeeperScheduler(Scheduler):
 
     def _answer(self, request: Request) -> None:
         record, session = request.record, self._election.session
-        logger.info("asked by %s to %s %s", record.by, record.do, record.entry or record.to or "")
+        of = f" {record.entry}" if record.entry else f" to {record.to}" if record.to else ""
+        logger.info("asked by %s to %s%s", record.by, record.do, of)
         if record.do == RUN:
             answer = self._run_now(request, record.entry or "")
         elif record.do == RESIGN:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import random
 import socket
 import ssl
 import sys
@@ -90,6 +91,8 @@ _DENIALS = (NoAuthError, AuthFailedError, EXCEPTIONS[-124])
 _LONGEST_GRANTED = 300.0
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
+#: Most servers that are named in a line.
+_MOST_NAMED = 5
 #: Seconds that clocks may be apart without a word.
 CLOCK_TOLERANCE = 1.0
 
@@ -241,6 +244,13 @@ class ZooKeeperSession:
         self._refusals: dict[str, str] = {}
         #: The same, where it may as well be something else.
         self._suspicion: str | None = None
+        #: Seconds for which a server may be silent before the next one is tried.
+        self._patience = timeout
+        #: Address and port of each server to its name in the setting.
+        self._names: dict[tuple[str, ...], str] = {}
+        #: What became of the last attempt to connect to each address, where it was answered; and
+        #: names for which there is none.
+        self._unreachable: dict[tuple[str, ...], str] = {}
         #: The session time-out that the server granted, seconds; kazoo forgets it (kazoo#769).
         self.timeout = timeout
         #: Changes whenever the connection comes or goes: what was learned under another number
@@ -274,6 +284,17 @@ class ZooKeeperSession:
         """Why there is no connection, in a line, where that is known: it is about a setting, or a
         certificate. Trying goes on."""
         return next(iter(self._refusals.values()), self._suspicion)
+
+    @property
+    def trouble(self) -> str:
+        """Which of the servers have no address, or answer and cannot be connected to, and which
+        setting names them, for the end of a line; empty where all are silent."""
+        found = list(dict.fromkeys(self._unreachable.copy().values()))
+        if not found:
+            return ""
+        more = f" and {len(found) - _MOST_NAMED} more" if found[_MOST_NAMED:] else ""
+        said = ", ".join(found[:_MOST_NAMED])
+        return f" ({said}{more}: is {self.access.name('hosts')} right?)"
 
     @property
     def refused(self) -> bool:
@@ -321,7 +342,7 @@ class ZooKeeperSession:
         self._client = client = KazooClient(
             hosts=self._servers,
             timeout=self._asked,
-            handler=_Handler(self._asked / (self._servers.count(",") + 1), self.access),
+            handler=_Handler(lambda: self._patience, self.access, self._note_unreachable),
             read_only=False,
             # None: all for the world, kazoo's own default.
             default_acl=None if self.access.open_by_default else _acl(self.access.grants),
@@ -333,6 +354,7 @@ class ZooKeeperSession:
         client.authenticated = not self.access.authenticates
         client.fingerprint = None
         self._watch_handshakes(client)
+        client._connection._expand_client_hosts = lambda: self._addresses(client)
         if self.access.authenticates or self.access.tls is not None:
             self._authenticate(client)
         client.add_listener(lambda state: self._on_state(client))
@@ -476,6 +498,40 @@ class ZooKeeperSession:
         self.connection += 1
         self._on_change()
 
+    def _addresses(self, client: Any) -> list[tuple[str, str, int]]:
+        """Of all servers, asked for anew before each round of attempts. A name may stand for
+        several, and then each of them has its part of the session time-out, as if it had a name of
+        its own: all are tried within a session, as ZooKeeper's Java client has it."""
+        found: dict[tuple[str, str, int], None] = {}
+        unreachable: dict[tuple[str, ...], str] = {}
+        for host, port in client.hosts:
+            try:
+                known = socket.getaddrinfo(host, port, 0, 0, socket.IPPROTO_TCP)
+            except (OSError, UnicodeError) as exc:
+                why = getattr(exc, "strerror", None) or exc
+                unreachable[(host,)] = f"{host} does not resolve: {why}"
+            else:
+                found.update({(host, str(each[4][0]), port): None for each in known})
+        names: dict[tuple[str, ...], str] = {(ip, str(port)): host for host, ip, port in found}
+        old = self._unreachable
+        unreachable.update({key: old[key] for key in names if key in old})
+        if client is self._client:
+            self._names, self._unreachable = names, unreachable
+            self._patience = min(self._asked, self.timeout) / max(1, len(found))
+        addresses = list(found)
+        random.shuffle(addresses)
+        return addresses
+
+    def _note_unreachable(self, ip: str, port: int, exc: Exception) -> None:
+        key = ip, str(port)
+        self._unreachable.pop(key, None)
+        name = self._names.get(key, ip)
+        server = f"{name}:{port}" if name == ip else f"{name}:{port} ({ip})"
+        if isinstance(exc, ConnectionRefusedError):
+            self._unreachable[key] = f"{server} refuses connections"
+        elif not isinstance(exc, (TimeoutError, socket.timeout)) and isinstance(exc, OSError):
+            self._unreachable[key] = f"{server}: {(exc.strerror or str(exc)).lower()}"
+
     def _authenticate(self, client: Any) -> None:
         """Has each attempt to connect take the credentials as they are then, and a refusal be
         nothing but another failed attempt: kazoo itself would end its loop, and the session."""
@@ -593,6 +649,8 @@ class ZooKeeperSession:
             nonlocal refused_since
             if not isinstance(request, Connect):
                 return invoke(timeout, request, xid)
+            # kazoo's own is for as many servers as there are names.
+            timeout = min(timeout, self._patience)
             try:
                 answer = invoke(timeout, request, xid)
             except ConnectionDropped:
@@ -605,6 +663,8 @@ class ZooKeeperSession:
                     client.last_zxid = 0
                 raise
             refused_since = None
+            if client is self._client:
+                self._unreachable = {}
             granted = answer[0].time_out / 1000
             if granted > max(self._asked, _LONGEST_GRANTED):
                 raise ConnectionDropped(f"a session time-out of {granted:g} s cannot be meant")
@@ -657,9 +717,12 @@ def connected(
             except queue.Empty:
                 if session.refusal is not None:
                     raise ConnectTimeout(session.refusal) from None
+                setting = (
+                    "" if session.trouble else f", and is {session.access.name('hosts')} right"
+                )
                 raise ConnectTimeout(
-                    f"ZooKeeper at {hosts} did not answer within {timeout:g} s: is it running, "
-                    "and is zk_beat_hosts right?"
+                    f"ZooKeeper at {hosts} did not answer within {timeout:g} s: is it running"
+                    f"{setting}?{session.trouble}"
                 ) from None
         yield session
     finally:
@@ -709,15 +772,21 @@ def _sasl_failure(exc: Exception) -> str | None:
 
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
     """kazoo waits a whole session time-out for one silent server; ours leaves time for the
-    others, as ZooKeeper's Java client does (session time-out / number of servers).
+    others.
 
     TLS is ours: kazoo trusts the system's CAs beside the given one, checks no host name unless it
     is told to, and 2.10 never does."""
 
-    def __init__(self, connect_timeout: float, access: Access) -> None:
+    def __init__(
+        self,
+        patience: Callable[[], float],
+        access: Access,
+        note: Callable[[str, int, Exception], object],
+    ) -> None:
         super().__init__()
-        self._connect_timeout = connect_timeout
+        self._patience = patience
         self._access = access
+        self._note = note
         #: As the setting names it; kazoo 2.10 tells only the address.
         self.server_name = ""
 
@@ -731,9 +800,15 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
         return super().spawn(loop)
 
     def create_connection(self, *args: Any, **kwargs: Any) -> Any:
-        timeout = kwargs["timeout"] = min(
-            kwargs.get("timeout") or self._connect_timeout, self._connect_timeout
-        )
+        try:
+            return self._create_connection(*args, **kwargs)
+        except Exception as exc:
+            ip, port = kwargs["address"][:2]
+            self._note(ip, port, exc)
+            raise
+
+    def _create_connection(self, *args: Any, **kwargs: Any) -> Any:
+        timeout = kwargs["timeout"] = self._patience()
         if self._access.tls is None:
             return super().create_connection(*args, **kwargs)
         context = self._access.tls_context()

@@ -107,7 +107,7 @@ def test_a_schedule_that_differs(site: Site) -> None:
     did(done, r"not in schedule +often")
 
 
-def test_resign(site: Site) -> None:
+def test_resign(site: Site, root: str) -> None:
     """To whoever is first, or to a named standby; it returns when the next one is master."""
     running = beats(site, "one", "two", "three")
     first = state_of(site)["master"]["id"]
@@ -119,7 +119,9 @@ def test_resign(site: Site) -> None:
     site.wait_for_run(running[third])
 
     refused(site.zk_beat("resign", "--to", third), NOT_DONE, f"{third} is master already")
-    refused(site.zk_beat("resign", "--to", "four"), NOT_DONE, "'four'", first, second)
+    others = ", ".join(sorted((first, second)))
+    nobody = f"there is no standby 'four' under {root}; there is: {others}"
+    refused(site.zk_beat("resign", "--to", "four"), NOT_DONE, nobody)
     did(site.zk_beat("history"), rf"{second} +resigned: asked by .+@")
 
     running[first].terminate()
