@@ -189,6 +189,10 @@ class BackOff:
         self._pauses[who] = pause, boottime() + pause
         return pause
 
+    def is_punished(self, entry: str) -> bool:
+        """Whether the entry failed by itself, and was not forgiven since."""
+        return entry in self._pauses
+
     def forgive(self, entry: str) -> None:
         self._pauses.pop(entry, None)
         self._pauses.pop(None, None)

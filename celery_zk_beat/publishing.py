@@ -29,6 +29,8 @@ logger = get_logger(__name__)
 _MAKE_AHEAD, _MAKE_ONE = 0.001, 0.0002
 #: Seconds within which they come due that leave together, when the last of them is.
 _SAME_INSTANT = 0.001
+#: Seconds in a turn for what has failed by itself before.
+_RETRYING = 0.05
 #: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
 #: by a master with another clock: it is published at once.
 _FURTHEST_AHEAD = 1.0
@@ -99,6 +101,10 @@ class Publisher:
         """Seconds that an entry has to wait after a failure."""
         return self._back_off.left([entry])
 
+    def is_at_fault(self, entry: str) -> bool:
+        """Whether its last run, or that before, could not be published for a reason of its own."""
+        return self._back_off.is_punished(entry)
+
     def waiting(self) -> list[Run]:
         """Those of the outbox that are still to be published, by this beat."""
         return [run for run in self._ledger.outbox.values() if self._dispatcher.may_publish(run)]
@@ -115,9 +121,14 @@ class Publisher:
     def publish(self, runs: Iterable[Run]) -> None:
         """Publishes what may be published now, or in a moment: then its messages are made already,
         and leave when they are due."""
-        for wait, due in self._by_instant(runs):
+        good, at_fault = self._by_fault(runs)
+        for wait, due in self._by_instant(good):
             if wait <= 0:
                 self._publish_all(due)
+        until = boottime() + _RETRYING
+        for wait, due in self._by_instant(at_fault):
+            if wait <= 0:
+                self._publish_all(due, until)
 
     def publish_soon(self, runs: Iterable[Run], seconds: float = math.inf) -> None:
         """The same, and waits for what is due in a moment, so that it is not left to the next
@@ -125,8 +136,18 @@ class Publisher:
         so many seconds, and nothing at all where the broker is away."""
         until = boottime() + seconds
         if self.failing_since is None:
-            for _, due in self._by_instant(runs):
-                self._publish_all(due, until)
+            for each in self._by_fault(runs):
+                for _, due in self._by_instant(each):
+                    self._publish_all(due, until)
+
+    def _by_fault(self, runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
+        """Those that have not failed by themselves, and those that have: these come last, and are
+        not tried for long at a time, for no other is to wait for them."""
+        good: list[Run] = []
+        at_fault: list[Run] = []
+        for run in runs:
+            (at_fault if self.is_at_fault(run.entry) else good).append(run)
+        return good, at_fault
 
     def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
         """Those that may be published: together what is due already, and then what comes due at

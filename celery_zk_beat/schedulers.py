@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import FrameType
@@ -32,7 +33,7 @@ from .control import RESIGN, RUN, Answer, Control, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
 from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
-from .ledger import MOST_RUNS, RETENTION, RunLedger
+from .ledger import LARGEST_OUTBOX, MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
 from .messages import Sender, task_id
 from .metrics import Metrics
@@ -94,8 +95,13 @@ _PROBE_EVERY = 1.0
 #: Seconds after which the run states are read anew, as after a take-over.
 _LOOK_EVERY = 86400.0
 _LOOK_AT_DAMAGE_EVERY = 60.0
-#: Most runs in the outbox: it is written whole, in one transaction with what is claimed.
-MOST_WAITING = 2 * MOST_RUNS
+#: Most bytes in the outbox of runs that are held back, each for a reason of its own.
+MOST_HELD = LARGEST_OUTBOX // 2
+#: How long a run waits for a master whose schedule names it, and seconds between two looks at that.
+UNNAMED_FOR = timedelta(days=1)
+_LOOK_AT_HELD_EVERY = 60.0
+#: Why a run is held back; what is first is dropped first, where there is no room for all.
+_UNNAMED, _AT_FAULT, _PAUSED = "no schedule names it", "it cannot be published", "it is paused"
 #: Most runs of the outbox that a take-over tells of, each in a line.
 _MOST_TOLD = 20
 #: So late a run is published that its entry may have come due again.
@@ -150,6 +156,10 @@ class ZooKeeperScheduler(Scheduler):
         self._computes = False
         #: On boottime(): when the run states were read.
         self._loaded_at = 0.0
+        #: On boottime(): when it was looked at what is held back.
+        self._held_looked_at = -math.inf
+        #: Whether there is no room for one more run, as a gated scheduler is to know.
+        self._is_full = False
         #: Whether an entry's state says that it ran in the future.
         self._ahead = False
         #: What this beat has done so far; for any thread to read.
@@ -457,7 +467,7 @@ class ZooKeeperScheduler(Scheduler):
             self._gated = open_gate(self._gated_class, self, **self._arguments)
             self.data = self._gated.entries
         self._control.forget()
-        self._loaded_at = boottime()
+        self._loaded_at, self._held_looked_at = boottime(), -math.inf
         self._heap_is_current = False
         self._recover(reign.epoch)
         for name in self._ledger.note_named(self.entries, datetime.now(timezone.utc)):
@@ -500,7 +510,17 @@ class ZooKeeperScheduler(Scheduler):
     def _drop(self, runs: list[Run], why: str, *also: Operation) -> None:
         self._ledger.drop(runs, why, *also)
         self.metrics.dropped += len(runs)
-        for run in runs:
+        if len(runs) > _MOST_TOLD:
+            logger.warning("%d runs in all are dropped: %s", len(runs), why)
+        for number, run in enumerate(runs):
+            logger.log(
+                logging.WARNING if number < _MOST_TOLD else logging.DEBUG,
+                "%s: run %d, due %s, is dropped: %s",
+                run.entry,
+                run.number,
+                to_text(run.due),
+                why,
+            )
             self._announcer.send(
                 run_dropped,
                 entry=run.entry,
@@ -509,6 +529,50 @@ class ZooKeeperScheduler(Scheduler):
                 epoch=self._ledger.reign.epoch,
                 reason=why,
             )
+
+    def _held_because(self, run: Run) -> str | None:
+        """Why a run waits though the broker may be there; None where it does not."""
+        if run.entry not in self.entries:
+            return _UNNAMED
+        if not self.may_publish(run):
+            return _PAUSED
+        return _AT_FAULT if self._publisher.is_at_fault(run.entry) else None
+
+    def _drop_held(self) -> None:
+        """Drops the runs that no schedule has named for too long and, of all that are held back,
+        those for which there is no room."""
+        self._held_looked_at = boottime()
+        held: dict[str, list[Run]] = {_UNNAMED: [], _AT_FAULT: [], _PAUSED: []}
+        late = []
+        for run in self._ledger.outbox.values():
+            why = self._held_because(run)
+            if why is None or self._ledger.damaged(run.entry):
+                continue
+            if why == _UNNAMED and self._is_long_unnamed(run):
+                late.append(run)
+            else:
+                held[why].append(run)
+        self._drop_noted(late, f"{_UNNAMED}, for longer than {UNNAMED_FOR.days} d")
+        over = _bytes(itertools.chain(*held.values())) - MOST_HELD
+        for why, runs in held.items():
+            dropped = []
+            for run in sorted(runs, key=lambda run: run.claimed):
+                if over > 0:
+                    dropped.append(run)
+                    over -= _bytes([run])
+            self._drop_noted(dropped, f"{why}, and no more is kept of what is held back")
+
+    def _is_long_unnamed(self, run: Run) -> bool:
+        state = self._ledger.state(run.entry)
+        since = run.claimed if state is None else max(run.claimed, state.unnamed_since or NEVER)
+        return datetime.now(timezone.utc) - since > UNNAMED_FOR
+
+    def _drop_noted(self, runs: list[Run], why: str) -> None:
+        """As :meth:`_drop`; what has no state gets one, for the note, if there is room for it."""
+        unseen = [run for run in runs if self._ledger.state(run.entry) is None]
+        self._ledger.first_seen({run.entry: run.claimed for run in unseen})
+        runs = [run for run in runs if self._ledger.state(run.entry) is not None]
+        self._drop(runs, why, self._control.unchanged)
 
     def _dispatch(self) -> float:
         requests = self._hear_operators() if self._control.stale else []
@@ -519,6 +583,9 @@ class ZooKeeperScheduler(Scheduler):
             self._answer_all(requests)
             if self._election.reign != self._ledger.reign:
                 return 0.0  # they had it resign
+        is_time = boottime() - self._held_looked_at > _LOOK_AT_HELD_EVERY
+        if is_time or _bytes(self._ledger.outbox.values()) > MOST_HELD:
+            self._drop_held()
         if self._gated is not None:
             self._publish_waiting()
             if not self._heap_is_current:  # some run stands for what has come due since
@@ -537,12 +604,12 @@ class ZooKeeperScheduler(Scheduler):
         return min(left, confirm, self._publisher.left())
 
     def _room(self) -> int:
-        """How many runs may be claimed: what waits for the broker is bounded, and so is all that
-        waits, with what is held back or of another schedule."""
+        """How many runs may be claimed: what waits for the broker is bounded. What is held back for
+        a reason of its own takes none of this room: :meth:`_drop_held` bounds it."""
         outbox = self._ledger.outbox
         if len(outbox) <= MOST_RUNS - _MOST_CLAIMED:
             return MOST_RUNS - len(outbox)  # enough for a claim, without a look at each
-        return min(MOST_RUNS - len(self._publisher.waiting()), MOST_WAITING - len(outbox))
+        return MOST_RUNS - sum(self._held_because(run) is None for run in outbox.values())
 
     def _hear_operators(self) -> list[Request]:
         """What they ask for. What they hold back is looked at by :meth:`_claim`."""
@@ -590,9 +657,6 @@ class ZooKeeperScheduler(Scheduler):
             if until is not None and run.claimed <= until
         ]
         self._drop(waiting, why, self._control.unchanged)
-        for run in waiting:
-            due = to_text(run.due)
-            logger.warning("%s: run %d, due %s, is dropped: %s", run.entry, run.number, due, why)
         self._skip(missed, why, self._control.unchanged)
 
     def _missed(
@@ -815,7 +879,9 @@ class ZooKeeperScheduler(Scheduler):
                 continue
             if item.name in self._ledger.outbox:
                 # Its last run waits for the broker, and so does the next: not a flood afterwards.
-                left = max(_SHORTEST_WAIT, self._publisher.back_off(item.name))
+                is_at_fault = self._publisher.is_at_fault(item.name)
+                left = self._publisher.back_off(item.name)
+                left = max(_RETRY_AFTER if is_at_fault else _SHORTEST_WAIT, left)
                 self._agenda.put(item.name, now.timestamp() + left, item.due)
                 continue
             instant = item.due
@@ -879,6 +945,7 @@ class ZooKeeperScheduler(Scheduler):
     # Another scheduler behind the election: see gate.py ------------------------------------------
 
     def _turn_gated(self, gated: Gated) -> float:
+        self._is_full = self._room() <= 0
         left = 0.0 if self._control.pauses_stale else gated.turn()
         self._gated_failing_since = None
         if self._lacked == _NO_SCHEDULER:
@@ -904,9 +971,6 @@ class ZooKeeperScheduler(Scheduler):
             for name, run in self._ledger.outbox.items()
             if self._ledger.state(name) is not None and gated.has_lost(name, run.key)
         ]
-        for run in lost:
-            due = to_text(run.due)
-            logger.warning("%s: run %d, due %s, is dropped: %s", run.entry, run.number, due, why)
         self._drop(lost, why)
         unseen = {
             name: entry
@@ -938,8 +1002,7 @@ class ZooKeeperScheduler(Scheduler):
             self._ledger.state(name).last_run_at, datetime.now(timezone.utc)
         ):
             return _LONGEST_WAIT
-        is_full = len(self._ledger.outbox) >= MOST_RUNS and self._room() <= 0
-        return _RETRY_AFTER if is_full else None
+        return _RETRY_AFTER if self._is_full else None
 
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
         assert self._gated is not None
@@ -952,6 +1015,7 @@ class ZooKeeperScheduler(Scheduler):
         number = 1 if state is None else state.total_run_count + 1
         run = Run(name, number, due, claimed, epoch, key=key_of(entry))
         self._publisher.publish(self._claim_runs([run], self._control.unchanged))
+        self._is_full = self._room() <= 0
 
     def _run_of(self, name: str, entry: Any, successor: Any) -> Run:
         claimed = utc_of(successor, successor.last_run_at)
@@ -1073,6 +1137,11 @@ def _ask_at(entry: Any, state: RunState) -> float:
     if state.ask is None or state.ask[1] != checksum(entry.schedule):
         return 0.0
     return state.ask[0] / 1000
+
+
+def _bytes(runs: Iterable[Run]) -> int:
+    """Of runs in the outbox."""
+    return sum(len(run.text) + 1 for run in runs)
 
 
 def _is_number(value: Any) -> bool:

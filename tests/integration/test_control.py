@@ -674,22 +674,31 @@ def test_what_is_remembered(
 
 
 def test_what_is_held_back_fills_no_outbox(
-    make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch
+    make: Make, client: KazooClient, operator: Operator, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Entries that are paused one after another, while the broker is away."""
+    """Entries that are paused one after another, while the broker is away: others are claimed all
+    the same, and what there is no room for is dropped, with a note."""
     monkeypatch.setattr(schedulers, "MOST_RUNS", 4)
-    monkeypatch.setattr(schedulers, "MOST_WAITING", 8)
+    monkeypatch.setattr(schedulers, "MOST_HELD", 1000)
     entries = {f"e{n}": every(60, last_run_at=LONG_AGO) for n in range(20)}
     one = make(beat_schedule=entries)
     one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
-    for _ in range(6):
-        turn(one)
+    for claimed in range(4, 24, 4):
+        wait_until(
+            lambda number=claimed: turn(one) is not None and one.metrics.claimed == number,  # type: ignore[misc]
+            PATIENCE,
+            "a claim",
+        )
         for name in list(one._ledger.outbox):
             operator.pause(name, datetime.now(timezone.utc))
-        wait_until(
-            lambda: turn(one) is not None and not one._publisher.waiting()[4:], PATIENCE, "a turn"
-        )
-    assert len(one._ledger.outbox) == 8
+        heard(one)
+    turn(one)
+    assert sum(len(run.text) + 1 for run in one._ledger.outbox.values()) <= 1000
+    (note,) = {
+        past(client, root, name)[-1].note for name in entries if name not in one._ledger.outbox
+    }
+    assert note == "dropped: it is paused, and no more is kept of what is held back"
+    assert one.metrics.dropped + len(one._ledger.outbox) == len(entries)
 
 
 def test_a_master_without_work_shows_that_it_lives(

@@ -1017,6 +1017,96 @@ def test_a_broker_away_under_many_entries(
     assert sorted(message.task for message in history(app)) == sorted(names)
 
 
+def test_what_no_schedule_names_takes_no_room(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[I12] Deploys that rename entries while the broker is away."""
+    monkeypatch.setattr(schedulers, "MOST_RUNS", 10)
+    good = away(app)
+    for version in ("a", "b", "c"):
+        names = [f"{version}{n}" for n in range(10)]
+        one = make(beat_schedule={name: every(3600, last_run_at=LONG_AGO) for name in names})
+        turn(one)
+        assert one._ledger.outbox.keys() >= set(names)
+        one.close()
+    app.conf.broker_write_url = app.conf.broker_url = good
+    two = make(beat_schedule={f"now{n}": every(3600, last_run_at=LONG_AGO) for n in range(10)})
+    turn(two)
+    wait_until(lambda: two._turn() is not None and len(history(app)) == 10, PATIENCE, "its runs")
+    assert len(two._ledger.outbox) == 30
+    assert two.metrics.dropped == 0
+
+
+def test_what_no_schedule_names_is_dropped(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a while; before that, a beat that knows the entry publishes it."""
+    away(app)
+    for name in ("renamed", "other"):
+        one = make(beat_schedule={name: every(3600, last_run_at=LONG_AGO)})
+        turn(one)
+        one.close()
+    monkeypatch.setattr(schedulers, "_LOOK_AT_HELD_EVERY", 0.0)
+    two = make(beat_schedule={"other": every(3600)})
+    turn(two)
+    assert two._ledger.outbox.keys() == {"renamed", "other"}
+    monkeypatch.setattr(schedulers, "UNNAMED_FOR", timedelta(0))
+    two._turn()
+    assert two._ledger.outbox.keys() == {"other"}
+    why = "no schedule names it, for longer than 0 d"
+    assert [past.note for past in two._ledger.state("renamed").history] == [f"dropped: {why}"]
+    assert "renamed: run 1" in caplog.text
+    assert two.metrics.dropped == 1
+
+
+def test_too_much_is_held_back(
+    app: Celery, make: Make, client: KazooClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no schedule names goes first, then what cannot be published."""
+    away(app)
+    one = make(beat_schedule={f"old{n}": every(3600, last_run_at=LONG_AGO) for n in range(2)})
+    turn(one)
+    one.close()
+    two = make(beat_schedule={f"bad{n}": every(3600, last_run_at=LONG_AGO) for n in range(2)})
+    turn(two)
+    sizes = {name: len(run.text) + 1 for name, run in two._ledger.outbox.items()}
+    assert sizes.keys() == {"old0", "old1", "bad0", "bad1"}
+    for name in ("bad0", "bad1"):
+        two._publisher._back_off.punish(name)
+    client.delete(two._election.paths.page(page_of("old0")))  # there is no state for the note
+    two._ledger.forget()
+    for left in (["old1", "bad0", "bad1"], ["bad0", "bad1"], []):
+        monkeypatch.setattr(schedulers, "MOST_HELD", sum(sizes[name] for name in left))
+        turn(two)
+        assert sorted(two._ledger.outbox) == sorted(left)
+    (past,) = two._ledger.state("bad0").history
+    assert past.note == "dropped: it cannot be published, and no more is kept of what is held back"
+    assert two._ledger.state("old0").dropped == (1,)
+
+
+@pytest.mark.parametrize("bad", [10, 30])
+def test_what_cannot_be_published_holds_no_other_up(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    """[I12] However many there are."""
+    monkeypatch.setattr(schedulers, "MOST_RUNS", 10)
+    monkeypatch.setattr(schedulers, "_MOST_CLAIMED", 5)
+    queue = {"queue": "refused", "routing_key": "refused"}
+    entries = {f"bad{n}": every(3600, last_run_at=LONG_AGO, options=queue) for n in range(bad)}
+    one = make(beat_schedule={**entries, "good": every(0.3, "good")})
+    send = one._publisher._send
+
+    def refuse(run: Run, *args: Any) -> None:
+        if run.entry != "good":
+            raise RuntimeError("refused")
+        send(run, *args)
+
+    one._publisher._send = refuse  # type: ignore[method-assign]
+    wait_until(lambda: one._turn() is not None and len(history(app)) == 10, PATIENCE, "ten runs")
+    assert {message.task for message in history(app)} == {"good"}
+    assert len(one._ledger.outbox) == bad
+
+
 def test_a_long_list_is_not_told_at_each_take_over(
     app: Celery, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
