@@ -29,7 +29,16 @@ from celery.signals import beat_init
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from . import text
-from .control import RESIGN, RUN, Answer, Asking, Pauses, RequestRecord, change_pauses
+from .control import (
+    LONGEST_WHO,
+    RESIGN,
+    RUN,
+    Answer,
+    Asking,
+    Pauses,
+    RequestRecord,
+    change_pauses,
+)
 from .errors import Conflict, RootError, Uncertain, ZkBeatError
 from .log import get_logger
 from .runs import decode_outbox, decode_page
@@ -371,11 +380,12 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
         if entry is not None:
             _known(snapshot, entry)
         now = datetime.now(timezone.utc)
-        before, after = _change(site, lambda pauses: pauses.pause(entry, now))
-    since = after.of(entry).since
+        before, after = _change(site, lambda pauses: pauses.pause(entry, now, _who()))
+    known = after.of(entry)
     what = "everything" if entry is None else entry
     if before == after:
-        _print(ctx, [text.safe(f"{what} is paused already, since {text.iso(since)}")])
+        by = "" if known.by is None else f", by {known.by}"
+        _print(ctx, [text.safe(f"{what} is paused already, since {text.iso(known.since)}{by}")])
     else:
         how = "zk-beat resume" if entry is None else f"zk-beat resume {entry}"
         _print(ctx, [text.safe(f"{what} is paused; `{how}` ends it")])
@@ -408,7 +418,9 @@ def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float
     """
     with _site(ctx, timeout, _News()) as site:
         snapshot, now = site.read(), datetime.now(timezone.utc)
-        before, after = _change(site, lambda pauses: pauses.resume(entry, now, not catch_up))
+        before, after = _change(
+            site, lambda pauses: pauses.resume(entry, now, not catch_up, _who())
+        )
         if before == after and entry is not None:
             _known(snapshot, entry)
     what = "everything" if entry is None else entry
@@ -563,12 +575,16 @@ def _known(snapshot: Snapshot, entry: str) -> None:
 
 
 def _request(do: str, entry: str | None = None, to: str | None = None) -> RequestRecord:
+    return RequestRecord(do, entry, to, to_text(datetime.now(timezone.utc)), _who())
+
+
+def _who() -> str:
+    """Who asks, for the log and the history."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         user = str(os.getuid())
-    by = f"{user}@{socket.gethostname()}"
-    return RequestRecord(do, entry, to, to_text(datetime.now(timezone.utc)), by)
+    return f"{user}@{socket.gethostname()}"[:LONGEST_WHO]
 
 
 def _until(look: Callable[[], T | None], news: _News, deadline: float) -> T | None:

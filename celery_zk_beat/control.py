@@ -32,17 +32,21 @@ RUN, RESIGN = "run", "resign"
 
 #: Most bytes of a request: the answer, in which it is repeated, has to fit into a transaction.
 LARGEST_REQUEST = 10_000
+#: Most characters of who asks.
+LONGEST_WHO = 200
 #: Most bytes of pauses: they are written again, perhaps thrice as long.
 LARGEST_PAUSES = 300_000
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Nothing is dispatched from `since` on, None where that is over; what was due until `skip` is
-    still to be skipped, by the master, None where nothing is. Instants are aware, UTC."""
+    """Nothing is dispatched from `since` on, as `by` had it, None where that is over; what was due
+    until `skip` is still to be skipped, by the master, None where nothing is. Instants are aware,
+    UTC."""
 
     since: datetime | None
     skip: datetime | None = None
+    by: str | None = None
 
 
 _NONE = Pause(None)
@@ -50,10 +54,12 @@ _NONE = Pause(None)
 
 @dataclass(frozen=True)
 class Pauses:
-    """All of one root. `everything` and those of single entries are independent of each other."""
+    """All of one root. `everything` and those of single entries are independent of each other.
+    `by` is who changed them last."""
 
     everything: Pause = _NONE
     entries: Mapping[str, Pause] = field(default_factory=dict)
+    by: str | None = None
 
     def of(self, entry: str | None) -> Pause:
         """That of an entry by name or, with None, of everything."""
@@ -82,33 +88,51 @@ class Pauses:
             name: replace(each, skip=None) if of(name) else each
             for name, each in self.entries.items()
         }
-        return Pauses(
-            replace(self.everything, skip=None),
-            {name: each for name, each in entries.items() if each != _NONE},
+        return replace(
+            self,
+            everything=replace(self.everything, skip=None),
+            entries={name: each for name, each in entries.items() if each != _NONE},
         )
 
-    def pause(self, entry: str | None, at: datetime) -> Pauses:
+    def pause(self, entry: str | None, at: datetime, by: str | None = None) -> Pauses:
         """With an entry, or None: everything, held back from `at` on; as it is where it is so
         already."""
         before = self.of(entry)
-        return self if before.since is not None else self._with(entry, replace(before, since=at))
+        if before.since is not None:
+            return self
+        return self._with(entry, replace(before, since=at, by=by), by)
 
-    def resume(self, entry: str | None, at: datetime, skip: bool) -> Pauses:
+    def resume(self, entry: str | None, at: datetime, skip: bool, by: str | None = None) -> Pauses:
         """With an entry, or None: everything, held back no longer."""
         before = self.of(entry)
         if before.since is None:
             return self
-        return self._with(entry, Pause(None, at if skip else before.skip))
+        return self._with(entry, Pause(None, at if skip else before.skip), by)
 
-    def _with(self, entry: str | None, pause: Pause) -> Pauses:
+    def _with(self, entry: str | None, pause: Pause, by: str | None) -> Pauses:
         if entry is None:
-            return replace(self, everything=pause)
-        entries = {**self.entries, entry: pause}
-        return replace(self, entries={k: v for k, v in entries.items() if v != _NONE})
+            return replace(self, everything=pause, by=by)
+        entries = {k: v for k, v in {**self.entries, entry: pause}.items() if v != _NONE}
+        return replace(self, entries=entries, by=by)
+
+    def news(self, before: Pauses) -> list[str]:
+        """What was paused since, and what goes on again: a line each."""
+        lines = []
+        for entry in (None, *sorted({*before.entries, *self.entries})):
+            what, was, now = (
+                "everything" if entry is None else entry,
+                before.of(entry),
+                self.of(entry),
+            )
+            if now.since is not None and now.since != was.since:
+                lines.append(f"{what}: is paused since {to_text(now.since)} by {now.by or '?'}")
+            elif now.since is None and was.since is not None:
+                lines.append(f"{what}: is paused no longer; the last change is by {self.by or '?'}")
+        return lines
 
     def encode(self) -> bytes:
         fields = {name: _pause_fields(pause) for name, pause in self.entries.items()}
-        return encode({"all": _pause_fields(self.everything), "entries": fields})
+        return encode({"all": _pause_fields(self.everything), "entries": fields, "by": self.by})
 
     @classmethod
     def decode(cls, path: str, data: bytes) -> Pauses:
@@ -126,18 +150,26 @@ class Pauses:
         return cls(
             _pause(path, fields.get("all")),
             {name: _pause(path, each) for name, each in entries.items()},
+            _who(fields),
         )
 
 
 def _pause_fields(pause: Pause) -> dict[str, Any]:
     instants = {"since": pause.since, "skip": pause.skip}
-    return {name: None if at is None else to_text(at) for name, at in instants.items()}
+    texts = {name: None if at is None else to_text(at) for name, at in instants.items()}
+    return {**texts, "by": pause.by}
 
 
 def _pause(path: str, fields: Any) -> Pause:
     fields = _field(path, {"pause": fields}, "pause", dict)
     names = [name for name in ("since", "skip") if fields.get(name) is not None]
-    return replace(_NONE, **{name: instant(path, fields, name) for name in names})
+    instants = {name: instant(path, fields, name) for name in names}
+    return replace(_NONE, by=_who(fields), **instants)
+
+
+def _who(fields: dict[str, Any]) -> str | None:
+    by = fields.get("by")
+    return by[:LONGEST_WHO] if isinstance(by, str) else None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from celery.beat import Scheduler
 
 from .agenda import Agenda, Item
 from .broker import Broker
-from .control import RESIGN, RUN, Answer, Control, Request
+from .control import RESIGN, RUN, Answer, Control, Pauses, Request
 from .election import MasterElection
 from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
 from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
@@ -148,8 +148,10 @@ class ZooKeeperScheduler(Scheduler):
         self._heap_is_current = False
         #: The schedule, and its entries by names that are text.
         self._named: tuple[Any, Any] = None, None
-        #: What was said of its names.
-        self._faults_of_names: set[str] = set()
+        #: What was said of names and schedules, and is not to be said again.
+        self._said: set[str] = set()
+        #: Of which pauses the log has told.
+        self._told_of = Pauses()
         #: Seconds; of beat_cron_starting_deadline.
         self._starting_deadline: float | None = None
         #: Whether Celery alone says when an entry is due.
@@ -284,9 +286,12 @@ class ZooKeeperScheduler(Scheduler):
         """Some may have come that are no text."""
         self._named = None, None
         for fault in getattr(self.entries, "faults", ()):
-            if fault not in self._faults_of_names:
-                self._faults_of_names.add(fault)
-                logger.warning("%s", fault)
+            self._say_once(fault)
+
+    def _say_once(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            logger.warning("%s", what)
 
     @property
     def connection(self) -> Any:
@@ -492,8 +497,9 @@ class ZooKeeperScheduler(Scheduler):
             else:
                 fate = "dropped"
                 drop.append(run)
-            # Where beats without a broker take turns, each has the same long list to tell.
-            told = fate == "dropped" or number < _MOST_TOLD
+            # Where beats without a broker take turns, each has the same long list to tell; and what
+            # this master claimed itself is no news.
+            told = fate == "dropped" or (run.epoch != epoch and number < _MOST_TOLD)
             logger.log(
                 logging.WARNING if told else logging.DEBUG,
                 "%s: run %d, due %s, was claimed in epoch %d and perhaps not published: it is %s",
@@ -503,8 +509,12 @@ class ZooKeeperScheduler(Scheduler):
                 run.epoch,
                 fate,
             )
-        if len(self._ledger.outbox) > _MOST_TOLD:
-            logger.warning("%d runs in all were perhaps not published", len(self._ledger.outbox))
+        runs = self._ledger.outbox.values()
+        own = sum(run.epoch == epoch for run in runs)
+        if len(runs) - own > _MOST_TOLD:
+            logger.warning("%d runs in all were perhaps not published", len(runs) - own)
+        if own:
+            logger.warning("%d runs that this master claimed are still to be published", own)
         self._drop(drop, f"zk_beat_recovery, perhaps published in epoch {epoch - 1} or before")
 
     def _drop(self, runs: list[Run], why: str, *also: Operation) -> None:
@@ -618,6 +628,11 @@ class ZooKeeperScheduler(Scheduler):
         requests: list[Request] = control.read()
         if (control.pauses, control.damage, control.unchanged) != before:
             self._heap_is_current = False
+            news, self._told_of = control.pauses.news(self._told_of), control.pauses
+            for line in news[:_MOST_TOLD]:
+                logger.warning("%s", line)
+            if len(news) > _MOST_TOLD:
+                logger.warning("%d changes of pauses in all", len(news))
         if control.damage is not None:
             logger.error("%s; until then nothing is dispatched", control.damage)
         if control.pauses.skips:
@@ -664,6 +679,8 @@ class ZooKeeperScheduler(Scheduler):
     ) -> tuple[datetime, datetime] | None:
         """As :func:`missed_instant`, of an entry after its last run."""
         entry = self.entries[name]
+        if not hasattr(entry.schedule, "is_due"):
+            return None
         # A gated one may know better: it was enabled again, or made anew.
         known = utc_of(entry, entry.last_run_at or NEVER)
         if self._gated is None or known < state.last_run_at:
@@ -766,6 +783,10 @@ class ZooKeeperScheduler(Scheduler):
         for name, entry in entries:
             state = ledger.state(name)
             if state is None or self._control.holds(name):
+                continue
+            if not hasattr(entry.schedule, "is_due"):
+                what = "missing" if entry.schedule is None else f"{entry.schedule!r}"[:200]
+                self._say_once(f"{name}: its schedule is {what}, so it is never due")
                 continue
             if is_ahead(state.last_run_at, now):
                 self._note_ahead(name, state)

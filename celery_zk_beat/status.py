@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from .control import Pauses
+from .control import Pause, Pauses
 from .errors import RootError, ZkBeatError
 from .runs import PastRun, Run, RunState, decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
@@ -90,7 +90,7 @@ class Entry:
     """An entry of the asker's schedule, or one of which only ZooKeeper knows (`in_schedule`).
 
     Attributes:
-        paused: since when.
+        paused, paused_by: since when, and by whom.
         last_run_at: when its last run was dispatched; None before the first.
         last_due: the instant that its last run was for.
         next_run_at: None where it cannot be told, and while it is paused.
@@ -101,6 +101,7 @@ class Entry:
     task: str | None
     schedule: str | None
     paused: datetime | None
+    paused_by: str | None
     last_run_at: datetime | None
     total_run_count: int
     last_due: datetime | None
@@ -149,7 +150,7 @@ class Snapshot:
         app: the app that the root belongs to, None where that is not written.
         schedule: digest of the asker's schedule.
         members: the master first, then by id.
-        paused: since when everything is paused.
+        paused, paused_by: since when everything is paused, and by whom.
         recent: the last runs, newest first.
         masters: newest first.
         warnings: what somebody should look at, a line each.
@@ -163,6 +164,7 @@ class Snapshot:
     members: tuple[Member, ...]
     schedule: str
     paused: datetime | None
+    paused_by: str | None
     entries: tuple[Entry, ...]
     outbox: tuple[Run, ...]
     recent: tuple[RecentRun, ...]
@@ -313,12 +315,12 @@ class Reader:
         pages = self._read_pages(warnings)
         masters = _masters(self._record(self._paths.masters, warnings))
         pauses = self._pauses(warnings)
-        paused = pauses.everything.since
+        everything = pauses.everything
         past = (each for page in pages for each in page.newest)
         warnings[:0] = [
             *_about_master(master, now),
             *self._remarks,
-            *_about_pause(paused),
+            *_about_pause(everything),
             *_about_clocks(members),
             *_about_useless(members),
             *_about_schedules(self._digest, members),
@@ -333,7 +335,8 @@ class Reader:
             master=master,
             members=tuple(members),
             schedule=self._digest,
-            paused=paused,
+            paused=everything.since,
+            paused_by=None if everything.since is None else everything.by,
             entries=tuple(self._entries(pages, outbox, pauses, now)),
             outbox=tuple(outbox),
             recent=tuple(self._recent(_newest(MOST_RECENT, past), masters)),
@@ -458,7 +461,7 @@ class Reader:
             made_of = (
                 states.get(name),
                 waiting.get(name),
-                pauses.of(name).since,
+                pauses.of(name),
                 pauses.since(name) is not None,
                 None if entry is None or is_steady(entry.schedule) else now,
                 entry,
@@ -533,7 +536,7 @@ def _entry(
     name: str,
     state: RunState | None,
     waiting: int | None,
-    paused: datetime | None,
+    pause: Pause,
     held: bool,
     now: datetime | None,
     entry: Any,
@@ -545,8 +548,9 @@ def _entry(
     return Entry(
         name=name,
         task=None if entry is None else str(entry.task),
-        schedule=None if entry is None else schedule_text(entry.schedule),
-        paused=paused,
+        schedule=None if entry is None or entry.schedule is None else schedule_text(entry.schedule),
+        paused=pause.since,
+        paused_by=None if pause.since is None else pause.by,
         last_run_at=None if state is None else _last_run_at(state),
         total_run_count=0 if state is None else state.total_run_count,
         last_due=None if state is None else state.due,
@@ -594,9 +598,10 @@ def _about_master(master: Master | None, now: datetime) -> Iterator[str]:
             yield f"the clock of this machine is {ahead:.1f} s behind ZooKeeper's"
 
 
-def _about_pause(paused: datetime | None) -> Iterator[str]:
-    if paused is not None:
-        yield f"everything is paused since {_short(paused)}"
+def _about_pause(everything: Pause) -> Iterator[str]:
+    if everything.since is not None:
+        by = "" if everything.by is None else f" by {everything.by}"
+        yield f"everything is paused since {_short(everything.since)}{by}"
 
 
 def _about_clocks(members: Iterable[Member]) -> Iterator[str]:

@@ -200,7 +200,7 @@ def _entries(entries: Iterable[Entry], now: datetime) -> Table:
     for entry in entries:
         late = entry.next_run_at is not None and (now - entry.next_run_at).total_seconds() > _LATE
         notes = [
-            *(["paused"] if entry.paused else []),
+            *_paused(entry),
             *([f"run {entry.waiting} waits"] if entry.waiting is not None else []),
             *([] if entry.in_schedule else ["not in schedule"]),
             *(["late"] if late else []),
@@ -217,6 +217,11 @@ def _entries(entries: Iterable[Entry], now: datetime) -> Table:
             colour="yellow" if notes else "",
         )
     return table
+
+
+def _paused(entry: Entry) -> list[str]:
+    by = "" if entry.paused_by is None else f" by {entry.paused_by}"
+    return [] if entry.paused is None else [f"paused{by}"]
 
 
 def _by_next_run(entry: Entry) -> tuple[float, str]:

@@ -277,7 +277,7 @@ function showEntries(status) {
     : status.paused ? "Everything is paused." : "Nothing is planned.");
 
   rows("paused", status.paused_entries, (e) => e.name, (row, e) => {
-    fillRow(row, e.name, [["schedule", e.schedule ?? "not in this schedule"]]);
+    fillRow(row, e.name, [["schedule", e.schedule ?? "not in this schedule"], e.paused_by && ["by", `by ${e.paused_by}`]]);
     at(row.parts.due, e.paused, "clock");
     lastTime(row, e.paused, "for");
   });

@@ -41,11 +41,13 @@ class Operator:
     def __init__(self, session: ZooKeeperSession, paths: Paths) -> None:
         self.session, self.paths = session, paths
 
-    def pause(self, entry: str | None, at: datetime) -> None:
-        change_pauses(self.session, self.paths, lambda pauses: pauses.pause(entry, at))
+    def pause(self, entry: str | None, at: datetime, by: str = "ann@host1") -> None:
+        change_pauses(self.session, self.paths, lambda pauses: pauses.pause(entry, at, by))
 
-    def resume(self, entry: str | None, at: datetime, skip: bool = False) -> None:
-        change_pauses(self.session, self.paths, lambda pauses: pauses.resume(entry, at, skip))
+    def resume(
+        self, entry: str | None, at: datetime, skip: bool = False, by: str = "ann@host1"
+    ) -> None:
+        change_pauses(self.session, self.paths, lambda pauses: pauses.resume(entry, at, skip, by))
 
     def ask(self, do: str, entry: str | None = None, to: str | None = None) -> Asking:
         record = RequestRecord(do, entry, to, "2026-01-01T00:00:00+00:00", "the test")
@@ -128,6 +130,36 @@ def test_paused(
     turn(two)
     assert runs(app, "a") == [(1, begun + HOUR)]
     assert two.metrics.skipped == 0
+
+
+def test_the_log_says_who_paused(
+    make: Make, clock: Clock, entries: dict[str, Any], operator: Operator, caplog: Any
+) -> None:
+    """And who resumed: the master's, once for each, also where it reads the run states anew; and
+    that of the next master, what holds then."""
+    one = make(beat_schedule=entries)
+    turn(one)
+
+    def said(scheduler: ZooKeeperScheduler) -> list[str]:
+        caplog.clear()
+        turn(scheduler)
+        scheduler._ledger.forget()
+        turn(scheduler)
+        return [each.getMessage() for each in caplog.records if "is paused" in each.getMessage()]
+
+    def wait_for(*lines: str) -> None:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        assert said(one) == list(lines)
+
+    at = to_text(clock.now)
+    operator.pause("a", clock.now, "ann@host1")
+    wait_for(f"a: is paused since {at} by ann@host1")
+    operator.pause(None, clock.now, "bob@host2")
+    wait_for(f"everything: is paused since {at} by bob@host2")
+    operator.resume("a", clock.now, skip=True, by="cid@host3")
+    wait_for("a: is paused no longer; the last change is by cid@host3")
+    one.close()
+    assert said(make()) == [f"everything: is paused since {at} by bob@host2"]
 
 
 def test_everything_is_paused(

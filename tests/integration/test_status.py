@@ -253,20 +253,22 @@ def test_pauses(
         change_pauses(session, paths, make)
         return look()
 
-    seen = change(lambda pauses: pauses.pause("often", at))
+    seen = change(lambda pauses: pauses.pause("often", at, "ann@host1"))
     often = next(entry for entry in seen.entries if entry.name == "often")
     assert (often.paused, often.next_run_at, seen.paused) == (at, None, None)
+    assert (often.paused_by, seen.paused_by) == ("ann@host1", None)
     assert next(entry for entry in seen.entries if entry.name == "nightly").next_run_at
 
-    seen = change(lambda pauses: pauses.pause(None, at))
-    assert seen.paused == at
+    seen = change(lambda pauses: pauses.pause(None, at, "bob@host2"))
+    assert (seen.paused, seen.paused_by) == (at, "bob@host2")
     assert {entry.next_run_at for entry in seen.entries} == {None}
-    assert any("everything is paused since" in warning for warning in seen.warnings)
+    (warning,) = [each for each in seen.warnings if "everything is paused since" in each]
+    assert warning.endswith(" by bob@host2")
 
     change(lambda pauses: pauses.resume(None, at, skip=True))
     seen = change(lambda pauses: pauses.resume("often", at, skip=False))
-    assert seen.paused is None
-    assert {entry.paused for entry in seen.entries} == {None}
+    assert (seen.paused, seen.paused_by) == (None, None)
+    assert {(entry.paused, entry.paused_by) for entry in seen.entries} == {(None, None)}
 
 
 def test_history(

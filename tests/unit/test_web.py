@@ -87,6 +87,7 @@ def snapshot(*entries: Entry) -> Snapshot:
         members=(),
         schedule="",
         paused=None,
+        paused_by=None,
         entries=entries,
         outbox=(),
         recent=(),
