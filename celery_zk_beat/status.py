@@ -181,6 +181,7 @@ class Snapshot:
         fields = plain(self)
         for run in fields["outbox"]:
             run["run"] = run.pop("number")
+            run.pop("ask", None)  # it is not in the outbox
         return {"format": FORMAT, **fields}
 
 
