@@ -1195,12 +1195,12 @@ def test_added_while_the_heap_is_built(app: Celery, make: Make) -> None:
     assert one._election.wait(PATIENCE)
     first_seen = RunLedger.first_seen
 
-    def add_meanwhile(ledger: RunLedger, entries: dict[str, datetime]) -> None:
-        first_seen(ledger, entries)
-        one._ledger.first_seen = lambda entries: first_seen(ledger, entries)
+    def add_meanwhile(*args: Any, **more: Any) -> None:
+        del vars(one._ledger)["first_seen"]
+        first_seen(one._ledger, *args, **more)
         one.update_from_dict({"b": every(3600, "b", last_run_at=LONG_AGO)})
 
-    one._ledger.first_seen = lambda entries: add_meanwhile(one._ledger, entries)
+    one._ledger.first_seen = add_meanwhile
     one._turn()
     one._turn()
     assert {message.task for message in history(app)} == {"a", "b"}
