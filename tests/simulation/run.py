@@ -55,6 +55,8 @@ RECOVERY = 90.0
 #: For how many seconds nothing happens then, longer than PUBLISH_DEADLINE; and by how much the runs
 #: may be late meanwhile, where nothing takes long.
 CALM, PROMPT = 12.0, 1.0
+#: Seconds of a broker that is well between two of its outages.
+AFTER_OUTAGE = 6.0
 #: Most seconds between two faults, in one run or another.
 RHYTHMS = (0.2, 0.6, 2.0)
 
@@ -292,6 +294,7 @@ class Run:
         kinds = {fault.what for fault in self.faults}
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
+        self.checker.instants_keep_their_id = not (lost and self.gated == STORED)
         self.broker.together = plan.choice((True, True, False))
         Stored.unreached = ()
         if scenario.useless and self.gated == STORED:
@@ -332,7 +335,7 @@ class Run:
             self._copy()
         checker = self.checker
         world.run(lambda: checker.violation or world.steps >= steps, float("inf"))
-        self._suffer_an_outage()
+        self._suffer_outages()
         if self._lost is not None:
             # Not sooner: nobody is to be master of what is lost.
             world.run(lambda: self._lost is None, SESSION_TIMEOUT)
@@ -356,25 +359,34 @@ class Run:
             beat.machine.die()
         self._limits.close()
 
-    def _suffer_an_outage(self) -> None:
-        """Nobody reaches the broker, and all take turns."""
-        length, since, checker = self.scenario.outage, self.world.now, self.checker
-        if length == 0.0 or checker.violation:
+    def _suffer_outages(self) -> None:
+        """Nobody reaches the broker, and all take turns; after each there is a deploy."""
+        for own in self.scenario.deploys:
+            self._suffer(self.scenario.outage, "refusing")
+            self.scenario.own = own
+            for beat in self.beats.values():
+                self.checker.on_fault(beat.name, self.world.now, 0.0)
+                beat.kill()
+            self._suffer(AFTER_OUTAGE, "fine")
+        self._suffer(self.scenario.outage, "refusing")
+
+    def _suffer(self, seconds: float, mood: str) -> None:
+        if seconds == 0.0 or self.checker.violation:
             return
-        logger.info("%7.3f s: nobody reaches the broker for %g s", self.world.now, length)
+        logger.info("%7.3f s: the broker is %s to all for %g s", self.world.now, mood, seconds)
         for beat in self.beats.values():
-            self.broker.set_mood(beat.name, "refusing")
-            checker.on_fault(beat.name, self.world.now, length)
+            self.broker.set_mood(beat.name, mood)
+            self.checker.on_fault(beat.name, self.world.now, seconds)
             beat.start()
-        self.world.run(lambda: checker.violation or self.world.now > since + length, length)
+        since = self.world.now
+        self.world.run(lambda: self.checker.violation or self.world.now > since + seconds, seconds)
 
     def _stay_well(self) -> None:
         """What is wrong with some beats, or with some entries, harms no others."""
         checker, since, epoch = self.checker, self.world.now, self.checker.epoch
-        late = CALM / 2 if self.world.is_slow else PROMPT * self.world.distance
-        checker.begin_calm(late)
+        checker.begin_calm(CALM if self.world.is_slow else PROMPT * self.world.distance)
         self.world.run(lambda: checker.violation or self.world.now > since + CALM, CALM)
-        checker.end_calm(epoch)
+        checker.end_calm(self.checker.epoch if self.world.is_slow else epoch)
 
     def _copy(self) -> None:
         self._copies.append(self.ensemble.copy())

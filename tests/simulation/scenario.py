@@ -40,7 +40,6 @@ PENDING = frozenset(
         "long names",
         "a full page",
         "broken entries",
-        "useless beats",
         "retention",
         "clock far off",
         "clock far off for a moment",
@@ -68,6 +67,7 @@ class Scenario:
         useless: beats that never reach the broker (or, gated, the store).
         latency: what each request and answer of a beat takes longer, seconds.
         outage: for how many seconds nobody reaches the broker, before all is healed.
+        deploys: what `own` is next, after an outage.
         retention: seconds, None where it is not reached.
     """
 
@@ -78,6 +78,7 @@ class Scenario:
     useless: frozenset[str] = frozenset()
     latency: dict[str, float] = field(default_factory=dict)
     outage: float = 0.0
+    deploys: list[dict[str, dict[str, float]]] = field(default_factory=list)
     retention: float | None = None
 
     @property
@@ -157,9 +158,20 @@ def _broken_entries(plan: random.Random, beats: tuple[str, ...], scenario: Scena
 def _deploys(plan: random.Random, beats: tuple[str, ...], scenario: Scenario) -> None:
     """Whose runs wait, while nobody reaches the broker, until no schedule names them any more."""
     scenario.is_small = True
-    for beat in beats[: plan.choice((2, 3))]:
-        scenario.own[beat] = {f"{beat}{number}": 1.0 for number in range(plan.choice((10, 40)))}
-    scenario.outage = 40.0
+    count = plan.choice((10, 40))
+    if plan.random() < 0.5:  # each beat has others, and all take turns
+        scenario.own = {beat: _names(f"{beat}-", count) for beat in beats}
+        scenario.outage = 25.0
+    else:  # all have the same, and others after each deploy
+        rounds = plan.choice((2, 6))
+        scenario.own, *scenario.deploys = (
+            {beat: _names(f"{n}-", count) for beat in beats} for n in range(rounds)
+        )
+        scenario.outage = 6.0
+
+
+def _names(prefix: str, count: int) -> dict[str, float]:
+    return {f"{prefix}{number}": 0.5 for number in range(count)}
 
 
 def _useless_beats(plan: random.Random, beats: tuple[str, ...], scenario: Scenario) -> None:
