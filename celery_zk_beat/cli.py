@@ -39,7 +39,7 @@ from .control import (
     RequestRecord,
     change_pauses,
 )
-from .errors import Conflict, RootError, Uncertain, ZkBeatError
+from .errors import Conflict, QuotaExceeded, RootError, Uncertain, ZkBeatError
 from .log import get_logger
 from .runs import decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
@@ -164,6 +164,8 @@ def _site(ctx: click.Context, timeout: float, news: _News) -> Iterator[_Site]:
             yield _Site(ctx, settings, session)
     except RootError as exc:
         raise Failure(str(exc)) from None
+    except QuotaExceeded as exc:
+        raise Failure(f"ZooKeeper at {hosts}: {exc}") from None
     except ZkBeatError as exc:
         where = f"ZooKeeper at {hosts}: " if hosts and hosts not in str(exc) else ""
         raise Unreachable(f"{where}{exc}") from None

@@ -29,6 +29,7 @@ from typing import Any, Callable
 from .errors import (
     AccessDenied,
     ConnectTimeout,
+    QuotaExceeded,
     RootError,
     SettingsError,
     Uncertain,
@@ -63,6 +64,8 @@ RESIGN_PAUSE = 1.0
 _STAND_BACK, _LONGEST_STAND_BACK = 1.0, 10.0
 #: Seconds between two log lines about a ZooKeeper that does not answer.
 _REMIND_EVERY = 5.0
+#: Seconds between two log lines about a quota that is used up.
+_REMIND_OF_QUOTA_EVERY = 60.0
 #: Most characters of why a time as master ended.
 _LONGEST_WHY = 200
 #: Seconds before something that was refused, or stands in the way, is tried again.
@@ -338,13 +341,16 @@ class MasterElection:
         whose write was refused."""
         self._inbox.put(None)
 
-    def complain(self, complaint: str) -> None:
-        """Logs what may come every second, now and then."""
+    def complain(self, what: str | ZooKeeperError) -> None:
+        """Logs what may come every second, now and then; a quota rarely, for to raise it may take
+        an administrator's time."""
+        complaint = str(what)
+        every = _REMIND_OF_QUOTA_EVERY if isinstance(what, QuotaExceeded) else _REMIND_EVERY
         last, until = self._complaint
         now = time.monotonic()
         if complaint != last or now >= until:
             logger.warning("%s; trying again every %g s", complaint, _RETRY_AFTER)
-            self._complaint = (complaint, now + _REMIND_EVERY)
+            self._complaint = (complaint, now + every)
 
     def stop(self, timeout: float = 5.0) -> None:
         """Ends the session, and with it a mastership at once; waits for callbacks that are still
@@ -448,6 +454,8 @@ class MasterElection:
                 self._tell()
             try:
                 self._remember_term()
+            except QuotaExceeded as exc:
+                self.complain(exc)
             except ZooKeeperError as exc:
                 logger.warning("%s; this time as master is not remembered", exc)
             if not self._show():
@@ -463,9 +471,13 @@ class MasterElection:
             logger.warning("%s; looking again", exc)
             self._prepared_for = 0
             return 0.1
+        except QuotaExceeded as exc:
+            # A master is master all the same: it is its member znode that cannot be written.
+            self.complain(exc)
+            return _RETRY_AFTER
         except ZooKeeperError as exc:
             self._demote("denied by ZooKeeper" if isinstance(exc, AccessDenied) else str(exc))
-            self.complain(str(exc))
+            self.complain(exc)
             if isinstance(exc, AccessDenied):
                 # A server may close the connection, too, and the next comes at once.
                 self._denied_until = time.monotonic() + _RETRY_AFTER

@@ -32,6 +32,10 @@ class AccessDenied(ZooKeeperError):
     """ZooKeeper knows who asks, or does not, and says no."""
 
 
+class QuotaExceeded(ZooKeeperError):
+    """A write would grow what is below a znode beyond its quota."""
+
+
 class Uncertain(ZkBeatError):
     """A request got no answer (connection lost, or too late): it may or may not have happened.
 

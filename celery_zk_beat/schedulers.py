@@ -31,7 +31,14 @@ from .agenda import Agenda, Item
 from .broker import Broker
 from .control import RESIGN, RUN, Answer, Control, Pauses, Request
 from .election import MasterElection
-from .errors import AccessDenied, Conflict, SettingsError, ZkBeatError, ZooKeeperError
+from .errors import (
+    AccessDenied,
+    Conflict,
+    QuotaExceeded,
+    SettingsError,
+    ZkBeatError,
+    ZooKeeperError,
+)
 from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
 from .ledger import LARGEST_OUTBOX, MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
@@ -425,8 +432,8 @@ class ZooKeeperScheduler(Scheduler):
             # beat is master still.
             if self._closing or self._election.reign is None:
                 return 0.0
-            if isinstance(exc, AccessDenied):
-                self._election.complain(str(exc))
+            if isinstance(exc, (AccessDenied, QuotaExceeded)):
+                self._election.complain(exc)
             else:
                 logger.warning("%s; reading the run states anew", exc)
             self._forget()

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import queue
 import random
+import re
 import socket
 import ssl
 import sys
@@ -49,9 +50,11 @@ from .errors import (
     AccessDenied,
     Conflict,
     ConnectTimeout,
+    QuotaExceeded,
     SettingsError,
     Uncertain,
     UnsupportedEnvironment,
+    ZkBeatError,
     ZooKeeperError,
 )
 from .log import get_logger
@@ -84,6 +87,7 @@ for _code, _name in _UNKNOWN_TO_KAZOO.items():
     EXCEPTIONS.setdefault(_code, type(_name, (ZookeeperError,), {"code": _code}))
 
 _CONFLICTS = (NodeExistsError, NoNodeError, BadVersionError)
+_OVER_QUOTA = EXCEPTIONS[-125]
 #: Also what a server answers that wants all its clients to authenticate.
 _DENIALS = (NoAuthError, AuthFailedError, EXCEPTIONS[-124])
 
@@ -91,6 +95,8 @@ _DENIALS = (NoAuthError, AuthFailedError, EXCEPTIONS[-124])
 _LONGEST_GRANTED = 300.0
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
+#: Where ZooKeeper keeps quotas.
+_QUOTAS = "/zookeeper/quota"
 #: Most servers that are named in a line.
 _MOST_NAMED = 5
 #: Seconds that clocks may be apart without a word.
@@ -140,6 +146,43 @@ class Node:
     version: int
     owner: int
     mtime: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The hard limits of a znode, and what is below it, by ZooKeeper's own count.
+
+    Attributes:
+        path: the znode.
+        used: bytes and znodes.
+        most: of each, None where there is no limit.
+    """
+
+    path: str
+    used: tuple[int, int]
+    most: tuple[int | None, int | None]
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether not much more is to be written; a write that is refused is not counted."""
+        return any(most is not None and used >= 0.9 * most for used, most in self._limits())
+
+    def _limits(self) -> list[tuple[int, int | None]]:
+        return list(zip(self.used, self.most))
+
+    @property
+    def limits(self) -> str:
+        """For people."""
+        kinds = zip(self.most, ("bytes", "znodes"))
+        return " and ".join(f"{most} {kind}" for most, kind in kinds if most is not None)
+
+    @property
+    def remedy(self) -> str:
+        kinds = zip(self.most, ("-B BYTES", "-N ZNODES"))
+        raise_it = " ".join(option for most, option in kinds if most is not None)
+        return (
+            f"zkCli.sh setquota {raise_it} {self.path} raises it, delquota {self.path} removes it"
+        )
 
 
 @dataclass(frozen=True)
@@ -449,6 +492,26 @@ class ZooKeeperSession:
                 found.append([])
         return found
 
+    def quota(self, path: str) -> Quota | None:
+        """That of `path`, or of a znode above it (ZooKeeper has one on a path at most); None where
+        there is none with hard limits, or it may not be read."""
+        steps = path.strip("/").split("/")
+        above = ["/" + "/".join(steps[: count + 1]) for count in range(len(steps))]
+        with contextlib.suppress(ZkBeatError):
+            nodes = self.read_all([f"{_QUOTAS}{each}/zookeeper_limits" for each in above])
+            for each, node in zip(above, nodes):
+                limits = {} if node is None else _numbers(node.data)
+                byte_limit, count_limit = (
+                    limits[name] if limits.get(name, -1) >= 0 else None
+                    for name in ("byteHardLimit", "countHardLimit")
+                )
+                most = byte_limit, count_limit
+                if most != (None, None):
+                    stats = self.read(f"{_QUOTAS}{each}/zookeeper_stats")
+                    used = {} if stats is None else _numbers(stats.data)
+                    return Quota(each, (used.get("bytes", 0), used.get("count", 0)), most)
+        return None
+
     def commit(self, *operations: Operation) -> list[int]:
         """Does all operations or none, and waits: see :meth:`Pending.result`."""
         return self.send(*operations).result()
@@ -626,8 +689,25 @@ class ZooKeeperSession:
             return Uncertain(f"{path}: no answer from ZooKeeper ({name})")
         if isinstance(exc, _DENIALS):
             return AccessDenied(self._denial(path, name.replace("Error", "")))
+        if isinstance(exc, _OVER_QUOTA):
+            return QuotaExceeded(self._over_quota(path))
         return ZooKeeperError(
             f"{path}: refused by ZooKeeper ({name}{f': {exc}' if str(exc) else ''})"
+        )
+
+    def _over_quota(self, path: str) -> str:
+        """Names the quota, not the znode that would have been written: that is no more to blame
+        than others below the same quota."""
+        quota = self.quota(path)
+        if quota is None:
+            return (
+                f"{path}: refused by ZooKeeper (QuotaExceeded): the quota of this znode, or of one "
+                "above it, is used up: zkCli.sh listquota shows it, setquota raises it, delquota "
+                "removes it"
+            )
+        return (
+            f"ZooKeeper refuses to write below {quota.path} (QuotaExceeded): the quota of "
+            f"{quota.limits} of that znode is used up: {quota.remedy}"
         )
 
     def _denial(self, path: str, name: str) -> str:
@@ -860,6 +940,12 @@ def _denying(operation: Operation, answer: Exception) -> str:
     if isinstance(answer, NoAuthError) and isinstance(operation, (Create, Delete)):
         return operation.path.rpartition("/")[0] or "/"
     return operation.path
+
+
+def _numbers(data: bytes) -> dict[str, int]:
+    """Of a znode in which ZooKeeper keeps a quota."""
+    text = data.decode("ascii", "replace")
+    return {name: int(number) for name, number in re.findall(r"(\w+)=(-?[0-9]{1,18})", text)}
 
 
 def _acl(grants: Sequence[Grant]) -> list[Any]:

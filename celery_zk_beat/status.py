@@ -11,7 +11,7 @@ import contextlib
 import heapq
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -19,7 +19,7 @@ from .control import Pause, Pauses
 from .errors import RootError, ZkBeatError
 from .runs import PastRun, Run, RunState, decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
-from .session import CLOCK_TOLERANCE, Node, ZooKeeperSession, changed_path
+from .session import CLOCK_TOLERANCE, Node, Quota, ZooKeeperSession, changed_path
 from .settings import Settings
 from .timetable import is_ahead, is_steady, next_run, schedule_text
 from .znodes import (
@@ -40,6 +40,9 @@ from .znodes import (
 TICKING_WITHIN = 120.0
 #: How long a run is in the outbox without a word of warning.
 _WAITS_QUIETLY = timedelta(seconds=10)
+#: How long after it is due a run is claimed, and after which the outbox is written again, at the
+#: latest, where nothing keeps the master from it.
+_CLAIMED_WITHIN, _WRITES_WITHIN = timedelta(seconds=5), timedelta(seconds=45)
 #: Most characters of an id and the like.
 _LONGEST_TEXT = 200
 #: Most runs in `recent`.
@@ -222,6 +225,7 @@ class Reader:
         self._changed.put(None)
         self._nodes: dict[str, Node | None] = {}
         self._pages: dict[str, _Page] = {}
+        self._quota: Quota | None = None
         #: An entry as it was last shown, and what it was made of.
         self._shown: dict[str, tuple[tuple[Any, ...], Entry]] = {}
 
@@ -276,6 +280,7 @@ class Reader:
                 names = self._session.children(parent, watch)
                 if parent != self._paths.root:
                     wanted |= self._follow(parent, names, everything)
+        self._quota = self._session.quota(self._paths.root)
         # The outbox after the pages: what it says is then never older than what they say.
         paths = sorted(wanted, key=lambda path: (path == self._paths.outbox, path))
         for path, node in zip(paths, self._session.read_all(paths, watch) if paths else ()):
@@ -318,8 +323,13 @@ class Reader:
         pauses = self._pauses(warnings)
         everything = pauses.everything
         past = (each for page in pages for each in page.newest)
+        entries = self._entries(pages, outbox, pauses, now)
+        if master is not None and self._quota is not None and self._quota.is_tight:
+            stuck = _is_stuck(master, entries, outbox, now)
+            master = replace(master, ticking=master.ticking and not stuck)
         warnings[:0] = [
             *_about_master(master, now),
+            *_about_quota(self._quota),
             *self._remarks,
             *_about_pause(everything),
             *_about_clocks(members),
@@ -338,7 +348,7 @@ class Reader:
             schedule=self._digest,
             paused=everything.since,
             paused_by=None if everything.since is None else everything.by,
-            entries=tuple(self._entries(pages, outbox, pauses, now)),
+            entries=tuple(entries),
             outbox=tuple(outbox),
             recent=tuple(self._recent(_newest(MOST_RECENT, past), masters)),
             masters=tuple(masters),
@@ -597,6 +607,32 @@ def _about_master(master: Master | None, now: datetime) -> Iterator[str]:
         ahead = (master.ticked_at - now).total_seconds()
         if ahead > CLOCK_TOLERANCE:
             yield f"the clock of this machine is {ahead:.1f} s behind ZooKeeper's"
+
+
+def _about_quota(quota: Quota | None) -> Iterator[str]:
+    if quota is not None and quota.is_tight:
+        used = f"{quota.used[0]} bytes and {quota.used[1]} znodes"
+        yield (
+            f"{quota.path} has a quota of {quota.limits}, and {used}: ZooKeeper may refuse to "
+            f"write more, so that nothing can be dispatched: {quota.remedy}"
+        )
+
+
+def _is_stuck(
+    master: Master, entries: Iterable[Entry], outbox: Iterable[Run], now: datetime
+) -> bool:
+    """Whether the master seems to be kept from writing: what is due is not claimed, or what was
+    published is not noted."""
+    quiet = timedelta(0) if master.ticked_at is None else now - master.ticked_at
+    waits = quiet > _WAITS_QUIETLY and any(now - run.claimed > _WAITS_QUIETLY for run in outbox)
+    if quiet > _WRITES_WITHIN or waits:
+        return True
+    return any(
+        entry.waiting is None
+        and entry.next_run_at is not None
+        and now - entry.next_run_at > _CLAIMED_WITHIN
+        for entry in entries
+    )
 
 
 def _about_pause(everything: Pause) -> Iterator[str]:

@@ -24,7 +24,7 @@ from celery_zk_beat.cli import NOT_DONE, UNREACHABLE
 from celery_zk_beat.znodes import Paths
 from example_project.processes import REPOSITORY
 from example_project.servers import Process, Redis, ZooKeeper, wait_until
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, TICK_TIME
 
 from . import numbers_app, own_app
 from .conftest import APP, Site
@@ -130,6 +130,43 @@ def test_resign(site: Site, root: str) -> None:
     refused(site.zk_beat("resign"), NOT_DONE, third, "only beat")
     running[third].terminate()
     refused(site.zk_beat("resign"), NOT_DONE, "no master")
+
+
+def test_a_quota_is_used_up(make_site: Callable[[str], Site], tmp_path: Path, root: str) -> None:
+    """The log says so once, not every second, and names the znode that has the quota and what to
+    do; status warns, and does not call it fine; what is asked for is refused."""
+    quota = f"/zookeeper/quota{root}"
+    with ZooKeeper(tmp_path, tick_time=TICK_TIME, config={"enforceQuota": "true"}) as server:
+        site = make_site(server.start().hosts)
+        site.schedule(often=0.2)
+        one, _ = site.pair()
+        client = KazooClient(server.hosts)
+        client.start(PATIENCE)
+        try:
+            limits, stats = f"{quota}/zookeeper_limits", f"{quota}/zookeeper_stats"
+            client.create(limits, b"count=-1,bytes=-1=;byteHardLimit=100", makepath=True)
+            client.create(stats, b"")  # ZooKeeper counts
+            one.wait_for_log(f"ZooKeeper refuses to write below {root} (QuotaExceeded)", PATIENCE)
+
+            def stuck() -> Any:
+                done = site.zk_beat("status")
+                return done if done.returncode == NOT_DONE else None
+
+            done = wait_until(stuck, PATIENCE, "status to see it")
+            assert f"{root} has a quota of 100 bytes" in done.stdout
+            assert f"delquota {root} removes it" in done.stdout
+            told = one.log()
+            assert told.count("QuotaExceeded") == 1
+            assert f"setquota -B BYTES {root} raises it, delquota {root} removes it" in told
+            assert "demoted" not in told
+            refused(site.zk_beat("run", "often"), NOT_DONE, f"below {root}", "delquota")
+            refused(site.zk_beat("pause", "often"), NOT_DONE, f"below {root}", "delquota")
+            client.delete(limits)
+            site.wait_for_run(one)
+            assert site.zk_beat("status").returncode == 0
+        finally:
+            client.stop()
+            client.close()
 
 
 def test_resign_when_nobody_knows(site: Site, client: KazooClient, root: str) -> None:

@@ -163,8 +163,16 @@ class Garbage:
             for path in paths
         ]
 
+    def read(self, path: str) -> Node | None:
+        return self.read_all([path])[0]
+
+    quota = ZooKeeperSession.quota
+
 
 PATHS = Paths("/shop")
+QUOTAS = st.binary() | st.sampled_from(
+    [b"count=9,bytes=-9999999999999999999", b"=;byteHardLimit=1;countHardLimit=0,count=7=8,bytes="]
+)
 TREES = st.fixed_dictionaries(
     {},
     optional={
@@ -177,6 +185,8 @@ TREES = st.fixed_dictionaries(
         f"{PATHS.members}/\u202eb": hostile.MEMBERS,
         PATHS.page(page_of("e")): hostile.PAGES,
         f"{PATHS.runs}/no page": hostile.PAGES,
+        "/zookeeper/quota/shop/zookeeper_limits": QUOTAS,
+        "/zookeeper/quota/shop/zookeeper_stats": QUOTAS,
     },
 )
 MTIMES = st.sampled_from([0.0, 1.7e9, 9.2e15, -9.2e15])
