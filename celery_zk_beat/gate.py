@@ -154,7 +154,7 @@ class Gated(Scheduler):
             state = self._state(entry)
             # A time since it was made cannot be from its store, which does not know the entry.
             if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
-                if state.total_run_count > 0 and hasattr(entry, "model"):
+                if state.due is not None and hasattr(entry, "model"):
                     entries[name] = self._as_if_run(entry, state.last_run_at)
                     continue
                 entry.last_run_at = as_of(entry, state.last_run_at)

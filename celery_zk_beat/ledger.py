@@ -42,15 +42,24 @@ logger = get_logger(__name__)
 
 #: Most runs of one transaction: what a crash in the middle may leave in the outbox.
 MOST_RUNS = 500
-#: Most bytes of data in one transaction that could be less; ZooKeeper drops the connection at a
-#: request of 1 MiB (jute.maxbuffer, Administrator's Guide), again and again.
-MOST_BYTES = 480_000
-#: Most bytes of a page, and of the outbox: the largest of both fit into one transaction.
-LARGEST_PAGE, LARGEST_OUTBOX = MOST_BYTES, 500_000
+#: Most bytes of one transaction, unless the server takes less: it hangs up on a request of more
+#: than its jute.maxbuffer (Administrator's Guide), which is 1,048,575 where nobody has changed it.
+#: Where this is less, so are the limits that follow, in proportion.
+MOST_BYTES = 1_000_000
+#: Most bytes of the outbox when something is claimed, and of a page: both are written together.
+LARGEST_OUTBOX, LARGEST_PAGE = 400_000, 500_000
+#: Most bytes of an entry's name, in JSON: those of the requests that bear it are bounded, too.
+LONGEST_NAME = 20_000
+#: Bytes of the pages of a transaction that could hold less: not much more than a claim needs.
+_ENOUGH = 480_000
+#: Bytes by which a state may grow that has no history: as it runs, and is named no longer.
+_GROWTH = 200
+#: At least the bytes of a transaction, and of a run in the outbox, beside names and data.
+_OVERHEAD = 300
+#: How many times as long a page may become when it is written again.
+_MOST_LONGER = 5
 #: Bytes of an outbox that is put aside that go into one znode.
 _PIECE = 500_000
-#: How many times as long a page, or an outbox, may become when it is written again.
-_MOST_LONGER = 5
 #: How many of an entry's dropped runs are remembered.
 DROPS_REMEMBERED = 100
 #: How long the state of an entry is kept that no master's schedule names.
@@ -67,16 +76,49 @@ SAFE_PART = 2 / 3
 
 @dataclass
 class _Page:
-    """A page as it is in ZooKeeper; `version` is None where there is none yet, `size` in bytes."""
+    """A page as it is in ZooKeeper.
+
+    Attributes:
+        version: None where there is none yet.
+        size: in bytes.
+        floor: see :class:`.runs.States`.
+        most_past: how many past runs of an entry there is room for; less where it is full.
+    """
 
     states: dict[str, RunState]
     version: int | None = None
     size: int = 0
+    floor: int = 0
+    most_past: int = HISTORY
 
     def remembered(self, history: tuple[PastRun, ...], past: PastRun) -> tuple[PastRun, ...]:
         """The history of an entry on this page with one more."""
         most = max(1, min(HISTORY, HISTORY_OF_PAGE // max(1, len(self.states))))
-        return (*history, past)[-most:]
+        return (*history, past)[-min(most, self.most_past) :] if self.most_past else ()
+
+    def remove(self, entry: str) -> None:
+        self.floor = max(self.floor, self.states.pop(entry).total_run_count)
+
+    def encode(self, most: int) -> bytes:
+        """Its bytes; where they are more than `most`, without what is oldest in the histories."""
+        data = encode_page(self.states, self.floor)
+        while len(data) > most and self.most_past:
+            self.most_past //= 2
+            for entry, state in self.states.items():
+                if not self.most_past:
+                    self.states[entry] = state.bare
+                elif len(state.history) > self.most_past:
+                    self.states[entry] = replace(state, history=state.history[-self.most_past :])
+            data = encode_page(self.states, self.floor)
+        self.size = len(data)
+        return data
+
+    def room(self, most: int) -> int:
+        """How many bytes of states there is room for, on a page of at most so many."""
+        room = most - self.size - _GROWTH * len(self.states)
+        if room > 0:
+            return room  # at least, and so it is nearly always
+        return most - sum(_least(*each) for each in self.states.items())
 
 
 class _Published(NamedTuple):
@@ -105,9 +147,11 @@ class RunLedger:
         self._election = election
         self._session = election.session
         self._paths = election.paths
-        #: The last run of each entry that this process published: what it knows to be done stays
-        #: done, though the write that would have said so was lost.
+        #: What this process published and ZooKeeper is not known to have heard of: it stays done,
+        #: though the write that would have said so was lost. By entry.
         self._published: dict[str, _Published] = {}
+        #: Most bytes of a transaction.
+        self._most_bytes = MOST_BYTES
         self.forget()
 
     def forget(self) -> None:
@@ -116,13 +160,19 @@ class RunLedger:
         self.reign: Reign | None = None
         #: The runs that are claimed and not known to be published, oldest first. Read only.
         self.outbox: dict[str, Run] = {}
+        #: See :attr:`outbox_bytes`; None when it is to be reckoned anew.
+        self._outbox_bytes: int | None = 0
         self._pages: dict[str, _Page] = {}
         self._damaged: set[str] = set()
+        #: Entries of which no state can be kept.
+        self._refused: set[str] = set()
+        #: What the schedule names, None when it is not known.
+        self._named: Container[str] | None = None
         self._outbox_version = 0
         self._outbox_changed = False
         #: Those of a claim that is on its way.
         self._claiming: dict[str, Run] = {}
-        self._confirming: Pending | None = None
+        self._confirming: _Sent | None = None
         #: Runs that were published late, or by another master than claimed them, by entry: its
         #: state says so. A run leaves the outbox in ZooKeeper with the write of that state.
         self._amended: dict[str, Run] = {}
@@ -150,23 +200,25 @@ class RunLedger:
             raise NotMaster(text) from None
         paths = [self._paths.outbox, *map(self._paths.page, names)]
         outbox, *pages = self._session.read_all(paths)
-        for name, node in zip(names, pages):
-            if node is not None:
-                self._take_page(name, node)
         self.reign = reign
         try:
             self._take_outbox(outbox, reign)
         except ZkBeatError as exc:
             self._fail(exc)
+        for name, node in zip(names, pages):
+            if node is not None:
+                self._take_page(name, node)
+        for published in self._published.values():
+            self._amend(published)
 
     def state(self, entry: str) -> RunState | None:
-        """The state of an entry, None if it was never seen or is on a damaged page."""
+        """The state of an entry, None if it was never seen, or is :meth:`damaged`."""
         page = self._pages.get(page_of(entry))
-        return None if page is None else page.states.get(entry)
+        return None if page is None or entry in self._refused else page.states.get(entry)
 
     def damaged(self, entry: str) -> bool:
-        """Whether the entry's page cannot be understood."""
-        return page_of(entry) in self._damaged
+        """Whether the entry's page cannot be understood, or has no room for it."""
+        return entry in self._refused or page_of(entry) in self._damaged
 
     @property
     def is_damaged(self) -> bool:
@@ -180,7 +232,9 @@ class RunLedger:
         zones: Mapping[str, str | None] | None = None,
     ) -> None:
         """Gives entries that have none a state; one whose last run waits in the outbox, as after
-        its page was deleted, that of this run.
+        its page was deleted, that of this run. Where a page is full, states that the schedule does
+        not name make room, those first that it has not named for longest; an entry for which there
+        is none, or whose name is too long, is reported, and :meth:`damaged`.
 
         Args:
             entries: name to `last_run_at`, the instant from which their clock runs.
@@ -188,15 +242,20 @@ class RunLedger:
             zones: name to time zone, of those that run by one.
         """
         keys, zones = keys or {}, zones or {}
-        states = {
-            name: RunState(at, key=keys.get(name), zone=zones.get(name))
-            for name, at in entries.items()
-        }
-        for name in states.keys() & self.outbox.keys():
-            run = self.outbox[name]
-            states[name] = RunState(
-                run.claimed, run.number, run.due, key=run.key, zone=zones.get(name)
-            )
+        pages: dict[str, dict[str, RunState | None]] = {}
+        for name, at in entries.items():
+            floor = self._page(name).floor
+            state = RunState(at, floor, key=keys.get(name), zone=zones.get(name))
+            if name in self.outbox:
+                run = self.outbox[name]
+                number = max(run.number, floor)
+                state = replace(
+                    state, last_run_at=run.claimed, total_run_count=number, due=run.due, key=run.key
+                )
+            pages.setdefault(page_of(name), {})[name] = state
+        states: dict[str, RunState | None] = {}
+        for page, new in pages.items():
+            states.update(self._admitted(page, new))
         self._commit_all(states)
 
     def rewrite(self, states: Mapping[str, RunState]) -> None:
@@ -220,9 +279,17 @@ class RunLedger:
 
         Returns:
             those that were claimed and are now in the outbox: as many as fit into a transaction,
-            at least one. The others are as before.
+            at least one unless it is :attr:`full`. The others are as before.
         """
-        states = {run.entry: self._after(run) for run in runs}
+        room = self.largest_outbox - self.outbox_bytes
+        states: dict[str, RunState | None] = {}
+        for run in runs:
+            room -= self.bytes_of([run])
+            if room < 0 and (states or self.full):
+                break
+            states[run.entry] = self._after(run)
+        if not states:
+            return []
         batch = next(self._batches(states))
         claimed = [run for run in runs if run.entry in batch]
         self._claiming = {run.entry: run for run in claimed}
@@ -230,6 +297,7 @@ class RunLedger:
         meanwhile()
         self._finish_in_order(sent)
         self.outbox.update(self._claiming)
+        self._outbox_bytes = None
         self._claiming = {}
         return claimed
 
@@ -247,8 +315,12 @@ class RunLedger:
             )
         for batch in self._batches(states):
             outbox = {name: run for name, run in self.outbox.items() if name not in batch}
-            self._commit(batch, outbox, also)
-            self.outbox = outbox
+            if self._goes_alone(True):
+                self._commit(batch, self.outbox, also)
+                self._outbox_changed = True
+            else:
+                self._commit(batch, outbox, also)
+            self.outbox, self._outbox_bytes = outbox, None
 
     def skip(
         self, entries: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
@@ -274,6 +346,30 @@ class RunLedger:
             )
         self._commit_all(states, also)
 
+    @property
+    def largest_outbox(self) -> int:
+        """Most bytes of the runs in the outbox that something more is claimed beside."""
+        return min(LARGEST_OUTBOX, self._most_bytes * 2 // 5)
+
+    @property
+    def outbox_bytes(self) -> int:
+        """Those of the runs in the outbox, as it would be written."""
+        if self._outbox_bytes is None:
+            waiting, amended = self.outbox.values(), self._amended.values()
+            self._outbox_bytes = self.bytes_of(waiting) + self.bytes_of(amended)
+        return self._outbox_bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether the outbox may have no room, in bytes, for one more run."""
+        most = self.largest_outbox - self._longest_name - _OVERHEAD
+        return self.outbox_bytes > max(0, most)
+
+    @staticmethod
+    def bytes_of(runs: Iterable[Run]) -> int:
+        """Those of runs in the outbox."""
+        return sum(len(run.text) + 1 for run in runs)
+
     def note_named(self, named: Container[str], now: datetime) -> list[str]:
         """Marks the states of entries that `named`, this master's schedule, does not name, and
         removes those that have been marked for longer than RETENTION and have no run that waits.
@@ -281,6 +377,7 @@ class RunLedger:
         Returns:
             the names of the removed.
         """
+        self._named = named
         changed: dict[str, RunState | None] = {}
         for page in self._pages.values():
             for name, state in page.states.items():
@@ -320,7 +417,7 @@ class RunLedger:
 
     def _amend(self, published: _Published) -> None:
         run, past, clock = published
-        self._outbox_changed = True
+        self._outbox_changed, self._outbox_bytes = True, None
         state = self.state(run.entry)
         if past is not None and state is not None:
             self._pages[page_of(run.entry)].states[run.entry] = replace(
@@ -339,25 +436,25 @@ class RunLedger:
         any time, and takes what has gathered meanwhile. Where there is nothing to write, and has
         not been for a while, it writes all the same: the time of the outbox tells others that
         this master is at work."""
-        if self._confirming is not None and self._confirming.answered:
+        if self._confirming is not None and self._confirming.pending.answered:
             self._finish_confirming()
         if self._confirming is None and (
-            self._outbox_changed or boottime() - self._written_at > TOUCH_EVERY
+            self.unconfirmed or boottime() - self._written_at > TOUCH_EVERY
         ):
             states = {name: self.state(name) for name in self._amended}
             self._confirming = self._send(next(self._batches(states), {}), self.outbox)
 
     @property
     def unconfirmed(self) -> bool:
-        """Whether something was published of which no write on its way tells."""
-        return self._outbox_changed
+        """Whether something was published of which no write on its way tells, and one could."""
+        return self._outbox_changed and (bool(self._amended) or not self._goes_alone(False))
 
     def flush(self) -> None:
         """As :meth:`confirm`, and waits until ZooKeeper knows it."""
-        while self._confirming is not None or self._outbox_changed:
+        while self._confirming is not None or self.unconfirmed:
             if self._confirming is not None:
                 self._finish_confirming()
-            if self._outbox_changed:
+            if self.unconfirmed:
                 self.confirm()
 
     def __repr__(self) -> str:
@@ -385,7 +482,7 @@ class RunLedger:
         states: Mapping[str, RunState | None],
         outbox: dict[str, Run],
         also: Sequence[Operation] = (),
-    ) -> Pending:
+    ) -> _Sent:
         """The one transaction with which everything is written (a state of None is removed):
         nothing happens unless the epoch, the pages and the outbox are as this ledger knows them.
         A write that is still on its way is counted in the versions that it will leave, so the
@@ -399,16 +496,16 @@ class RunLedger:
             name = page_of(entry)
             page = touched[name] = self._pages.setdefault(name, _Page({}))
             if state is None:
-                del page.states[entry]
+                page.remove(entry)
             else:
                 page.states[entry] = state
         if self._amended:
             self._amended = {
                 k: run for k, run in self._amended.items() if page_of(k) not in touched
             }
+            self._outbox_bytes = None
         for name, page in touched.items():
-            data = encode_page(page.states)
-            page.size = len(data)
+            data = page.encode(self._largest_page)
             path = self._paths.page(name)
             if page.version is None:
                 operations.append(Create(path, data))
@@ -422,29 +519,48 @@ class RunLedger:
             version = self._pages[name].version
             assert version is not None
             operations.append(Check(self._paths.page(name), version))
-        runs = [*outbox.values(), *self._amended.values(), *self._claiming.values()]
-        operations.append(SetData(self._paths.outbox, encode_outbox(runs), self._outbox_version))
-        self._outbox_version += 1
-        self._outbox_changed = bool(self._amended)
+        is_needed = outbox is not self.outbox or bool(self._claiming)
+        if not is_needed and self._goes_alone(bool(touched)):
+            operations.append(Check(self._paths.outbox, self._outbox_version))
+            told = {}
+        else:
+            runs = [*outbox.values(), *self._amended.values(), *self._claiming.values()]
+            data = encode_outbox(runs)
+            operations.append(SetData(self._paths.outbox, data, self._outbox_version))
+            self._outbox_version += 1
+            self._outbox_changed = bool(self._amended)
+            told = {k: each for k, each in self._published.items() if k not in self._amended}
         try:
             self._written_at = boottime()
-            return self._session.send(*operations)
+            return _Sent(self._session.send(*operations), told)
         except ZkBeatError as exc:
             self._fail(exc)
 
-    def _finish_in_order(self, sent: Pending) -> None:
+    def _goes_alone(self, has_states: bool) -> bool:
+        """Whether a transaction is to leave the outbox as it is in ZooKeeper. For that may be
+        larger than it should be to have room for something beside it, or than can be written: it
+        is of another release, of another hand, or of a time when the server took more. What is
+        published makes it smaller."""
+        if has_states:
+            return self.outbox_bytes > self.largest_outbox + self._longest_name + _OVERHEAD
+        return self.outbox_bytes > self._most_bytes
+
+    def _finish_in_order(self, sent: _Sent) -> None:
         if self._confirming is not None and self._confirming.sent <= sent.sent:
             # It was sent before, so it is answered before: this costs no further round trip,
             # and what it says is not mistaken for an answer to what follows.
             self._finish_confirming()
         self._finish(sent)
 
-    def _finish(self, sent: Pending) -> None:
+    def _finish(self, sent: _Sent) -> None:
         try:
-            sent.result()
+            sent.pending.result()
         except ZkBeatError as exc:
             self._fail(exc)
         self._entitled_until = sent.sent + SAFE_PART * self._session.timeout
+        for entry, published in sent.told.items():
+            if self._published.get(entry) is published:
+                del self._published[entry]
 
     def _finish_confirming(self) -> None:
         confirming, self._confirming = self._confirming, None
@@ -463,8 +579,8 @@ class RunLedger:
         written whole."""
         left = deque(sorted(states, key=page_of))
         while left:
-            runs = [*self.outbox.values(), *self._amended.values()]
-            room = MOST_BYTES - len(encode_outbox(runs))
+            room = min(_ENOUGH, self._most_bytes // 2)
+            room -= 0 if self._goes_alone(True) else self.outbox_bytes
             batch: dict[str, RunState | None] = {}
             page = None
             while left and len(batch) < MOST_RUNS:
@@ -472,7 +588,7 @@ class RunLedger:
                 room -= _size(name, states[name])
                 if page_of(name) != page:
                     page = page_of(name)
-                    room -= self._pages[page].size if page in self._pages else 0
+                    room -= self._page(name).size + _OVERHEAD
                 if batch and room < 0:
                     break
                 batch[left.popleft()] = states[name]
@@ -481,7 +597,7 @@ class RunLedger:
     def _after(self, run: Run) -> RunState:
         """The state of an entry whose run is claimed. A clock that was set back, or another
         machine's, does not set it back."""
-        page = self._pages.get(page_of(run.entry)) or _Page({})
+        page = self._page(run.entry)
         before = page.states.get(run.entry) or RunState(run.claimed)
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
         return replace(
@@ -495,6 +611,93 @@ class RunLedger:
             ask=before.ask if run.extra else run.ask,
         )
 
+    # Room ---------------------------------------------------------------------------------------
+
+    @property
+    def _largest_page(self) -> int:
+        return min(LARGEST_PAGE, self._most_bytes // 2)
+
+    @property
+    def _longest_name(self) -> int:
+        return min(LONGEST_NAME, self._most_bytes // 50)
+
+    def _page(self, entry: str) -> _Page:
+        """That of an entry; an empty one, where there is none yet."""
+        return self._pages.get(page_of(entry)) or _Page({})
+
+    def _admitted(self, name: str, new: dict[str, RunState | None]) -> dict[str, RunState | None]:
+        """Those of the states that a page has room for, with None for each that makes room."""
+        path, page = self._paths.page(name), self._pages.get(name) or _Page({})
+        sizes = {
+            entry: _least(entry, state)
+            for entry, state in new.items()
+            if state is not None and self._takes_name(entry)
+        }
+        room, needed = page.room(self._largest_page), sum(sizes.values())
+        removed: dict[str, RunState | None] = {}
+        if needed > room:
+            # More than is needed at the moment, so that it is not for each new one.
+            removed = self._removable(page, needed - room + self._largest_page // 10, new)
+            room += sum(_least(entry, page.states[entry]) for entry in removed)
+        refused = []
+        for entry, size in sizes.items():
+            room -= size
+            if room < 0:
+                refused.append(entry)
+                room += size
+        admitted = {entry: new[entry] for entry in sizes.keys() - set(refused)}
+        self._refused.difference_update(admitted)
+        if removed:
+            logger.warning(
+                "%s: full, so %d states are removed that no schedule names", path, len(removed)
+            )
+        if refused:
+            self._refused.update(refused)
+            logger.error(
+                "%s: full, with %d entries: there is no room for %d more, which do not run, such "
+                "as %.80r",
+                path,
+                len(page.states) - len(removed) + len(admitted),
+                len(refused),
+                refused[0],
+            )
+        return {**removed, **admitted}
+
+    def _takes_name(self, entry: str) -> bool:
+        """Whether an entry's name is not too long; reports it, if it is."""
+        # A character has 12 bytes in JSON at most, as an emoji has.
+        if len(entry) * 12 + 2 <= self._longest_name:
+            return True
+        size = len(_quoted(entry))
+        if size <= self._longest_name:
+            return True
+        self._refused.add(entry)
+        logger.error(
+            "%.80s...: does not run, for its name is too long: %d bytes in JSON, expected at most "
+            "%d",
+            entry,
+            size,
+            self._longest_name,
+        )
+        return False
+
+    def _removable(
+        self, page: _Page, needed: int, but: Container[str] = ()
+    ) -> dict[str, RunState | None]:
+        """None for each of so many states that the schedule does not name that they make room for
+        so many bytes, if there are as many: those that it has not named for longest."""
+        found: dict[str, RunState | None] = {}
+        for entry, state in sorted(
+            page.states.items(), key=lambda each: each[1].unnamed_since or each[1].last_run_at
+        ):
+            if needed <= 0:
+                break
+            unnamed = state.unnamed_since if self._named is None else entry not in self._named
+            if unnamed and entry not in self.outbox and entry not in but:
+                found[entry] = None
+                needed -= _least(entry, state)
+        return found
+
     # Reading ------------------------------------------------------------------------------------
 
     def _take_outbox(self, node: Node | None, reign: Reign) -> None:
@@ -502,11 +705,13 @@ class RunLedger:
         fenced = Check(self._paths.epoch, reign.epoch)
         if node is None:
             self._session.commit(fenced, Create(path, encode_outbox(())))
+            self._published = {}
             return
         self._outbox_version = node.version
         try:
             runs = decode_outbox(path, node.data)
-            _check_size(path, len(node.data), LARGEST_OUTBOX, lambda: encode_outbox(runs))
+            if (size := len(encode_outbox(runs))) > MOST_BYTES:
+                raise _too_large(path, size, MOST_BYTES)  # it was not written by us
         except RootError as exc:
             # Without an outbox nothing can be claimed. Nothing is lost: it is kept.
             aside = self._paths.damaged_outbox(node.data)
@@ -520,8 +725,8 @@ class RunLedger:
             return
         done = {run.entry for run in runs if self._has_published(run)}
         self.outbox = {run.entry: run for run in runs if run.entry not in done}
-        for name in done:
-            self._amend(self._published[name])
+        self._outbox_bytes = None
+        self._published = {name: self._published[name] for name in done}
 
     def _has_published(self, run: Run) -> bool:
         published = self._published.get(run.entry)
@@ -531,28 +736,47 @@ class RunLedger:
         path = self._paths.page(name)
         try:
             states = decode_page(path, node.data)
-            size = len(node.data)
-            size = _check_size(path, size, LARGEST_PAGE, lambda: encode_page(states))
-            self._pages[name] = _Page(states, node.version, size)
+            page = self._pages[name] = _Page(states, node.version, len(node.data), states.floor)
+            # Another hand may have written it shorter than we do: not in ASCII, for one.
+            if page.size > self._largest_page // _MOST_LONGER:
+                self._cut_to_size(path, page)
         except RootError as exc:
+            self._pages.pop(name, None)
             self._damaged.add(name)
             logger.error("%s; until then the entries on this page do not run", exc)
 
+    def _cut_to_size(self, path: str, page: _Page) -> None:
+        """Removes of a page what need not be there, where it could not be written otherwise.
 
-def _check_size(path: str, size: int, most: int, encode: Callable[[], bytes]) -> int:
-    """How many bytes a znode of so many has when it is written again, at most.
+        Raises:
+            RootError: that is not enough.
+        """
+        excess = len(page.encode(self._largest_page)) - self._largest_page
+        if excess > 0:
+            for entry in self._removable(page, excess):
+                page.remove(entry)
+            size = len(page.encode(self._largest_page))
+            if size > self._largest_page + self._largest_page // 20:
+                raise _too_large(path, size, self._largest_page)
 
-    Raises:
-        RootError: too many.
-    """
-    # Another hand may have written it shorter than we do: not in ASCII, without microseconds.
-    size = max(size, len(encode())) if size > most / _MOST_LONGER else size
-    if size > most:
-        raise RootError(
-            f"{path}: has {size} bytes, and more than {most} cannot be written: delete in it what "
-            "is not needed"
-        )
-    return size
+
+@dataclass(frozen=True)
+class _Sent:
+    """A write that is on its way, with what it tells of :attr:`RunLedger._published`."""
+
+    pending: Pending
+    told: dict[str, _Published]
+
+    @property
+    def sent(self) -> float:
+        return self.pending.sent
+
+
+def _too_large(path: str, size: int, most: int) -> RootError:
+    return RootError(
+        f"{path}: has {size} bytes as it would be written, and more than {most} cannot be: delete "
+        "in it what is not needed"
+    )
 
 
 def _amended(history: tuple[PastRun, ...], past: PastRun) -> tuple[PastRun, ...]:
@@ -566,3 +790,8 @@ def _size(name: str, state: RunState | None) -> int:
     if state is not None:
         size += len(state.text) + len(_quoted(state.key or ""))
     return size
+
+
+def _least(name: str, state: RunState | None) -> int:
+    """Bytes that an entry's state has on its page, however it grows, without its history."""
+    return len(_quoted(name)) + (len(state.bare.text) if state is not None else 0) + _GROWTH

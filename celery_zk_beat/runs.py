@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from json import JSONEncoder
@@ -48,6 +48,7 @@ class PastRun(NamedTuple):
     def of(
         cls, number: int | None, due: datetime, at: datetime, epoch: int, note: str | None = None
     ) -> PastRun:
+        note = note and note[:_LONGEST_NOTE]
         return cls(number, milliseconds(due), milliseconds(at), epoch, note)
 
     @property
@@ -68,7 +69,7 @@ class RunState:
     Attributes:
         last_run_at: that of its last run, :attr:`Run.claimed`; before the first, when it was first
             seen.
-        total_run_count: number of its last run, 0 before the first.
+        total_run_count: number of its last run; before the first :attr:`States.floor`, mostly 0.
         due: the instant that the last run was for, None before the first.
         dropped: numbers of the last runs that were dropped, by the recovery policy.
         unnamed_since: since when no master's schedule named the entry, None while one does.
@@ -111,6 +112,13 @@ class RunState:
             text += f',"ask":{_to_json(self.ask)}'
         return text + "}"
 
+    @property
+    def bare(self) -> RunState:
+        """Without what a full page has no room for: the history, and all but the last drop."""
+        if not self.history and len(self.dropped) < 2:
+            return self
+        return replace(self, history=(), dropped=self.dropped[-1:])
+
 
 @dataclass(frozen=True)
 class Run:
@@ -118,7 +126,7 @@ class Run:
 
     Attributes:
         entry: the entry's name.
-        number: counts the entry's runs from 1, for ever.
+        number: counts the entry's runs, for ever: from 1, or from :attr:`States.floor` + 1.
         due: the earliest instant at which the entry was due and had not run.
         claimed: the entry's next ``last_run_at``: when the run is claimed; `due`, if that is a
             moment ahead or, of an interval, a little before.
@@ -154,19 +162,35 @@ class Run:
         return text + "}"
 
 
-def encode_page(states: dict[str, RunState]) -> bytes:
+class States(dict[str, RunState]):
+    """Those of a page, by the names of their entries.
+
+    Attributes:
+        floor: the highest number of a run among the states that were removed from the page: the
+            runs of an entry that is new on it are counted from there, so that none of an entry that
+            was removed, and is back, has a number for the second time.
+    """
+
+    floor = 0
+
+
+def encode_page(states: dict[str, RunState], floor: int = 0) -> bytes:
     """As :func:`.znodes.encode`, of texts that are kept: a page is written whole."""
     entries = ",".join([f"{_quoted(name)}:{state.text}" for name, state in states.items()])
-    return f'{{"format":{FORMAT},"entries":{{{entries}}}}}'.encode("ascii")
+    rest = f'"floor":{floor},' if floor else ""
+    return f'{{"format":{FORMAT},{rest}"entries":{{{entries}}}}}'.encode("ascii")
 
 
-def decode_page(path: str, data: bytes) -> dict[str, RunState]:
-    entries = field(path, decode(path, data), "entries", dict)
+def decode_page(path: str, data: bytes) -> States:
+    fields = decode(path, data)
+    entries = field(path, fields, "entries", dict)
     page = path.rpartition("/")[2]
     for name in entries:
         if page_of(name) != page:
             raise RootError(f"{path}: holds {name!r:.80}, whose page is {page_of(name)}")
-    return {name: _decode_state(path, fields) for name, fields in entries.items()}
+    states = States({name: _decode_state(path, each) for name, each in entries.items()})
+    states.floor = count(path, fields, "floor") if "floor" in fields else 0
+    return states
 
 
 def _decode_state(path: str, fields: Any) -> RunState:

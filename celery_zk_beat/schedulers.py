@@ -624,6 +624,8 @@ class ZooKeeperScheduler(Scheduler):
         """How many runs may be claimed: what waits for the broker is bounded. What is held back for
         a reason of its own takes none of this room: :meth:`_drop_held` bounds it."""
         outbox = self._ledger.outbox
+        if self._ledger.full:
+            return 0
         if len(outbox) <= MOST_RUNS - _MOST_CLAIMED:
             return MOST_RUNS - len(outbox)  # enough for a claim, without a look at each
         return MOST_RUNS - sum(self._held_because(run) is None for run in outbox.values())
@@ -744,6 +746,8 @@ class ZooKeeperScheduler(Scheduler):
             return Answer(False, f"run {waiting.number} waits for {why}")
         if state is None:
             return Answer(False, "its run state is missing or damaged: see the master's log")
+        if self._ledger.full:
+            return Answer(False, "too many runs wait for the broker")
         now = datetime.now(timezone.utc)
         number = state.total_run_count + 1
         run = Run(name, number, now, now, self._ledger.reign.epoch, True, state.key)
@@ -1040,7 +1044,13 @@ class ZooKeeperScheduler(Scheduler):
         if name in self._ledger.outbox:
             logger.error("%s: its last run waits for the broker: another is not kept", name)
             return
-        number = 1 if state is None else state.total_run_count + 1
+        if state is None:  # it was read in this very turn
+            last_run_at = utc_of(entry, entry.last_run_at or NEVER)
+            self._ledger.first_seen({name: last_run_at}, {name: key_of(entry)})
+            state = self._ledger.state(name)
+            if state is None:
+                return  # the ledger has said why
+        number = state.total_run_count + 1
         run = Run(name, number, due, claimed, epoch, key=key_of(entry))
         self._publisher.publish(self._claim_runs([run], self._control.unchanged))
         self._is_full = self._room() <= 0

@@ -577,7 +577,7 @@ def _last_run_at(state: RunState) -> datetime | None:
     for past in reversed(state.history):
         if past.number is not None:
             return past.at
-    return state.last_run_at if state.total_run_count else None
+    return state.last_run_at if state.due is not None else None
 
 
 def _masters(record: Mapping[str, Any]) -> list[Term]:

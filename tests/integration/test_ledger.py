@@ -12,16 +12,18 @@ import pytest
 from kazoo.client import KazooClient, TransactionRequest
 
 from celery_zk_beat import MasterElection
+from celery_zk_beat import ledger as module
 from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
 from celery_zk_beat.ledger import (
     LARGEST_PAGE,
+    LONGEST_NAME,
     MOST_BYTES,
     MOST_RUNS,
     RETENTION,
     SAFE_PART,
     RunLedger,
 )
-from celery_zk_beat.runs import Run, RunState, encode_outbox
+from celery_zk_beat.runs import Run, RunState, encode_outbox, encode_page
 from celery_zk_beat.session import boottime
 from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper, wait_until
@@ -257,7 +259,7 @@ def test_long_names_fit(ledger: RunLedger) -> None:
     names = [f"{n}-" + "\u20ac" * 2000 for n in range(100)]
     ledger.first_seen(dict.fromkeys(names, NOW))
     claimed = ledger.claim([run(name) for name in names])
-    assert 0 < len(claimed) * 2 * 12_000 < MOST_BYTES + 24_000
+    assert 0 < len(claimed) * 2 * 12_000 < MOST_BYTES / 2
 
 
 @pytest.mark.parametrize(
@@ -320,12 +322,164 @@ def test_damaged_outboxes_at_one_version(ledger: RunLedger, client: KazooClient)
 
 
 def test_page_too_large(ledger: RunLedger, client: KazooClient) -> None:
-    """One that could not be written again is left alone, like one that is damaged."""
+    """One of another hand's that could not be written again is left alone, like a damaged one."""
     ledger.first_seen({"a": NOW})
     path = ledger._paths.page(page_of("a"))
-    data, _ = client.get(path)
-    client.set(path, data + b" " * LARGEST_PAGE)
+    state = RunState(NOW, key="\u20ac" * (LARGEST_PAGE // 5))
+    client.set(path, encode_page({"a": state}).replace(b"\\u20ac", "\u20ac".encode()))
     assert load(ledger._election).damaged("a")
+
+
+def names_on_the_page_of(entry: str, count: int, text: str = "n") -> list[str]:
+    names = (f"{text}-{n}" for n in range(count * 2000))
+    return [name for name in names if page_of(name) == page_of(entry)][:count]
+
+
+def nothing_aside(client: KazooClient, ledger: RunLedger) -> bool:
+    children = client.get_children(ledger._paths.root)
+    return not [name for name in children if "damaged" in name]
+
+
+@pytest.mark.parametrize("name", ["x" * 1900, "\u4e2d" * 300, "\u044f" * 200, "\U0001f600" * 150])
+def test_the_outbox_is_bounded_in_bytes(
+    election: MasterElection,
+    client: KazooClient,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """[I10] However many runs wait, what was written is read, and all of them are published."""
+    monkeypatch.setattr(module, "MOST_BYTES", 100_000)
+    ledger = load(election)
+    left = {f"{n}-{name}": run(f"{n}-{name}") for n in range(100)}
+    ledger.first_seen(dict.fromkeys(left, NOW))
+    seen: set[str] = set()
+    while left:
+        while left and not ledger.full:
+            claimed = ledger.claim(list(left.values()))
+            assert claimed
+            for each in claimed:
+                assert left.pop(each.entry) == each
+        assert len(client.get(ledger._paths.outbox)[0]) < 41_000
+        assert ledger.full or not left
+        ledger = load(election)
+        for each in list(ledger.outbox.values()):
+            seen.add(each.entry)
+            ledger.published(each, NOW + 5 * SECOND)
+        ledger.flush()
+    assert len(seen) == 100
+    assert nothing_aside(client, ledger)
+
+
+def test_an_outbox_that_is_too_large_to_claim_more(
+    election: MasterElection, client: KazooClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another release may write it: it is published, with and without a state of its entries,
+    and gets smaller."""
+    monkeypatch.setattr(module, "MOST_BYTES", 100_000)
+    ledger = load(election)
+    names = [f"{n}-" + "x" * 780 for n in range(105)]
+    ledger.first_seen(dict.fromkeys(names[:70], NOW))
+    data = encode_outbox([run(name) for name in names])
+    assert 90_000 < len(data) < 100_000
+    client.set(ledger._paths.outbox, data)
+    ledger = load(election)
+    assert list(ledger.outbox) == names
+    assert ledger.full
+    assert ledger.claim([run("new")]) == []
+    ledger.first_seen({"new": NOW})
+    ledger.drop([ledger.outbox[name] for name in names[:10]], "by the test")
+    for each in list(ledger.outbox.values()):
+        ledger.published(each, NOW + 5 * SECOND)
+        ledger.confirm()
+    ledger.flush()
+    ledger.claim([run("new")])
+    assert set(load(election).outbox) == {"new"}
+    assert nothing_aside(client, ledger)
+
+
+def test_a_name_that_is_too_long(
+    election: MasterElection, ledger: RunLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is left out with a line, and the others go on."""
+    caplog.clear()
+    long = "\u4e2d" * (LONGEST_NAME // 6 + 1)
+    ledger.first_seen({long: NOW, "a": NOW, long[2:]: NOW})
+    assert caplog.text.count("too long") == 1
+    for each in (ledger, load(election)):
+        assert each.state(long) is None
+        assert each.state("a") == each.state(long[2:]) == RunState(NOW)
+    assert ledger.damaged(long)
+    assert not ledger.damaged("a")
+
+
+def test_a_page_full_of_what_is_named_no_longer(
+    election: MasterElection,
+    ledger: RunLedger,
+    client: KazooClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """[I10] It makes room for what is new, but not a state whose run waits; the numbers of runs go
+    on."""
+    ledger._most_bytes = 50_000
+    ledger.note_named({"nightly"}, NOW)
+    ledger.first_seen({"nightly": NOW})
+    names = names_on_the_page_of("nightly", 300)
+    waits, others = names[0], names[1:]
+    ledger.first_seen({waits: NOW - 100 * SECOND})
+    ledger.claim([run(waits, 7)])
+    for n in range(0, len(others), 23):
+        batch = others[n : n + 23]
+        ledger.first_seen(dict.fromkeys(batch, NOW))
+        for each in ledger.claim([run(name, 3, NOW + n * SECOND) for name in batch]):
+            ledger.published(each, each.claimed)
+        ledger.note_named({"nightly"}, NOW + n * SECOND)
+    ledger.flush()
+    assert len(client.get(ledger._paths.page(page_of("nightly")))[0]) <= 25_000
+    assert "no schedule names" in caplog.text
+    again = load(election)
+    assert again.state("nightly") is not None
+    assert again.state(waits) is not None
+    assert again.state(others[0]) is None
+    assert again.state(others[-1]) is not None
+    again.first_seen({others[0]: NOW})
+    assert again.state(others[0]) == RunState(NOW, 3)
+
+
+def test_a_page_full_of_what_is_named(
+    election: MasterElection, ledger: RunLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An entry for which there is no room is left out, with one line for all of a page."""
+    ledger._most_bytes = 50_000
+    names = names_on_the_page_of("a", 300)
+    ledger.note_named({"a", *names}, NOW)
+    ledger.first_seen({"a": NOW})
+    ledger.first_seen(dict.fromkeys(names, NOW))
+    assert caplog.text.count("no room") == 1
+    kept = [name for name in names if not ledger.damaged(name)]
+    assert 50 < len(kept) < 200
+    ledger.note_named(set(), NOW)
+    for number in range(1, 4):
+        for each in ledger.claim([run(name, number) for name in ["a", *kept]]):
+            ledger.published(each, NOW + 9 * SECOND)
+        ledger.skip(dict.fromkeys(["a", *kept], (NOW, NOW)), "skipped: " + "\u4e2d" * 300)
+    ledger.flush()
+    again = load(election)
+    assert not again.is_damaged
+    assert all(again.state(name) is not None for name in ["a", *kept])
+
+
+def test_the_last_past_is_what_stays(ledger: RunLedger) -> None:
+    """Of the histories on a page that has no room for them."""
+    ledger._most_bytes = 25_000
+    names = ["a", *names_on_the_page_of("a", 4)]
+    ledger.first_seen(dict.fromkeys(names, NOW))
+    for number in range(1, 21):
+        ledger.skip(dict.fromkeys(names, (NOW, NOW)), f"{number} " + "\u4e2d" * 150)
+    for name in names:
+        state = ledger.state(name)
+        assert state is not None
+        assert 0 < len(state.history) < 20
+        assert state.history[-1].note == "20 " + "\u4e2d" * 150
 
 
 def test_drop(election: MasterElection, ledger: RunLedger) -> None:
@@ -360,6 +514,22 @@ def test_forgotten_entries(election: MasterElection, ledger: RunLedger) -> None:
     assert again.state("waiting") is not None  # a run of it is in the outbox
 
 
+def test_numbers_go_on_after_the_retention(election: MasterElection, ledger: RunLedger) -> None:
+    """[I5] Of an entry whose state was removed, and of each that is new on its page."""
+    neighbour = names_on_the_page_of("yearly", 1)[0]
+    ledger.first_seen({"yearly": NOW, "other": NOW})
+    ledger.claim([run("yearly", 41)])
+    ledger.published(ledger.outbox["yearly"], NOW)
+    ledger.flush()
+    ledger.note_named({"other"}, NOW)
+    assert ledger.note_named({"other"}, NOW + RETENTION + SECOND) == ["yearly"]
+    again = load(election)
+    again.first_seen({"yearly": NOW, neighbour: NOW})
+    for name in ("yearly", neighbour):
+        assert load(election).state(name) == RunState(NOW, 41)
+    assert load(election).state("other") == RunState(NOW)
+
+
 def test_an_entry_that_runs_is_named(election: MasterElection, ledger: RunLedger) -> None:
     """A schedule of which parts come and go may name it only when it is due."""
     ledger.first_seen({"a": NOW})
@@ -383,6 +553,19 @@ def test_what_is_known_to_be_published_stays_so(
     assert ledger.outbox == {"b": b}
     ledger.flush()
     assert load(election).outbox == {"b": b}
+    assert ledger._published == {}
+
+
+def test_what_is_confirmed_is_not_remembered(ledger: RunLedger) -> None:
+    """Names come and go while a master lives."""
+    for n in range(100):
+        ledger.first_seen({f"e{n}": NOW})
+        for each in ledger.claim([run(f"e{n}")], meanwhile=ledger.confirm):
+            ledger.published(each, NOW)
+            ledger.confirm()
+        assert len(ledger._published) < 10
+    ledger.flush()
+    assert ledger._published == {}
 
 
 def test_refused_by_quota(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS, st.booleans(), 
 @given(st.dictionaries(NAMES, STATES, max_size=3))
 def test_pages(states: dict[str, RunState]) -> None:
     data = encode_page(states)
+    assert decode_page(PAGE, encode_page({}, 3)).floor == 3
     for name, state in states.items():
         assert decode_page(f"/runs/{page_of(name)}", encode_page({name: state})) == {name: state}
     reckoned = sum(_size(name, state) for name, state in states.items())
