@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +14,17 @@ from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
 from .ledger import SAFE_PART
+from .log import get_logger
 from .session import boottime
+
+logger = get_logger(__name__)
 
 #: Seconds that a broker may leave a request unanswered; without, a black-holed one would hold the
 #: dispatch loop for ever.
 _SOCKET_TIMEOUT = 5.0
+_DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "sentinel": 26379}
+#: Transport options that make two brokers of one address.
+_PARTS_OF_ADDRESS = ("master_name", "global_keyprefix", "queue_name_prefix")
 #: Most messages that are handed to the broker together: as many as leave well within the part of
 #: the session time-out that is left after the last look at the clock.
 MOST_TOGETHER = 100
@@ -53,6 +61,31 @@ def transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
             "confirm_publish": True,
         }
     return {}
+
+
+def broker_digest(app: Any) -> str | None:
+    """Of where an app's messages go, so that beats with different brokers can be told: without
+    credentials, and whatever the order of several. None where that cannot be understood."""
+    try:
+        connection = app.connection_for_write()  # connects to nothing yet
+        urls = connection.alt or [connection.as_uri()]
+        options = connection.transport_options or {}
+        where = sorted({_address(app.connection_for_write(url)) for url in urls})
+        parts = {name: str(options[name]) for name in _PARTS_OF_ADDRESS if options.get(name)}
+    except Exception as exc:  # of a transport that is not installed, for example
+        logger.debug("no digest of the broker's address: %s", exc)
+        return None
+    return hashlib.sha256(json.dumps([where, parts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _address(found: Any) -> tuple[str, ...]:
+    transport, host = found.transport_cls or "", (found.hostname or "localhost").lower()
+    transport = {"pyamqp": "amqp"}.get(transport, transport)
+    port = found.port or _DEFAULT_PORTS.get(transport, "")
+    virtual_host = str(found.virtual_host or "/")
+    if transport in ("redis", "rediss", "sentinel"):
+        virtual_host = virtual_host.strip("/") or "0"
+    return transport, host, str(port), virtual_host
 
 
 def _declare_once(producer: Any) -> None:

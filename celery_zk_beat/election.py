@@ -103,6 +103,7 @@ class MasterElection:
             replaced. The server answers within its own bounds (2 to 20 times its tickTime).
         app: name of the program that owns the root. A root with another's name is refused.
         schedule: a digest of what this candidate would do as master, shown to the others.
+        broker: a digest of where it would send messages, shown to them, too.
         auth, sasl, tls, acl: credentials, TLS and the rights on the znodes, as the settings
             ``zk_beat_auth`` ... take them.
         access: the same four, checked already.
@@ -125,6 +126,7 @@ class MasterElection:
         session_timeout: float = 10.0,
         app: str | None = None,
         schedule: str | None = None,
+        broker: str | None = None,
         auth: object = None,
         sasl: object = None,
         tls: object = None,
@@ -143,6 +145,7 @@ class MasterElection:
         )
         self._app = app
         self._schedule = schedule
+        self._broker = broker
         self._on_elected = on_elected
         self._on_demoted = on_demoted
         # SimpleQueue throughout: its put() is reentrant, so stop() may be called by a signal
@@ -545,6 +548,16 @@ class MasterElection:
                     seen.schedule,
                     self._schedule,
                 )
+            if None not in (seen.broker, self._broker) and seen.broker != self._broker:
+                logger.warning(
+                    "%s, the master, sends to another broker than %s (digests %s and %s): are "
+                    "these two environments with one %s?",
+                    seen.id,
+                    self.id,
+                    seen.broker,
+                    self._broker,
+                    self.session.access.name("root"),
+                )
         self._master = seen
         # What was read may be old, and this be refused: then the watch that was armed tells.
         leave = Delete(self.paths.master, node.version)
@@ -643,6 +656,7 @@ class MasterElection:
             __version__,
             self._schedule,
             None,
+            self._broker,
         )
         epoch = EpochRecord(self.id, self._session_name(), era)
         try:
@@ -836,6 +850,7 @@ class MasterElection:
             self._schedule,
             _now(),
             useless,
+            self._broker,
         ).encode()
         node = self.session.read(path)
         if node is None:

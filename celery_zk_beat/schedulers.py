@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from celery.beat import Scheduler
 
 from .agenda import Agenda, Item
-from .broker import Broker
+from .broker import Broker, broker_digest
 from .control import RESIGN, RUN, Answer, Control, Pauses, Request
 from .election import MasterElection
 from .errors import (
@@ -359,6 +359,7 @@ class ZooKeeperScheduler(Scheduler):
             session_timeout=self.settings.session_timeout,
             app=self.settings.app,
             schedule=self.digest(),
+            broker=broker_digest(self.app),
             access=self.settings.access,
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,

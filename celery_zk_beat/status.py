@@ -86,6 +86,7 @@ class Member:
     schedule: str | None
     clock_offset: float | None
     useless: str | None
+    broker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -335,6 +336,7 @@ class Reader:
             *_about_clocks(members),
             *_about_useless(members),
             *_about_schedules(self._digest, members),
+            *_about_brokers(members),
             *_about_outbox(outbox, now),
             *self._about_ahead(pages, now),
         ]
@@ -409,6 +411,7 @@ class Reader:
                         schedule=_text_or_none(fields.get("schedule")),
                         clock_offset=_offset(_instant(fields.get("written")), node),
                         useless=_text_or_none(fields.get("useless")),
+                        broker=_text_or_none(fields.get("broker")),
                     )
                 )
         return sorted(members, key=lambda member: (member.state != "master", member.id))
@@ -661,6 +664,20 @@ def _about_schedules(digest: str, members: Iterable[Member]) -> Iterator[str]:
         yield (
             f"another schedule than the one here: {', '.join(other)}; is a deploy under way, or "
             "is this another configuration?"
+        )
+
+
+def _about_brokers(members: Iterable[Member]) -> Iterator[str]:
+    """Not compared with the one of who asks, who needs none."""
+    brokers: dict[str, list[str]] = {}
+    for member in members:
+        if member.broker is not None:
+            brokers.setdefault(member.broker, []).append(member.id)
+    if len(brokers) > 1:
+        told = "; ".join(f"{', '.join(ids)} to {broker}" for broker, ids in brokers.items())
+        yield (
+            f"the beats send to different brokers ({told}): are these two environments with one "
+            "zk_beat_root?"
         )
 
 

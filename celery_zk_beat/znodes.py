@@ -163,8 +163,8 @@ class RootRecord(Record):
 
 @dataclass(frozen=True)
 class MasterRecord(Record):
-    """Who is master. `since` is ISO 8601 UTC, `version` that of this package, `schedule` as in
-    :class:`MemberRecord`, `heir` the id of the beat that it is handing over to."""
+    """Who is master. `since` is ISO 8601 UTC, `version` that of this package, `schedule` and
+    `broker` as in :class:`MemberRecord`, `heir` the id of the beat that it is handing over to."""
 
     id: str
     host: str
@@ -174,6 +174,7 @@ class MasterRecord(Record):
     version: str
     schedule: str | None
     heir: str | None
+    broker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,10 @@ class EpochRecord(Record):
 @dataclass(frozen=True)
 class MemberRecord(Record):
     """One beat, `state` "master" or "standby", started at `since`; `schedule` is a digest of what
-    it would run. `written` is its machine's clock when this was written: the znode's mtime, which
-    is the server's, tells how far the two are apart. `useless`: why it could do nothing when it was
-    master, as long as it has not shown that it can."""
+    it would run, `broker` one of where it would send it. `written` is its machine's clock when this
+    was written: the znode's mtime, which is the server's, tells how far the two are apart.
+    `useless`: why it could do nothing when it was master, as long as it has not shown that it
+    can."""
 
     id: str
     host: str
@@ -202,6 +204,7 @@ class MemberRecord(Record):
     schedule: str | None
     written: str
     useless: str | None
+    broker: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -540,6 +541,23 @@ def test_rolling_deploy(site: Site) -> None:
     assert check(history) == []
     assert {message.task for message in history} == {"both", "old", "new"}
     assert any("has another schedule than" in beat.log() for beat in running)
+
+
+def test_two_environments_with_one_root(site: Site, redis_server: Redis) -> None:
+    """Their schedules are the same, their brokers are not: each would send the other's runs."""
+    one = site.beat("one")
+    site.wait_for_run(one)
+    two = site.beat("two", broker_url=redis_server.url(5))
+    two.wait_for_log("one, the master, sends to another broker than two", PATIENCE)
+    three = site.beat("three", broker_url=f"{NOBODY};{redis_server.url(5)}")
+    three.wait_for_log("one, the master, sends to another broker than three", PATIENCE)
+    warned = site.zk_beat("status").stdout
+    assert re.search("the beats send to different brokers .*one to .*two to .*two environ", warned)
+    members = {
+        each["id"]: each for each in json.loads(site.zk_beat("status", "--json").stdout)["members"]
+    }
+    assert len({members[id]["broker"] for id in ("one", "two", "three")}) == 3
+    assert "another broker" not in one.log()
 
 
 def test_stopped_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:

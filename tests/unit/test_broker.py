@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+from celery import Celery
 
 from celery_zk_beat import broker
-from celery_zk_beat.broker import BackOff, comes_from
+from celery_zk_beat.broker import BackOff, broker_digest, comes_from
 
 
 @pytest.fixture
@@ -61,3 +63,46 @@ def test_what_an_error_comes_from() -> None:
     assert comes_from(wrapped, [ConnectionError])
     assert not comes_from(wrapped, [KeyError, TimeoutError])
     assert comes_from(KeyError(), [KeyError])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("redis://h", "redis://user:secret@H:6379/0"),
+        ("amqp://guest:guest@h//", "pyamqp://h:5672"),
+        ("amqp://a;amqp://b", ["amqp://b:5672//", "amqp://a"]),
+        ("sentinel://a;sentinel://b/0", "sentinel://b:26379;sentinel://a"),
+    ],
+)
+def test_one_broker(one: Any, other: Any) -> None:
+    assert digest(one) == digest(other) is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("redis://h/0", "redis://h/1"),
+        ("redis://h", "redis://i"),
+        ("redis://h", "redis://h:6380"),
+        ("amqp://h/production", "amqp://h/staging"),
+        ("amqp://a;amqp://b", "amqp://a"),
+    ],
+)
+def test_two_brokers(one: str, other: str) -> None:
+    assert digest(one) != digest(other)
+
+
+def test_parts_of_an_address() -> None:
+    """One Redis for two environments, whose keys begin otherwise."""
+    assert digest("redis://h", global_keyprefix="a") != digest("redis://h", global_keyprefix="b")
+    assert digest("redis://h", socket_timeout=1) == digest("redis://h")
+
+
+def test_an_address_that_nobody_understands() -> None:
+    assert digest("no-such-transport://h") is None
+
+
+def digest(url: Any, **options: Any) -> str | None:
+    app = Celery(broker=url, set_as_current=False)
+    app.conf.broker_transport_options = options
+    return broker_digest(app)
