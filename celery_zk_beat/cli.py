@@ -30,6 +30,7 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from . import text
 from .control import (
+    DROP_RUN,
     LONGEST_WHO,
     RESIGN,
     RUN,
@@ -101,8 +102,11 @@ class _News:
 class _Site:
     """What a command works with, while it is connected."""
 
-    def __init__(self, ctx: click.Context, settings: Settings, session: ZooKeeperSession) -> None:
+    def __init__(
+        self, ctx: click.Context, settings: Settings, session: ZooKeeperSession, timeout: float
+    ) -> None:
         self.settings = settings
+        self.timeout = timeout
         self.session = session
         self.paths = Paths.of(settings.hosts, settings.root)
         self.scheduler, self._remarks = _scheduler(ctx.obj.app)
@@ -161,7 +165,7 @@ def _site(ctx: click.Context, timeout: float, news: _News) -> Iterator[_Site]:
         session_timeout = min(timeout, settings.session_timeout)
         with connected(hosts, session_timeout, timeout, news.tell, settings.access) as session:
             session.catch_up(settings.root)
-            yield _Site(ctx, settings, session)
+            yield _Site(ctx, settings, session, timeout)
     except RootError as exc:
         raise Failure(str(exc)) from None
     except QuotaExceeded as exc:
@@ -466,26 +470,8 @@ def run(ctx: click.Context, entry: str, timeout: float) -> None:
     """
     news, deadline = _News(), time.monotonic() + timeout
     with _site(ctx, timeout, news) as site:
-        snapshot = site.read()
-        _known(snapshot, entry)
-        master = snapshot.master
-        if master is None:
-            raise Failure(f"no master under {snapshot.root}: nothing was dispatched")
         begun = time.monotonic()
-        try:
-            with Asking(site.session, site.paths, _request(RUN, entry), news.tell) as asking:
-                answer = _until(asking.answer, news, deadline) or _withdraw(asking)
-        except Uncertain as exc:
-            raise Unreachable(
-                f"{exc}; whether {entry} was dispatched, `zk-beat history {entry}` tells"
-            ) from None
-        if answer is None:
-            raise Failure(
-                f"{master.id} did not answer within {timeout:g} s: nothing was dispatched"
-            )
-        if not answer.ok or answer.run is None:
-            raise Failure(f"{entry}: {answer.text}: nothing was dispatched")
-        number = answer.run
+        answer, number = _ask(site, RUN, entry, "dispatched", news, deadline)
         claimed = f"run {number} of {entry}, task id {answer.task_id}"
         if _until(lambda: _has_left(site, entry, number, news), news, deadline) is None:
             raise Failure(f"{claimed}: is claimed, and waits for the broker")
@@ -493,6 +479,59 @@ def run(ctx: click.Context, entry: str, timeout: float) -> None:
             raise Failure(f"{claimed}: was dropped; see `zk-beat history {entry}`")
     took = text.duration(time.monotonic() - begun)
     _print(ctx, [text.safe(f"{claimed}: dispatched after {took}")])
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_entry(required=True)
+@_timeout
+@click.pass_context
+def drop(ctx: click.Context, entry: str, timeout: float) -> None:
+    """Have the master drop the run of ENTRY that waits.
+
+    It waits for the broker, for the end of a pause, or for a master whose schedule names ENTRY, as
+    `status` tells. Its history says that it was dropped, and who asked. When ENTRY is due next does
+    not change; what came due while the run waited may run at once.
+
+    \b
+    Example:
+      $ celery -A proj zk-beat drop invoices
+    """
+    news, deadline = _News(), time.monotonic() + timeout
+    with _site(ctx, timeout, news) as site:
+        answer, number = _ask(site, DROP_RUN, entry, "dropped", news, deadline)
+    what = f"run {number} of {entry}, task id {answer.task_id}: dropped, {answer.text}"
+    _print(ctx, [text.safe(what)])
+
+
+def _ask(
+    site: _Site, do: str, entry: str, done: str, news: _News, deadline: float
+) -> tuple[Answer, int]:
+    """Asks the master for something of one entry.
+
+    Args:
+        done: what was not done where there is an error.
+
+    Returns:
+        its answer, and the number of the run that it is about.
+    """
+    snapshot = site.read()
+    _known(snapshot, entry)
+    master = snapshot.master
+    if master is None:
+        raise Failure(f"no master under {snapshot.root}: nothing was {done}")
+    try:
+        with Asking(site.session, site.paths, _request(do, entry), news.tell) as asking:
+            answer = _until(asking.answer, news, deadline) or _withdraw(asking)
+    except Uncertain as exc:
+        raise Unreachable(
+            f"{exc}; whether {entry} was {done}, `zk-beat history {entry}` tells"
+        ) from None
+    if answer is None:
+        waited = f"{site.timeout:g} s"
+        raise Failure(f"{master.id} did not answer within {waited}: nothing was {done}")
+    if not answer.ok or answer.run is None:
+        raise Failure(f"{entry}: {answer.text}: nothing was {done}")
+    return answer, answer.run
 
 
 def _withdraw(asking: Asking) -> Answer | None:

@@ -1,4 +1,4 @@
-"""What operators ask of the master: to hold entries back, to run one now, to resign.
+"""What operators ask of the master: to hold entries back, to run one now, to drop a run, to resign.
 
 It all lies in ZooKeeper. What is to last, pauses, is written by who asks, in a znode whose version
 every claim checks: once it is written nothing that is paused is claimed, whoever is master. What is
@@ -28,7 +28,7 @@ from .session import (
 from .znodes import Paths, Record, decode, encode, instant, to_text
 from .znodes import field as _field
 
-RUN, RESIGN = "run", "resign"
+RUN, DROP_RUN, RESIGN = "run", "drop", "resign"
 
 #: Most bytes of a request: the answer, in which it is repeated, has to fit into a transaction.
 LARGEST_REQUEST = 10_000
@@ -174,7 +174,7 @@ def _who(fields: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class RequestRecord(Record):
-    """What is asked. `do` is "run", of `entry`, or "resign", perhaps in favour of the beat `to`;
+    """What is asked. `do` is "run" or "drop", of `entry`, or "resign", perhaps for the beat `to`;
     `asked` is ISO 8601 UTC, `by` who asks, for the log and the history."""
 
     do: str
@@ -186,7 +186,8 @@ class RequestRecord(Record):
 
 @dataclass(frozen=True)
 class Answer:
-    """The master's. `text` is one line for a human; `run` and `task_id` are of a claimed run."""
+    """The master's. `text` is one line for a human; `run` and `task_id` are of a run that was
+    claimed, or dropped."""
 
     ok: bool
     text: str

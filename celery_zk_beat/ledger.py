@@ -27,6 +27,7 @@ from .log import get_logger
 from .runs import (
     HISTORY,
     HISTORY_OF_PAGE,
+    LONGEST_ERROR,
     PastRun,
     Run,
     RunState,
@@ -427,9 +428,17 @@ class RunLedger:
             )
             self._amended[run.entry] = run
 
-    def put_last(self, run: Run) -> None:
-        """Has a run be the last of the outbox: no other waits for it any more."""
-        self.outbox[run.entry] = self.outbox.pop(run.entry)
+    def put_last(self, run: Run, error: str | None = None) -> None:
+        """Has a run be the last of the outbox: no other waits for it any more. `error`: what is
+        wrong with it, for whoever looks at what waits."""
+        run = self.outbox.pop(run.entry)
+        error = None if error is None else error[:LONGEST_ERROR]
+        if error != run.error:
+            # A text that differs each time is no reason to write it each time.
+            self._outbox_changed |= error is None or run.error is None
+            run = replace(run, error=error)
+            self._outbox_bytes = None
+        self.outbox[run.entry] = run
 
     def confirm(self) -> None:
         """Writes down what was published, without waiting; only one such write is on its way at

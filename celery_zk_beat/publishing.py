@@ -97,6 +97,10 @@ class Publisher:
     def _is_in_doubt(self, run: Run) -> bool:
         return self._in_doubt.get(run.entry) == run.number
 
+    def in_doubt(self, run: Run) -> bool:
+        """Whether a publish of it failed so that the broker may have it or not."""
+        return self._is_in_doubt(run)
+
     def back_off(self, entry: str) -> float:
         """Seconds that an entry has to wait after a failure."""
         return self._back_off.left([entry])
@@ -286,7 +290,7 @@ class Publisher:
             exc_info=None if away else exc,
         )
         for run in runs:
-            self._ledger.put_last(run)
+            self._ledger.put_last(run, None if away or len(runs) > 1 else str(exc))
         if away or self._broker.channel_failed(exc):
             self._broker.drop()
 

@@ -22,6 +22,8 @@ _LATEST_MS = 253_370_764_800_000
 HISTORY, HISTORY_OF_PAGE = 20, 200
 #: Most characters of a time zone.
 _LONGEST_ZONE = 20
+#: Most characters of what is wrong with a run.
+LONGEST_ERROR = 100
 #: Most characters of a note in it.
 _LONGEST_NOTE = 200
 #: Kept, for it takes longer to make than to use.
@@ -134,6 +136,7 @@ class Run:
         extra: an operator asked for it, at `due`; the entry's ``last_run_at`` stays as it is.
         key: that of the entry's state.
         ask: that of the entry's state after the run. Not in the outbox.
+        error: why it could not be published when that was tried last, where it was its own fault.
     """
 
     entry: str
@@ -144,6 +147,7 @@ class Run:
     extra: bool = False
     key: str | None = None
     ask: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
+    error: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def note(self) -> str | None:
@@ -159,6 +163,8 @@ class Run:
             text += ',"extra":true'
         if self.key is not None:
             text += f',"key":{_quoted(self.key)}'
+        if self.error is not None:
+            text += f',"error":{_quoted(self.error)}'
         return text + "}"
 
 
@@ -225,6 +231,11 @@ def _decode_key(fields: Any) -> str | None:
     return key if isinstance(key, str) else None
 
 
+def _decode_error(fields: Any) -> str | None:
+    error = fields.get("error")
+    return error[:LONGEST_ERROR] if isinstance(error, str) else None
+
+
 def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
     numbers = field(path, fields, "dropped", list) if "dropped" in fields else ()
     return tuple(number for number in numbers if type(number) is int and 0 <= number < _LATEST_MS)
@@ -275,6 +286,7 @@ def decode_outbox(path: str, data: bytes) -> list[Run]:
             count(path, fields, "epoch"),
             fields.get("extra") is True,
             _decode_key(fields),
+            error=_decode_error(fields),
         )
         for fields in field(path, decode(path, data), "runs", list)
     ]

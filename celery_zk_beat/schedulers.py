@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import FrameType
@@ -29,7 +29,7 @@ from celery.beat import Scheduler
 
 from .agenda import Agenda, Item
 from .broker import Broker, broker_digest
-from .control import RESIGN, RUN, Answer, Control, Pauses, Request
+from .control import DROP_RUN, RESIGN, RUN, Answer, Control, Pauses, Request
 from .election import MasterElection
 from .errors import (
     AccessDenied,
@@ -571,14 +571,19 @@ class ZooKeeperScheduler(Scheduler):
             else:
                 held[why].append(run)
         self._drop_noted(late, f"{_UNNAMED}, for longer than {UNNAMED_FOR.days} d")
-        over = _bytes(itertools.chain(*held.values())) - MOST_HELD
+        bytes_of = self._ledger.bytes_of
+        over = bytes_of(itertools.chain(*held.values())) - self._most_held
         for why, runs in held.items():
             dropped = []
             for run in sorted(runs, key=lambda run: run.claimed):
                 if over > 0:
                     dropped.append(run)
-                    over -= _bytes([run])
+                    over -= bytes_of([run])
             self._drop_noted(dropped, f"{why}, and no more is kept of what is held back")
+
+    @property
+    def _most_held(self) -> int:
+        return int(min(MOST_HELD, self._ledger.largest_outbox // 2))
 
     def _is_long_unnamed(self, run: Run) -> bool:
         state = self._ledger.state(run.entry)
@@ -602,7 +607,7 @@ class ZooKeeperScheduler(Scheduler):
             if self._election.reign != self._ledger.reign:
                 return 0.0  # they had it resign
         is_time = boottime() - self._held_looked_at > _LOOK_AT_HELD_EVERY
-        if is_time or _bytes(self._ledger.outbox.values()) > MOST_HELD:
+        if is_time or self._ledger.outbox_bytes > self._most_held:
             self._drop_held()
         if self._gated is not None:
             self._publish_waiting()
@@ -715,6 +720,8 @@ class ZooKeeperScheduler(Scheduler):
         logger.info("asked by %s to %s%s", record.by, record.do, of)
         if record.do == RUN:
             answer = self._run_now(request, record.entry or "")
+        elif record.do == DROP_RUN:
+            answer = self._drop_now(request, record.entry or "")
         elif record.do == RESIGN:
             self._publisher.publish_soon(self._ledger.outbox.values(), _LAST_PUBLISHING)
             self._hand_over()
@@ -757,6 +764,24 @@ class ZooKeeperScheduler(Scheduler):
         if self._gated is None:
             entry.total_run_count = number
         self._publisher.publish([run])
+        return answer
+
+    def _drop_now(self, request: Request, name: str) -> Answer:
+        """Drops a run that waits; the answer is part of the transaction."""
+        run = self._ledger.outbox.get(name)
+        if run is None:
+            return Answer(False, "no run of it waits")
+        if self._ledger.state(name) is None:
+            if not self._ledger.damaged(name):
+                self._ledger.first_seen({name: run.claimed})
+            if self._ledger.state(name) is None:
+                return Answer(False, "its run state is missing or damaged: see the master's log")
+        doubt = self._publisher.in_doubt(run) or run.epoch != self._ledger.reign.epoch
+        text = "perhaps published before" if doubt else "not published"
+        answer = Answer(True, text, run.number, self.task_id(name, run.number, run.due))
+        waited = self._held_because(run) or "it waited for the broker"
+        why = f"{request.record.by[:100]} asked for it; {waited}"
+        self._drop([run], why, request.answer(answer))
         return answer
 
     def _publish_waiting(self) -> None:
@@ -1176,11 +1201,6 @@ def _ask_at(entry: Any, state: RunState) -> float:
     if state.ask is None or state.ask[1] != checksum(entry.schedule):
         return 0.0
     return state.ask[0] / 1000
-
-
-def _bytes(runs: Iterable[Run]) -> int:
-    """Of runs in the outbox."""
-    return sum(len(run.text) + 1 for run in runs)
 
 
 def _is_number(value: Any) -> bool:

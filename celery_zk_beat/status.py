@@ -114,6 +114,31 @@ class Entry:
     in_schedule: bool
 
 
+#: What a run waits for, where nothing else is known.
+FOR_BROKER = "the broker"
+_FOR_RESUME, _FOR_SCHEDULE = "the end of a pause", "a schedule that names it"
+
+
+@dataclass(frozen=True)
+class WaitingRun:
+    """A run of the outbox; as :class:`.runs.Run`.
+
+    Attributes:
+        waits_for: what it waits for.
+        error: what was wrong when it was to be published last, where that was its own fault.
+    """
+
+    entry: str
+    run: int
+    due: datetime
+    claimed: datetime
+    epoch: int
+    extra: bool
+    key: str | None
+    waits_for: str
+    error: str | None
+
+
 @dataclass(frozen=True)
 class RecentRun:
     """A run that was dispatched, or skipped; then `run` is None and `note` says why.
@@ -170,7 +195,7 @@ class Snapshot:
     paused: datetime | None
     paused_by: str | None
     entries: tuple[Entry, ...]
-    outbox: tuple[Run, ...]
+    outbox: tuple[WaitingRun, ...]
     recent: tuple[RecentRun, ...]
     masters: tuple[Term, ...]
     warnings: tuple[str, ...]
@@ -182,11 +207,7 @@ class Snapshot:
 
     def to_json(self) -> dict[str, Any]:
         """As docs/status.md says: instants are ISO 8601 texts in UTC, seconds numbers."""
-        fields = plain(self)
-        for run in fields["outbox"]:
-            run["run"] = run.pop("number")
-            run.pop("ask", None)  # it is not in the outbox
-        return {"format": FORMAT, **fields}
+        return {"format": FORMAT, **plain(self)}
 
 
 class Reader:
@@ -318,13 +339,14 @@ class Reader:
         app = self._app(warnings)
         master = self._master(warnings, now)
         members = self._members(warnings)
-        outbox = self._outbox(warnings)
+        runs = self._outbox(warnings)
         pages = self._read_pages(warnings)
         masters = _masters(self._record(self._paths.masters, warnings))
         pauses = self._pauses(warnings)
         everything = pauses.everything
         past = (each for page in pages for each in page.newest)
-        entries = self._entries(pages, outbox, pauses, now)
+        entries = self._entries(pages, runs, pauses, now)
+        outbox = list(_waiting(runs, pauses, entries))
         if master is not None and self._quota is not None and self._quota.is_tight:
             stuck = _is_stuck(master, entries, outbox, now)
             master = replace(master, ticking=master.ticking and not stuck)
@@ -470,7 +492,7 @@ class Reader:
         # Of those of a gated scheduler ZooKeeper alone knows.
         gated = self._settings.scheduler is not None
         before, self._shown = self._shown, {}
-        for name in sorted({*schedule, *states}):
+        for name in sorted({*schedule, *states, *waiting}):
             entry = schedule.get(name)
             made_of = (
                 states.get(name),
@@ -622,12 +644,14 @@ def _about_quota(quota: Quota | None) -> Iterator[str]:
 
 
 def _is_stuck(
-    master: Master, entries: Iterable[Entry], outbox: Iterable[Run], now: datetime
+    master: Master, entries: Iterable[Entry], outbox: Iterable[WaitingRun], now: datetime
 ) -> bool:
     """Whether the master seems to be kept from writing: what is due is not claimed, or what was
     published is not noted."""
     quiet = timedelta(0) if master.ticked_at is None else now - master.ticked_at
-    waits = quiet > _WAITS_QUIETLY and any(now - run.claimed > _WAITS_QUIETLY for run in outbox)
+    waits = quiet > _WAITS_QUIETLY and any(
+        now - run.claimed > _WAITS_QUIETLY for run in outbox if run.waits_for == FOR_BROKER
+    )
     if quiet > _WRITES_WITHIN or waits:
         return True
     return any(
@@ -681,11 +705,42 @@ def _about_brokers(members: Iterable[Member]) -> Iterator[str]:
         )
 
 
-def _about_outbox(outbox: Iterable[Run], now: datetime) -> Iterator[str]:
-    waiting = [run.claimed for run in outbox if now - run.claimed > _WAITS_QUIETLY]
-    if waiting:
-        runs = "1 run waits" if len(waiting) == 1 else f"{len(waiting)} runs wait"
-        yield f"outbox: {runs} for the broker since {_short(min(waiting))}"
+def _waiting(runs: Iterable[Run], pauses: Pauses, entries: Iterable[Entry]) -> Iterator[WaitingRun]:
+    named = {entry.name for entry in entries if entry.in_schedule}
+    for run in runs:
+        waits_for = FOR_BROKER
+        if run.entry not in named:
+            waits_for = _FOR_SCHEDULE
+        elif not run.extra and pauses.since(run.entry) is not None:
+            waits_for = _FOR_RESUME
+        yield WaitingRun(
+            run.entry,
+            run.number,
+            run.due,
+            run.claimed,
+            run.epoch,
+            run.extra,
+            run.key,
+            waits_for,
+            run.error,
+        )
+
+
+def _about_outbox(outbox: Iterable[WaitingRun], now: datetime) -> Iterator[str]:
+    """What waits for the same, in one line; apart from what has an error of its own."""
+    alike: dict[tuple[str, bool], list[WaitingRun]] = {}
+    for run in outbox:
+        if now - run.claimed > _WAITS_QUIETLY:
+            has_error = run.waits_for == FOR_BROKER and run.error is not None
+            alike.setdefault((run.waits_for, has_error), []).append(run)
+    for (waits_for, has_error), runs in sorted(alike.items()):
+        count = "1 run waits" if len(runs) == 1 else f"{len(runs)} runs wait"
+        line = f"outbox: {count} for {waits_for} since {_short(min(run.claimed for run in runs))}"
+        if has_error:
+            line += f", such as {runs[0].entry}: {runs[0].error}"
+        elif waits_for == _FOR_SCHEDULE:
+            line += f", such as {runs[0].entry}; `zk-beat drop ENTRY` drops it"
+        yield line
 
 
 def _offset(written: datetime | None, node: Node) -> float | None:

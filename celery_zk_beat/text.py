@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -146,8 +147,9 @@ def _head(snapshot: Snapshot, now: datetime, style: Style) -> Iterator[str]:
         handing = "" if master.heir is None else f"; handing over to {safe(master.heir)}"
         yield f"ticked    {iso(master.ticked_at)} ({age(master.ticked_at, now)}){handing}"
     yield f"schedule  {len(snapshot.entries)} entries, digest {snapshot.schedule}"
-    waiting = len(snapshot.outbox)
-    yield f"outbox    {waiting or 'empty'}{' waiting for the broker' if waiting else ''}"
+    waiting = Counter(run.waits_for for run in snapshot.outbox)
+    counts = [f"{count} waiting for {what}" for what, count in waiting.items()]
+    yield f"outbox    {', '.join(counts) or 'empty'}"
     for warning in snapshot.warnings:
         yield f"{style('warning', 'yellow')}   {safe(warning)}"
 

@@ -289,7 +289,7 @@ function showEntries(status) {
   const read = Date.parse(status.read_at);
   const stuck = status.outbox.filter((run) => read - Date.parse(run.claimed) > 5000);
   rows("waiting", stuck, (run) => run.entry, (row, run) => {
-    fillRow(row, run.entry, [["run", `run ${run.run}`], ["epoch", `epoch ${run.epoch}`], run.extra && ["extra", "asked for"]]);
+    fillRow(row, run.entry, [["run", `run ${run.run}`], ["for", `for ${run.waits_for}`], ["epoch", `epoch ${run.epoch}`], run.extra && ["extra", "asked for"], run.error && ["error", run.error]]);
     at(row.parts.due, run.due, "clock");
     lastTime(row, run.claimed, "for");
   });

@@ -36,6 +36,7 @@ COMMANDS = (
     ("pause",),
     ("resume", "often", "--skip"),
     ("run", "often"),
+    ("drop", "often"),
     ("resign",),
 )
 
@@ -213,7 +214,7 @@ def test_names_that_are_numbers(site: Site) -> None:
     told = json.loads(zk_beat("status", "--json").stdout)
     assert {entry["name"] for entry in told["entries"]} == {"1", "2", "often"}
     assert {member["schedule"] for member in told["members"]} == {told["schedule"]}
-    did(zk_beat("status"), "paused +2\n")
+    did(zk_beat("status"), "paused by .+ +2\n")
 
 
 def test_a_scheduler_of_the_apps_own(site: Site) -> None:
@@ -286,6 +287,25 @@ def test_run_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:
     redis_server.start()
     (message,) = site.wait(lambda history: history, "the run")
     assert message.id in done.stderr
+
+
+def test_drop(site: Site, redis_server: Redis) -> None:
+    """The run that waits is not published; history and log tell who asked."""
+    site.schedule(seldom=3600)
+    beat = site.beat("one")
+    beat.wait_for_log("dispatching", PATIENCE)
+    refused(site.zk_beat("drop", "seldmo"), NOT_DONE, "'seldmo'", "did you mean seldom?")
+    refused(site.zk_beat("drop", "seldom"), NOT_DONE, "seldom: no run of it waits", "nothing")
+    redis_server.stop()
+    refused(site.zk_beat("run", "seldom", "--timeout", "2"), NOT_DONE, "waits for the broker")
+    did(site.zk_beat("status"), r"outbox    1 waiting for the broker\n")
+    done = did(site.zk_beat("drop", "seldom"), r"run 1 of seldom, task id (\S+): dropped, ")
+    did(site.zk_beat("history", "seldom"), rf"{done[1]} +dropped: .+@.+ asked for it; it waited")
+    beat.wait_for_log(re.compile("seldom: run 1, due .*, is dropped: "), PATIENCE)
+    did(site.zk_beat("status"), "outbox    empty")
+    redis_server.start()
+    did(site.zk_beat("run", "seldom"), "run 2 of seldom")
+    assert [message.run for message in site.history()] == [2]
 
 
 def test_without_a_beat(site: Site, client: KazooClient, root: str) -> None:

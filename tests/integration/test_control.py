@@ -30,7 +30,7 @@ from celery_zk_beat.znodes import Paths, encode, page_of, to_text
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 
-from .conftest import LONG_AGO, Again, Clock, Make, every, history, turn
+from .conftest import LONG_AGO, Again, Clock, Make, away, back, every, history, turn
 
 HOUR = timedelta(hours=1)
 
@@ -483,12 +483,71 @@ def test_resigns_in_time(
     assert history(app) == []
 
 
+def test_drop(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    client: KazooClient,
+    root: str,
+) -> None:
+    """A run that waits for the broker, and one that no schedule names and that has no state: with
+    the answer, and a note of who asked. The next instant runs as ever."""
+    good, begun = away(app), clock.now
+    one = make(beat_schedule={**entries, "old": every(3600, last_run_at=LONG_AGO)})
+    turn(one)
+    clock.now += HOUR
+    turn(one)
+    assert one._ledger.outbox.keys() == {"a", "b", "old"}
+    one.close()
+    client.delete(one._election.paths.page(page_of("old")))
+    two = make(beat_schedule=entries)
+    turn(two)
+    for entry, waited in (("a", "it waited for the broker"), ("old", "no schedule names it")):
+        with operator.ask("drop", entry) as asking:
+            heard(two)
+            answer = asking.answer()
+        assert answer is not None
+        assert (answer.ok, answer.run) == (True, 1)
+        assert answer.text == "perhaps published before"
+        assert entry not in two._ledger.outbox
+        notes = [each.note for each in past(client, root, entry)]
+        assert notes == ([f"dropped: the test asked for it; {waited}"] if entry == "a" else [])
+    back(app, good, two)
+    published(two, 1)
+    clock.now += HOUR
+    published(two, 3)
+    assert runs(app, "a") == [(2, begun + 2 * HOUR)]
+    assert runs(app, "b") == [(1, begun + HOUR), (2, begun + 2 * HOUR)]
+
+
+def test_a_drop_that_is_taken_back(
+    make: Make, clock: Clock, entries: dict[str, Any], operator: Operator
+) -> None:
+    one = make(beat_schedule=entries)
+    turn(one)
+    clock.now += HOUR
+    one._publisher._publish_all = lambda *_: None  # type: ignore[method-assign]
+    turn(one)
+    with operator.ask("drop", "a") as asking:
+        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        (request,) = one._control.read()
+        assert asking.take_back()
+        with pytest.raises(ZkBeatError):
+            one._answer(request)
+    turn(one)
+    assert one._ledger.outbox.keys() == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("do", "entry", "to", "says"),
     [
         ("run", "c", None, "no entry 'c'"),
         ("run", None, None, "no entry ''"),
         ("run", "a", None, "run 1 waits for the broker"),
+        ("drop", "c", None, "no run of it waits"),
+        ("drop", None, None, "no run of it waits"),
         ("resign", None, "nobody", "could not resign"),
         ("resign", None, "../../x", "could not resign"),
         ("dance", "a", None, "'dance' is nothing that this release can be asked for"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from celery import Celery
 from celery.schedules import crontab
 from kazoo.client import KazooClient
 
-from celery_zk_beat import MasterElection, RootError, ZooKeeperScheduler, status
+from celery_zk_beat import MasterElection, RootError, ZooKeeperScheduler, status, text
 from celery_zk_beat.control import Pauses, change_pauses
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.ledger import RunLedger
@@ -119,7 +120,9 @@ def test_what_it_says(
     offsets = [member.clock_offset for member in seen.members]
     assert all(offset is not None and abs(offset) < 10 for offset in offsets)
     assert [term.id for term in seen.masters] == ["one"]
-    assert seen.outbox == (waiting,)
+    (waits,) = seen.outbox
+    assert (waits.entry, waits.run, waits.due) == (waiting.entry, waiting.number, waiting.due)
+    assert waits.waits_for == "the broker"
     (recent,) = [run for run in seen.recent if run.entry == "often"]
     assert (recent.run, recent.epoch, recent.by, recent.note) == (1, 1, "one", None)
 
@@ -227,6 +230,40 @@ def test_what_waits_for_the_broker(ledger: RunLedger, look: Callable[[], Snapsho
     claim(ledger, "nightly", now() - HOUR)
     (warning,) = look().warnings
     assert "1 run waits for the broker since " in warning
+
+
+def test_what_waits_and_why(
+    ledger: RunLedger, look: Callable[[], Snapshot], client: KazooClient
+) -> None:
+    """A line for each reason. Of an entry without a state the outbox alone knows."""
+    ledger.first_seen(dict.fromkeys(("renamed", "lost"), now() - HOUR))
+    for name in ("often", "nightly", "renamed", "lost"):
+        claim(ledger, name, now() - HOUR)
+    ledger.put_last(ledger.outbox["nightly"], "\u00e9" * 500)
+    ledger.flush()
+    client.delete(ledger._election.paths.page(page_of("lost")))
+    path = ledger._election.paths.pauses
+    client.ensure_path(path)
+    client.set(path, Pauses().pause("often", now(), "the test").encode())
+    found = look()
+    assert {run.entry: run.waits_for for run in found.outbox} == {
+        "often": "the end of a pause",
+        "nightly": "the broker",
+        "renamed": "a schedule that names it",
+        "lost": "a schedule that names it",
+    }
+    assert {run.entry: run.error for run in found.outbox if run.error} == {
+        "nightly": "\u00e9" * 100
+    }
+    entries = {entry.name: entry for entry in found.entries}
+    assert (entries["lost"].waiting, entries["lost"].in_schedule) == (1, False)
+    about = [line for line in found.warnings if line.startswith("outbox: ")]
+    assert len(about) == 3
+    (drops,) = (line for line in about if "2 runs wait for a schedule that names it" in line)
+    assert "`zk-beat drop ENTRY`" in drops
+    assert any(line.endswith(f", such as nightly: {100 * chr(0xE9)}") for line in about)
+    lines = text.status(found, now(), lambda text, colour: text, math.inf)
+    assert any("2 waiting for a schedule that names it" in line for line in lines)
 
 
 def test_a_clock_that_is_off(
