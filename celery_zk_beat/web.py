@@ -24,6 +24,7 @@ import math
 import os
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -623,6 +624,7 @@ def _be_the_child(
         # until then.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        _leave_connections(keep={link.fileno(), *(each.fileno() for each in sockets)})
         gc.freeze()  # what is shared with the beat stays shared
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
@@ -634,6 +636,20 @@ def _be_the_child(
         logger.exception("HTTP is not served any longer")
     finally:
         os._exit(1)
+
+
+def _leave_connections(keep: set[int]) -> None:
+    """Lets go of the sockets that were open when this process was forked, so that a connection of
+    the beat's (that of Celery's remote control, a database's) ends when the beat closes it. Not by
+    closing them: Python objects that are still there would close what gets the number next."""
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):
+            number = int(name)
+            is_ours = number <= 2 or number in keep
+            if not is_ours and stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
 
 
 class _Asker:

@@ -123,6 +123,27 @@ def test_stopping(site: Site) -> None:
     assert "the process that serves HTTP has ended" not in server.beat.log()
 
 
+def test_the_child_has_no_connections_of_the_beat(site: Site) -> None:
+    """Celery's remote control has some when the child is forked, and whatever the app opened: they
+    would not end when the beat closes them."""
+    server = Server(site, beat_enable_remote_control=True)
+    site.wait_for_run(server.beat)
+    server.beat.wait_for_log("beat pidbox: Connected", PATIENCE)
+    server.wait("/status.json", 200)
+
+    def sockets(pid: int) -> set[str]:
+        found = set()
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it is closed meanwhile
+                found.add(os.readlink(each))
+        return {link for link in found if link.startswith("socket:")}
+
+    shared = sockets(server.beat.pid) & sockets(server.child)
+    assert not shared
+    assert sockets(server.child)  # those that it serves and asks with
+    assert server.beat.terminate(PATIENCE) == 0
+
+
 def test_the_child_is_killed(site: Site) -> None:
     """The beat says so, and goes on."""
     server = Server(site)
