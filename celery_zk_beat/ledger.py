@@ -17,9 +17,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .election import MasterElection, Reign
 from .errors import Conflict, NotMaster, RootError, ZkBeatError
@@ -27,7 +27,10 @@ from .log import get_logger
 from .runs import (
     HISTORY,
     HISTORY_OF_PAGE,
+    LATEST,
     LONGEST_ERROR,
+    NEVER,
+    TOLERANCE,
     PastRun,
     Run,
     RunState,
@@ -84,6 +87,7 @@ class _Page:
         size: in bytes.
         floor: see :class:`.runs.States`.
         most_past: how many past runs of an entry there is room for; less where it is full.
+        mtime: when it was written, as it was loaded, by ZooKeeper's clock, seconds since 1970.
     """
 
     states: dict[str, RunState]
@@ -91,6 +95,7 @@ class _Page:
     size: int = 0
     floor: int = 0
     most_past: int = HISTORY
+    mtime: float = 0.0
 
     def remembered(self, history: tuple[PastRun, ...], past: PastRun) -> tuple[PastRun, ...]:
         """The history of an entry on this page with one more."""
@@ -247,6 +252,9 @@ class RunLedger:
         for name, at in entries.items():
             floor = self._page(name).floor
             state = RunState(at, floor, key=keys.get(name), zone=zones.get(name))
+            if self._ahead > TOLERANCE:
+                # Nothing of what is still to come by another clock has run.
+                state = replace(state, last_run_at=NEVER).moved(NEVER, at, self._ahead)
             if name in self.outbox:
                 run = self.outbox[name]
                 number = max(run.number, floor)
@@ -262,6 +270,37 @@ class RunLedger:
     def rewrite(self, states: Mapping[str, RunState]) -> None:
         """Writes other states for entries that have one."""
         self._commit_all(states)
+
+    def set_back(self, now: datetime) -> dict[str, RunState]:
+        """Has the clocks of entries go on that a beat with a clock that was ahead has set: to an
+        instant that is still to come, and was when it was written, by ZooKeeper's clock. To be
+        called after :meth:`load`.
+
+        Returns:
+            their states as they were.
+        """
+        before, after = {}, {}
+        latest = now + TOLERANCE
+        for page in self._pages.values():
+            ahead = [
+                (name, each) for name, each in page.states.items() if each.last_run_at > latest
+            ]
+            if not ahead:
+                continue
+            written = datetime.fromtimestamp(min(page.mtime, LATEST), timezone.utc)
+            for name, state in ahead:
+                if state.last_run_at > written + TOLERANCE:
+                    at = min(written + self._ahead, now)
+                    if state.due is not None and state.due <= now:
+                        at = max(at, state.due)
+                    before[name], after[name] = state, state.set_back(at)
+        self._commit_all(after)
+        return before
+
+    @property
+    def _ahead(self) -> timedelta:
+        """By how much this machine's clock is ahead of ZooKeeper's."""
+        return timedelta(seconds=self._session.clock_offset)
 
     def claim(
         self,
@@ -421,10 +460,9 @@ class RunLedger:
         self._outbox_changed, self._outbox_bytes = True, None
         state = self.state(run.entry)
         if past is not None and state is not None:
-            self._pages[page_of(run.entry)].states[run.entry] = replace(
-                state,
-                last_run_at=max(clock or state.last_run_at, state.last_run_at),
-                history=_amended(state.history, past),
+            last = state.last_run_at
+            self._pages[page_of(run.entry)].states[run.entry] = state.moved(
+                last, clock or last, self._ahead, history=_amended(state.history, past)
             )
             self._amended[run.entry] = run
 
@@ -609,16 +647,16 @@ class RunLedger:
         page = self._page(run.entry)
         before = page.states.get(run.entry) or RunState(run.claimed)
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
-        return replace(
-            before,
-            last_run_at=before.last_run_at if run.extra else max(run.claimed, before.last_run_at),
-            total_run_count=run.number,
-            due=run.due,
-            unnamed_since=None,
-            history=page.remembered(before.history, past),
-            key=run.key,
-            ask=before.ask if run.extra else run.ask,
-        )
+        changes: dict[str, Any] = {
+            "total_run_count": run.number,
+            "due": run.due,
+            "unnamed_since": None,
+            "history": page.remembered(before.history, past),
+            "key": run.key,
+        }
+        if run.extra:
+            return replace(before, **changes)
+        return before.moved(run.due, run.claimed, self._ahead, ask=run.ask, **changes)
 
     # Room ---------------------------------------------------------------------------------------
 
@@ -745,7 +783,9 @@ class RunLedger:
         path = self._paths.page(name)
         try:
             states = decode_page(path, node.data)
-            page = self._pages[name] = _Page(states, node.version, len(node.data), states.floor)
+            size = len(node.data)
+            page = _Page(states, node.version, size, states.floor, mtime=node.mtime)
+            self._pages[name] = page
             # Another hand may have written it shorter than we do: not in ASCII, for one.
             if page.size > self._largest_page // _MOST_LONGER:
                 self._cut_to_size(path, page)

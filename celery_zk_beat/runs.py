@@ -14,12 +14,21 @@ from typing import Any, NamedTuple
 from .errors import RootError
 from .znodes import FORMAT, count, decode, field, instant, page_of, to_text
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+#: The `last_run_at` of an entry that never ran. None is earlier: near the first year, and the last,
+#: other time zones cannot tell the time, and so nobody could say when the entry is due.
+NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MILLISECOND = timedelta(milliseconds=1)
-#: Of the year 9999.
-_LATEST_MS = 253_370_764_800_000
+#: Of the year 9999: seconds, and milliseconds, since 1970.
+LATEST = 253_370_764_800
+_LATEST_MS = 1000 * LATEST
 #: Most that is remembered of an entry's past; of all entries on one page together.
 HISTORY, HISTORY_OF_PAGE = 20, 200
+#: Instants, in milliseconds since 1970: after the first, up to the second.
+Stretch = tuple[int, int]
+#: How many of them a state keeps of each kind.
+_MOST_STRETCHES = 3
+#: By so much a last run may be in the future without a clock being wrong that matters.
+TOLERANCE = timedelta(seconds=2)
 #: Most characters of a time zone.
 _LONGEST_ZONE = 20
 #: Most characters of what is wrong with a run.
@@ -56,12 +65,12 @@ class PastRun(NamedTuple):
     @property
     def due(self) -> datetime:
         """The instant that it was for: aware, UTC."""
-        return _EPOCH + timedelta(milliseconds=self.due_ms)
+        return NEVER + timedelta(milliseconds=self.due_ms)
 
     @property
     def at(self) -> datetime:
         """When it was dispatched (to within the milliseconds from claim to publish) or skipped."""
-        return _EPOCH + timedelta(milliseconds=self.at_ms)
+        return NEVER + timedelta(milliseconds=self.at_ms)
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,11 @@ class RunState:
         zone: of an entry that runs by the hour of a time zone: :func:`.timetable.zone_of`.
         ask: of an entry whose class alone says when it is due: milliseconds since 1970 before
             which it is not to be asked again, and the checksum of the schedule that said so.
+        leaps: stretches that `last_run_at` left behind without a run for each instant, because one
+            run stood for all that was missed; kept while they may be still to come by a clock that
+            is right.
+        done: stretches whose instants ran, by a clock that was ahead; until they are past. They
+            are not to run again. For entries that run at fixed instants.
     """
 
     last_run_at: datetime
@@ -91,6 +105,49 @@ class RunState:
     key: str | None = None
     zone: str | None = None
     ask: tuple[int, int] | None = None
+    leaps: tuple[Stretch, ...] = ()
+    done: tuple[Stretch, ...] = ()
+
+    def moved(self, since: datetime, at: datetime, ahead: timedelta, **changes: Any) -> RunState:
+        """As after a run for the instant `since`, or none, which has the clock go on at `at`.
+
+        Args:
+            ahead: by how much the clock by which it is `at` is ahead of ZooKeeper's.
+            changes: of the other fields.
+        """
+        at = max(at, self.last_run_at)
+        leaps, done = self.leaps, self.done
+        if leaps or done:
+            past = milliseconds(at - max(ahead, timedelta()))
+            leaps = tuple(leap for leap in leaps if leap[1] > past)
+            done = tuple(each for each in done if each[1] > past)
+        if at - since > TOLERANCE:
+            leaps = (*leaps, (milliseconds(since), milliseconds(at)))
+            if len(leaps) > _MOST_STRETCHES:  # without the shortest
+                leaps = tuple(sorted(leaps, key=lambda leap: leap[0] - leap[1])[:-1])
+        return replace(self, last_run_at=at, leaps=leaps, done=done, **changes)
+
+    def set_back(self, at: datetime) -> RunState:
+        """As it should be where a clock that was ahead made it: its clock goes on from `at`, and
+        what has run since then, by that clock, is not to run again."""
+        back = self.last_run_at - at
+        # Of an interval the instants that follow are others than those before, for certain: in
+        # their microseconds.
+        micro = (self.last_run_at.microsecond + 1) % 1000
+        at = at.replace(microsecond=at.microsecond // 1000 * 1000 + micro)
+        since, until = milliseconds(at), milliseconds(self.last_run_at)
+        new = [] if self.due is None else [(since, until)]
+        for start, end in self.leaps:
+            parts = [((a, min(b, start)), (max(a, end), b)) for a, b in new]
+            new = [(a, b) for pair in parts for a, b in pair if a < b]
+        done: list[Stretch] = []
+        for a, b in sorted([*(each for each in self.done if each[1] > since), *new]):
+            if done and (a <= done[-1][1] or len(done) == _MOST_STRETCHES):
+                done[-1] = done[-1][0], max(b, done[-1][1])
+            else:
+                done.append((a, b))
+        ask = self.ask and (max(0, self.ask[0] - back // _MILLISECOND), self.ask[1])
+        return replace(self, last_run_at=at, leaps=(), done=tuple(done), ask=ask)
 
     @cached_property
     def text(self) -> str:
@@ -112,6 +169,10 @@ class RunState:
             text += f',"zone":{_quoted(self.zone)}'
         if self.ask is not None:
             text += f',"ask":{_to_json(self.ask)}'
+        if self.leaps:
+            text += f',"leaps":{_to_json(self.leaps)}'
+        if self.done:
+            text += f',"done":{_to_json(self.done)}'
         return text + "}"
 
     @property
@@ -201,7 +262,7 @@ def decode_page(path: str, data: bytes) -> States:
 
 def _decode_state(path: str, fields: Any) -> RunState:
     return RunState(
-        max(_EPOCH, instant(path, fields, "last_run_at")),
+        max(NEVER, instant(path, fields, "last_run_at")),
         count(path, fields, "total_run_count"),
         instant(path, fields, "due") if "due" in fields else None,
         _decode_dropped(path, fields),
@@ -209,21 +270,27 @@ def _decode_state(path: str, fields: Any) -> RunState:
         _decode_history(fields.get("history")),
         _decode_key(fields),
         fields["zone"][:_LONGEST_ZONE] if isinstance(fields.get("zone"), str) else None,
-        _decode_ask(fields.get("ask")),
+        _decode_pair(fields.get("ask")),
+        _decode_stretches(fields.get("leaps")),
+        _decode_stretches(fields.get("done")),
     )
 
 
-def _decode_ask(item: Any) -> tuple[int, int] | None:
-    numbers = _numbers(item)
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+def _decode_pair(item: Any) -> tuple[int, int] | None:
+    """None where it is not to be understood: what it says is a help."""
+    if not isinstance(item, list) or len(item) != 2:
+        return None
+    a, b = item
+    if not all(type(each) is int and 0 <= each < _LATEST_MS for each in item):
+        return None
+    return a, b
 
 
-def _numbers(items: Any) -> tuple[int, ...]:
-    """None where they are not to be understood: what they say is a help."""
+def _decode_stretches(items: Any) -> tuple[Stretch, ...]:
     if not isinstance(items, list):
         return ()
-    numbers = tuple(each for each in items if type(each) is int and 0 <= each < _LATEST_MS)
-    return numbers if len(numbers) == len(items) else ()
+    pairs = (_decode_pair(item) for item in items[-_MOST_STRETCHES:])
+    return tuple(pair for pair in pairs if pair is not None)
 
 
 def _decode_key(fields: Any) -> str | None:
@@ -267,7 +334,16 @@ def _decode_past(item: Any) -> PastRun | None:
 
 def milliseconds(instant: datetime) -> int:
     """Since 1970, rounded down; of an aware datetime."""
-    return (instant - _EPOCH) // _MILLISECOND
+    return (instant - NEVER) // _MILLISECOND
+
+
+def end_of(done: tuple[Stretch, ...], instant: datetime) -> datetime | None:
+    """When the stretch ends in which `instant` is; None where it is in none."""
+    at = milliseconds(instant)
+    for start, end in done:
+        if start < at <= end:
+            return NEVER + end * _MILLISECOND
+    return None
 
 
 def encode_outbox(runs: Iterable[Run]) -> bytes:

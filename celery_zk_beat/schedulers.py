@@ -46,13 +46,12 @@ from .messages import Sender, task_id
 from .metrics import Metrics
 from .names import NamedByText, as_text, by_text
 from .publishing import Publisher
-from .runs import Run, RunState
+from .runs import NEVER, TOLERANCE, Run, RunState
 from .session import Operation, boottime
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
 from .timetable import (
-    NEVER,
     as_of,
     at_one_instant,
     checksum,
@@ -63,6 +62,7 @@ from .timetable import (
     is_interval,
     last_run,
     missed_instant,
+    next_free,
     shown,
     utc_of,
     zone_of,
@@ -169,6 +169,8 @@ class ZooKeeperScheduler(Scheduler):
         self._held_looked_at = -math.inf
         #: Whether there is no room for one more run, as a gated scheduler is to know.
         self._is_full = False
+        #: By how many seconds the clock of day was ahead of boottime() at the last turn.
+        self._clock: float | None = None
         #: Whether an entry's state says that it ran in the future.
         self._ahead = False
         #: What this beat has done so far; for any thread to read.
@@ -415,6 +417,7 @@ class ZooKeeperScheduler(Scheduler):
         """Does what is due if this is the master; says for how many seconds nothing will be."""
         if self._election.failure is not None:
             raise self._election.failure
+        self._look_at_clock()
         reign = self._election.reign
         if reign is None:
             self._forget()
@@ -451,6 +454,18 @@ class ZooKeeperScheduler(Scheduler):
             self._gated = None
             self.data = {}
 
+    def _look_at_clock(self) -> None:
+        """Where it was set, all that was put on the agenda is for other instants; and what ran
+        while it was wrong has set the clocks of entries."""
+        since = boottime()
+        before, self._clock = self._clock, datetime.now(timezone.utc).timestamp() - since
+        moved = 0.0 if before is None else self._clock - before
+        if abs(moved) > TOLERANCE.total_seconds():
+            side = "forward" if moved > 0 else "back"
+            logger.warning("the clock of this machine was set %s by %.1f s", side, abs(moved))
+            self._election.session.clock_moved(moved)
+            self._loaded_at = -math.inf
+
     def _is_time_to_look_again(self) -> bool:
         """A state that was damaged may have been mended; and once a day states grow old."""
         age = boottime() - self._loaded_at
@@ -476,6 +491,7 @@ class ZooKeeperScheduler(Scheduler):
         """Goes on where the last master left off."""
         self._forget()
         self._ledger.load(reign)
+        self._set_back_clocks()
         if self._gated_class is not None:
             self._gated = open_gate(self._gated_class, self, **self._arguments)
             self.data = self._gated.entries
@@ -490,6 +506,19 @@ class ZooKeeperScheduler(Scheduler):
             self._dispatching_epoch = reign.epoch
             self._publisher.start_over()
             self.metrics.elections += 1
+
+    def _set_back_clocks(self) -> None:
+        before = self._ledger.set_back(datetime.now(timezone.utc))
+        for name in sorted(before)[:1]:
+            logger.warning(
+                "%s ran last at %s, says %s, which is still to come: a clock was ahead. It goes on "
+                "from %s%s; what has run already does not run again",
+                name,
+                to_text(before[name].last_run_at),
+                self._election.paths.page(page_of(name)),
+                to_text(self._ledger.state(name).last_run_at),
+                f", and so for {len(before) - 1} more" if len(before) > 1 else "",
+            )
 
     def _recover(self, epoch: int) -> None:
         """Decides what becomes of the runs that an earlier master claimed and perhaps did not
@@ -703,7 +732,11 @@ class ZooKeeperScheduler(Scheduler):
         start = start_of(entry)
         if (start is not None and start > until) or _ask_at(entry, state) > until.timestamp():
             return None
-        return missed_instant(entry, until)
+        found = missed_instant(entry, until)
+        if found is None:
+            return None
+        due = next_free(entry, found[0], state)
+        return (due, until) if due is not None and due <= until else None
 
     def _skip(
         self, missed: dict[str, tuple[datetime, datetime]], why: str, *also: Operation
@@ -851,7 +884,8 @@ class ZooKeeperScheduler(Scheduler):
             changed[name] = replace(state, zone=zone)
             if state.zone is not None:
                 anew.append(name)
-                changed[name] = replace(changed[name], last_run_at=max(now, state.last_run_at))
+                ahead = timedelta(seconds=self._election.clock_offset)
+                changed[name] = changed[name].moved(state.last_run_at, now, ahead)
         self._ledger.rewrite(changed)
         if anew:
             logger.warning(
@@ -880,11 +914,13 @@ class ZooKeeperScheduler(Scheduler):
     def _note_ahead(self, name: str, state: RunState) -> None:
         self._ahead = True
         logger.error(
-            "%s: ran last at %s, says %s, which is still to come: it does not run until this is "
-            "mended; is a clock wrong?",
+            "%s: ran last at %s, says %s, which is still to come by the clock of this machine "
+            "(%.1f s %s ZooKeeper's): it does not run here until then",
             name,
             to_text(state.last_run_at),
             self._election.paths.page(page_of(name)),
+            abs(self._election.clock_offset),
+            "behind" if self._election.clock_offset < 0 else "ahead of",
         )
 
     @contextlib.contextmanager
@@ -902,14 +938,15 @@ class ZooKeeperScheduler(Scheduler):
         # A time before the scheduler was made cannot be Celery's default.
         return given if given < self._built_at else utc_of(entry, entry.default_now())
 
-    def _due(self, entry: Any) -> datetime | None:
+    def _due(self, name: str, entry: Any) -> datetime | None:
         """When an entry is due, None if it is to be asked."""
-        return due_by_celery(entry) if self._computes else None
+        due, state = due_by_celery(entry) if self._computes else None, self._ledger.state(name)
+        return due if state is None else next_free(entry, due, state)
 
     def _put(self, name: str, entry: Any) -> None:
         """Onto the agenda: for when the entry is due; if that is not known, or it is None, to be
         asked now."""
-        due = None if entry is None else self._due(entry)
+        due = None if entry is None else self._due(name, entry)
         self._agenda.put(name, 0.0 if due is None else due.timestamp() - _CLAIM_AHEAD, due)
 
     def _put_later(self, name: str, delay: Any) -> None:
@@ -945,7 +982,7 @@ class ZooKeeperScheduler(Scheduler):
             instant = item.due
             if instant is None or utc_of(entry, entry.last_run_at) >= instant:
                 # Its last run stood for it, too.
-                instant = self._due(entry)
+                instant = self._due(item.name, entry)
             ahead = _CLAIM_AHEAD + _CLAIM_TOGETHER
             if instant is not None and instant.timestamp() - now.timestamp() > ahead:
                 self._agenda.put(item.name, instant.timestamp() - _CLAIM_AHEAD, instant)
@@ -960,9 +997,14 @@ class ZooKeeperScheduler(Scheduler):
                     is_due, delay = self.is_due(entry)
                     if is_due:
                         successor = next(entry)
-                        run = replace(
-                            self._run_of(item.name, entry, successor), ask=self._ask(entry, delay)
-                        )
+                        run = self._run_of(item.name, entry, successor)
+                        free = next_free(entry, run.due, self._ledger.state(item.name))
+                        if free is None or free > max(run.due, run.claimed):
+                            # What is due has run already.
+                            at = now if free is None else free
+                            self._put_later(item.name, (at - now).total_seconds() or None)
+                            continue
+                        run = replace(run, due=free, ask=self._ask(entry, delay))
                         due[item.name] = item, run, (successor, delay)
                         continue
                     if self._starting_deadline is not None:
@@ -1076,8 +1118,12 @@ class ZooKeeperScheduler(Scheduler):
             state = self._ledger.state(name)
             if state is None:
                 return  # the ledger has said why
+        with at_one_instant(entry.schedule):
+            free = next_free(entry, due, state)
+        if free is None or free > max(due, claimed):
+            return  # it ran already, by a clock that was ahead
         number = state.total_run_count + 1
-        run = Run(name, number, due, claimed, epoch, key=key_of(entry))
+        run = Run(name, number, free, claimed, epoch, key=key_of(entry))
         self._publisher.publish(self._claim_runs([run], self._control.unchanged))
         self._is_full = self._room() <= 0
 

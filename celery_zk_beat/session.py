@@ -548,6 +548,10 @@ class ZooKeeperSession:
                 "early" if self.clock_offset > 0 else "late",
             )
 
+    def clock_moved(self, seconds: float) -> None:
+        """To be called when this machine's clock was set: forward, or, below 0, back."""
+        self.clock_offset += seconds
+
     def _live_client(self, path: str) -> Any:
         client = self._client
         if client is None or not self.connected:

@@ -21,7 +21,7 @@ from .runs import PastRun, Run, RunState, decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .session import CLOCK_TOLERANCE, Node, Quota, ZooKeeperSession, changed_path
 from .settings import Settings
-from .timetable import is_ahead, is_steady, next_run, schedule_text
+from .timetable import is_ahead, is_steady, next_free, next_run, schedule_text
 from .znodes import (
     FORMAT,
     LARGEST_NUMBER,
@@ -520,7 +520,8 @@ class Reader:
             others = f" (and so for {len(ahead) - 1} more)" if len(ahead) > 1 else ""
             yield (
                 f"{name} ran last at {_short(ahead[name])}, says {self._paths.page(page_of(name))}"
-                f"{others}, which is still to come: it does not run until this is mended"
+                f"{others}, which is still to come: a clock is wrong. It goes on when a beat whose "
+                "clock is right reads that as master"
             )
 
     def _recent(
@@ -580,7 +581,7 @@ def _entry(
 ) -> Entry:
     next_run_at = None
     if entry is not None and state is not None and not held:
-        next_run_at = next_run(entry, state.last_run_at)
+        next_run_at = next_free(entry, next_run(entry, state.last_run_at), state)
     return Entry(
         name=name,
         task=None if entry is None else str(entry.task),

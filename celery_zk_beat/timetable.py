@@ -15,11 +15,9 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
 from .names import without_addresses
+from .runs import NEVER, RunState, end_of
 
 _AHEAD = timedelta(minutes=1)
-#: The `last_run_at` of an entry that never ran. None is earlier: near the first year, and the last,
-#: other time zones cannot tell the time, and so nobody could say when the entry is due.
-NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
 #: Naive clocks show the local time of some zone: so far from UTC at most, in steps of this.
 _FURTHEST_ZONE, _STEP_OF_ZONES = timedelta(hours=15), timedelta(minutes=15)
@@ -50,6 +48,26 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
         return utc_of(entry, now) + left
     except Exception:
         return None
+
+
+def next_free(entry: Any, due: datetime | None, state: RunState) -> datetime | None:
+    """`due`, the next run of an entry; or the first after it whose instant has not run yet: by the
+    clock of a beat that was ahead. An interval has no such instants."""
+    if state.done and not counts_from_last_run(entry.schedule):
+        for _ in state.done:
+            end = None if due is None else end_of(state.done, due)
+            if end is None:
+                break
+            due = next_run(entry, end)
+    return due
+
+
+def counts_from_last_run(schedule: Any) -> bool:
+    """Whether it has no fixed instants at which to run."""
+    estimate = getattr(type(schedule), "remaining_estimate", None)
+    if estimate is celery.schedules.schedule.remaining_estimate:
+        return not schedule.relative
+    return estimate is None or estimate is celery.schedules.BaseSchedule.remaining_estimate
 
 
 def due_by_celery(entry: Any) -> datetime | None:

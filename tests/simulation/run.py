@@ -7,14 +7,14 @@ import logging
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any, Callable, ClassVar
 from unittest import mock
 
 from celery import Celery
 from celery.beat import Scheduler
-from celery.schedules import schedule
+from celery.schedules import schedstate, schedule
 from kombu.messaging import Producer
 
 from celery_zk_beat import (
@@ -49,6 +49,8 @@ PERIODS = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 7.0, "e": 40.0}
 VARIANTS = ({"old": 3.0}, {"new": 3.0})
 #: Entries whose schedule is of a class that is asked whether it is due.
 ASKED = ("b", "d")
+#: Entries that are due at multiples of so many seconds, as crontabs are at full minutes.
+FIXED = {"t": 1.0}
 #: Seconds within which everything must be well again when nothing is wrong any more: a session's
 #: time-out, a publish that hangs, back-off, a resignation or two.
 RECOVERY = 90.0
@@ -63,6 +65,16 @@ RHYTHMS = (0.2, 0.6, 2.0)
 
 class Asked(schedule):  # type: ignore[misc]
     pass
+
+
+class Fixed(schedule):  # type: ignore[misc]
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        since = last_run_at - datetime.fromtimestamp(0, timezone.utc)
+        return last_run_at + self.run_every - since % self.run_every - self.now()
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        left = self.remaining_estimate(last_run_at).total_seconds()
+        return schedstate(left <= 0, left if left > 0 else self.seconds)
 
 
 class _Celery(Celery):  # type: ignore[misc]
@@ -199,12 +211,13 @@ class Beat:
         self.run.broker.lives[self.name] = self.run.broker.lives.get(self.name, 0) + 1
         app = _apps[self.name]
         scenario = self.run.scenario
-        entries = {**PERIODS, **VARIANTS[self.variant], **scenario.entries}
+        entries = {**PERIODS, **FIXED, **VARIANTS[self.variant], **scenario.entries}
         entries.update(scenario.own.get(self.name, {}))
+        kinds = {**dict.fromkeys(ASKED, Asked), **dict.fromkeys(FIXED, Fixed)}
         app.conf.beat_schedule = {
             entry: {
                 "task": entry,
-                "schedule": Asked(period) if entry in ASKED else period,
+                "schedule": kinds.get(entry, schedule)(period),
                 **scenario.options(entry),
             }
             for entry, period in entries.items()
@@ -614,8 +627,8 @@ KINDS = {
     "broker a black hole": 1,
     "broker alarmed": 2,
     "clock": 2,
-    CLOCK_FAR: 1,
-    CLOCK_FAR_FOR_A_MOMENT: 1,
+    CLOCK_FAR: 2,
+    CLOCK_FAR_FOR_A_MOMENT: 2,
     "no quorum": 1,
     "clock of ZooKeeper": 0.3,
     "master deleted": 1,

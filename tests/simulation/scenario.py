@@ -41,8 +41,6 @@ PENDING = frozenset(
         "a full page",
         "broken entries",
         "retention",
-        "clock far off",
-        "clock far off for a moment",
     }
 )
 

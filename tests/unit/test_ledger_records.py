@@ -28,6 +28,7 @@ NAMES = st.text(st.characters(), max_size=400)
 COUNTS = st.integers(0, 10**9)
 INSTANTS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc))
 KEYS = st.none() | st.text(max_size=20)
+PAIRS = st.tuples(COUNTS, COUNTS)
 STATES = st.builds(
     RunState,
     INSTANTS,
@@ -47,6 +48,10 @@ STATES = st.builds(
         max_size=3,
     ).map(tuple),
     KEYS,
+    st.none() | st.just("+0100+0200"),
+    st.none() | PAIRS,
+    st.lists(PAIRS, max_size=3).map(tuple),
+    st.lists(PAIRS, max_size=3).map(tuple),
 )
 RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS, st.booleans(), KEYS)
 

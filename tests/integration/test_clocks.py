@@ -1,0 +1,147 @@
+"""Clocks of day that are wrong, for a moment or for good; turned by hand, on a real ZooKeeper,
+whose clock is right."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta, timezone, tzinfo
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab
+
+from celery_zk_beat import gate, publishing, schedulers
+from celery_zk_beat.runs import end_of
+from celery_zk_beat.timetable import next_free, next_run
+from example_project.servers import wait_until
+from tests.conftest import PATIENCE
+
+from .conftest import Make, every, history, turn
+
+
+class Day:
+    """The clock of day of all that runs here: so much ahead of the real one."""
+
+    ahead = timedelta()
+
+    def now(self, tz: tzinfo | None = None) -> datetime:
+        return datetime.now(tz) + self.ahead
+
+
+@pytest.fixture
+def day(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Day:
+    day, now = Day(), time.time
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return day.now(tz)
+
+    class ShiftedApp(Celery):
+        def now(self) -> datetime:
+            return super().now() + day.ahead
+
+    for module in (schedulers, publishing, gate):
+        monkeypatch.setattr(module, "datetime", Shifted)
+    monkeypatch.setattr(time, "time", lambda: now() + day.ahead.total_seconds())
+    app.__class__ = ShiftedApp
+    return day
+
+
+def runs(app: Celery, scheduler: Any, count: int, **of: str) -> None:
+    """Turns it until there are so many more."""
+    count += len(history(app))
+    wait_until(
+        lambda: scheduler._turn() is not None and len(history(app)) >= count, PATIENCE, "runs"
+    )
+
+
+def check_instants(app: Celery) -> None:
+    """None runs twice."""
+    instants = [(message.entry, message.due) for message in history(app)]
+    assert len(set(instants)) == len(instants)
+
+
+@pytest.mark.parametrize("seconds", [5, 30, 7200, -7200])
+def test_set_for_a_moment(
+    app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    """The beat sees it by itself, and goes on within seconds, with what is due by its clock."""
+    one = make(beat_schedule={"e": every(0.3), "m": {"task": "m", "schedule": crontab()}})
+    turn(one)
+    runs(app, one, 2)
+    day.ahead = timedelta(seconds=seconds)
+    if seconds > 0:
+        runs(app, one, 3)
+    else:
+        one._turn()
+    day.ahead = timedelta()
+    before = time.monotonic()
+    runs(app, one, 3)
+    assert time.monotonic() - before < PATIENCE / 2
+    check_instants(app)
+    state = one._ledger.state("e")
+    assert abs(state.last_run_at - datetime.now(timezone.utc)) < timedelta(seconds=5)
+    side, back = ("forward", "back") if seconds > 0 else ("back", "forward")
+    assert f"the clock of this machine was set {side} by" in caplog.text
+    assert f"the clock of this machine was set {back} by" in caplog.text
+
+
+def test_ahead_for_good(
+    app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When it is gone the next master goes on at once; a crontab does not run again for what it
+    ran for, and does for the minutes that one run stood for by the clock that was ahead."""
+    one = make(beat_schedule={"e": every(0.3), "m": {"task": "m", "schedule": crontab()}})
+    turn(one)
+    runs(app, one, 1)
+    now = datetime.now(timezone.utc)
+    # Just before a full minute.
+    minute = (now + timedelta(minutes=40)).replace(second=59, microsecond=0)
+    day.ahead = minute - now
+    wait_until(
+        lambda: one._turn() is not None and [m.task for m in history(app)].count("m") >= 2,
+        PATIENCE,
+        "a run in the minute after",
+    )
+    early = max(message.due for message in history(app) if message.task == "m")
+    one._say_goodbye()
+    one.close()
+    day.ahead = timedelta()
+    caplog.clear()
+    two = make()
+    turn(two)
+    assert "which is still to come: a clock was ahead. It goes on from" in caplog.text
+    runs(app, two, 3)
+    check_instants(app)
+    state, entry = two._ledger.state("m"), two.schedule["m"]
+    assert end_of(state.done, early) is not None
+    due = next_free(entry, next_run(entry, state.last_run_at), state)
+    assert due is not None
+    # The minute for which the one run was is done, too.
+    assert timedelta() < due - state.last_run_at <= timedelta(minutes=2)
+    assert due not in {message.due for message in history(app)}
+    after = next_free(entry, early, state)
+    assert after == early + timedelta(minutes=1)
+
+
+def test_behind(app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixture) -> None:
+    """A master whose clock is behind does not take what others wrote for wrong: ZooKeeper's clock
+    says when that was. When its clock is right again, it goes on."""
+    one = make(beat_schedule={"e": every(0.3)})
+    turn(one)
+    runs(app, one, 2)
+    one._say_goodbye()
+    clock = one.schedule["e"].last_run_at
+    one.close()
+    day.ahead = timedelta(hours=-1)
+    two = make()
+    turn(two)
+    turn(two)
+    assert "which is still to come by the clock of this machine (360" in caplog.text
+    assert "behind ZooKeeper's): it does not run here until then" in caplog.text
+    assert two._ledger.state("e").last_run_at == clock
+    day.ahead = timedelta()
+    runs(app, two, 2)
+    check_instants(app)
