@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import hashlib
 import json
 import math
 import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from kombu.exceptions import OperationalError
+import amqp
+from celery.beat import SchedulingError
+from kombu.exceptions import OperationalError, SerializationError
 from kombu.utils.objects import cached_property
 
 from .ledger import SAFE_PART
@@ -102,10 +106,75 @@ def _declare_once(producer: Any) -> None:
     producer.maybe_declare = declare
 
 
-def comes_from(exc: Exception, errors: Iterable[type[BaseException]]) -> bool:
+class Fault(enum.Enum):
+    """Whose fault it is that a message could not be sent."""
+
+    #: The broker's: it is away, and no other message would fare better.
+    AWAY = "away"
+    #: That of the message, or of what it is sent to; it may pass.
+    PASSING = "passing"
+    #: That of the message, which cannot be made: it would fail again.
+    LASTING = "lasting"
+
+
+#: Classes of errors that may pass, when a function of the user's raises them. By name, for each
+#: library of a database or a broker has its own.
+_MAY_PASS = {"OSError", "ConnectionError", "TimeoutError", "OperationalError", "InterfaceError"}
+#: What is raised in the middle of a publish by a message that does not fit the protocol.
+_MALFORMED = (TypeError, ValueError, ArithmeticError, struct.error, SerializationError)
+#: The classes of AMQP methods that are about an exchange, a queue or a message.
+_OF_MESSAGES = (40, 50, 60)
+#: The attribute of an exception that the road to the broker raised.
+_OF_BROKER = "_zk_beat_of_broker"
+
+
+def comes_from(exc: BaseException, errors: Iterable[type[BaseException]]) -> bool:
     """Whether it is one of these, or Celery's wrapping of one."""
     chain = (exc, exc.__cause__, exc.__context__)
     return any(isinstance(each, tuple(errors)) for each in chain)
+
+
+def unwrapped(exc: BaseException) -> BaseException:
+    """What Celery's beat has wrapped."""
+    inner = exc.__cause__ or exc.__context__
+    return inner if isinstance(exc, SchedulingError) and inner is not None else exc
+
+
+def _causes(exc: BaseException | None) -> Iterator[BaseException]:
+    """It, and what it was explicitly raised from."""
+    while exc is not None:
+        yield exc
+        exc = exc.__cause__
+
+
+@contextlib.contextmanager
+def _of_broker() -> Iterator[None]:
+    """What is raised within is known for what the broker, or the road to it, has raised."""
+    try:
+        yield
+    except Exception as exc:
+        vars(exc)[_OF_BROKER] = True
+        raise
+
+
+def _raised_by_broker(exc: BaseException | None) -> BaseException | None:
+    """What the road to the broker raised, if that is what this comes from."""
+    while exc is not None and _OF_BROKER not in vars(exc):
+        exc = exc.__cause__ or exc.__context__
+    return exc
+
+
+def _is_refusal(exc: BaseException) -> bool:
+    """Whether RabbitMQ refused a message, or its queue or exchange, with the connection intact or
+    not."""
+    if isinstance(exc, amqp.exceptions.MessageNacked):
+        return True
+    return (
+        isinstance(exc, amqp.exceptions.AMQPError)
+        and not isinstance(exc, amqp.exceptions.InternalError)
+        and isinstance(exc.method_sig, tuple)
+        and exc.method_sig[0] in _OF_MESSAGES
+    )
 
 
 class Broker:
@@ -144,9 +213,11 @@ class Broker:
         # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
         # with an eye on the election.
         connection = self.connection
-        connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
-        producer = self._app.amqp.Producer(connection, auto_declare=False)
-        channel = producer.channel  # opened now, not between that look and the sending
+        with _of_broker():
+            connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
+            producer = self._app.amqp.Producer(connection, auto_declare=False)
+            channel = producer.channel  # opened now, not between that look and the sending
+        producer._publish = _of_broker()(producer._publish)
         publish = channel.basic_publish
 
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
@@ -181,8 +252,9 @@ class Broker:
             finally:
                 self._gathering = False
             due()
-            self._assure()
-            batch.flush()
+            with _of_broker():
+                self._assure()
+                batch.flush()
 
     def drop(self) -> None:
         """Closes the connection; also one that is half dead."""
@@ -193,19 +265,41 @@ class Broker:
             with contextlib.suppress(*connection.connection_errors, *connection.channel_errors):
                 connection.release()
 
-    def is_away(self, exc: Exception) -> bool:
-        """Whether no message would fare better than one that failed with this."""
-        errors = (OperationalError, ConnectionError, TimeoutError)
-        # A queue that is nowhere is one entry's fault, though kombu counts a KeyError with Redis.
-        of_transport = (each for each in self.connection.connection_errors if each is not KeyError)
-        return comes_from(exc, (*errors, *of_transport))
+    def fault(self, exc: Exception) -> Fault:
+        """Whose fault an exception is that sending a message raised."""
+        raised = _raised_by_broker(exc)
+        if raised is None:  # so the message was still being made
+            classes = {
+                kind.__name__ for each in _causes(unwrapped(exc)) for kind in type(each).__mro__
+            }
+            return Fault.PASSING if classes & _MAY_PASS else Fault.LASTING
+        errors = list(_causes(raised))
+        if self.has_refused(exc):
+            return Fault.PASSING
+        if any(
+            isinstance(each, amqp.exceptions.FrameSyntaxError) and each.method_sig is None
+            for each in errors
+        ):
+            return Fault.LASTING  # py-amqp cannot write it
+        # A KeyError is no lost connection, though kombu counts it as one with Redis.
+        lost = [each for each in self.connection.connection_errors if each is not KeyError]
+        if any(isinstance(each, (OperationalError, OSError, *lost)) for each in errors):
+            return Fault.AWAY
+        return Fault.LASTING if isinstance(raised, _MALFORMED) else Fault.PASSING
 
-    def is_useless(self, exc: Exception) -> bool:
-        """Whether none that was to leave with it will."""
-        return self.is_away(exc) or self.channel_failed(exc)
+    def has_refused(self, exc: Exception) -> bool:
+        """Whether the broker is there, and does not take this very message."""
+        channel_errors = tuple(self.connection.channel_errors)
+        return any(
+            _is_refusal(each) or isinstance(each, channel_errors)
+            for each in _causes(_raised_by_broker(exc))
+        )
 
-    def channel_failed(self, exc: Exception) -> bool:
-        return comes_from(exc, self.connection.channel_errors)
+    def is_lost(self, exc: Exception) -> bool:
+        """Whether the connection is of no further use after this."""
+        raised = list(_causes(_raised_by_broker(exc)))
+        is_nacked = any(isinstance(each, amqp.exceptions.MessageNacked) for each in raised)
+        return bool(raised) and not is_nacked and self.fault(exc) is not Fault.LASTING
 
 
 class BackOff:

@@ -341,13 +341,15 @@ class RunLedger:
         self._claiming = {}
         return claimed
 
-    def drop(self, runs: Iterable[Run], why: str, *also: Operation) -> None:
+    def drop(self, runs: Iterable[Run], why: str | Mapping[str, str], *also: Operation) -> None:
         """Takes runs out of the outbox unpublished, and notes them in the states of their entries,
-        which must have one. `why` is for their history, `also` part of each transaction."""
+        which must have one. `why` is for their history, the same for all or by entry; `also` is
+        part of each transaction."""
         states = {}
         for run in runs:
             state = self._pages[page_of(run.entry)].states[run.entry]
-            past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
+            note = f"dropped: {why if isinstance(why, str) else why[run.entry]}"
+            past = PastRun.of(run.number, run.due, run.claimed, run.epoch, note)
             states[run.entry] = replace(
                 state,
                 dropped=(*state.dropped, run.number)[-DROPS_REMEMBERED:],

@@ -3,6 +3,7 @@ and again later what could not be."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,9 @@ from datetime import datetime, timezone
 from operator import itemgetter
 from typing import Any, Protocol
 
-from .broker import BackOff, Broker, comes_from
+from kombu.exceptions import OperationalError
+
+from .broker import BackOff, Broker, Fault, comes_from, unwrapped
 from .errors import ZkBeatError
 from .ledger import RunLedger
 from .log import get_logger
@@ -34,6 +37,8 @@ _RETRYING = 0.05
 #: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
 #: by a master with another clock: it is published at once.
 _FURTHEST_AHEAD = 1.0
+#: Characters of an error that go into the history.
+_LONGEST_WHY = 150
 
 
 class Dispatcher(Protocol):
@@ -63,6 +68,9 @@ class Dispatcher(Protocol):
         """The next `last_run_at` of the entry of a run that is published at `at`, where that is
         another than of the claim: it came due again meanwhile, and one run stands for all."""
 
+    def drop(self, runs: list[Run], why: Mapping[str, str]) -> None:
+        """Takes runs out of the outbox that cannot be published. `why`: the reason, by entry."""
+
     def show_progress(self) -> None:
         """Something has been done."""
 
@@ -80,6 +88,10 @@ class Publisher:
         self._failing_since: float | None = None
         #: Entry to run of which a publish failed, so that the broker may have the message or not.
         self._in_doubt: dict[str, int] = {}
+        #: The same, of which the last publish failed because the broker was away.
+        self._unreached: dict[str, int] = {}
+        #: Runs that cannot be published, with the reason by entry.
+        self._impossible: dict[str, tuple[Run, str]] = {}
 
     def start_over(self) -> None:
         """Forgets what failed: whoever has to wait for it need not any more."""
@@ -90,7 +102,9 @@ class Publisher:
     def failing_since(self) -> float | None:
         """On boottime(): when publishing began to fail for want of a broker, as long as something
         that failed is still to be published."""
-        if self._failing_since is not None and not any(map(self._is_in_doubt, self.waiting())):
+        if self._failing_since is not None and not any(
+            self._unreached.get(run.entry) == run.number for run in self.waiting()
+        ):
             self._failing_since = None
         return self._failing_since
 
@@ -174,6 +188,7 @@ class Publisher:
     def _publish_all(self, runs: list[Run], until: float = math.inf) -> None:
         """Together, as many as the broker takes so; but alone what is in doubt, for it may be to
         blame for what failed with it. Begins with nothing after `until`, on boottime()."""
+        self._impossible.clear()
         together: list[Run] = []
         for run in runs:
             if self._is_in_doubt(run):
@@ -184,6 +199,13 @@ class Publisher:
                 self._publish_together(together, until)
                 together = []
         self._publish_together(together, until)
+        self._drop_impossible()
+
+    def _drop_impossible(self) -> None:
+        if self._impossible:
+            impossible, self._impossible = self._impossible, {}
+            why = {entry: f"cannot be sent, {why}" for entry, (_, why) in impossible.items()}
+            self._dispatcher.drop([run for run, _ in impossible.values()], why)
 
     def _publish_together(self, runs: list[Run], until: float) -> None:
         runs = [run for run in runs if self.back_off(run.entry) <= 0]
@@ -192,6 +214,7 @@ class Publisher:
         self._ledger.assure()
         begun = boottime()
         made: list[Run] = []
+        failed: list[tuple[Run, Exception]] = []
         left = datetime.now(timezone.utc)
 
         def until_due() -> None:
@@ -206,13 +229,13 @@ class Publisher:
                     try:
                         self._send(run, send)
                     except Exception as exc:
-                        ends_all = comes_from(exc, [ZkBeatError]) or self._broker.is_useless(exc)
+                        ends_all = comes_from(exc, [ZkBeatError]) or self._broker.is_lost(exc)
                         if len(runs) == 1 or ends_all:
                             raise
-                        self._note_failed([run], exc, begun)
+                        failed.append((run, exc))
                     else:
                         made.append(run)
-                        self._dispatcher.show_progress()
+                    self._dispatcher.show_progress()
         except Exception as exc:
             error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
             if isinstance(error, ZkBeatError):
@@ -220,6 +243,8 @@ class Publisher:
             self._note_failed(runs, exc, begun)
         else:
             self._note_published(made, left)
+            for run, error in failed:
+                self._note_failed([run], error, begun)
 
     def _send(self, run: Run, send: Callable[[Any, Callable[[], object]], None]) -> None:
         number, reign = run.number, self._ledger.reign
@@ -246,6 +271,7 @@ class Publisher:
         self._failing_since = None
         for run in runs:
             self._back_off.forgive(run.entry)
+            self._unreached.pop(run.entry, None)
             in_doubt = self._in_doubt.pop(run.entry, None) == run.number
             if in_doubt or run.epoch != reign.epoch:
                 self._metrics.resent += 1
@@ -270,29 +296,42 @@ class Publisher:
 
     def _note_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
         """Of runs of which each, or none, may have been published."""
-        away = self._broker.is_away(exc)
+        fault, error, run = self._broker.fault(exc), unwrapped(exc), runs[0]
         self._metrics.failed += len(runs)
-        if away or len(runs) > 1:
+        if fault is Fault.AWAY:
+            self._unreached.update({run.entry: run.number for run in runs})
+            self._failing_since = self._failing_since or begun
+        else:
+            for each in runs:
+                self._unreached.pop(each.entry, None)
+            if self._broker.has_refused(exc):
+                self._failing_since = None
+        # What a task that sends by itself met may be true of this road, too: connecting shows it.
+        if self._broker.is_lost(exc) or comes_from(error, [OperationalError]):
+            self._broker.drop()
+        if fault is Fault.AWAY or len(runs) > 1:
             self._in_doubt.update({run.entry: run.number for run in runs})
-        if away and self._failing_since is None:
-            self._failing_since = begun
+        own = fault is not Fault.AWAY and len(runs) == 1
+        if own and fault is Fault.LASTING and self._ledger.state(run.entry) is not None:
+            why = f"{type(error).__name__}: {error}"[:_LONGEST_WHY]
+            logger.debug("%s: run %d cannot be sent", run.entry, run.number, exc_info=exc)
+            self._impossible[run.entry] = run, why
+            return
+        for each in runs:
+            self._ledger.put_last(each, str(exc) if own else None)
         pause = 0.0  # but for who is alone, and so to blame
-        if away or len(runs) == 1:
-            pause = self._back_off.punish(None if away else runs[0].entry)
+        if fault is Fault.AWAY or own:
+            pause = self._back_off.punish(run.entry if own else None)
         others = f" and {len(runs) - 1} others" if len(runs) > 1 else ""
         logger.error(
             "%s: run %d%s could not be published, trying again in %.3g s: %s",
-            runs[0].entry,
-            runs[0].number,
+            run.entry,
+            run.number,
             others,
             pause,
             exc,
-            exc_info=None if away else exc,
+            exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
         )
-        for run in runs:
-            self._ledger.put_last(run, None if away or len(runs) > 1 else str(exc))
-        if away or self._broker.channel_failed(exc):
-            self._broker.drop()
 
 
 def early(run: Run, now: datetime) -> float:

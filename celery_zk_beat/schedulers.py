@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import FrameType
@@ -554,19 +554,20 @@ class ZooKeeperScheduler(Scheduler):
             logger.warning("%d runs that this master claimed are still to be published", own)
         self._drop(drop, f"zk_beat_recovery, perhaps published in epoch {epoch - 1} or before")
 
-    def _drop(self, runs: list[Run], why: str, *also: Operation) -> None:
+    def _drop(self, runs: list[Run], why: str | Mapping[str, str], *also: Operation) -> None:
         self._ledger.drop(runs, why, *also)
         self.metrics.dropped += len(runs)
         if len(runs) > _MOST_TOLD:
-            logger.warning("%d runs in all are dropped: %s", len(runs), why)
+            logger.warning("%d runs in all are dropped", len(runs))
         for number, run in enumerate(runs):
+            reason = why if isinstance(why, str) else why[run.entry]
             logger.log(
                 logging.WARNING if number < _MOST_TOLD else logging.DEBUG,
                 "%s: run %d, due %s, is dropped: %s",
                 run.entry,
                 run.number,
                 to_text(run.due),
-                why,
+                reason,
             )
             self._announcer.send(
                 run_dropped,
@@ -574,7 +575,7 @@ class ZooKeeperScheduler(Scheduler):
                 run=run.number,
                 due=run.due,
                 epoch=self._ledger.reign.epoch,
-                reason=why,
+                reason=reason,
             )
 
     def _held_because(self, run: Run) -> str | None:
@@ -1210,6 +1211,9 @@ class ZooKeeperScheduler(Scheduler):
 
     def sender(self) -> Callable[[Any, Callable[[], object]], None]:
         return Sender(self, self.producer).send if self._gated is None else self._gated.send
+
+    def drop(self, runs: list[Run], why: Mapping[str, str]) -> None:
+        self._drop(runs, why)
 
     def show_progress(self) -> None:
         now = boottime()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import struct
+from collections.abc import Iterator
 from typing import Any
 
+import amqp
 import pytest
+import redis
 from celery import Celery
+from celery.beat import SchedulingError
+from kombu.exceptions import EncodeError, OperationalError
 
 from celery_zk_beat import broker
-from celery_zk_beat.broker import BackOff, broker_digest, comes_from
+from celery_zk_beat.broker import BackOff, Broker, Fault, broker_digest, comes_from
 
 
 @pytest.fixture
@@ -106,3 +113,100 @@ def digest(url: Any, **options: Any) -> str | None:
     app = Celery(broker=url, set_as_current=False)
     app.conf.broker_transport_options = options
     return broker_digest(app)
+
+
+def error_of_rabbitmq(code: int, method: tuple[int, int]) -> Exception:
+    """As py-amqp raises it when the server closes a channel, or the connection."""
+    error: Exception = amqp.exceptions.error_for_code(code, "no", method, amqp.ConnectionError)
+    return error
+
+
+@contextlib.contextmanager
+def as_celery_wraps_it() -> Iterator[None]:
+    """In its beat, and in what sends a message."""
+    try:
+        try:
+            yield
+        except (
+            OSError,
+            amqp.exceptions.MessageNacked,
+            amqp.exceptions.RecoverableChannelError,
+        ) as exc:
+            raise OperationalError(str(exc)) from exc
+    except Exception as exc:
+        raise SchedulingError("Couldn't apply scheduled task") from exc
+
+
+def fault(url: str, error: Exception, *, of_broker: bool) -> Fault:
+    road = Broker(Celery(broker=url, set_as_current=False), lambda: 4.0, lambda: None)
+    try:
+        with as_celery_wraps_it(), broker._of_broker() if of_broker else contextlib.nullcontext():
+            raise error
+    except Exception as exc:
+        return road.fault(exc)
+
+
+PUBLISH, DECLARE, NONE = (60, 40), (50, 10), (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(), Fault.AWAY),
+        (TimeoutError(), Fault.AWAY),
+        (amqp.RecoverableConnectionError("basic_publish: timed out"), Fault.AWAY),
+        (error_of_rabbitmq(320, NONE), Fault.AWAY),
+        (error_of_rabbitmq(541, PUBLISH), Fault.AWAY),
+        (amqp.exceptions.MessageNacked(), Fault.PASSING),
+        (error_of_rabbitmq(404, PUBLISH), Fault.PASSING),
+        (error_of_rabbitmq(403, PUBLISH), Fault.PASSING),
+        (error_of_rabbitmq(405, DECLARE), Fault.PASSING),
+        (error_of_rabbitmq(406, DECLARE), Fault.PASSING),
+        (error_of_rabbitmq(540, PUBLISH), Fault.PASSING),
+        (amqp.exceptions.FrameSyntaxError("no such type"), Fault.LASTING),
+        (struct.error("too long"), Fault.LASTING),
+        (AttributeError("py-amqp, of a lost connection"), Fault.PASSING),
+    ],
+    ids=repr,
+)
+def test_whose_fault_it_is_with_rabbitmq(error: Exception, expected: Fault) -> None:
+    assert fault("amqp://", error, of_broker=True) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (redis.ConnectionError(), Fault.AWAY),
+        (redis.TimeoutError(), Fault.AWAY),
+        (redis.AuthenticationError(), Fault.AWAY),
+        (redis.ResponseError("WRONGTYPE"), Fault.PASSING),
+        (EncodeError("no JSON"), Fault.LASTING),
+        (TypeError("no JSON"), Fault.LASTING),
+        (KeyError("queue"), Fault.PASSING),
+    ],
+    ids=repr,
+)
+def test_whose_fault_it_is_with_redis(error: Exception, expected: Fault) -> None:
+    assert fault("redis://", error, of_broker=True) is expected
+
+
+@pytest.mark.parametrize("url", ["redis://", "amqp://"])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FileNotFoundError(), Fault.PASSING),
+        (ConnectionResetError(), Fault.PASSING),
+        (TimeoutError(), Fault.PASSING),
+        (redis.ConnectionError(), Fault.PASSING),
+        (type("OperationalError", (Exception,), {})("of a database"), Fault.PASSING),
+        (ValueError(), Fault.LASTING),
+        (TypeError("missing 1 required argument"), Fault.LASTING),
+        (EncodeError(), Fault.LASTING),
+        (KeyError("no such queue"), Fault.LASTING),
+        (type("AlreadyQueued", (Exception,), {})(3), Fault.LASTING),
+    ],
+    ids=repr,
+)
+def test_whose_fault_it_is_while_it_is_made(url: str, error: Exception, expected: Fault) -> None:
+    """By functions of the user's: it is never that of the broker."""
+    assert fault(url, error, of_broker=False) is expected
