@@ -284,7 +284,7 @@ class ZooKeeperSession:
         self.access = access or Access()
         self._client: Any = None
         #: Why each server was left again, while none is connected: credentials, certificates.
-        self._refusals: dict[str, str] = {}
+        self._refusals: dict[tuple[str, ...], str] = {}
         #: The same, where it may as well be something else.
         self._suspicion: str | None = None
         #: Seconds for which a server may be silent before the next one is tried.
@@ -341,8 +341,9 @@ class ZooKeeperSession:
 
     @property
     def refused(self) -> bool:
-        """Whether each of the servers has shown such a reason."""
-        return len(self._refusals) > self._servers.count(",")
+        """Whether each of the servers that can be reached has shown such a reason."""
+        refusals, rest = self._refusals, self._names.keys() - self._unreachable.keys()
+        return bool(refusals) and all(key in refusals for key in rest)
 
     @property
     def outdated(self) -> bool:
@@ -584,6 +585,7 @@ class ZooKeeperSession:
         unreachable.update({key: old[key] for key in names if key in old})
         if client is self._client:
             self._names, self._unreachable = names, unreachable
+            self._refusals = {key: why for key, why in self._refusals.items() if key in names}
             self._patience = min(self._asked, self.timeout) / max(1, len(found))
         addresses = list(found)
         random.shuffle(addresses)
@@ -620,7 +622,7 @@ class ZooKeeperSession:
                 raise
             except Exception as exc:
                 if client is self._client:  # or it was stopped
-                    self._note_failure(exc, f"{host}:{port}")
+                    self._note_failure(exc, host, (address, str(port)))
                 if isinstance(exc, (ConnectionDropped, KazooTimeoutError)):
                     raise
                 raise ConnectionDropped(type(exc).__name__) from None
@@ -637,12 +639,12 @@ class ZooKeeperSession:
 
         connection._connect = connecting
 
-    def _note_failure(self, exc: Exception, server: str) -> None:
+    def _note_failure(self, exc: Exception, host: str, address: tuple[str, str]) -> None:
         self._suspicion = None
-        self._refusals.pop(server, None)
-        why = self._refusal(exc, server)
+        self._refusals.pop(address, None)
+        why = self._refusal(exc, f"{host}:{address[1]}")
         if why is not None:
-            self._refusals[server] = why
+            self._refusals[address] = why
         if self.refusal is not None:
             self._on_change()
 

@@ -115,7 +115,9 @@ def test_what_tls_has_read_ahead(authority: Authority) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # they come as packets, too
     context.load_cert_chain(authority.issue("two"))
-    handler = _Handler(PATIENCE, Access.checked(None, None, {"ca": authority.ca}, None))
+    handler = _Handler(
+        lambda: PATIENCE, Access.checked(None, None, {"ca": authority.ca}, None), lambda *_: None
+    )
     handler.server_name = LOOPBACK
     with socket.create_server((LOOPBACK, 0)) as listening, ThreadPoolExecutor(1) as pool:
         coming = pool.submit(handler.create_connection, address=listening.getsockname())
