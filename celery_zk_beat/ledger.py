@@ -40,7 +40,7 @@ from .runs import (
     encode_page,
 )
 from .session import Check, Create, Node, Operation, Pending, SetData, boottime
-from .znodes import is_page, page_of
+from .znodes import is_page, page_of, to_text
 
 logger = get_logger(__name__)
 
@@ -68,6 +68,9 @@ _PIECE = 500_000
 DROPS_REMEMBERED = 100
 #: How long the state of an entry is kept that no master's schedule names.
 RETENTION = timedelta(days=30)
+#: How long no master's schedule may name an entry whose clock goes on when it is back: longer than
+#: a rolling deploy, in which beats disagree, takes.
+ABSENCE = timedelta(hours=1)
 #: Seconds after which a master writes the outbox though nothing in it has changed.
 TOUCH_EVERY = 30.0
 #: A run that is published so soon after its claim was dispatched when it was claimed.
@@ -412,9 +415,13 @@ class RunLedger:
         """Those of runs in the outbox."""
         return sum(len(run.text) + 1 for run in runs)
 
-    def note_named(self, named: Container[str], now: datetime) -> list[str]:
+    def note_named(self, named: Container[str], now: datetime, *, anew: bool = False) -> list[str]:
         """Marks the states of entries that `named`, this master's schedule, does not name, and
         removes those that have been marked for longer than RETENTION and have no run that waits.
+
+        Args:
+            anew: whether the clocks of entries that are named again, and were not for longer than
+                ABSENCE, start from `now`.
 
         Returns:
             the names of the removed.
@@ -424,8 +431,17 @@ class RunLedger:
         for page in self._pages.values():
             for name, state in page.states.items():
                 if name in named:
-                    if state.unnamed_since is not None:
-                        changed[name] = replace(state, unnamed_since=None)
+                    since = state.unnamed_since
+                    if since is None:
+                        continue
+                    changed[name] = state = replace(state, unnamed_since=None)
+                    if anew and now - since > ABSENCE and now > state.last_run_at:
+                        changed[name] = replace(state, last_run_at=now, ask=None)
+                        logger.info(
+                            "%s: no master's schedule has named it since %s: its clock starts anew",
+                            name,
+                            to_text(since),
+                        )
                 elif state.unnamed_since is None:
                     changed[name] = replace(state, unnamed_since=now)
                 elif now - state.unnamed_since > RETENTION and name not in self.outbox:

@@ -499,8 +499,6 @@ class ZooKeeperScheduler(Scheduler):
         self._loaded_at, self._held_looked_at = boottime(), -math.inf
         self._heap_is_current = False
         self._recover(reign.epoch)
-        for name in self._ledger.note_named(self.entries, datetime.now(timezone.utc)):
-            logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
         logger.info("dispatching %d entries as master, epoch %d", len(self.entries), reign.epoch)
         if reign.epoch != self._dispatching_epoch:
             self._dispatching_epoch = reign.epoch
@@ -837,6 +835,7 @@ class ZooKeeperScheduler(Scheduler):
             self._read_gated_anew(self._gated)
             return
         self._look_at_names()
+        self._note_named()
         ledger, entries = self._ledger, list(self.entries.items())
         self.metrics.entries = len(entries)
         unseen, zones = {}, {}
@@ -872,6 +871,13 @@ class ZooKeeperScheduler(Scheduler):
                 self._put(name, entry if is_interval(entry.schedule) else None)
             except Exception:
                 logger.exception("%s: cannot be scheduled, left out", name)
+
+    def _note_named(self) -> None:
+        """Tells the ledger what the schedule names, whenever that may have changed. The clock of
+        another scheduler's entry is its own."""
+        now, anew = datetime.now(timezone.utc), self._gated is None
+        for name in self._ledger.note_named(self.entries, now, anew=anew):
+            logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
 
     def _start_anew_in_another_zone(self, entries: list[tuple[str, Any]]) -> None:
         """What ran last by the hours of another time zone may be due at once by those of this: its
@@ -1073,6 +1079,7 @@ class ZooKeeperScheduler(Scheduler):
             if self._ledger.state(name) is not None and gated.has_lost(name, run.key)
         ]
         self._drop(lost, why)
+        self._note_named()
         unseen = {
             name: entry
             for name, entry in self.entries.items()

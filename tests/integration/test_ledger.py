@@ -514,6 +514,24 @@ def test_forgotten_entries(election: MasterElection, ledger: RunLedger) -> None:
     assert again.state("waiting") is not None  # a run of it is in the outbox
 
 
+def test_an_entry_that_comes_back(election: MasterElection, ledger: RunLedger) -> None:
+    """After longer than a rolling deploy takes its clock starts anew, if its clock is ours."""
+    ledger.first_seen({"a": NOW, "b": NOW, "named": NOW})
+    ledger.claim([run("a", 5)])
+    ledger.published(ledger.outbox["a"], NOW)
+    ledger.flush()
+    ledger.note_named({"named"}, NOW + SECOND, anew=True)
+    within, after = NOW + module.ABSENCE, NOW + module.ABSENCE + 2 * SECOND
+    ledger.note_named({"named", "b"}, within, anew=True)
+    ledger.note_named({"named", "a", "b"}, after, anew=True)
+    again = load(election)
+    assert bare(again.state("a")) == RunState(after, 5, NOW - SECOND)
+    assert bare(again.state("b")) == bare(again.state("named")) == RunState(NOW)
+    ledger.note_named({}, after, anew=True)
+    ledger.note_named({"a"}, after + 2 * module.ABSENCE)
+    assert bare(load(election).state("a")) == RunState(after, 5, NOW - SECOND)
+
+
 def test_numbers_go_on_after_the_retention(election: MasterElection, ledger: RunLedger) -> None:
     """[I5] Of an entry whose state was removed, and of each that is new on its page."""
     neighbour = names_on_the_page_of("yearly", 1)[0]

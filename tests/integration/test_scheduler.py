@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from celery.schedules import crontab, schedstate, schedule
 from django.utils.functional import lazystr
 from kazoo.client import KazooClient
 
-from celery_zk_beat import ZooKeeperScheduler, broker, election, schedulers
+from celery_zk_beat import ZooKeeperScheduler, broker, election, ledger, schedulers
 from celery_zk_beat.errors import NotMaster, Uncertain
 from celery_zk_beat.ledger import MOST_RUNS, RunLedger
 from celery_zk_beat.runs import Run
@@ -1104,6 +1105,34 @@ def test_what_cannot_be_published_holds_no_other_up(
     wait_until(lambda: one._turn() is not None and len(history(app)) == 10, PATIENCE, "ten runs")
     assert {message.task for message in history(app)} == {"good"}
     assert len(one._ledger.outbox) == bad
+
+
+@pytest.mark.parametrize("is_long", [True, False])
+def test_an_entry_that_is_put_back(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch, is_long: bool
+) -> None:
+    """It does not run at once for what was due while no schedule named it, also where the schedule
+    changes under a living master; but it does after a short absence, as in a rolling deploy."""
+    monkeypatch.setattr(ledger, "ABSENCE", timedelta(hours=0 if is_long else 1))
+    entries = {"nightly": every(3600), "x": every(3600)}
+    one = make(beat_schedule=entries)
+    turn(one)
+    state = one._ledger.state("nightly")
+    long_ago = state.last_run_at - timedelta(days=10)
+    one._ledger.rewrite({"nightly": replace(state, last_run_at=long_ago, total_run_count=7)})
+    removed = one.schedule.pop("nightly")
+    turn(one)
+    one.schedule["nightly"] = removed
+    turn(one)
+    assert len(history(app)) == (0 if is_long else 1)
+    one.close()
+    two = make(beat_schedule={"x": every(3600)})
+    turn(two)
+    two.close()
+    three = make(beat_schedule=entries)
+    turn(three)
+    assert len(history(app)) == (0 if is_long else 1)
+    assert three._ledger.state("nightly").total_run_count == (7 if is_long else 8)
 
 
 def test_a_long_list_is_not_told_at_each_take_over(
