@@ -40,7 +40,7 @@ from .control import (
     RequestRecord,
     change_pauses,
 )
-from .errors import Conflict, QuotaExceeded, RootError, Uncertain, ZkBeatError
+from .errors import Conflict, QuotaExceeded, RootError, TooLarge, Uncertain, ZkBeatError
 from .log import get_logger
 from .runs import decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
@@ -166,7 +166,7 @@ def _site(ctx: click.Context, timeout: float, news: _News) -> Iterator[_Site]:
         with connected(hosts, session_timeout, timeout, news.tell, settings.access) as session:
             session.catch_up(settings.root)
             yield _Site(ctx, settings, session, timeout)
-    except RootError as exc:
+    except (RootError, TooLarge) as exc:
         raise Failure(str(exc)) from None
     except QuotaExceeded as exc:
         raise Failure(f"ZooKeeper at {hosts}: {exc}") from None

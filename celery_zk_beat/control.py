@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from .errors import RootError, Uncertain, ZkBeatError
+from .errors import RootError, TooLarge, Uncertain, ZkBeatError
 from .session import (
     Check,
     Create,
@@ -30,12 +30,14 @@ from .znodes import field as _field
 
 RUN, DROP_RUN, RESIGN = "run", "drop", "resign"
 
-#: Most bytes of a request: the answer, in which it is repeated, has to fit into a transaction.
-LARGEST_REQUEST = 10_000
+#: Most bytes of a request, one of an entry with the longest name (ledger.LONGEST_NAME) among them:
+#: the answer, in which it is repeated, has to fit into a transaction.
+LARGEST_REQUEST = 30_000
 #: Most characters of who asks.
 LONGEST_WHO = 200
-#: Most bytes of pauses: they are written again, perhaps thrice as long.
-LARGEST_PAUSES = 300_000
+#: Most bytes of pauses: they are written again, perhaps thrice as long. Of these are kept for who
+#: resumes something, whose name comes into them.
+LARGEST_PAUSES, _KEPT = 300_000, 5_000
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,7 @@ def change_pauses(
 
     Raises:
         RootError: they are not to be understood, or nothing of ours is under this root.
+        TooLarge: there are too many.
         Uncertain, ZooKeeperError: as :meth:`ZooKeeperSession.commit`.
         Conflict: somebody else changed them at the same time: again, please.
     """
@@ -327,7 +330,15 @@ def change_pauses(
     before = Pauses.decode(paths.pauses, node.data)
     after = change(before)
     if after != before:
-        session.commit(SetData(paths.pauses, after.encode(), node.version))
+        data, more = after.encode(), len(after.entries) > len(before.entries)
+        most = LARGEST_PAUSES - _KEPT if more else LARGEST_PAUSES
+        if len(data) > most:
+            raise TooLarge(
+                f"{paths.pauses}: {len(after.entries)} pauses would have {len(data)} bytes, and "
+                f"the master reads at most {most}: resume some, or pause everything; nothing was "
+                "changed"
+            )
+        session.commit(SetData(paths.pauses, data, node.version))
     return before, after
 
 
@@ -352,9 +363,19 @@ class Asking:
         self._on_change = on_change
 
     def __enter__(self) -> Asking:
-        """Raises as :meth:`ZooKeeperSession.commit`."""
+        """
+        Raises:
+            TooLarge: the master would not read it.
+            Uncertain, ZooKeeperError: as :meth:`ZooKeeperSession.commit`.
+        """
+        data = self._record.encode()
+        if len(data) > LARGEST_REQUEST:
+            raise TooLarge(
+                f"the request has {len(data)} bytes, and the master reads at most "
+                f"{LARGEST_REQUEST}: no entry has so long a name"
+            )
         self._session.commit(
-            Create(self._path, self._record.encode(), ephemeral=True),
+            Create(self._path, data, ephemeral=True),
             SetData(self._requests, b""),
         )
         return self

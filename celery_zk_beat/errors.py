@@ -20,6 +20,10 @@ class RootError(ZkBeatError):
     """What stands under the root is not ours to use: another app's, or of an unknown format."""
 
 
+class TooLarge(ZkBeatError):
+    """What was to be written is larger than the master would read; nothing was written."""
+
+
 class ConnectTimeout(ZkBeatError, TimeoutError):
     """ZooKeeper did not answer within the connect time-out that was asked for."""
 

@@ -16,14 +16,16 @@ from kazoo.security import READ_ACL_UNSAFE
 
 from celery_zk_beat import ZooKeeperScheduler, ledger, schedulers
 from celery_zk_beat.control import (
+    RUN,
     Answer,
     Asking,
+    Pause,
     Pauses,
     Request,
     RequestRecord,
     change_pauses,
 )
-from celery_zk_beat.errors import RootError, ZkBeatError
+from celery_zk_beat.errors import RootError, TooLarge, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
 from celery_zk_beat.session import Operation, ZooKeeperSession, boottime
 from celery_zk_beat.znodes import Paths, encode, page_of, to_text
@@ -762,6 +764,50 @@ def test_what_is_remembered(
     assert (last.number, last.due, last.epoch) == (31, begun + 31 * HOUR, 2)
     assert last.at >= before
     assert two.metrics.resent == two.metrics.published == 2
+
+
+def test_more_pauses_than_the_master_reads(operator: Operator, make: Make) -> None:
+    """[I10] Who asks for them is told, and nothing changes; what is paused can be resumed."""
+    one = make(beat_schedule={"e": every(3600)})
+    turn(one)
+    names = [f"{n}-" + "\u4e2d" * 150 for n in range(280)]
+
+    def many(pauses: Pauses) -> Pauses:
+        return Pauses(entries={name: Pause(LONG_AGO) for name in names})
+
+    def too_many(pauses: Pauses) -> Pauses:
+        more = {f"more {name}": Pause(LONG_AGO) for name in names}
+        return Pauses(entries={**pauses.entries, **more})
+
+    change_pauses(operator.session, operator.paths, many)
+    with pytest.raises(TooLarge, match="resume some"):
+        change_pauses(operator.session, operator.paths, too_many)
+    heard(one)
+    assert one._control.damage is None
+    assert one._control.holds(names[0])
+    operator.pause(None, LONG_AGO)
+    operator.resume(names[0], LONG_AGO, skip=True, by="\U0001f600" * 200)
+    operator.resume(None, LONG_AGO)
+    heard(one)
+    assert one._control.damage is None
+    assert not one._control.holds(names[0])
+
+
+def test_requests_of_long_names(app: Celery, operator: Operator, make: Make) -> None:
+    """[I10] One of the longest is heard; of one that is longer, who asks is told at once."""
+    name = "\u4e2d" * 3300
+    one = make(beat_schedule={name: every(3600, "long"), "x" * 40_000: every(0.1, "longer")})
+    turn(one)
+    with operator.ask(RUN, name) as asking:
+        heard(one)
+        wait_until(lambda: turn(one) is not None and asking.answer(), PATIENCE, "an answer")
+        answer = asking.answer()
+        assert answer is not None
+        assert answer.ok
+    published(one, 1)
+    assert [message.task for message in history(app)] == ["long"]
+    with pytest.raises(TooLarge, match="40"), operator.ask(RUN, "x" * 40_000):
+        pass
 
 
 def test_what_is_held_back_fills_no_outbox(

@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from celery_zk_beat.errors import RootError
 from celery_zk_beat.znodes import (
+    LARGEST_MASTERS,
     MasterRecord,
     Paths,
     RootRecord,
+    TermRecord,
     decode,
+    decode_masters,
     encode,
+    encode_masters,
     from_text,
     next_era,
     page_of,
@@ -124,3 +128,12 @@ def test_instants_sort_as_texts() -> None:
 def test_no_instant(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         from_text(text)
+
+
+def test_masters_with_long_names() -> None:
+    """[I10] What is written of them is read, and there is always the last."""
+    long = "\U0001f600" * 200
+    terms = [TermRecord(n, long, long, 1, long, None, "asked by " + 10 * long) for n in range(60)]
+    data = encode_masters(terms)
+    assert len(data) <= LARGEST_MASTERS
+    assert decode_masters("/masters", data)[-1] == terms[-1]
