@@ -22,7 +22,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple, NoReturn
 
 from .election import MasterElection, Reign
-from .errors import Conflict, NotMaster, RootError, ZkBeatError
+from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
 from .log import get_logger
 from .runs import (
     HISTORY,
@@ -50,6 +50,13 @@ MOST_RUNS = 500
 #: than its jute.maxbuffer (Administrator's Guide), which is 1,048,575 where nobody has changed it.
 #: Where this is less, so are the limits that follow, in proportion.
 MOST_BYTES = 1_000_000
+#: However little it takes: a request of fewer bytes is not lost for its size.
+_LEAST_BYTES = 16_000
+#: How often in a row, each within so many seconds, a large transaction has to get no answer to be
+#: taken for too large; and how often where one of its size once got one.
+_LOST, _LOST_WITHIN, _LOST_AND_ONCE_NOT = 2, 60.0, 5
+#: Seconds after which more bytes are tried again.
+_RAISE_AFTER = 3600.0
 #: Most bytes of the outbox when something is claimed, and of a page: both are written together.
 LARGEST_OUTBOX, LARGEST_PAGE = 400_000, 500_000
 #: Most bytes of an entry's name, in JSON: those of the requests that bear it are bounded, too.
@@ -159,8 +166,12 @@ class RunLedger:
         #: What this process published and ZooKeeper is not known to have heard of: it stays done,
         #: though the write that would have said so was lost. By entry.
         self._published: dict[str, _Published] = {}
-        #: Most bytes of a transaction.
-        self._most_bytes = MOST_BYTES
+        #: Most bytes of a transaction; and, on :func:`boottime`, since when it is so.
+        self._most_bytes, self._most_bytes_since = MOST_BYTES, 0.0
+        #: The largest transaction that was answered; and, of those in a row that were not since,
+        #: how many there are, the bytes of the smallest, and when the last was lost.
+        self._passed_bytes = 0
+        self._lost, self._lost_bytes, self._lost_at = 0, 0, 0.0
         self.forget()
 
     def forget(self) -> None:
@@ -182,6 +193,8 @@ class RunLedger:
         #: Those of a claim that is on its way.
         self._claiming: dict[str, Run] = {}
         self._confirming: _Sent | None = None
+        #: All that is on its way.
+        self._under_way: list[_Sent] = []
         #: Runs that were published late, or by another master than claimed them, by entry: its
         #: state says so. A run leaves the outbox in ZooKeeper with the write of that state.
         self._amended: dict[str, Run] = {}
@@ -197,6 +210,10 @@ class RunLedger:
         :meth:`state` and cannot be claimed until it is mended.
         """
         self.forget()
+        if boottime() - self._most_bytes_since > _RAISE_AFTER:
+            # The server may take more by now, or the network was to blame.
+            self._most_bytes = min(2 * self._most_bytes, MOST_BYTES)
+            self._most_bytes_since = boottime()
         # A read may be answered by a server that has not heard of the latest writes (ZooKeeper
         # Programmer's Guide, consistency guarantees), such as a claim of ours whose answer was
         # lost. But not one that follows a write of the same session, which a mere check is, too.
@@ -595,11 +612,14 @@ class RunLedger:
             self._outbox_version += 1
             self._outbox_changed = bool(self._amended)
             told = {k: each for k, each in self._published.items() if k not in self._amended}
+        size = sum(map(_bytes_of, operations))
         try:
             self._written_at = boottime()
-            return _Sent(self._session.send(*operations), told)
+            sent = _Sent(self._session.send(*operations), told, size)
         except ZkBeatError as exc:
             self._fail(exc)
+        self._under_way.append(sent)
+        return sent
 
     def _goes_alone(self, has_states: bool) -> bool:
         """Whether a transaction is to leave the outbox as it is in ZooKeeper. For that may be
@@ -621,7 +641,13 @@ class RunLedger:
         try:
             sent.pending.result()
         except ZkBeatError as exc:
+            if isinstance(exc, Uncertain):
+                self._note_lost(max(each.size for each in (sent, *self._under_way)))
             self._fail(exc)
+        self._under_way = [each for each in self._under_way if each is not sent]
+        self._passed_bytes = max(self._passed_bytes, sent.size)
+        if 2 * sent.size >= self._lost_bytes:
+            self._lost = 0
         self._entitled_until = sent.sent + SAFE_PART * self._session.timeout
         for entry, published in sent.told.items():
             if self._published.get(entry) is published:
@@ -677,6 +703,32 @@ class RunLedger:
         return before.moved(run.due, run.claimed, self._ahead, ask=run.ask, **changes)
 
     # Room ---------------------------------------------------------------------------------------
+
+    def _note_lost(self, size: int) -> None:
+        """A server hangs up without a word on what is more than its jute.maxbuffer, again and
+        again: writes less from then on, where that is likely."""
+        if size < _LEAST_BYTES or self._most_bytes <= _LEAST_BYTES:
+            return
+        now = boottime()
+        if self._lost and now - self._lost_at < _LOST_WITHIN:
+            size = min(size, self._lost_bytes)
+        else:
+            self._lost = 0
+        self._lost, self._lost_bytes, self._lost_at = self._lost + 1, size, now
+        if self._lost < (_LOST if size > self._passed_bytes else _LOST_AND_ONCE_NOT):
+            return
+        most = max(_LEAST_BYTES, min(size, self._most_bytes) // 2)
+        self._most_bytes, self._most_bytes_since = most, now
+        self._passed_bytes = min(self._passed_bytes, most)
+        self._lost = 1  # the next is proof enough
+        logger.warning(
+            "%s: no answer from ZooKeeper to transactions of %d bytes and more: is its "
+            "jute.maxbuffer lower than the default, 1048575? From now on at most %d bytes are "
+            "written at once",
+            self._paths.root,
+            size,
+            most,
+        )
 
     @property
     def _largest_page(self) -> int:
@@ -807,6 +859,9 @@ class RunLedger:
             # Another hand may have written it shorter than we do: not in ASCII, for one.
             if page.size > self._largest_page // _MOST_LONGER:
                 self._cut_to_size(path, page)
+            if self._most_bytes < MOST_BYTES:
+                for entry in page.states:
+                    self._takes_name(entry)
         except RootError as exc:
             self._pages.pop(name, None)
             self._damaged.add(name)
@@ -824,7 +879,8 @@ class RunLedger:
                 page.remove(entry)
             size = len(page.encode(self._largest_page))
             if size > self._largest_page + self._largest_page // 20:
-                raise _too_large(path, size, self._largest_page)
+                less = self._most_bytes < MOST_BYTES
+                raise _too_large(path, size, self._largest_page, less)
 
 
 @dataclass(frozen=True)
@@ -833,17 +889,25 @@ class _Sent:
 
     pending: Pending
     told: dict[str, _Published]
+    size: int
 
     @property
     def sent(self) -> float:
         return self.pending.sent
 
 
-def _too_large(path: str, size: int, most: int) -> RootError:
+def _too_large(path: str, size: int, most: int, less: bool = False) -> RootError:
+    """`less`: whether the server takes less than is usual."""
+    remedy = "raise jute.maxbuffer of the servers" if less else "delete in it what is not needed"
     return RootError(
-        f"{path}: has {size} bytes as it would be written, and more than {most} cannot be: delete "
-        "in it what is not needed"
+        f"{path}: has {size} bytes as it would be written, and more than {most} cannot be: {remedy}"
     )
+
+
+def _bytes_of(operation: Operation) -> int:
+    """About those of an operation in a request."""
+    data = operation.data if isinstance(operation, (Create, SetData)) else b""
+    return len(operation.path) + len(data) + 60
 
 
 def _amended(history: tuple[PastRun, ...], past: PastRun) -> tuple[PastRun, ...]:

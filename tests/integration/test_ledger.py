@@ -586,6 +586,63 @@ def test_what_is_confirmed_is_not_remembered(ledger: RunLedger) -> None:
     assert ledger._published == {}
 
 
+def test_a_server_that_takes_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """[I10] It hangs up without a word: what is written becomes smaller until it passes, and the
+    log says why."""
+    names = [f"e{n}" for n in range(1000)]
+    long = [f"{n}-" + "x" * 700 for n in range(100)]
+    server = ZooKeeper(tmp_path, java=("-Djute.maxbuffer=65536",))
+    with server:
+        server.start()
+        with MasterElection(server.hosts, "/less", id="one", session_timeout=4.0) as election:
+            assert election.wait(PATIENCE)
+            ledger = RunLedger(election)
+            left = {name: run(name) for name in [*names, *long]}
+            deadline = boottime() + PATIENCE
+            while left or ledger.outbox:
+                assert boottime() < deadline
+                try:
+                    if ledger.reign is None:
+                        assert election.wait(PATIENCE)
+                        assert election.reign is not None
+                        ledger.load(election.reign)
+                        unseen = [name for name in left if ledger.state(name) is None]
+                        ledger.first_seen(dict.fromkeys(unseen, NOW))
+                    for each in list(ledger.outbox.values()):
+                        left.pop(each.entry, None)
+                        ledger.published(each, NOW + 5 * SECOND)
+                    ledger.flush()
+                    if left:
+                        ledger.claim(list(left.values())[:500])
+                except (Uncertain, NotMaster):
+                    assert ledger.reign is None
+            assert 0 < caplog.text.count("jute.maxbuffer") < 6
+            assert 16_000 <= ledger._most_bytes < 65_536
+            again = load(election)
+            assert all(again.state(name) is not None for name in [*names, *long])
+
+
+def test_an_ordinary_failure_lowers_nothing(candidate: Candidate, road: Road) -> None:
+    """Small requests say nothing, and neither does one large one, or several of a size that was
+    answered before."""
+    one = candidate("one", road.hosts, session_timeout=4.0)
+    one.start(PATIENCE)
+    assert one.wait(PATIENCE)
+    ledger = load(one)
+    ledger.first_seen({f"{n}-" + "x" * 700: NOW for n in range(100)})
+    for n in range(4):
+        road.block_answers()
+        sent = ledger._send({f"{n}-" + "x" * 20_000 * (n > 1): RunState(NOW)}, ledger.outbox)
+        road.cut()
+        with pytest.raises(Uncertain):
+            ledger._finish(sent)
+        road.open()
+        assert one.wait(PATIENCE)
+        assert one.reign is not None
+        ledger.load(one.reign)
+    assert ledger._most_bytes == module.MOST_BYTES
+
+
 def test_refused_by_quota(tmp_path: Path) -> None:
     """kazoo does not know this answer, and would end its loop over it."""
     with ZooKeeper(tmp_path, config={"enforceQuota": "true"}) as server:
