@@ -227,8 +227,9 @@ class Broker:
 
         channel.basic_publish = publish_if_master
         _declare_once(producer)
-        # kombu has it since 5.7, for Redis.
-        if getattr(producer, "supports_batch_publish", False):
+        # kombu has it since 5.7, for Redis. Tasks that are executed here wait for no other.
+        is_eager = self._app.conf.task_always_eager
+        if getattr(producer, "supports_batch_publish", False) and not is_eager:
             self.most_together = MOST_TOGETHER
         return producer
 

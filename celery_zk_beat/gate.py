@@ -24,7 +24,7 @@ from celery.utils.imports import symbol_by_name
 
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger
-from .messages import without_result
+from .messages import send_by_celery
 from .runs import RunState
 from .session import boottime
 from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc, utc_of
@@ -191,9 +191,7 @@ class Gated(Scheduler):
             celery.beat.SchedulingError: as Celery's own.
         """
         until_due()
-        producer = self.gate.producer
-        with without_result(self.app, producer, entry.options["task_id"]):
-            super().apply_async(entry, producer=producer, advance=False)
+        send_by_celery(super().apply_async, self.app, self.gate.producer, entry)
 
     @property
     def _is_redbeat(self) -> bool:

@@ -24,10 +24,13 @@ from celery.beat import (
     _evaluate_entry_args,
     _evaluate_entry_kwargs,
 )
-from celery.signals import after_task_publish, before_task_publish
+from celery.signals import after_task_publish, before_task_publish, task_prerun
 from celery.utils.nodenames import anon_nodename
 
+from .log import get_logger
 from .runs import milliseconds
+
+logger = get_logger(__name__)
 
 #: Whether it is the release of Celery whose way is known.
 _KNOWN = VERSION[:2] == (5, 7)
@@ -109,8 +112,7 @@ class Sender:
         options = self._plain_options(entry, task) if self._is_short else None
         if options is None:
             until_due()
-            with without_result(self._app, self._producer, entry.options["task_id"]):
-                self._scheduler.apply_async(entry, producer=self._producer, advance=False)
+            send_by_celery(self._scheduler.apply_async, self._app, self._producer, entry)
             return
         if self._has_routes or self._is_watched or _is_lazy(entry):
             until_due()
@@ -171,6 +173,39 @@ class Sender:
         # Celery would tell the result backend now, and make a result object: see without_result().
         with self._producer.connection._reraise_as_library_errors():
             app.amqp.send_task_message(self._producer, name, message, **options)
+
+
+def send_by_celery(apply_async: Callable[..., object], app: Any, producer: Any, entry: Any) -> None:
+    """Sends an entry that was :func:`addressed` as Celery does, by `apply_async` of a scheduler."""
+    task_id = entry.options["task_id"]
+    with without_result(app, producer, task_id), _executed_here(app, entry, task_id):
+        apply_async(entry, producer=producer, advance=False)
+
+
+@contextlib.contextmanager
+def _executed_here(app: Any, entry: Any, task_id: str) -> Iterator[None]:
+    """With `task_always_eager` Celery executes the task instead of sending it: so what the task
+    raises is not what sending raises. A task finds our header in its request, as in a worker."""
+    if not app.conf.task_always_eager:
+        yield
+        return
+    began = False
+
+    def note(task: Any, **kwargs: Any) -> None:
+        nonlocal began
+        if kwargs.get("task_id") == task_id:
+            began = True
+            task.request.zk_beat = entry.options["headers"]["zk_beat"]
+
+    task_prerun.connect(note, weak=False)
+    try:
+        yield
+    except Exception as exc:
+        if not began:
+            raise
+        logger.error("%s: %s raised %s: %s", entry.name, entry.task, type(exc).__name__, exc)
+    finally:
+        task_prerun.disconnect(note)
 
 
 @contextlib.contextmanager

@@ -395,11 +395,57 @@ def test_eager(app: Celery, make: Make) -> None:
 
     @app.task(shared=False, bind=True, name="eager")
     def eager(self: Any) -> None:
-        seen.append(self.request.headers["zk_beat"])
+        seen.append((self.request.zk_beat, self.request.headers["zk_beat"], self.request.id))
 
     entries = {"e": every(60, "eager", last_run_at=LONG_AGO)}
-    turn(make(task_always_eager=True, beat_schedule=entries))
-    assert [mark["run"] for mark in seen] == [1]
+    one = make(task_always_eager=True, beat_schedule=entries)
+    turn(one)
+    ((mark, same, task_id),) = seen
+    assert mark == same
+    assert mark["run"] == 1
+    assert task_id == one.task_id("e", 1, LONG_AGO + timedelta(seconds=60))
+
+
+@pytest.mark.parametrize("behind", [None, "celery.beat:Scheduler"])
+@pytest.mark.parametrize("propagates", [False, True])
+def test_eager_tasks_that_fail(
+    app: Celery,
+    make: Make,
+    caplog: pytest.LogCaptureFixture,
+    propagates: bool,
+    behind: str | None,
+) -> None:
+    """A task that raises was executed, and is not executed again; nor is one that is slow. A run
+    whose task cannot be called is skipped."""
+    calls: list[str] = []
+
+    @app.task(shared=False, name="fails")
+    def fails(text: str) -> None:
+        calls.append(text)
+        raise OSError("the task's own")
+
+    @app.task(shared=False, name="slow")
+    def slow() -> None:
+        calls.append("slow")
+        time.sleep(app.conf.zk_beat_session_timeout + 1)
+
+    app.conf.update(task_always_eager=True, task_eager_propagates=propagates)
+    one = make(
+        zk_beat_scheduler=behind,
+        beat_schedule={
+            "a": every(3600, "fails", args=["a"], last_run_at=LONG_AGO),
+            "b": every(3600, "slow", last_run_at=LONG_AGO),
+            "c": every(3600, "fails", args=["c"], last_run_at=LONG_AGO),
+            "d": every(3600, "fails", args=[object()], last_run_at=LONG_AGO),
+        },
+    )
+    for _ in range(6):
+        turn(one)
+    assert sorted(calls) == ["a", "c", "slow"]
+    assert one._ledger.outbox == {}
+    assert (one.metrics.published, one.metrics.dropped) == (3, 1)
+    lines = [line for line in caplog.messages if "the task's own" in line]
+    assert len(lines) == 2
 
 
 def test_options_stay_as_they_are(app: Celery, make: Make) -> None:
