@@ -1003,6 +1003,10 @@ class ZooKeeperScheduler(Scheduler):
                 continue
             try:
                 with at_one_instant(entry.schedule):
+                    if entry.last_run_at.tzinfo is None:
+                        # Naive clocks are set back in autumn.
+                        last_run_at = self._ledger.state(item.name).last_run_at
+                        entry.last_run_at = as_of(entry, last_run_at)
                     is_due, delay = self.is_due(entry)
                     if is_due:
                         successor = next(entry)

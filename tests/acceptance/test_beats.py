@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from example_project.servers import (
     free_port,
     wait_until,
 )
+from tests.chaos.site import _compile_clock
 from tests.conftest import PATIENCE, SESSION_TIMEOUT, TICK_TIME
 from tests.faults import Road
 from tests.history import all_headers, check
@@ -615,3 +617,30 @@ def last_line(process: Process) -> str:
 
 def elapsed(since: datetime) -> float:
     return (datetime.now(timezone.utc) - since).total_seconds()
+
+
+@pytest.mark.parametrize("seconds", [30, 7200])
+def test_a_clock_that_is_ahead_for_a_moment(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """[28] The beat goes on by itself when it is right again; and so does the next."""
+    library, clock = _compile_clock(tmp_path / "clock.so"), tmp_path / "clock"
+    if library is None:
+        pytest.skip("no C compiler, or Python before 3.11")
+    clock.write_bytes(struct.pack("=q", 0))
+    site.schedule(often=0.5, minutely=60.0)
+    with monkeypatch.context() as patch:
+        patch.setenv("LD_PRELOAD", str(library))
+        patch.setenv("CHAOS_CLOCK", str(clock))
+        one = site.beat("one")
+    one.wait_for_log("elected: one is master", PATIENCE)
+    site.beat("two")
+    for ahead in (0, seconds, 0):
+        with clock.open("r+b") as file:
+            file.write(struct.pack("=q", ahead))
+        before = len(site.history())
+        site.wait(lambda history: len(history) > before + 3, "runs")  # noqa: B023
+    one.terminate()
+    history = site.wait(lambda history: history[-1].master == "two", "a run of the other")
+    instants = [(message.entry, message.due) for message in history]
+    assert len(set(instants)) == len(instants)

@@ -346,6 +346,18 @@ def test_a_naive_clock_of_the_app(app: Celery, make: Make, zone: str) -> None:
     assert check(history(app)) == []
 
 
+def test_a_naive_clock_that_is_set_back_in_autumn(app: Celery, make: Make) -> None:
+    """An interval goes on meanwhile."""
+    ahead = timedelta(hours=2)
+    app.now = lambda: datetime.now(timezone.utc).replace(tzinfo=None) + ahead
+    one = make(beat_schedule={"e": every(0.3)})
+    wait_until(lambda: one._turn() is not None and history(app), PATIENCE, "a run")
+    ahead = timedelta(hours=1)
+    before = len(history(app))
+    wait_until(lambda: one._turn() and len(history(app)) >= before + 3, PATIENCE, "runs")
+    assert check(history(app)) == []
+
+
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Shanghai"])
 @pytest.mark.parametrize(
     "last", [datetime.min.replace(tzinfo=timezone.utc), datetime.min, datetime(1, 1, 1, 12)]
