@@ -54,6 +54,8 @@ class Checker:
         #: Entries of which a run that is a little late does not make the next one later.
         self.rhythmic: Collection[str] = ()
         self.clocks_are_right = True
+        #: Whether pages may be full, so that no history is kept.
+        self.pages_are_small = False
         #: Of all times: task id to entry and due instant, and the other way; what a receiver that
         #: refuses an old epoch has seen last.
         self._meaning: dict[str, tuple[str, str]] = {}
@@ -230,6 +232,8 @@ class Checker:
         before = self.states.get(entry)
         self.states[entry] = state
         number = state.total_run_count
+        # Where a page is full its histories are shed, and only the numbers are left.
+        self.dropped |= {(entry, dropped) for dropped in getattr(state, "dropped", ())}
         self.dropped |= {
             (entry, past.number)
             for past in state.history
@@ -253,7 +257,8 @@ class Checker:
             self.fail(f"I5: {entry} goes back, from {before} to {state}, {written}")
         if number == before.total_run_count:
             if state.last_run_at > before.last_run_at:
-                if state.history[-1].number is None:
+                last = state.history[-1] if state.history else None
+                if self.pauses.skips if last is None else last.number is None:
                     self._on_skip(entry, before, state)
                 else:
                     self._on_late(entry, before, state)
@@ -264,12 +269,15 @@ class Checker:
             if (entry, state.due) in self._dues:
                 self.fail(f"I11: {entry}, run {number}: {state.due} was claimed before")
             self._dues.add((entry, state.due))
-        if not state.history or state.history[-1].number != number:
-            self.fail(f"I8: {entry}, run {number}, is not remembered: {state}")
-            return set()
+        notes = {past.number: past.note for past in state.history}
+        if number not in notes:
+            if state.history or not self.pages_are_small:
+                self.fail(f"I8: {entry}, run {number}, is not remembered: {state}")
+                return set()
+            notes[number] = "asked for" if (entry, number) in self._answers else None
         # That the run before was published late may be told with the claim of the next.
         is_told = (entry, number - 1) in self.outbox
-        if state.history[-1].note == "asked for":
+        if notes[number] == "asked for":
             if is_told and state.last_run_at > before.last_run_at:
                 self._on_late(entry, before, replace(before, last_run_at=state.last_run_at))
             elif state.last_run_at != before.last_run_at:
@@ -328,7 +336,7 @@ class Checker:
     def _on_skip(self, entry: str, before: RunState, state: RunState) -> None:
         until = self.pauses.skip_until(entry)
         # Earlier where the master's clock is behind the operator's.
-        if until is None or state.last_run_at > until or state.history[-1].number is not None:
+        if until is None or state.last_run_at > until:
             self.fail(f"I7: {entry} is skipped against {self.pauses}: {before} becomes {state}")
         period = self._periods.get(entry)
         if period is not None and until is not None:

@@ -286,6 +286,7 @@ class Run:
         self.ensemble.observers.append(self.checker.on_write)
         self.broker.observers.append(self.checker.on_sent)
         self.broker.receivers.append(self.checker.on_arrived)
+        self.checker.pages_are_small = scenario.is_small
         self.checker.broken = scenario.broken.keys()
         self.checker.crowd = scenario.entries.keys() - scenario.broken.keys()
         self.beats = {name: Beat(self, name, plan.randrange(2)) for name in BEATS}
