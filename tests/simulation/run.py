@@ -308,7 +308,7 @@ class Run:
         kinds = {fault.what for fault in self.faults}
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
-        self.checker.instants_keep_their_id = not (lost and self.gated == STORED)
+        self.checker.store_knows_more = lost and self.gated == STORED
         self.broker.together = plan.choice((True, True, False))
         Stored.unreached = ()
         if scenario.useless and self.gated == STORED:
