@@ -63,8 +63,7 @@ class Checker:
         self._seen = "", 0
         #: Where ZooKeeper's clock is set back, and its data lost, eras may go back.
         self.eras_grow = True
-        #: Whether a gated scheduler's store may know what ZooKeeper has lost, but not the numbers, of
-        #: which task ids are made.
+        #: Whether a gated scheduler's store may know what ZooKeeper has lost, all but the numbers.
         self.store_knows_more = False
         self._arrivals: dict[str, list[float]] = defaultdict(list)
         self._calm_since = self._may_be_late = 0.0
