@@ -276,7 +276,9 @@ class Run:
         slow, distance = plan.choice(((0.0, 1.0), (0.0, 10.0), (0.002, 1.0), (0.05, 1.0)))
         self.world = World(seed, slow, distance)
         self.recovery = plan.choice(("resend", "resend", "drop"))
-        self.scenario = scenario = scenarios.choose(random.Random(f"scenario {seed}"), BEATS)
+        self.scenario = scenario = scenarios.choose(
+            random.Random(f"scenario {seed}"), BEATS, slow > 0
+        )
         self._limits = scenario.limits()
         self.ensemble = Ensemble(self.world)
         self.ensemble.most_bytes = scenario.most_bytes

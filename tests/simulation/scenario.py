@@ -112,11 +112,14 @@ def _raise() -> None:
     raise OSError("simulated: no such file")
 
 
-def choose(plan: random.Random, beats: tuple[str, ...]) -> Scenario:
+def choose(plan: random.Random, beats: tuple[str, ...], is_slow: bool) -> Scenario:
     kind = plan.choice((*["plain"] * len(_KINDS), *_KINDS))
     scenario = Scenario()
     if kind in _KINDS and kind not in PENDING:
         _KINDS[kind](plan, beats, scenario)
+    if is_slow:
+        # Else they would come due faster than they can be dispatched, one after another.
+        scenario.entries = {name: 10 * period for name, period in scenario.entries.items()}
     if plan.random() < 0.2 and "retention" not in PENDING:
         scenario.retention = plan.choice((0.5, 3.0, 8.0))
     return scenario
