@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,10 @@ TOLERANCE = 0.000_001
 SAFE_PART = 2 / 3
 #: Seconds by which a last run is in the future that a clock has written which was wrong.
 WRONG = 2.0
+#: Why a run is dropped whatever the policy.
+_NOT_BY_POLICY = re.compile(
+    "dropped: (an operator|no schedule names it|it cannot be published|it is paused)"
+)
 #: Seconds between the last look at what is due and the sending: a beat may stand still in between,
 #: as long as its session lives, and then asks ZooKeeper.
 SLACK = 8.0
@@ -97,7 +102,7 @@ class Checker:
         #: The highest number of each entry.
         self._highest: dict[str, int] = defaultdict(int)
         self.dropped: set[tuple[str, int]] = set()
-        self.dropped_by_operators: set[tuple[str, int]] = set()
+        self.dropped_in_any_case: set[tuple[str, int]] = set()
         self.asked_for: set[tuple[str, int]] = set()
         #: Of the write that is looked at: runs that were published late.
         self._confirmed: set[tuple[str, int]] = set()
@@ -239,10 +244,10 @@ class Checker:
             for past in state.history
             if past.number is not None and (past.note or "").startswith("dropped: ")
         }
-        self.dropped_by_operators |= {
+        self.dropped_in_any_case |= {
             (entry, past.number)
             for past in state.history
-            if past.number is not None and "dropped: an operator" in (past.note or "")
+            if past.number is not None and _NOT_BY_POLICY.match(past.note or "")
         }
         highest, self._highest[entry] = self._highest[entry], max(number, self._highest[entry])
         if before is None:
@@ -445,6 +450,6 @@ class Checker:
             known = self.dropped | self.published | self.outbox.keys()
             if not arrived and run not in known:
                 self.fail(f"I2: {run} was never published")
-            by_policy = self._recovery == "drop" or run in self.dropped_by_operators
+            by_policy = self._recovery == "drop" or run in self.dropped_in_any_case
             if arrived and run in self.dropped and not by_policy:
                 self.fail(f"I2: {run} was dropped, against the policy")
