@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from .timetable import timing
 from .znodes import page_of
 
 
@@ -58,3 +59,58 @@ class Agenda:
         if self._come:
             return -math.inf
         return self._heap[0].at if self._heap else math.inf
+
+
+class Seen:
+    """How entries were when their places were looked for, so that it can be told whether another
+    hand has changed them since. Not all at once: a share of them at each look, in turn."""
+
+    def __init__(self) -> None:
+        #: Name to the entry, and what says when it is due.
+        self._rows: dict[str, tuple[Any, Any]] = {}
+        self._count = 0
+        self._round: Iterator[tuple[str, tuple[Any, Any]]] = iter(())
+        #: Whether a round has begun and is not at its end.
+        self.is_midway = False
+
+    def take(self, entries: Iterable[tuple[str, Any]], count: int) -> set[str]:
+        """All of a schedule, which has `count` of them, with those that have no name as text.
+        Returns the names of those that were there and have changed."""
+        before, self._rows = self._rows, {name: (entry, _timing(entry)) for name, entry in entries}
+        self._count, self._round, self.is_midway = count, iter(self._rows.items()), False
+        return {
+            name
+            for name, (entry, at) in (self._rows.items() if before else ())
+            if name in before and (before[name][0] is not entry or before[name][1] != at)
+        }
+
+    def put(self, name: str, entry: Any) -> None:
+        """One of them, which is as it should be."""
+        if name in self._rows:
+            self._rows[name] = entry, _timing(entry)
+
+    def has(self, name: str, entry: Any) -> bool:
+        """Whether it is this very entry."""
+        return name in self._rows and self._rows[name][0] is entry
+
+    def is_changed(self, entries: Mapping[str, Any], count: int, most: int) -> bool:
+        """Looks at some, at most so many: whether any is not as it was, or whether there are more
+        or fewer of them."""
+        if count != self._count:
+            return True
+        looked = 0
+        for name, (entry, at) in itertools.islice(self._round, most):
+            looked += 1
+            if entries.get(name) is not entry or _timing(entry) != at:
+                return True
+        self.is_midway = looked == most
+        if not self.is_midway:
+            self._round = iter(self._rows.items())
+        return False
+
+
+def _timing(entry: Any) -> Any:
+    try:
+        return timing(entry.schedule)
+    except Exception:  # of a class of the user's
+        return None

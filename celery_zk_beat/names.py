@@ -103,6 +103,7 @@ class NamedByText(MutableMapping[str, Any]):
 
 def by_text(schedule: MutableMapping[Any, Any]) -> MutableMapping[str, Any]:
     """The schedule itself, where all of its names are text, the same in each process."""
-    if any(type(name) is not str or _SIGN in name for name in schedule):
+    # A list, for other threads may add to it.
+    if any(type(name) is not str or _SIGN in name for name in list(schedule)):
         return NamedByText(schedule)
     return schedule

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from celery.beat import Scheduler
 
-from .agenda import Agenda, Item
+from .agenda import Agenda, Item, Seen
 from .broker import Broker, broker_digest
 from .control import DROP_RUN, RESIGN, RUN, Answer, Control, Pauses, Request
 from .election import MasterElection
@@ -86,6 +86,11 @@ _SHORTEST_WAIT = 0.01
 _CLAIM_AHEAD, _CLAIM_TOGETHER = 0.025, 0.02
 #: Most runs of one claim, so that one can be on its way while those before are published.
 _MOST_CLAIMED = MOST_RUNS // 2
+#: Most entries of which it is looked, in a turn, whether they were changed by another hand; the
+#: part of the time that this may take, but for looks that are shorter than this, and the longest
+#: rest in between. In seconds.
+_MOST_SEEN = 1000
+_SEEN_PART, _SHORT_LOOK, _LONGEST_REST = 0.02, 0.00002, 0.05
 #: Most entries that are asked before what is due among them is claimed.
 _MOST_LOOKED_AT = 1000
 #: Seconds before what was published is noted, when a note is already under way.
@@ -152,6 +157,9 @@ class ZooKeeperScheduler(Scheduler):
         self._taken: Any = None
         self._built_at = datetime.now(timezone.utc)
         self._agenda = Agenda()
+        self._seen = Seen()
+        #: On boottime(): not before then is it looked what was changed.
+        self._look_again = 0.0
         self._heap_is_current = False
         #: The schedule, and its entries by names that are text.
         self._named: tuple[Any, Any] = None, None
@@ -280,10 +288,12 @@ class ZooKeeperScheduler(Scheduler):
     @property
     def entries(self) -> Any:
         """The schedule, by names that are text: those of the ledger, the log and the commands.
-        Where all of its names are text, the schedule itself."""
-        schedule = self.schedule
-        if self._named[0] is not schedule:
-            self._named = schedule, by_text(schedule)
+        Where all of its names are text, the schedule itself. Another one in its place, and names
+        that came, are seen by the next turn."""
+        if self._named[0] is None or self._gated_class is not None:
+            schedule = self.schedule
+            if self._named[0] is not schedule:
+                self._named = schedule, by_text(schedule)
         return self._named[1]
 
     def _text_of(self, name: Any) -> str:
@@ -629,6 +639,8 @@ class ZooKeeperScheduler(Scheduler):
 
     def _dispatch(self) -> float:
         requests = self._hear_operators() if self._control.stale else []
+        if self._heap_is_current and self._gated is None:
+            self._look_for_changes()
         if not self._heap_is_current:
             with _no_collector():
                 self._build_heap()
@@ -654,7 +666,10 @@ class ZooKeeperScheduler(Scheduler):
         if left <= 0:
             return left
         confirm = _CONFIRM_AFTER if self._ledger.unconfirmed else math.inf
-        return min(left, confirm, self._publisher.left())
+        look = math.inf
+        if self._seen.is_midway:
+            look = max(_SHORTEST_WAIT, self._look_again - boottime())
+        return min(left, confirm, look, self._publisher.left())
 
     def _room(self) -> int:
         """How many runs may be claimed: what waits for the broker is bounded. What is held back for
@@ -703,7 +718,7 @@ class ZooKeeperScheduler(Scheduler):
         """What was due while entries were held back, and is not to be caught up with."""
         why = "an operator resumed without catching up"
         missed = {}
-        for name in self.entries:
+        for name in list(self.entries):
             until, state = self._control.pauses.skip_until(name), self._ledger.state(name)
             if until is not None and state is not None:
                 with self._only_logged(name):
@@ -839,6 +854,7 @@ class ZooKeeperScheduler(Scheduler):
         self._look_at_names()
         self._note_named()
         ledger, entries = self._ledger, list(self.entries.items())
+        changed = self._seen.take(entries, len(self._named[0]))
         self.metrics.entries = len(entries)
         unseen, zones = {}, {}
         for name, entry in entries:
@@ -866,7 +882,8 @@ class ZooKeeperScheduler(Scheduler):
             try:  # not self._only_logged(): there may be a hundred thousand
                 entry.last_run_at = as_of(entry, state.last_run_at)
                 entry.total_run_count = state.total_run_count
-                if ask_at := _ask_at(entry, state):
+                ask_at = 0.0 if name in changed else _ask_at(entry, state)
+                if ask_at:
                     self._agenda.put(name, ask_at)
                     continue
                 # A crontab takes its time to tell: not before others are dispatched.
@@ -880,6 +897,24 @@ class ZooKeeperScheduler(Scheduler):
         now, anew = datetime.now(timezone.utc), self._gated is None
         for name in self._ledger.note_named(self.entries, now, anew=anew):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
+
+    def _look_for_changes(self) -> None:
+        """Has entries that a program has changed by itself, or put into the schedule or taken out
+        of it, find their places."""
+        begun, known, schedule = boottime(), self._named[0], self.schedule
+        if schedule is not known and (
+            # Else it is made anew whenever it is asked for.
+            schedule is self.schedule or not self.schedules_equal(known, schedule)
+        ):
+            self._heap_is_current = False
+        if begun < self._look_again:
+            return
+        if self._seen.is_changed(self.entries, len(known), _MOST_SEEN):
+            self._heap_is_current = False
+        took = boottime() - begun
+        self._look_again = begun
+        if took > _SHORT_LOOK:
+            self._look_again += min(took / _SEEN_PART, _LONGEST_REST)
 
     def _start_anew_in_another_zone(self, entries: list[tuple[str, Any]]) -> None:
         """What ran last by the hours of another time zone may be due at once by those of this: its
@@ -981,6 +1016,9 @@ class ZooKeeperScheduler(Scheduler):
             entry = entries.get(item.name)
             if entry is None:
                 continue
+            if not self._seen.has(item.name, entry):  # and so it does not know of its last run
+                self._heap_is_current = False
+                continue
             if item.name in self._ledger.outbox:
                 # Its last run waits for the broker, and so does the next: not a flood afterwards.
                 is_at_fault = self._publisher.is_at_fault(item.name)
@@ -1031,6 +1069,7 @@ class ZooKeeperScheduler(Scheduler):
                 logger.exception("%s: cannot tell when it is due, trying again later", item.name)
                 delay = self.max_interval
             self._put_later(item.name, max(_SHORTEST_WAIT, delay) if _is_number(delay) else delay)
+            self._seen.put(item.name, entry)  # being asked may have changed it
         self._skip(skipped, "older than beat_cron_starting_deadline")
         runs = [run for _, run, _ in due.values()]
         if runs:
@@ -1041,19 +1080,24 @@ class ZooKeeperScheduler(Scheduler):
             self._agenda.put_back(item for item, _, _ in due.values())
         if not runs or self._agenda.next_at > now.timestamp():
             self._publish_waiting()  # else it is, while what comes next is claimed
+        if not self._heap_is_current:
+            return 0.0
         next_at = self._agenda.next_at if self._room() > 0 else math.inf
         return next_at - time.time()
 
     def _go_on(self, run: Run, asked: Any) -> None:
         """The clock of an entry of which a run was claimed goes on. `asked`: what its class says
         of it, the successor and the delay."""
-        if asked is None:
-            entry = self.entries[run.entry]
+        entry = self.entries.get(run.entry)
+        if not self._seen.has(run.entry, entry):
+            self._heap_is_current = False  # it was replaced, or removed, just now
+        elif asked is None:
             entry.last_run_at, entry.total_run_count = as_of(entry, run.claimed), run.number
             self._put(run.entry, entry)
         else:
             self.entries[run.entry], delay = asked
             self._put_later(run.entry, delay)
+            self._seen.put(run.entry, asked[0])
 
     # Another scheduler behind the election: see gate.py ------------------------------------------
 

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -135,6 +136,183 @@ def test_added_later(app: Celery, make: Make) -> None:
             return len(history(app)) > before
 
         wait_until(ran, PATIENCE, "a run")
+
+
+def _put(scheduler: ZooKeeperScheduler) -> None:
+    scheduler.schedule["e"] = scheduler.Entry(
+        name="e", task="e", schedule=timedelta(seconds=0.001), app=scheduler.app
+    )
+
+
+def _swap(scheduler: ZooKeeperScheduler) -> None:
+    """As many entries as before."""
+    del scheduler.schedule["other"]
+    scheduler.schedule["new"] = scheduler.Entry(
+        name="new", task="e", schedule=timedelta(seconds=0.001), app=scheduler.app
+    )
+
+
+def _set(attribute: str, value: Any) -> Callable[[ZooKeeperScheduler], None]:
+    def change(scheduler: ZooKeeperScheduler) -> None:
+        *path, last = attribute.split(".")
+        of = scheduler.schedule["e"]
+        for name in path:
+            of = getattr(of, name)
+        setattr(of, last, value)
+
+    return change
+
+
+def _replace_all(scheduler: ZooKeeperScheduler) -> None:
+    entry = scheduler.Entry(name="e", task="e", schedule=0.001, app=scheduler.app)
+    scheduler.schedule = {"e": entry, "other": scheduler.schedule["other"]}
+
+
+class Countdown:
+    """A class of the user's, with no more than Celery asks for."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def is_due(self, last_run_at: datetime) -> tuple[bool, float]:
+        past = (datetime.now(timezone.utc) - last_run_at).total_seconds()
+        return past >= self.seconds, max(0.0, self.seconds - past) or self.seconds
+
+    def now(self) -> datetime:
+        return datetime.now(timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (3600.0, _put),
+        (3600.0, _swap),
+        (3600.0, _replace_all),
+        (3600.0, _set("schedule", schedule(0.001))),
+        (3600.0, _set("schedule", Countdown(0.001))),
+        (3600.0, _set("schedule.run_every", timedelta(seconds=0.001))),
+        (Countdown(3600), _set("schedule.seconds", 0.001)),
+        (Countdown(3600), _set("schedule", Countdown(0.001))),
+        (Countdown(3600), _put),
+    ],
+)
+def test_changed_by_a_program(
+    app: Celery, make: Make, kind: Any, change: Callable[[ZooKeeperScheduler], None]
+) -> None:
+    """Celery sees what was put into the schedule, and taken out, at its next tick; so does ours,
+    and what was changed in an entry."""
+    one = make(beat_schedule={"e": {"task": "e", "schedule": kind}, "other": every(3600)})
+    assert one._election.wait(PATIENCE)
+    before = datetime.now(timezone.utc)
+    for _ in range(3):
+        one._turn()
+    assert history(app) == []
+    change(one)
+    time.sleep(0.002)
+    one._turn()
+    one._turn()  # which waits for what is due in a moment
+    assert [message.task for message in history(app)][:1] == ["e"]
+    assert before <= history(app)[0].due <= datetime.now(timezone.utc)
+
+
+def test_a_crontab_that_a_program_has_changed(app: Celery, make: Make) -> None:
+    nightly = crontab(minute=0, hour=3)
+    one = make(beat_schedule={"e": {"task": "e", "schedule": nightly}})
+    assert one._election.wait(PATIENCE)
+    one._turn()
+    before = one._agenda.next_at
+    one._turn()
+    assert one._agenda.next_at == before
+    one.schedule["e"].schedule.hour = set(range(24))
+    one._turn()
+    assert one._agenda.next_at < before or before - time.time() < 3600
+
+
+def test_a_replaced_entry_keeps_its_clock_and_numbers(app: Celery, make: Make) -> None:
+    """They are those of its name; a new object, which has none, does not begin to count anew."""
+    one = make(beat_schedule={"e": every(0.05, "e", last_run_at=LONG_AGO)})
+    assert one._election.wait(PATIENCE)
+
+    def wait_for(runs: int) -> None:
+        def ran() -> bool:
+            scheduler_left = one._turn()
+            one._wait(max(0.0, min(scheduler_left, 0.05)))
+            return len(history(app)) >= runs
+
+        wait_until(ran, PATIENCE, "runs")
+
+    for count in (1, 2, 3):
+        wait_for(3 * count)
+        one.schedule["e"] = one.Entry(name="e", task="e", schedule=0.05, app=app)
+    wait_for(12)
+    runs = history(app)
+    assert [message.run for message in runs] == list(range(1, len(runs) + 1))
+    assert check(runs) == []
+
+
+def test_removed_while_it_is_claimed(app: Celery, make: Make) -> None:
+    """By another thread: the loop goes on, and so does the run, when the entry is back."""
+    entries = {name: every(0.001, name, last_run_at=LONG_AGO) for name in ("a", "b")}
+    one = make(beat_schedule=entries)
+    assert one._election.wait(PATIENCE)
+    claim, removed = RunLedger.claim, []
+
+    def remove_meanwhile(*args: Any, **more: Any) -> Any:
+        claimed = claim(one._ledger, *args, **more)
+        if not removed:
+            removed.append(one.schedule.pop("a"))
+        return claimed
+
+    one._ledger.claim = remove_meanwhile  # type: ignore[method-assign]
+    for _ in range(3):
+        one._turn()
+    assert {message.task for message in history(app)} == {"b"}
+    one.schedule["a"] = removed[0]
+    wait_until(lambda: one._turn() and _tasks(app) == {"a", "b"}, PATIENCE, "the other")
+    assert check(history(app)) == []
+
+
+def _tasks(app: Celery) -> set[str]:
+    return {message.task for message in history(app)}
+
+
+def test_a_schedule_that_is_made_anew_at_each_look(app: Celery) -> None:
+    """By a class of the user's: it is compared, as Celery does, and its numbers go on."""
+
+    class Fresh(ZooKeeperScheduler):
+        builds, period = 0, 0.05
+
+        def setup_schedule(self) -> None:
+            pass
+
+        @property
+        def schedule(self) -> Any:
+            return {"e": self.Entry(name="e", task="e", schedule=self.period, app=self.app)}
+
+        def _build_heap(self) -> None:
+            self.builds += 1
+            super()._build_heap()
+
+    one = Fresh(app=app)
+    one._prepare()
+    one._election.start(PATIENCE)
+    try:
+        assert one._election.wait(PATIENCE)
+
+        def ran() -> bool:
+            one._wait(max(0.0, min(one._turn(), 0.05)))
+            return len(history(app)) >= 4
+
+        wait_until(ran, PATIENCE, "runs")
+        assert one.builds == 1
+        one.period = 3600.0
+        one._turn()
+        assert one.builds == 2
+        assert one._agenda.next_at > time.time() + 3000
+    finally:
+        one.close()
+    runs = history(app)
+    assert [message.run for message in runs] == list(range(1, len(runs) + 1))
 
 
 def test_names_that_are_no_text(app: Celery, make: Make) -> None:

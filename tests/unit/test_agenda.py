@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -12,7 +13,7 @@ from celery.schedules import crontab, schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_zk_beat.agenda import Agenda
+from celery_zk_beat.agenda import Agenda, Seen
 from celery_zk_beat.timetable import as_of, at_one_instant, due_by_celery, last_run
 from celery_zk_beat.znodes import page_of
 
@@ -127,3 +128,95 @@ def test_a_crontab_goes_on_from_now() -> None:
     entry = ScheduleEntry(schedule=crontab(), app=APPS["UTC"])
     assert last_run(entry, NOW, NOW + MILLISECOND) == NOW + MILLISECOND
     assert last_run(entry, NOW, NOW - MILLISECOND) == NOW
+
+
+def entries(count: int, kind: Any = 10.0) -> dict[str, ScheduleEntry]:
+    app = APPS["UTC"]
+    return {
+        f"e{n}": ScheduleEntry(name=f"e{n}", task="t", schedule=copy.copy(kind), app=app)
+        for n in range(count)
+    }
+
+
+def rounds(seen: Seen, of: dict[str, ScheduleEntry], most: int) -> list[bool]:
+    """What the looks of one round say."""
+    found = [seen.is_changed(of, len(of), most)]
+    while seen.is_midway:
+        found.append(seen.is_changed(of, len(of), most))
+    return found
+
+
+class Own:
+    """A schedule that is none of Celery's."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def now(self) -> datetime:
+        return NOW
+
+
+@pytest.mark.parametrize(
+    ("kind", "attribute", "value"),
+    [
+        (schedule(10.0), "run_every", timedelta(seconds=9)),
+        (crontab(minute=5), "minute", {6}),
+        (crontab(minute=5), "day_of_week", {6}),
+        (Own(10.0), "seconds", 9.0),
+    ],
+)
+def test_a_change_is_seen_within_a_round(kind: Any, attribute: str, value: Any) -> None:
+    """Wherever it is, whatever says when it is due; and what is not changed is not."""
+    of = entries(100, kind)
+    for name in ("e0", "e50", "e99"):
+        seen = Seen()
+        assert seen.take(of.items(), len(of)) == set()
+        for _ in range(3):
+            assert rounds(seen, of, 30) == [False] * 4  # no look is at more than 30
+        before = getattr(of[name].schedule, attribute)
+        setattr(of[name].schedule, attribute, value)
+        assert any(rounds(seen, of, 30))
+        assert seen.take(of.items(), len(of)) == {name}
+        assert not any(rounds(seen, of, 30))
+        setattr(of[name].schedule, attribute, before)
+
+
+def test_another_entry_of_the_name_is_seen() -> None:
+    """Though it is like the one before: it does not know of its last run."""
+    of, seen = entries(100), Seen()
+    seen.take(of.items(), len(of))
+    of["e70"] = entries(100)["e70"]
+    assert not seen.has("e70", of["e70"])
+    assert any(rounds(seen, of, 30))
+    seen.put("e70", of["e70"])
+    assert seen.has("e70", of["e70"])
+    assert not any(rounds(seen, of, 30))
+
+
+def test_what_came_or_went_is_seen_at_once() -> None:
+    of, seen = entries(100), Seen()
+    seen.take(of.items(), len(of))
+    gone = of.pop("e99")
+    assert seen.is_changed(of, len(of), 10)
+    of["e100"] = gone
+    assert any(rounds(seen, of, 10))
+
+
+def test_a_schedule_that_cannot_be_compared() -> None:
+    """Harms nobody."""
+
+    class Odd(Own):
+        def __init__(self) -> None:
+            self.of = Incomparable()
+
+    class Incomparable:
+        def __eq__(self, other: object) -> bool:
+            raise TypeError("no")
+
+    of, seen = entries(3), Seen()
+    of["e1"].schedule = Odd()
+    seen.take(of.items(), len(of))
+    of["e1"].schedule = Odd()
+    assert not any(rounds(seen, of, 10))
+    of["e1"].schedule = None
+    assert seen.take(of.items(), len(of)) == {"e1"}
