@@ -195,6 +195,8 @@ class Broker:
         self._session_timeout = session_timeout
         self._assure = assure
         self._gathering = False
+        #: Whether anything may have left since this was last set to False.
+        self.may_have_left = False
         #: How many messages it takes together; one as long as that is not known.
         self.most_together = 1
 
@@ -222,7 +224,7 @@ class Broker:
 
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
             if not self._gathering:
-                self._assure()
+                self._begin(channel)
             return publish(*args, **kwargs)
 
         channel.basic_publish = publish_if_master
@@ -254,8 +256,17 @@ class Broker:
                 self._gathering = False
             due()
             with _of_broker():
-                self._assure()
+                self._begin(producer.channel)
                 batch.flush()
+
+    def _begin(self, channel: Any) -> None:
+        """To be called before anything leaves. Where the connection is known to be lost, this is
+        seen now, and it is certain that nothing has left."""
+        pool = getattr(getattr(channel, "client", None), "connection_pool", None)  # of Redis
+        if pool is not None:
+            pool.release(pool.get_connection())
+        self._assure()
+        self.may_have_left = True
 
     def drop(self) -> None:
         """Closes the connection; also one that is half dead."""

@@ -325,10 +325,12 @@ class MasterElection:
         """
         reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
         why = why[:_LONGEST_WHY]
-        self._inbox.put(_Resignation(to, why, tuple(also), useless, reply))
+        resignation = _Resignation(to, why, tuple(also), useless, reply)
+        self._inbox.put(resignation)
         try:
             return reply.get(timeout=timeout)
         except queue.Empty:
+            resignation.withdrawn = True
             return False
 
     def of_use(self) -> None:
@@ -421,7 +423,7 @@ class MasterElection:
             resignation = self._inbox.get(timeout=timeout)
         except queue.Empty:
             return
-        if resignation is not None:
+        if resignation is not None and not resignation.withdrawn:
             why = f"resigned: {resignation.why}" if resignation.why else "resigned"
             done = self._resign(resignation.to, why, resignation.also)
             if done and resignation.useless:
@@ -973,13 +975,15 @@ class MasterElection:
                 logger.exception("a callback of the election raised")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Resignation:
     to: str | None
     why: str
     also: tuple[Operation, ...]
     useless: bool
     reply: queue.SimpleQueue[bool]
+    #: Nobody waits for it any more.
+    withdrawn: bool = False
 
 
 def _now() -> str:

@@ -180,6 +180,8 @@ class RunLedger:
         self.reign: Reign | None = None
         #: The runs that are claimed and not known to be published, oldest first. Read only.
         self.outbox: dict[str, Run] = {}
+        #: Entries of which the runs had certainly not left when this was loaded.
+        self.unsent: set[str] = set()
         #: See :attr:`outbox_bytes`; None when it is to be reckoned anew.
         self._outbox_bytes: int | None = 0
         self._pages: dict[str, _Page] = {}
@@ -236,6 +238,9 @@ class RunLedger:
                 self._take_page(name, node)
         for published in self._published.values():
             self._amend(published)
+        if self.unsent:
+            # Before any of them leaves: the next master is not to believe it for ever.
+            self._commit({}, self.outbox)
 
     def state(self, entry: str) -> RunState | None:
         """The state of an entry, None if it was never seen, or is :meth:`damaged`."""
@@ -530,6 +535,18 @@ class RunLedger:
     def unconfirmed(self) -> bool:
         """Whether something was published of which no write on its way tells, and one could."""
         return self._outbox_changed and (bool(self._amended) or not self._goes_alone(False))
+
+    def hand_over(self, unsent: Iterable[str]) -> None:
+        """As :meth:`flush`, and tells the next master which runs have certainly not left. Nothing
+        is to be published after that, until this is loaded again.
+
+        Args:
+            unsent: their entries.
+        """
+        for name in unsent:
+            self.outbox[name] = replace(self.outbox[name], unsent=True)
+            self._outbox_changed, self._outbox_bytes = True, None
+        self.flush()
 
     def flush(self) -> None:
         """As :meth:`confirm`, and waits until ZooKeeper knows it."""
@@ -841,7 +858,10 @@ class RunLedger:
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
             return
         done = {run.entry for run in runs if self._has_published(run)}
-        self.outbox = {run.entry: run for run in runs if run.entry not in done}
+        self.unsent = {run.entry for run in runs if run.unsent}
+        self.outbox = {
+            run.entry: replace(run, unsent=False) for run in runs if run.entry not in done
+        }
         self._outbox_bytes = None
         self._published = {name: self._published[name] for name in done}
 

@@ -88,7 +88,9 @@ class Publisher:
         self._failing_since: float | None = None
         #: Entry to run of which a publish failed, so that the broker may have the message or not.
         self._in_doubt: dict[str, int] = {}
-        #: The same, of which the last publish failed because the broker was away.
+        #: Entry to run that may have left before: what came due since then is no part of it.
+        self._may_have_left: dict[str, int] = {}
+        #: Entry to run of which the last publish failed because the broker was away.
         self._unreached: dict[str, int] = {}
         #: Runs that cannot be published, with the reason by entry.
         self._impossible: dict[str, tuple[Run, str]] = {}
@@ -96,6 +98,12 @@ class Publisher:
     def start_over(self) -> None:
         """Forgets what failed: whoever has to wait for it need not any more."""
         self._back_off.clear()
+        waiting = self._ledger.outbox
+        self._may_have_left = {
+            entry: number
+            for entry, number in self._may_have_left.items()
+            if entry in waiting and waiting[entry].number == number
+        }
         self._failing_since = None
 
     @property
@@ -114,6 +122,19 @@ class Publisher:
     def in_doubt(self, run: Run) -> bool:
         """Whether a publish of it failed so that the broker may have it or not."""
         return self._is_in_doubt(run)
+
+    def _is_unsent(self, run: Run) -> bool:
+        """Whether it is certain that a run had not left before. One that had is perhaps done
+        already, under this task id; what came due since is then another run's."""
+        reign = self._ledger.reign
+        is_known = run.entry in self._ledger.unsent or (
+            reign is not None and run.epoch == reign.epoch
+        )
+        return is_known and self._may_have_left.get(run.entry) != run.number
+
+    def unsent(self) -> list[str]:
+        """The entries of which the runs that wait have certainly not left."""
+        return [name for name, run in self._ledger.outbox.items() if self._is_unsent(run)]
 
     def back_off(self, entry: str) -> float:
         """Seconds that an entry has to wait after a failure."""
@@ -212,7 +233,7 @@ class Publisher:
         if not runs or boottime() > until or not self._dispatcher.may_publish_now():
             return
         self._ledger.assure()
-        begun = boottime()
+        begun, self._broker.may_have_left = boottime(), False
         made: list[Run] = []
         failed: list[tuple[Run, Exception]] = []
         left = datetime.now(timezone.utc)
@@ -240,6 +261,8 @@ class Publisher:
             error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
             if isinstance(error, ZkBeatError):
                 raise error from None  # that of the look at the clock, perhaps in Celery's wrapping
+            if self._broker.may_have_left and not self._broker.has_refused(exc):
+                self._may_have_left.update({run.entry: run.number for run in runs})
             self._note_failed(runs, exc, begun)
         else:
             self._note_published(made, left)
@@ -277,7 +300,9 @@ class Publisher:
                 self._metrics.resent += 1
             self._metrics.published += 1
             self._metrics.lateness.observe((at - run.due).total_seconds())
-            self._ledger.published(run, at, self._dispatcher.goes_on_from(run, left))
+            clock = self._dispatcher.goes_on_from(run, left) if self._is_unsent(run) else None
+            self._may_have_left.pop(run.entry, None)
+            self._ledger.published(run, at, clock)
             self._announce_published(run, reign.epoch)
         self._ledger.confirm()
 

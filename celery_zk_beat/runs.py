@@ -115,13 +115,14 @@ class RunState:
             ahead: by how much the clock by which it is `at` is ahead of ZooKeeper's.
             changes: of the other fields.
         """
+        has_leapt = at - since > TOLERANCE
         at = max(at, self.last_run_at)
         leaps, done = self.leaps, self.done
         if leaps or done:
             past = milliseconds(at - max(ahead, timedelta()))
             leaps = tuple(leap for leap in leaps if leap[1] > past)
             done = tuple(each for each in done if each[1] > past)
-        if at - since > TOLERANCE:
+        if has_leapt:
             leaps = (*leaps, (milliseconds(since), milliseconds(at)))
             if len(leaps) > _MOST_STRETCHES:  # without the shortest
                 leaps = tuple(sorted(leaps, key=lambda leap: leap[0] - leap[1])[:-1])
@@ -198,6 +199,7 @@ class Run:
         key: that of the entry's state.
         ask: that of the entry's state after the run. Not in the outbox.
         error: why it could not be published when that was tried last, where it was its own fault.
+        unsent: the master that handed over knows that it had never left.
     """
 
     entry: str
@@ -209,6 +211,7 @@ class Run:
     key: str | None = None
     ask: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
     error: str | None = dataclasses.field(default=None, compare=False)
+    unsent: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def note(self) -> str | None:
@@ -222,6 +225,8 @@ class Run:
         text += f',"claimed":"{to_text(self.claimed)}","epoch":{self.epoch}'
         if self.extra:
             text += ',"extra":true'
+        if self.unsent:
+            text += ',"unsent":true'
         if self.key is not None:
             text += f',"key":{_quoted(self.key)}'
         if self.error is not None:
@@ -363,6 +368,7 @@ def decode_outbox(path: str, data: bytes) -> list[Run]:
             fields.get("extra") is True,
             _decode_key(fields),
             error=_decode_error(fields),
+            unsent=fields.get("unsent") is True,
         )
         for fields in field(path, decode(path, data), "runs", list)
     ]

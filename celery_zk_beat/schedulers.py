@@ -435,7 +435,7 @@ class ZooKeeperScheduler(Scheduler):
             self._forget()
             self._gated_failing_since = None
             self.metrics.outbox = 0
-            if self._election.useless is not None and self._lacked == _NO_BROKER:
+            if self._election.useless is not None and self._lacked != _NO_SCHEDULER:
                 self._look_for_broker()
             return _LONGEST_WAIT
         try:
@@ -493,9 +493,9 @@ class ZooKeeperScheduler(Scheduler):
         self._forget()
 
     def _hand_over(self) -> None:
-        """Notes all that the next master should find."""
+        """Notes all that the next master should find. Nothing more is to be published then."""
         if self._ledger.reign is not None:
-            self._ledger.flush()
+            self._ledger.hand_over(self._publisher.unsent())
         if self._gated is not None:
             self._gated.write()
 
@@ -532,21 +532,25 @@ class ZooKeeperScheduler(Scheduler):
 
     def _recover(self, epoch: int) -> None:
         """Decides what becomes of the runs that an earlier master claimed and perhaps did not
-        publish. Those of this epoch were certainly not: they are published in any case."""
+        publish. Those of this epoch were certainly not, nor were those of which the last master
+        knew that when it handed over: they are published in any case."""
+        certain = self._ledger.unsent.union(
+            name for name, run in self._ledger.outbox.items() if run.epoch == epoch
+        )
         drop = []
         for number, run in enumerate(self._ledger.outbox.values()):
             if run.entry not in self.entries:
                 fate = "kept, for this beat's schedule does not name it"
-            elif self.settings.recovery != DROP or run.epoch == epoch:
+            elif self.settings.recovery != DROP or run.entry in certain:
                 fate = "published"
             elif self._ledger.state(run.entry) is None:
                 fate = "published, for there is no state in which to note that it is dropped"
             else:
                 fate = "dropped"
                 drop.append(run)
-            # Where beats without a broker take turns, each has the same long list to tell; and what
-            # this master claimed itself is no news.
-            told = fate == "dropped" or (run.epoch != epoch and number < _MOST_TOLD)
+            # Where there are many, as after an outage, the first will do; and what is certain is no
+            # news.
+            told = fate == "dropped" or (run.entry not in certain and number < _MOST_TOLD)
             logger.log(
                 logging.WARNING if told else logging.DEBUG,
                 "%s: run %d, due %s, was claimed in epoch %d and perhaps not published: it is %s",
@@ -556,12 +560,13 @@ class ZooKeeperScheduler(Scheduler):
                 run.epoch,
                 fate,
             )
-        runs = self._ledger.outbox.values()
-        own = sum(run.epoch == epoch for run in runs)
-        if len(runs) - own > _MOST_TOLD:
-            logger.warning("%d runs in all were perhaps not published", len(runs) - own)
-        if own:
-            logger.warning("%d runs that this master claimed are still to be published", own)
+        others = len(self._ledger.outbox) - len(certain)
+        if others > _MOST_TOLD:
+            logger.warning("%d runs in all were perhaps not published", others)
+        if certain:
+            logger.warning(
+                "%d runs were claimed before and are still to be published", len(certain)
+            )
         self._drop(drop, f"zk_beat_recovery, perhaps published in epoch {epoch - 1} or before")
 
     def _drop(self, runs: list[Run], why: str | Mapping[str, str], *also: Operation) -> None:
@@ -658,7 +663,8 @@ class ZooKeeperScheduler(Scheduler):
         left = self._claim() if self._gated is None else self._turn_gated(self._gated)
         self._ledger.confirm()
         self.metrics.outbox = len(self._ledger.outbox)
-        if self._lacked == _NO_BROKER and self.metrics.published > self._published_before:
+        is_flagged = self._lacked == _NO_BROKER or self._election.useless is not None
+        if is_flagged and self.metrics.published > self._published_before:
             self._is_of_use()
         self._resign_if_useless(self._publisher.failing_since, _NO_BROKER)
         # Where the write before is still on its way: come back for this one, for it is what a
@@ -735,7 +741,7 @@ class ZooKeeperScheduler(Scheduler):
         self._skip(missed, why, self._control.unchanged)
 
     def _missed(
-        self, name: str, state: RunState, until: datetime
+        self, name: str, state: RunState, until: datetime, ask: bool = True
     ) -> tuple[datetime, datetime] | None:
         """As :func:`missed_instant`, of an entry after its last run."""
         entry = self.entries[name]
@@ -748,10 +754,10 @@ class ZooKeeperScheduler(Scheduler):
         start = start_of(entry)
         if (start is not None and start > until) or _ask_at(entry, state) > until.timestamp():
             return None
-        found = missed_instant(entry, until)
+        found = missed_instant(entry, until, ask)
         if found is None:
             return None
-        due = next_free(entry, found[0], state)
+        due, until = next_free(entry, found[0], state), found[1]
         return (due, until) if due is not None and due <= until else None
 
     def _skip(
@@ -781,6 +787,7 @@ class ZooKeeperScheduler(Scheduler):
                 also=[request.answer(Answer(True, "resigned"))],
             ):
                 return
+            self._forget()
             answer = Answer(False, "could not resign: see the master's log")
         else:
             answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
@@ -1206,6 +1213,7 @@ class ZooKeeperScheduler(Scheduler):
             self._gated_failing_since = None
             self._lacked, self._published_before = what, self.metrics.published
             self._election.resign(why=f"{what} for {deadline:g} s", useless=True)
+            self._forget()
 
     def _is_of_use(self) -> None:
         self._lacked = ""
@@ -1251,7 +1259,8 @@ class ZooKeeperScheduler(Scheduler):
             return None
         found = None
         with self._only_logged(run.entry):
-            found = self._missed(run.entry, state, at)
+            # A class that does not say when it was due will say so itself.
+            found = self._missed(run.entry, state, at, ask=False)
         if found is None:
             return None
         entry = self.entries[run.entry]

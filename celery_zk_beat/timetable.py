@@ -21,6 +21,8 @@ _AHEAD = timedelta(minutes=1)
 _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
 #: Naive clocks show the local time of some zone: so far from UTC at most, in steps of this.
 _FURTHEST_ZONE, _STEP_OF_ZONES = timedelta(hours=15), timedelta(minutes=15)
+#: What a schedule of Celery's keeps of the process that it is in.
+_OF_PROCESS = ("app", "_app", "nowfun", "tz", "utc_enabled")
 #: Packages whose schedules and entries say when they are due from when they ran last.
 _PLAIN = ("celery", "django_celery_beat", "sqlalchemy_celery_beat", "redbeat")
 #: Instants whose offsets from UTC tell one time zone from another: always these, so that what
@@ -189,8 +191,9 @@ class _Fields:
 
 
 def checksum(schedule: Any) -> int:
-    """Of what its class shows: another one where the schedule was changed."""
-    text = f"{type(schedule).__qualname__} {shown(schedule)}"
+    """Of what its class shows, and of its attributes: another one where it was changed."""
+    values = {name: value for name, value in vars(schedule).items() if name not in _OF_PROCESS}
+    text = f"{type(schedule).__qualname__} {shown(schedule)} {without_addresses(repr(values))}"
     return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
@@ -228,16 +231,19 @@ def _next_after_last(entry: Any, now: datetime) -> datetime | None:
         return None
 
 
-def missed_instant(entry: Any, until: datetime) -> tuple[datetime, datetime] | None:
+def missed_instant(
+    entry: Any, until: datetime, ask: bool = True
+) -> tuple[datetime, datetime] | None:
     """The earliest instant at which an entry was due after its last run, and `until`, or the
     present one where that is earlier: a clock elsewhere may be ahead. UTC; None where it was not
-    due by then. A class that does not say when is taken at its word on whether it is due now."""
+    due by then. A class that does not say when is taken at its word on whether it is due now, with
+    `ask`; without, it was not due."""
     with at_one_instant(entry.schedule):
         now = utc_of(entry, entry.default_now())
         until = min(until, now)
         due = _next_after_last(entry, now)
         if due is None:
-            return (until, until) if entry.is_due()[0] else None
+            return (until, until) if ask and entry.is_due()[0] else None
         return (due, until) if due <= until else None
 
 

@@ -24,7 +24,7 @@ import pytest
 import redis
 from celery import Celery
 from celery.beat import BeatLazyFunc
-from celery.schedules import crontab, schedstate, schedule
+from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 from django.utils.functional import lazystr
 from kazoo.client import KazooClient
 
@@ -757,7 +757,8 @@ def test_claimed_and_not_published(
 @pytest.mark.parametrize("who", ["it", "the next", "the next, of one that died"])
 @pytest.mark.parametrize("kind", [schedule, crontab])
 def test_one_run_for_all_that_was_missed(app: Celery, make: Make, kind: Any, who: str) -> None:
-    """[I2] What comes due while a run waits for the broker needs no other."""
+    """[I2] What comes due while a run waits for the broker needs no other, unless the run may have
+    left before: then it is done already, perhaps, and what came due since is not."""
     clock = Clock("2026-06-01T12:30")
     every_hour = {"run_every": 3600} if kind is schedule else {"minute": 0}
     entry = {"task": "task", "schedule": kind(nowfun=clock, app=app, **every_hour)}
@@ -777,20 +778,111 @@ def test_one_run_for_all_that_was_missed(app: Celery, make: Make, kind: Any, who
         one._election.stop()
         clock.now += timedelta(hours=1)
     elif who == "the next":
-        one._publisher.publish_soon = lambda *args: None  # type: ignore[method-assign]
+        one._hand_over()
         one.close()
     last = one if who == "it" else make()
     for _ in range(3):
         turn(last)
     runs = history(app)
-    assert {(run.run, run.due, run.id) for run in runs} == {(1, first, last.task_id("e", 1, first))}
+    had_left = who == "the next, of one that died"
+    expected = (
+        [(1, first), (1, first), (2, first + timedelta(hours=1))] if had_left else [(1, first)]
+    )
+    assert [(run.run, run.due) for run in runs] == expected
+    assert {run.id for run in runs[:2]} >= {last.task_id("e", 1, first)}
     last._ledger.flush()
     state = last._ledger.state("e")
     assert state.last_run_at == clock.now
     clock.now += timedelta(hours=1)
     turn(last)
     due = first + timedelta(hours=clock.now.hour - first.hour)
-    assert [(run.run, run.due) for run in history(app)[len(runs) :]] == [(2, due)]
+    assert [(run.run, run.due) for run in history(app)[len(runs) :]] == [(expected[-1][0] + 1, due)]
+
+
+def test_the_answer_of_the_broker_was_lost(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the message, and a receiver that does each task id once has done it: what comes due
+    afterwards is another run's, though the first is sent again."""
+    clock = Clock("2026-06-01T12:30")
+    entry = {"task": "task", "schedule": schedule(3600, nowfun=clock, app=app)}
+    one = make(beat_schedule={"e": entry})
+    turn(one)
+    first = clock.now + timedelta(hours=1)
+    clock.now = first
+    begin = one._broker._begin
+
+    def lost(channel: Any) -> None:
+        begin(channel)
+        one._broker.producer.channel.client.lpush("celery", "{}")
+        raise ConnectionResetError("the answer was lost")
+
+    monkeypatch.setattr(one._broker, "_begin", lost)
+    turn(one)
+    monkeypatch.undo()
+    assert list(one._ledger.outbox) == ["e"]
+    with redis.Redis.from_url(app.conf.broker_url) as server:
+        server.delete("celery")
+    clock.now += timedelta(hours=2)
+    wait_until(lambda: turn(one) is not None and len(history(app)) == 2, PATIENCE, "both")
+    assert [(run.run, run.due) for run in history(app)] == [
+        (1, first),
+        (2, first + timedelta(hours=1)),
+    ]
+
+
+class Events(BaseSchedule):  # type: ignore[misc]
+    """Due once for each event: whoever asks takes it."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.events = events
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        is_due = bool(self.events)
+        if is_due:
+            self.events.pop()
+        return schedstate(is_due, 0.01)
+
+
+def test_a_schedule_is_not_asked_for_a_run_that_is_late(app: Celery, make: Make) -> None:
+    """What it says then would be lost."""
+    events: list[str] = []
+    one = make(beat_schedule={"e": {"task": "e", "schedule": Events(events)}})
+    events.append("one")
+    good = away(app)
+    wait_until(lambda: turn(one) is not None and one._ledger.outbox, PATIENCE, "a claim")
+    claimed = one._ledger.outbox["e"].claimed
+    wait_until(
+        lambda: datetime.now(timezone.utc) - claimed > timedelta(seconds=0.3), PATIENCE, "late"
+    )
+    events.append("two")
+    back(app, good, one)
+    wait_until(lambda: turn(one) is not None and len(history(app)) == 2, PATIENCE, "both")
+
+
+class Every(BaseSchedule):  # type: ignore[misc]
+    """Due so long after it ran last; does not show how long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        left = self.seconds - (self.now() - last_run_at).total_seconds()
+        return schedstate(left <= 0, self.seconds if left <= 0 else left)
+
+
+def test_a_deploy_of_another_period(app: Celery, make: Make) -> None:
+    """Which is asked again, for it is not the schedule that said when to."""
+    one = make(
+        beat_schedule={"e": {"task": "e", "schedule": Every(86400), "last_run_at": LONG_AGO}}
+    )
+    turn(one)
+    assert len(history(app)) == 1
+    one.close()
+    two = make(beat_schedule={"e": {"task": "e", "schedule": Every(0.1)}})
+    wait_until(lambda: turn(two) is not None and len(history(app)) > 2, PATIENCE, "its runs")
 
 
 def test_no_second_run_when_the_broker_is_back(app: Celery, make: Make) -> None:
@@ -1334,7 +1426,7 @@ def test_what_cannot_be_published_holds_no_other_up(
 
     def refuse(run: Run, *args: Any) -> None:
         if run.entry != "good":
-            raise RuntimeError("refused")
+            raise OSError("refused")
         send(run, *args)
 
     one._publisher._send = refuse  # type: ignore[method-assign]
@@ -1388,7 +1480,7 @@ def test_a_long_list_is_not_told_at_each_take_over(
     one._ledger.forget()
     turn(one)
     assert told("perhaps") == []  # they were not: it claimed them itself
-    assert told("claimed") == ["100 runs that this master claimed are still to be published"]
+    assert told("claimed") == ["100 runs were claimed before and are still to be published"]
     one._election.stop()
     two = make()
     two._publisher.publish = lambda runs: None  # type: ignore[method-assign]

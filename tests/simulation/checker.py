@@ -91,6 +91,7 @@ class Checker:
         self.master = 0
         #: When each run was claimed, and when an epoch first wrote run states.
         self.claimed: dict[tuple[str, int], float] = {}
+        self._claimed_in: dict[tuple[str, int], int] = {}
         self.began: dict[int, float] = {}
         #: When each last wrote any.
         self.wrote: dict[int, float] = {}
@@ -313,6 +314,7 @@ class Checker:
         if entry in self.rhythmic and period is not None and 0 < lost < min(1.0, period / 2):
             self.fail(f"I9: {entry}, run {number}: {lost} s late, and so are those that follow")
         self.claimed[entry, number] = self._world.now
+        self._claimed_in[entry, number] = self.epoch
         return {(entry, number)}
 
     def _on_late(self, entry: str, before: RunState, state: RunState) -> None:
@@ -325,7 +327,9 @@ class Checker:
         moved = (state.last_run_at - before.last_run_at).total_seconds()
         if period is not None and moved < period - TOLERANCE:
             self.fail(f"I2: {entry} was not due again: {before} becomes {state}")
-        left = max((sent.at for sent in self.sent[run]), default=math.inf)
+        # Whoever has had it before has done it: it is no part of that what came due since.
+        arrived = min((sent.at for sent in self.sent[run] if sent.arrived), default=math.inf)
+        left = min(arrived, max((sent.at for sent in self.sent[run]), default=math.inf))
         if self.clocks_are_right and state.last_run_at.timestamp() > BEGINNING + left:
             self.fail(f"I2: {entry} came due after its run left at {left}: {state}")
 
@@ -333,7 +337,14 @@ class Checker:
         """What was due when the run before left needs no other."""
         run = entry, number
         done = [sent for sent in self.sent[run] if not sent.failed]
-        if not done or run in self.asked_for | self.dropped or not self.clocks_are_right:
+        # Where it may have left before, what came due since needs another.
+        may_have_left = len(self.sent[run]) > 1 or self._claimed_in.get(run) != self.epoch
+        if (
+            not done
+            or may_have_left
+            or run in self.asked_for | self.dropped
+            or not self.clocks_are_right
+        ):
             return
         late = BEGINNING + done[-1].at - due.timestamp()
         if late > SLACK:
