@@ -458,7 +458,7 @@ class RunLedger:
                         continue
                     changed[name] = state = replace(state, unnamed_since=None)
                     if anew and now - since > ABSENCE and now > state.last_run_at:
-                        changed[name] = replace(state, last_run_at=now, ask=None)
+                        changed[name] = state.moved(state.last_run_at, now, self._ahead, ask=None)
                         logger.info(
                             "%s: no master's schedule has named it since %s: its clock starts anew",
                             name,

@@ -342,12 +342,17 @@ def milliseconds(instant: datetime) -> int:
     return (instant - NEVER) // _MILLISECOND
 
 
+def from_milliseconds(since: int) -> datetime:
+    """The other way."""
+    return NEVER + since * _MILLISECOND
+
+
 def end_of(done: tuple[Stretch, ...], instant: datetime) -> datetime | None:
     """When the stretch ends in which `instant` is; None where it is in none."""
     at = milliseconds(instant)
     for start, end in done:
         if start < at <= end:
-            return NEVER + end * _MILLISECOND
+            return from_milliseconds(end)
     return None
 
 

@@ -53,6 +53,7 @@ from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
 from .timetable import (
     as_of,
+    ask_at,
     at_one_instant,
     checksum,
     due_by_celery,
@@ -752,7 +753,7 @@ class ZooKeeperScheduler(Scheduler):
         if self._gated is None or known < state.last_run_at:
             entry.last_run_at = as_of(entry, state.last_run_at)
         start = start_of(entry)
-        if (start is not None and start > until) or _ask_at(entry, state) > until.timestamp():
+        if (start is not None and start > until) or (ask_at(entry, state) or until) > until:
             return None
         found = missed_instant(entry, until, ask)
         if found is None:
@@ -872,7 +873,7 @@ class ZooKeeperScheduler(Scheduler):
         ledger.first_seen(unseen, zones=zones)
         self._start_anew_in_another_zone(entries)
         self._agenda.clear()
-        self._ahead, now = False, datetime.now(timezone.utc)
+        ahead, now = [], datetime.now(timezone.utc)
         self._starting_deadline = self.app.conf.beat_cron_starting_deadline
         self._computes = type(self).is_due is Scheduler.is_due and self._starting_deadline is None
         for name, entry in entries:
@@ -884,19 +885,20 @@ class ZooKeeperScheduler(Scheduler):
                 self._say_once(f"{name}: its schedule is {what}, so it is never due")
                 continue
             if is_ahead(state.last_run_at, now):
-                self._note_ahead(name, state)
+                ahead.append(name)
                 continue
             try:  # not self._only_logged(): there may be a hundred thousand
                 entry.last_run_at = as_of(entry, state.last_run_at)
                 entry.total_run_count = state.total_run_count
-                ask_at = 0.0 if name in changed else _ask_at(entry, state)
-                if ask_at:
-                    self._agenda.put(name, ask_at)
+                asked_at = None if name in changed else ask_at(entry, state)
+                if asked_at is not None:
+                    self._agenda.put(name, asked_at.timestamp())
                     continue
                 # A crontab takes its time to tell: not before others are dispatched.
                 self._put(name, entry if is_interval(entry.schedule) else None)
             except Exception:
                 logger.exception("%s: cannot be scheduled, left out", name)
+        self._note_ahead(ahead)
 
     def _note_named(self) -> None:
         """Tells the ledger what the schedule names, whenever that may have changed. The clock of
@@ -962,17 +964,20 @@ class ZooKeeperScheduler(Scheduler):
         state = self._ledger.state(name)
         return state is not None and is_ahead(state.last_run_at, datetime.now(timezone.utc))
 
-    def _note_ahead(self, name: str, state: RunState) -> None:
-        self._ahead = True
-        logger.error(
-            "%s: ran last at %s, says %s, which is still to come by the clock of this machine "
-            "(%.1f s %s ZooKeeper's): it does not run here until then",
-            name,
-            to_text(state.last_run_at),
-            self._election.paths.page(page_of(name)),
-            abs(self._election.clock_offset),
-            "behind" if self._election.clock_offset < 0 else "ahead of",
-        )
+    def _note_ahead(self, names: list[str]) -> None:
+        """Those that the clock of this machine has wait, because it is behind."""
+        self._ahead = bool(names)
+        for name in names[:1]:
+            logger.error(
+                "%s ran last at %s, says %s, which is still to come by the clock of this machine "
+                "(%.1f s %s ZooKeeper's)%s: it does not run here until then",
+                name,
+                to_text(self._ledger.state(name).last_run_at),
+                self._election.paths.page(page_of(name)),
+                abs(self._election.clock_offset),
+                "behind" if self._election.clock_offset < 0 else "ahead of",
+                f", and so for {len(names) - 1} more" if len(names) > 1 else "",
+            )
 
     @contextlib.contextmanager
     def _only_logged(self, name: str) -> Iterator[None]:
@@ -1121,9 +1126,7 @@ class ZooKeeperScheduler(Scheduler):
     def _read_gated_anew(self, gated: Gated) -> None:
         gated.read_anew()
         self._take_entries(gated)
-        self._ahead = False
-        for name in filter(self._is_ahead, self.entries):
-            self._note_ahead(name, self._ledger.state(name))
+        self._note_ahead([name for name in self.entries if self._is_ahead(name)])
 
     def _take_entries(self, gated: Gated) -> None:
         self.data = self._taken = gated.entries
@@ -1309,14 +1312,6 @@ def _no_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _ask_at(entry: Any, state: RunState) -> float:
-    """Seconds since 1970 before which an entry is not to be asked whether it is due: it has said so
-    itself when it ran last, and its schedule is still the same. 0: at once."""
-    if state.ask is None or state.ask[1] != checksum(entry.schedule):
-        return 0.0
-    return state.ask[0] / 1000
 
 
 def _is_number(value: Any) -> bool:

@@ -21,7 +21,7 @@ from .runs import PastRun, Run, RunState, decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .session import CLOCK_TOLERANCE, Node, Quota, ZooKeeperSession, changed_path
 from .settings import Settings
-from .timetable import is_ahead, is_steady, next_free, next_run, schedule_text
+from .timetable import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
 from .znodes import (
     FORMAT,
     LARGEST_NUMBER,
@@ -582,6 +582,9 @@ def _entry(
     next_run_at = None
     if entry is not None and state is not None and not held:
         next_run_at = next_free(entry, next_run(entry, state.last_run_at), state)
+        asked_at = ask_at(entry, state)
+        if asked_at is not None:
+            next_run_at = max(asked_at, next_run_at or asked_at)
     return Entry(
         name=name,
         task=None if entry is None else str(entry.task),

@@ -15,7 +15,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
 from .names import without_addresses
-from .runs import NEVER, RunState, end_of
+from .runs import NEVER, RunState, end_of, from_milliseconds
 
 _AHEAD = timedelta(minutes=1)
 _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
@@ -195,6 +195,14 @@ def checksum(schedule: Any) -> int:
     values = {name: value for name, value in vars(schedule).items() if name not in _OF_PROCESS}
     text = f"{type(schedule).__qualname__} {shown(schedule)} {without_addresses(repr(values))}"
     return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def ask_at(entry: Any, state: RunState) -> datetime | None:
+    """When to ask an entry next whether it is due, as it has said itself when it ran last, in UTC;
+    None: at once, for it has not, or its schedule is another now."""
+    if state.ask is None or state.ask[1] != checksum(entry.schedule):
+        return None
+    return from_milliseconds(state.ask[0])
 
 
 def zone_of(entry: Any) -> str | None:

@@ -8,7 +8,8 @@ A run is one due execution of an entry, by the number in its message. Violations
   the end; an entry that was silent for longer than its period and the faults explain;
 - repeated with another task id; repeated with the same one though neither was another master
   elected nor the broker or the road to it hurt between the two;
-- backwards: an entry's `last_run_at` or number of runs;
+- backwards: an entry's number of runs; its `last_run_at`, but for what a clock has written that was
+  ahead;
 - overlap: a message of an epoch after one of a later epoch, unless it was held up on its way (its
   sender stopped, the road to the broker or the broker itself hurt: for each such fault one, or as
   many as left together), which is counted as late (docs/guarantees.md);
@@ -21,6 +22,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +189,19 @@ def _check_states(verdict: Verdict, entry: str, states: Sequence[Event]) -> None
         (e["entries"][entry][3], *e["entries"][entry][:2]) for e in states if entry in e["entries"]
     )
     for (_, at, count), (zxid, next_at, next_count) in zip(seen, seen[1:]):
-        if next_at < at or next_count < count:
+        is_back = next_at < at and not _was_ahead(verdict, at, next_at)
+        if is_back or next_count < count:
             text = f"{entry}: from run {count} at {at} to {next_count} at {next_at}, zxid {zxid}"
             verdict.violations["backwards"].append(text)
+
+
+def _was_ahead(verdict: Verdict, at: str, next_at: str) -> bool:
+    """Whether a beat whose clock was ahead may have written `at`, and another set it back."""
+    last, earlier = map(datetime.fromisoformat, (at, next_at))
+    written = last.timestamp() - STEP - SLACK, last.timestamp() + SLACK
+    return (last - earlier).total_seconds() <= STEP + SLACK and any(
+        fault.on == "clock" and fault.touches(*written) for fault in verdict.faults
+    )
 
 
 def _check_order(verdict: Verdict, messages: Sequence[Event]) -> None:

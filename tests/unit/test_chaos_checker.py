@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from celery_zk_beat.znodes import to_text
 from tests.chaos.checker import KINDS, check, summary
 from tests.chaos.plot import plot
 from tests.chaos.record import Event, Record, read
@@ -85,6 +87,19 @@ def found(history: History) -> dict[str, int]:
 
 def test_nothing_is_wrong() -> None:
     assert found(good()) == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "later", "is_fine"), [(4.0, 0.0, True), (4.0, 20.0, False), (40.0, 0.0, False)]
+)
+def test_a_clock_that_was_ahead_is_set_back(seconds: float, later: float, is_fine: bool) -> None:
+    """By so much as it was ahead, and while it was."""
+    begin, history = 1_800_000_000.0, good()
+    for zxid, at in enumerate((begin + seconds, begin + 0.5), 10):
+        entries = {"e": [to_text(datetime.fromtimestamp(at, timezone.utc)), 30, [], zxid]}
+        history.append({"event": "states", "at": begin, "entries": entries, "outbox": []})
+    history += fault("clock step", "clock", "one", begin - 1 - later, begin - later)
+    assert (check(history).violations["backwards"] == []) == is_fine
 
 
 @pytest.mark.parametrize(
