@@ -177,6 +177,13 @@ def _is_refusal(exc: BaseException) -> bool:
     )
 
 
+class Blocked(Exception):
+    """RabbitMQ has an alarm (of memory, or of the disk): it reads no more from this connection."""
+
+    def __init__(self) -> None:
+        super().__init__("RabbitMQ has an alarm and blocks this connection")
+
+
 class Broker:
     """The road to the broker: opened when it is first used, and anew after :meth:`drop`. For one
     thread at a time.
@@ -197,6 +204,12 @@ class Broker:
         self._gathering = False
         #: Whether anything may have left since this was last set to False.
         self.may_have_left = False
+        self._is_blocked = False
+        #: Whether a message is on its way that RabbitMQ takes when its alarm is over.
+        self.is_on_its_way = False
+        #: How many messages this channel has sent, and what the broker said of the last.
+        self._sent = 0
+        self._is_taken: bool | None = None
         #: How many messages it takes together; one as long as that is not known.
         self.most_together = 1
 
@@ -219,8 +232,19 @@ class Broker:
             connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
             producer = self._app.amqp.Producer(connection, auto_declare=False)
             channel = producer.channel  # opened now, not between that look and the sending
-        producer._publish = _of_broker()(producer._publish)
         publish = channel.basic_publish
+        if hasattr(channel, "connection") and isinstance(channel.connection, amqp.Connection):
+            publish = self._heeding_alarms(channel)
+            _publish = producer._publish
+
+            def publish_unless_blocked(*args: Any, **kwargs: Any) -> Any:
+                self._hear(channel.connection)
+                if self._is_blocked:
+                    raise Blocked
+                return _publish(*args, **kwargs)
+
+            producer._publish = publish_unless_blocked
+        producer._publish = _of_broker()(producer._publish)
 
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
             if not self._gathering:
@@ -234,6 +258,72 @@ class Broker:
         if getattr(producer, "supports_batch_publish", False) and not is_eager:
             self.most_together = MOST_TOGETHER
         return producer
+
+    def _heeding_alarms(self, channel: Any) -> Callable[..., Any]:
+        """The channel's way to publish, that does not wait for an alarm to end. RabbitMQ tells of
+        one when something is published, which it takes when the alarm is over: so another copy,
+        over another connection, would arrive then, too."""
+        publish, send_method = channel.basic_publish, channel.send_method
+        confirms = channel.connection.confirm_publish
+
+        def note_sent(method: Any, *args: Any, **kwargs: Any) -> Any:
+            result = send_method(method, *args, **kwargs)
+            if method == amqp.spec.Basic.Publish:
+                self._sent += 1
+            return result
+
+        def blocked(reason: str) -> None:
+            self._is_blocked = True
+            if amqp.spec.Basic.Ack in channel._pending:  # else that wait would last to its time-out
+                raise Blocked
+
+        def unblocked() -> None:
+            self._is_blocked = False
+
+        def answered(taken: bool) -> None:
+            self._is_taken = taken
+
+        def publish_heeding_alarms(*args: Any, **kwargs: Any) -> Any:
+            sent, self._is_taken = self._sent, None
+            try:
+                return publish(*args, **kwargs)
+            except (Blocked, socket.timeout, TimeoutError):
+                if not self._is_blocked:
+                    raise
+                self.is_on_its_way = confirms and self._sent > sent and self._is_taken is None
+                raise Blocked from None
+
+        channel.connection.on_blocked = blocked
+        channel.connection.on_unblocked = unblocked
+        channel.events["basic_ack"].add(lambda tag, multiple: answered(True))
+        channel.events["basic_nack"].add(lambda tag, multiple: answered(False))
+        channel.send_method = note_sent
+        return publish_heeding_alarms
+
+    def _hear(self, connection: Any) -> None:
+        """What RabbitMQ says by itself."""
+        with contextlib.suppress(socket.timeout, TimeoutError):
+            while not self.is_on_its_way or self._is_taken is None:
+                connection.drain_events(timeout=0)
+
+    def late_answer(self) -> bool:
+        """Whether RabbitMQ has taken the message that is on its way; False: it says nothing yet.
+
+        Raises:
+            Exception: it refuses the message, or the connection is lost, as of :meth:`fault`.
+        """
+        with _of_broker():
+            try:
+                self._hear(self.producer.channel.connection)
+            except Exception:
+                self.is_on_its_way = False
+                raise
+            if self._is_taken is None:
+                return False
+            self.is_on_its_way = False
+            if not self._is_taken:
+                raise amqp.exceptions.MessageNacked
+            return True
 
     @contextlib.contextmanager
     def together(self, due: Callable[[], object]) -> Iterator[None]:
@@ -273,9 +363,12 @@ class Broker:
         self.__dict__.pop("producer", None)
         self.most_together = 1
         connection = self.__dict__.pop("connection", None)
-        if connection is not None:
+        if connection is not None and self._is_blocked:
+            connection.collect()  # it would not answer
+        elif connection is not None:
             with contextlib.suppress(*connection.connection_errors, *connection.channel_errors):
                 connection.release()
+        self._is_blocked = self.is_on_its_way = False
 
     def fault(self, exc: Exception) -> Fault:
         """Whose fault an exception is that sending a message raised."""
@@ -295,7 +388,7 @@ class Broker:
             return Fault.LASTING  # py-amqp cannot write it
         # A KeyError is no lost connection, though kombu counts it as one with Redis.
         lost = [each for each in self.connection.connection_errors if each is not KeyError]
-        if any(isinstance(each, (OperationalError, OSError, *lost)) for each in errors):
+        if any(isinstance(each, (Blocked, OperationalError, OSError, *lost)) for each in errors):
             return Fault.AWAY
         return Fault.LASTING if isinstance(raised, _MALFORMED) else Fault.PASSING
 
@@ -310,8 +403,9 @@ class Broker:
     def is_lost(self, exc: Exception) -> bool:
         """Whether the connection is of no further use after this."""
         raised = list(_causes(_raised_by_broker(exc)))
-        is_nacked = any(isinstance(each, amqp.exceptions.MessageNacked) for each in raised)
-        return bool(raised) and not is_nacked and self.fault(exc) is not Fault.LASTING
+        harmless = (Blocked, amqp.exceptions.MessageNacked)
+        is_harmless = any(isinstance(each, harmless) for each in raised)
+        return bool(raised) and not is_harmless and self.fault(exc) is not Fault.LASTING
 
 
 class BackOff:

@@ -94,6 +94,8 @@ class Publisher:
         self._unreached: dict[str, int] = {}
         #: Runs that cannot be published, with the reason by entry.
         self._impossible: dict[str, tuple[Run, str]] = {}
+        #: The run whose message is on its way, while the broker is blocked.
+        self._on_its_way: Run | None = None
 
     def start_over(self) -> None:
         """Forgets what failed: whoever has to wait for it need not any more."""
@@ -160,6 +162,8 @@ class Publisher:
     def publish(self, runs: Iterable[Run]) -> None:
         """Publishes what may be published now, or in a moment: then its messages are made already,
         and leave when they are due."""
+        if self._on_its_way is not None and not self._is_answered(self._on_its_way):
+            return
         good, at_fault = self._by_fault(runs)
         for wait, due in self._by_instant(good):
             if wait <= 0:
@@ -169,12 +173,34 @@ class Publisher:
             if wait <= 0:
                 self._publish_all(due, until)
 
+    def _is_answered(self, run: Run) -> bool:
+        """Whether the broker has said what became of the run whose message is on its way, or
+        nobody needs to know. Until then nothing else is published, for it would not be read."""
+        begun, waiting = boottime(), self._ledger.outbox.get(run.entry)
+        if waiting is None or (waiting.number, waiting.due) != (run.number, run.due):
+            self._broker.drop()
+        elif self._broker.is_on_its_way:
+            if self._back_off.left([run.entry]) > 0:
+                return False
+            try:
+                if not self._broker.late_answer():
+                    self._failing_since = self._failing_since or begun
+                    self._back_off.punish(None)
+                    return False
+            except Exception as exc:
+                self._note_failed([waiting], exc, begun)
+            else:
+                self._in_doubt.pop(run.entry, None)  # it was sent once
+                self._note_published([waiting], datetime.now(timezone.utc))
+        self._on_its_way = None
+        return True
+
     def publish_soon(self, runs: Iterable[Run], seconds: float = math.inf) -> None:
         """The same, and waits for what is due in a moment, so that it is not left to the next
         master, which could not tell it from what was perhaps published. Nothing more is begun after
         so many seconds, and nothing at all where the broker is away."""
         until = boottime() + seconds
-        if self.failing_since is None:
+        if self.failing_since is None and self._on_its_way is None:
             for each in self._by_fault(runs):
                 for _, due in self._by_instant(each):
                     self._publish_all(due, until)
@@ -336,6 +362,8 @@ class Publisher:
             self._broker.drop()
         if fault is Fault.AWAY or len(runs) > 1:
             self._in_doubt.update({run.entry: run.number for run in runs})
+        if self._broker.is_on_its_way:
+            (self._on_its_way,) = runs
         own = fault is not Fault.AWAY and len(runs) == 1
         if own and fault is Fault.LASTING and self._ledger.state(run.entry) is not None:
             why = f"{type(error).__name__}: {error}"[:_LONGEST_WHY]

@@ -27,6 +27,18 @@ def _program() -> str | None:
     return shutil.which(_DEBIAN) or shutil.which("rabbitmq-server")
 
 
+#: In Erlang: it has an alarm as long as there is a file.
+_WATCH = """spawn(fun() -> (fun Watch(Was) ->
+    Is = filelib:is_regular("%s"),
+    if Is =:= Was -> ok;
+       Is -> rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []});
+       true -> rabbit_alarm:clear_alarm({resource_limit, memory, node()})
+    end,
+    timer:sleep(20),
+    Watch(Is)
+end)(false) end).""".replace("\n", " ")
+
+
 class RabbitMQ(Process):
     """A RabbitMQ server; its queues, its data and its port stay the same from start to start."""
 
@@ -55,7 +67,9 @@ class RabbitMQ(Process):
             # Have the script become the server, rather than start it and forward signals to it.
             "RABBITMQ_ALLOW_INPUT": "1",
         }
-        super().__init__(folder, name, [_program() or "", "-noinput", *alone], env=env, cwd=folder)
+        self._alarm = self._home / "alarm"
+        command = [_program() or "", "-noinput", *alone, "-eval", _WATCH % self._alarm]
+        super().__init__(folder, name, command, env=env, cwd=folder)
 
     def url(self) -> str:
         return f"amqp://guest:guest@{LOOPBACK}:{self.port}//"
@@ -70,10 +84,22 @@ class RabbitMQ(Process):
         if missing := missing_rabbitmq():
             raise RuntimeError(missing)
         self._home.mkdir(parents=True, exist_ok=True)
+        self._alarm.unlink(missing_ok=True)
         self._config.write_text(f"listeners.tcp.1 = {LOOPBACK}:{self.port}\n")
         super().start()
         wait_serving(self, self._answers, START_TIMEOUT)
         return self
+
+    def set_alarm(self) -> None:
+        """As when its memory runs out: it blocks the connections that publish."""
+        since = len(self.log())
+        self._alarm.touch()
+        self.wait_for_log("alarm set", START_TIMEOUT, since=since)
+
+    def clear_alarm(self) -> None:
+        since = len(self.log())
+        self._alarm.unlink()
+        self.wait_for_log("alarm clear", START_TIMEOUT, since=since)
 
     def _answers(self) -> bool:
         """Whether it greets a client."""
