@@ -16,6 +16,7 @@ from celery_zk_beat.runs import end_of
 from celery_zk_beat.timetable import next_free, next_run
 from example_project.servers import wait_until
 from tests.conftest import PATIENCE
+from tests.history import check
 
 from .conftest import Make, every, history, turn
 
@@ -49,7 +50,7 @@ def day(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Day:
     return day
 
 
-def runs(app: Celery, scheduler: Any, count: int, **of: str) -> None:
+def runs(app: Celery, scheduler: Any, count: int) -> None:
     """Turns it until there are so many more."""
     count += len(history(app))
     wait_until(
@@ -88,11 +89,13 @@ def test_set_for_a_moment(
     assert f"the clock of this machine was set {back} by" in caplog.text
 
 
+@pytest.mark.parametrize("elected", [None, "celery.beat:Scheduler"])
 def test_ahead_for_good(
-    app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixture
+    app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixture, elected: str | None
 ) -> None:
     """When it is gone the next master goes on at once; a crontab does not run again for what it
     ran for, and does for the minutes that one run stood for by the clock that was ahead."""
+    app.conf.zk_beat_scheduler = elected
     one = make(beat_schedule={"e": every(0.3), "m": {"task": "m", "schedule": crontab()}})
     turn(one)
     runs(app, one, 1)
@@ -124,6 +127,16 @@ def test_ahead_for_good(
     assert due not in {message.due for message in history(app)}
     after = next_free(entry, early, state)
     assert after == early + timedelta(minutes=1)
+    # When that minute comes.
+    day.ahead = early - timedelta(seconds=1) - datetime.now(timezone.utc)
+    wait_until(
+        lambda: two._turn() is not None and day.now(timezone.utc) > early + timedelta(seconds=1),
+        PATIENCE,
+        "the minute",
+    )
+    check_instants(app)
+    dues = [message.due for message in history(app) if message.task == "m"]
+    assert len(dues) == 3
 
 
 def test_behind(app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,3 +158,48 @@ def test_behind(app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixt
     day.ahead = timedelta()
     runs(app, two, 2)
     check_instants(app)
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_the_clock_of_zookeeper_is_wrong(
+    app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixture, hours: int
+) -> None:
+    """All beats go on by their own, which agree, and warn."""
+    day.ahead = timedelta(hours=hours)
+    one = make(beat_schedule={"e": every(0.3), "m": {"task": "m", "schedule": crontab()}})
+    turn(one)
+    runs(app, one, 3)
+    one._say_goodbye()
+    one.close()
+    two = make()
+    turn(two)
+    runs(app, two, 3)
+    assert "still to come" not in caplog.text
+    assert f"s {'ahead of' if hours > 0 else 'behind'} that of ZooKeeper" in caplog.text
+    check_instants(app)
+    assert check(history(app)) == []
+    assert two._ledger.state("m").done == ()
+
+
+def test_ahead_from_the_start(app: Celery, make: Make, day: Day) -> None:
+    """The first master of all, which gave entries their clocks, was ahead: those that had not run
+    go on as if they had just been seen."""
+    day.ahead = timedelta(minutes=40)
+    one = make(
+        beat_schedule={"e": every(0.3), "m": {"task": "m", "schedule": crontab(minute="*/5")}}
+    )
+    turn(one)
+    runs(app, one, 1)
+    one._say_goodbye()
+    one.close()
+    day.ahead = timedelta()
+    two = make()
+    turn(two)
+    runs(app, two, 2)
+    check_instants(app)
+    if "m" not in {message.task for message in history(app)}:
+        state, entry = two._ledger.state("m"), two.schedule["m"]
+        assert state.done == ()
+        due = next_free(entry, next_run(entry, state.last_run_at), state)
+        assert due is not None
+        assert timedelta() < due - datetime.now(timezone.utc) < timedelta(minutes=5)
