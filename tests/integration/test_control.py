@@ -485,6 +485,33 @@ def test_resigns_in_time(
     assert history(app) == []
 
 
+def test_paused_while_it_waits(
+    app: Celery, make: Make, clock: Clock, entries: dict[str, Any], operator: Operator
+) -> None:
+    """[I2] A run that waited for the broker, and then for the end of a pause, stands for all that
+    came due meanwhile; the next is an hour later."""
+    good, begun = away(app), clock.now
+    one = make(beat_schedule=entries)
+    turn(one)
+    clock.now += HOUR
+    turn(one)
+    operator.pause("a", clock.now)
+    heard(one)
+    back(app, good, one)
+    clock.now += 2.5 * HOUR
+    published(one, 1)
+    assert runs(app, "a") == []
+    operator.resume("a", clock.now)
+    heard(one)
+    published(one, 2)
+    turn(one)
+    turn(one)
+    assert runs(app, "a") == runs(app, "b") == [(1, begun + HOUR)]
+    clock.now += HOUR
+    published(one, 4)
+    assert runs(app, "a") == [(1, begun + HOUR), (2, begun + 4.5 * HOUR)]
+
+
 def test_drop(
     app: Celery,
     make: Make,
