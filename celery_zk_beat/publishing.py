@@ -121,11 +121,7 @@ class Publisher:
     def _is_in_doubt(self, run: Run) -> bool:
         return self._in_doubt.get(run.entry) == run.number
 
-    def in_doubt(self, run: Run) -> bool:
-        """Whether a publish of it failed so that the broker may have it or not."""
-        return self._is_in_doubt(run)
-
-    def _is_unsent(self, run: Run) -> bool:
+    def is_unsent(self, run: Run) -> bool:
         """Whether it is certain that a run had not left before. One that had is perhaps done
         already, under this task id; what came due since is then another run's."""
         reign = self._ledger.reign
@@ -136,7 +132,7 @@ class Publisher:
 
     def unsent(self) -> list[str]:
         """The entries of which the runs that wait have certainly not left."""
-        return [name for name, run in self._ledger.outbox.items() if self._is_unsent(run)]
+        return [name for name, run in self._ledger.outbox.items() if self.is_unsent(run)]
 
     def back_off(self, entry: str) -> float:
         """Seconds that an entry has to wait after a failure."""
@@ -326,7 +322,7 @@ class Publisher:
                 self._metrics.resent += 1
             self._metrics.published += 1
             self._metrics.lateness.observe((at - run.due).total_seconds())
-            clock = self._dispatcher.goes_on_from(run, left) if self._is_unsent(run) else None
+            clock = self._dispatcher.goes_on_from(run, left) if self.is_unsent(run) else None
             self._may_have_left.pop(run.entry, None)
             self._ledger.published(run, at, clock)
             self._announce_published(run, reign.epoch)

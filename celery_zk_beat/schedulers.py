@@ -833,8 +833,7 @@ class ZooKeeperScheduler(Scheduler):
                 self._ledger.first_seen({name: run.claimed})
             if self._ledger.state(name) is None:
                 return Answer(False, "its run state is missing or damaged: see the master's log")
-        doubt = self._publisher.in_doubt(run) or run.epoch != self._ledger.reign.epoch
-        text = "perhaps published before" if doubt else "not published"
+        text = "not published" if self._publisher.is_unsent(run) else "perhaps published before"
         answer = Answer(True, text, run.number, self.task_id(name, run.number, run.due))
         waited = self._held_because(run) or "it waited for the broker"
         why = f"{request.record.by[:100]} asked for it; {waited}"
