@@ -64,7 +64,7 @@ LONGEST_NAME = 20_000
 #: Bytes of the pages of a transaction that could hold less: not much more than a claim needs.
 _ENOUGH = 480_000
 #: Bytes by which a state may grow that has no history: as it runs, and is named no longer.
-_GROWTH = 200
+_GROWTH = 250
 #: At least the bytes of a transaction, and of a run in the outbox, beside names and data.
 _OVERHEAD = 300
 #: How many times as long a page may become when it is written again.
@@ -183,7 +183,7 @@ class RunLedger:
         #: Entries of which the runs had certainly not left when this was loaded.
         self.unsent: set[str] = set()
         #: See :attr:`outbox_bytes`; None when it is to be reckoned anew.
-        self._outbox_bytes: int | None = 0
+        self._outbox_bytes: int | None = None
         self._pages: dict[str, _Page] = {}
         self._damaged: set[str] = set()
         #: Entries of which no state can be kept.
@@ -420,10 +420,11 @@ class RunLedger:
 
     @property
     def outbox_bytes(self) -> int:
-        """Those of the runs in the outbox, as it would be written."""
+        """Those of the outbox, as it would be written."""
         if self._outbox_bytes is None:
             waiting, amended = self.outbox.values(), self._amended.values()
-            self._outbox_bytes = self.bytes_of(waiting) + self.bytes_of(amended)
+            runs = self.bytes_of(waiting) + self.bytes_of(amended)
+            self._outbox_bytes = len(encode_outbox(())) + runs
         return self._outbox_bytes
 
     @property

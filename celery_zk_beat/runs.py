@@ -178,10 +178,11 @@ class RunState:
 
     @property
     def bare(self) -> RunState:
-        """Without what a full page has no room for: the history, and all but the last drop."""
-        if not self.history and len(self.dropped) < 2:
+        """Without what a full page has no room for: the history, all but the last drop, and what
+        would be of help after a clock was ahead."""
+        if not self.history and not self.leaps and len(self.dropped) < 2:
             return self
-        return replace(self, history=(), dropped=self.dropped[-1:])
+        return replace(self, history=(), leaps=(), dropped=self.dropped[-1:])
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class ZooKeeper(Process):
             **(config or {}),
         }
         self._my_id = my_id
-        command = ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        command = ["java", "-Xmx640m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         log = "-Dorg.slf4j.simpleLogger"
         command += [f"{log}.showDateTime=true", f"{log}.dateTimeFormat=HH:mm:ss.SSS", *java]
         command += ["-cp", _zookeeper_classpath()]

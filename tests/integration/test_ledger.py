@@ -55,7 +55,7 @@ def ledger(election: MasterElection) -> RunLedger:
 
 def bare(state: RunState | None) -> RunState | None:
     """Without what else is remembered."""
-    return state and replace(state, history=())
+    return state and replace(state, history=(), leaps=())
 
 
 def load(election: MasterElection) -> RunLedger:
