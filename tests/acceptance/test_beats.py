@@ -608,7 +608,9 @@ def test_two_terminals_without_zookeeper(site: Site) -> None:
     command = [sys.executable, "-m", "example_project.election_only", f"127.0.0.1:{free_port()}"]
     with Process(site.folder, "only", command) as process:
         assert process.start().wait(PATIENCE) == 1
-        assert last_line(process).endswith("is it running, and is this its address?")
+        said = last_line(process)
+        assert "did not answer within 3 s: is it running? (127.0.0.1:" in said
+        assert said.endswith(" refuses connections: is hosts right?)")
 
 
 def last_line(process: Process) -> str:
