@@ -50,6 +50,8 @@ class Checker:
         self.begin()
         #: Entries of which no message can be sent.
         self.broken: Collection[str] = ()
+        #: Those of which none can be made, at any time.
+        self.unmade: Collection[str] = ()
         #: Entries that all beats have beside the usual, and that must run where they have a state.
         self.crowd: set[str] = set()
         #: What operators hold back, as it was before the write that is looked at.
@@ -445,6 +447,10 @@ class Checker:
     def end_calm(self, epoch: int) -> None:
         if self.epoch != epoch:
             self.fail(f"I12: epoch {self.epoch} though nothing happened since {epoch}")
+        for entry, number in self.outbox:
+            waits = self._world.now - self.claimed[entry, number]
+            if entry in self.unmade and waits > self._may_be_late + 2.0:
+                self.fail(f"I2: {entry}, run {number}, cannot be made, and waits for {waits} s")
         for entry, period in self._periods.items():
             at = [self._calm_since, *self._arrivals[entry], self._world.now]
             gap = max(later - earlier for earlier, later in zip(at, at[1:]))

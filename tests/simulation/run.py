@@ -290,6 +290,9 @@ class Run:
         self.broker.receivers.append(self.checker.on_arrived)
         self.checker.pages_are_small = scenario.is_small
         self.checker.broken = scenario.broken.keys()
+        self.checker.unmade = {
+            name for name, why in scenario.broken.items() if why == scenarios.UNMADE
+        }
         self.checker.crowd = scenario.entries.keys() - scenario.broken.keys()
         self.beats = {name: Beat(self, name, plan.randrange(2)) for name in BEATS}
         for name, latency in scenario.latency.items():
