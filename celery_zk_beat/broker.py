@@ -177,6 +177,13 @@ def _is_refusal(exc: BaseException) -> bool:
     )
 
 
+def _nacked() -> Exception:
+    """py-amqp's own has no text."""
+    text = "RabbitMQ does not take the message (basic.nack), perhaps because its queue is full"
+    nacked: Exception = amqp.exceptions.MessageNacked(text)
+    return nacked
+
+
 class Blocked(Exception):
     """RabbitMQ has an alarm (of memory, or of the disk): it reads no more from this connection."""
 
@@ -292,6 +299,8 @@ class Broker:
                     raise
                 self.is_on_its_way = confirms and self._sent > sent and self._is_taken is None
                 raise Blocked from None
+            except amqp.exceptions.MessageNacked:
+                raise _nacked() from None
 
         channel.connection.on_blocked = blocked
         channel.connection.on_unblocked = unblocked
@@ -322,7 +331,7 @@ class Broker:
                 return False
             self.is_on_its_way = False
             if not self._is_taken:
-                raise amqp.exceptions.MessageNacked
+                raise _nacked()
             return True
 
     @contextlib.contextmanager

@@ -192,6 +192,9 @@ def test_rabbitmq_refuses(
     assert {message.task for message in messages(url)} == rest.keys()
     turn_until(one, lambda: caplog.text.count("could not be published") >= 4 * len(bad))
     assert one._ledger.outbox.keys() == bad.keys()
+    assert (
+        "does not take the message (basic.nack), perhaps because its queue is full" in caplog.text
+    )
     assert one._election.reign is not None
     with kombu.Connection(url) as connection:
         channel = connection.channel()
