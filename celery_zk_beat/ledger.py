@@ -435,8 +435,8 @@ class RunLedger:
 
     @staticmethod
     def bytes_of(runs: Iterable[Run]) -> int:
-        """Those of runs in the outbox."""
-        return sum(len(run.text) + 1 for run in runs)
+        """Those of runs in the outbox, at most: a hand-over adds to them that they are unsent."""
+        return sum(len(run.text) + 16 for run in runs)
 
     def note_named(self, named: Container[str], now: datetime, *, anew: bool = False) -> list[str]:
         """Marks the states of entries that `named`, this master's schedule, does not name, and
