@@ -23,7 +23,14 @@ JUTE = 0xFFFFF
 FEWER_BYTES, FEWER_RUNS = 50, 20
 #: Limits of the package, by module.
 IN_BYTES = {
-    ledger: ("MOST_BYTES", "LARGEST_PAGE", "LARGEST_OUTBOX", "LONGEST_NAME", "_ENOUGH"),
+    ledger: (
+        "MOST_BYTES",
+        "LARGEST_PAGE",
+        "LARGEST_OUTBOX",
+        "LONGEST_NAME",
+        "_ENOUGH",
+        "_LEAST_BYTES",
+    ),
     schedulers: ("MOST_HELD",),
     znodes: ("LARGEST_MASTERS",),
 }
@@ -34,12 +41,9 @@ IN_RUNS = {
 #: Letters by the bytes that JSON takes for them: 1, 6 and 12.
 LETTERS = ("x", "\u0436", "\U0001f600")
 
-#: Of what follows, and of the faults in run.py: what finds a fault that is not mended yet.
-PENDING = frozenset(
-    {
-        "low jute.maxbuffer",
-    }
-)
+#: What is left out. A server that takes less than the package believes: the checker would have to
+#: know of writes without the outbox, and the fixed parts of a transaction are too large for it here.
+PENDING = frozenset({"low jute.maxbuffer"})
 
 #: What can be the matter with an entry.
 UNMADE, LAZY, REFUSED = "cannot be made", "an argument raises", "refused by the broker"
