@@ -42,7 +42,7 @@ IN_RUNS = {
 LETTERS = ("x", "\u0436", "\U0001f600")
 
 #: What is left out. A server that takes less than the package believes: the checker would have to
-#: know of writes without the outbox, and the fixed parts of a transaction are too large for it here.
+#: know of writes without the outbox, and the fixed parts of a transaction are too large for it.
 PENDING = frozenset({"low jute.maxbuffer"})
 
 #: What can be the matter with an entry.
