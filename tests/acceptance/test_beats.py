@@ -425,11 +425,10 @@ def test_the_broker_is_away(site: Site, broker: Redis | RabbitMQ) -> None:
     beat.wait_for_log("entry: run 1 could not be published, trying again", PATIENCE)
     beat.wait_for_log("trying again in 1.6 s", PATIENCE)
     broker.start()
-    history = site.wait(lambda history: len(history) >= 3, "three runs")
+    history = site.wait(lambda history: len(history) >= 2, "two runs")
     assert check(history) == []
-    first, second, third = (message.due for message in history[:3])
-    assert second - first < timedelta(seconds=1)
-    assert third - second > timedelta(seconds=2)  # what was missed meanwhile is one run
+    first, second = (message.due for message in history[:2])
+    assert second - first > timedelta(seconds=2)  # what was missed meanwhile is part of the first
 
 
 def test_the_broker_is_a_black_hole(site: Site, broker: Redis | RabbitMQ) -> None:
