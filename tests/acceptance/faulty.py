@@ -43,9 +43,9 @@ class Faulty(ZooKeeperScheduler):
             make(run, send)
             dies("first made")
 
-        def after_publish(runs: Any, note: Any = publisher._note_published) -> None:
+        def after_publish(runs: Any, left: Any, note: Any = publisher._note_published) -> None:
             dies("published", lambda: second() and len(runs) == len(ledger.outbox))
-            note(runs)
+            note(runs, left)
 
         def before_confirm(confirm: Any = ledger.confirm) -> None:
             dies("before the last confirm", lambda: second() and not ledger.outbox)

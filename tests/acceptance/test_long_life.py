@@ -52,7 +52,7 @@ class Life:
 
     def be_busy(self) -> None:
         """Elections, failed publishes and readers of the status."""
-        assert self.site.zk_beat("resign").returncode == 0
+        wait_until(lambda: self.site.zk_beat("resign").returncode == 0, PATIENCE, "a standby")
         self.go_on(ENTRIES)
         self.broker.client_kill_filter(_type="normal", skipme=True)
         self.broker.config_set("maxmemory", 1)
