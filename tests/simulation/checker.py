@@ -72,6 +72,8 @@ class Checker:
         self.eras_grow = True
         #: Whether a gated scheduler's store may know what ZooKeeper has lost, all but the numbers.
         self.store_knows_more = False
+        #: Whether a gated scheduler has one, which may be behind.
+        self.has_store = False
         self._arrivals: dict[str, list[float]] = defaultdict(list)
         self._calm_since = self._may_be_late = 0.0
         self._last_sent: dict[str, float] = {}
@@ -232,6 +234,10 @@ class Checker:
 
     def _on_removed(self, entry: str) -> None:
         del self.states[entry]
+        if self.has_store:
+            # What a store that is behind says is all that is known of it now.
+            self._dues = {each for each in self._dues if each[0] != entry}
+            self._id = {each: id for each, id in self._id.items() if each[0] != entry}
         if any(entry == each for each, _ in self.outbox):
             self.fail(f"I2: the state of {entry} is removed, and its run waits")
 

@@ -313,6 +313,7 @@ class Run:
         kinds = {fault.what for fault in self.faults}
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
+        self.checker.has_store = self.gated == STORED
         self.checker.store_knows_more = lost and self.gated == STORED
         self.broker.together = plan.choice((True, True, False))
         Stored.unreached = ()
@@ -638,8 +639,8 @@ KINDS = {
     "no quorum": 1,
     "clock of ZooKeeper": 0.3,
     "master deleted": 1,
-    WIPED: 2,
-    RESTORED: 2,
+    WIPED: 3,
+    RESTORED: 4,
 }
 
 #: What operators ask.
