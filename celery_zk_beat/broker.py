@@ -119,9 +119,15 @@ class Fault(enum.Enum):
 
 #: Classes of errors that may pass, when a function of the user's raises them. By name, for each
 #: library of a database or a broker has its own.
-_MAY_PASS = {"OSError", "ConnectionError", "TimeoutError", "OperationalError", "InterfaceError"}
+_MAY_PASS = {
+    *("OSError", "ConnectionError", "TimeoutError", "OperationalError", "InterfaceError"),
+    "MemoryError",
+}
 #: What is raised in the middle of a publish by a message that does not fit the protocol.
 _MALFORMED = (TypeError, ValueError, ArithmeticError, struct.error, SerializationError)
+#: What Redis answers to all that write: no memory, a replica, no disk, a cluster that is down.
+_NOTHING_TAKEN = {"OutOfMemoryError", "ReadOnlyError", "ClusterDownError", "MasterDownError"}
+_NOTHING_TAKEN_TEXTS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "BUSY ", "CLUSTERDOWN")
 #: The classes of AMQP methods that are about an exchange, a queue or a message.
 _OF_MESSAGES = (40, 50, 60)
 #: The attribute of an exception that the road to the broker raised.
@@ -157,6 +163,16 @@ def _of_broker() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _as_absent() -> Iterator[None]:
+    """Whatever keeps us from reaching the broker, such as a setting that is wrong, is no fault of a
+    message."""
+    try:
+        yield
+    except Exception as exc:
+        raise OperationalError(f"{type(exc).__name__}: {exc}") from None
+
+
 def _raised_by_broker(exc: BaseException | None) -> BaseException | None:
     """What the road to the broker raised, if that is what this comes from."""
     while exc is not None and _OF_BROKER not in vars(exc):
@@ -174,6 +190,14 @@ def _is_refusal(exc: BaseException) -> bool:
         and not isinstance(exc, amqp.exceptions.InternalError)
         and isinstance(exc.method_sig, tuple)
         and exc.method_sig[0] in _OF_MESSAGES
+    )
+
+
+def _takes_nothing(exc: BaseException) -> bool:
+    """Whether Redis is there, and takes nothing at the moment, of nobody."""
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    return "ResponseError" in names and (
+        bool(names & _NOTHING_TAKEN) or str(exc).startswith(_NOTHING_TAKEN_TEXTS)
     )
 
 
@@ -234,8 +258,8 @@ class Broker:
         declared. Of messages that leave together :meth:`together` does."""
         # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
         # with an eye on the election.
-        connection = self.connection
-        with _of_broker():
+        with _of_broker(), _as_absent():
+            connection = self.connection
             connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
             producer = self._app.amqp.Producer(connection, auto_declare=False)
             channel = producer.channel  # opened now, not between that look and the sending
@@ -396,18 +420,33 @@ class Broker:
         ):
             return Fault.LASTING  # py-amqp cannot write it
         # A KeyError is no lost connection, though kombu counts it as one with Redis.
-        lost = [each for each in self.connection.connection_errors if each is not KeyError]
+        if any(map(_takes_nothing, errors)):
+            return Fault.AWAY
+        lost = [each for each in self._errors("connection_errors") if each is not KeyError]
         if any(isinstance(each, (Blocked, OperationalError, OSError, *lost)) for each in errors):
             return Fault.AWAY
         return Fault.LASTING if isinstance(raised, _MALFORMED) else Fault.PASSING
 
     def has_refused(self, exc: Exception) -> bool:
         """Whether the broker is there, and does not take this very message."""
-        channel_errors = tuple(self.connection.channel_errors)
-        return any(
-            _is_refusal(each) or isinstance(each, channel_errors)
-            for each in _causes(_raised_by_broker(exc))
-        )
+        errors = list(_causes(_raised_by_broker(exc)))
+        if any(map(_takes_nothing, errors)):
+            return False
+        channel_errors = self._errors("channel_errors")
+        return any(_is_refusal(each) or isinstance(each, channel_errors) for each in errors)
+
+    def _errors(self, kind: str) -> tuple[type[Exception], ...]:
+        try:
+            return tuple(getattr(self.connection, kind))
+        except Exception:  # it cannot be made: a setting is wrong
+            return ()
+
+    def has_wholly_refused(self, exc: Exception) -> bool:
+        """The same, and it is certain that no queue has it: a nack is that of one queue, and others
+        that the message is for may have taken it."""
+        errors = list(_causes(_raised_by_broker(exc)))
+        is_nack = any(isinstance(each, amqp.exceptions.MessageNacked) for each in errors)
+        return not is_nack and self.has_refused(exc)
 
     def is_lost(self, exc: Exception) -> bool:
         """Whether the connection is of no further use after this."""

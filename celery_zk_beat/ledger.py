@@ -57,6 +57,8 @@ _LEAST_BYTES = 16_000
 _LOST, _LOST_WITHIN, _LOST_AND_ONCE_NOT = 2, 60.0, 5
 #: Seconds after which more bytes are tried again.
 _RAISE_AFTER = 3600.0
+#: The same, at first, where entries do not run for want of them.
+_RAISE_SOON = 60.0
 #: Most bytes of the outbox when something is claimed, and of a page: both are written together.
 LARGEST_OUTBOX, LARGEST_PAGE = 400_000, 500_000
 #: Most bytes of an entry's name, in JSON: those of the requests that bear it are bounded, too.
@@ -168,9 +170,13 @@ class RunLedger:
         self._published: dict[str, _Published] = {}
         #: Most bytes of a transaction; and, on :func:`boottime`, since when it is so.
         self._most_bytes, self._most_bytes_since = MOST_BYTES, 0.0
+        #: An epoch, and the numbers, by entry, of runs that had certainly not left when it began.
+        self._unsent_in: tuple[int, dict[str, int]] = 0, {}
         #: The largest transaction that was answered; and, of those in a row that were not since,
         #: how many there are, the bytes of the smallest, and when the last was lost.
         self._passed_bytes = 0
+        #: Seconds after which more are tried, as long as a page is too large for what is written.
+        self._raise_after, self._lacks_bytes = _RAISE_SOON, False
         self._lost, self._lost_bytes, self._lost_at = 0, 0, 0.0
         self.forget()
 
@@ -212,7 +218,9 @@ class RunLedger:
         :meth:`state` and cannot be claimed until it is mended.
         """
         self.forget()
-        if boottime() - self._most_bytes_since > _RAISE_AFTER:
+        after = self._raise_after if self._lacks_bytes else _RAISE_AFTER
+        self._lacks_bytes = False
+        if boottime() - self._most_bytes_since > after:
             # The server may take more by now, or the network was to blame.
             self._most_bytes = min(2 * self._most_bytes, MOST_BYTES)
             self._most_bytes_since = boottime()
@@ -406,9 +414,11 @@ class RunLedger:
             page = self._pages[page_of(name)]
             state = page.states[name]
             past = PastRun.of(None, due, at, self.reign.epoch, why)
-            states[name] = replace(
-                state,
-                last_run_at=max(at, state.last_run_at),
+            # None of what was due until then has run.
+            states[name] = state.moved(
+                state.last_run_at,
+                at,
+                self._ahead,
                 history=page.remembered(state.history, past),
             )
         self._commit_all(states, also)
@@ -450,6 +460,8 @@ class RunLedger:
             the names of the removed.
         """
         self._named = named
+        # A clock that is ahead, perhaps for a moment, is not to say that it is time.
+        sure = now - max(self._ahead, timedelta())
         changed: dict[str, RunState | None] = {}
         for page in self._pages.values():
             for name, state in page.states.items():
@@ -458,7 +470,7 @@ class RunLedger:
                     if since is None:
                         continue
                     changed[name] = state = replace(state, unnamed_since=None)
-                    if anew and now - since > ABSENCE and now > state.last_run_at:
+                    if anew and sure - since > ABSENCE and now > state.last_run_at:
                         changed[name] = state.moved(state.last_run_at, now, self._ahead, ask=None)
                         logger.info(
                             "%s: no master's schedule has named it since %s: its clock starts anew",
@@ -466,8 +478,8 @@ class RunLedger:
                             to_text(since),
                         )
                 elif state.unnamed_since is None:
-                    changed[name] = replace(state, unnamed_since=now)
-                elif now - state.unnamed_since > RETENTION and name not in self.outbox:
+                    changed[name] = replace(state, unnamed_since=sure)
+                elif sure - state.unnamed_since > RETENTION and name not in self.outbox:
                     changed[name] = None
         self._commit_all(changed)
         return [name for name, state in changed.items() if state is None]
@@ -739,6 +751,7 @@ class RunLedger:
         self._most_bytes, self._most_bytes_since = most, now
         self._passed_bytes = min(self._passed_bytes, most)
         self._lost = 1  # the next is proof enough
+        self._raise_after = min(2 * self._raise_after, _RAISE_AFTER)
         logger.warning(
             "%s: no answer from ZooKeeper to transactions of %d bytes and more: is its "
             "jute.maxbuffer lower than the default, 1048575? From now on at most %d bytes are "
@@ -859,7 +872,10 @@ class RunLedger:
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
             return
         done = {run.entry for run in runs if self._has_published(run)}
-        self.unsent = {run.entry for run in runs if run.unsent}
+        known = self._unsent_in[1] if self._unsent_in[0] == reign.epoch else {}
+        known = {**known, **{run.entry: run.number for run in runs if run.unsent}}
+        self._unsent_in = reign.epoch, known
+        self.unsent = {run.entry for run in runs if known.get(run.entry) == run.number}
         self.outbox = {
             run.entry: replace(run, unsent=False) for run in runs if run.entry not in done
         }
@@ -886,6 +902,7 @@ class RunLedger:
         except RootError as exc:
             self._pages.pop(name, None)
             self._damaged.add(name)
+            self._lacks_bytes |= self._most_bytes < MOST_BYTES
             logger.error("%s; until then the entries on this page do not run", exc)
 
     def _cut_to_size(self, path: str, page: _Page) -> None:

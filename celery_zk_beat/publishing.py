@@ -207,7 +207,7 @@ class Publisher:
         good: list[Run] = []
         at_fault: list[Run] = []
         for run in runs:
-            (at_fault if self.is_at_fault(run.entry) else good).append(run)
+            (at_fault if self.is_at_fault(run.entry) or run.error else good).append(run)
         return good, at_fault
 
     def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
@@ -283,7 +283,9 @@ class Publisher:
             error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
             if isinstance(error, ZkBeatError):
                 raise error from None  # that of the look at the clock, perhaps in Celery's wrapping
-            if self._broker.may_have_left and not self._broker.has_refused(exc):
+            # Of several, Redis takes some and refuses others; and of the queues of one.
+            is_refused = len(runs) == 1 and self._broker.has_wholly_refused(exc)
+            if self._broker.may_have_left and not is_refused:
                 self._may_have_left.update({run.entry: run.number for run in runs})
             self._note_failed(runs, exc, begun)
         else:
@@ -334,7 +336,7 @@ class Publisher:
         self._announcer.send(
             run_published,
             entry=run.entry,
-            task=self._dispatcher.entries[run.entry].task,
+            task=getattr(self._dispatcher.entries.get(run.entry), "task", None),
             run=run.number,
             due=run.due,
             epoch=epoch,

@@ -600,7 +600,7 @@ class ZooKeeperScheduler(Scheduler):
             return _UNNAMED
         if not self.may_publish(run):
             return _PAUSED
-        return _AT_FAULT if self._publisher.is_at_fault(run.entry) else None
+        return _AT_FAULT if run.error or self._publisher.is_at_fault(run.entry) else None
 
     def _drop_held(self) -> None:
         """Drops the runs that no schedule has named for too long and, of all that are held back,
@@ -634,7 +634,9 @@ class ZooKeeperScheduler(Scheduler):
     def _is_long_unnamed(self, run: Run) -> bool:
         state = self._ledger.state(run.entry)
         since = run.claimed if state is None else max(run.claimed, state.unnamed_since or NEVER)
-        return datetime.now(timezone.utc) - since > UNNAMED_FOR
+        # Neither a clock that is ahead, for a moment, says that it is time, nor ZooKeeper's.
+        ahead = timedelta(seconds=max(0.0, self._election.clock_offset))
+        return datetime.now(timezone.utc) - ahead - since > UNNAMED_FOR
 
     def _drop_noted(self, runs: list[Run], why: str) -> None:
         """As :meth:`_drop`; what has no state gets one, for the note, if there is room for it."""

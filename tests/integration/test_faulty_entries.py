@@ -18,7 +18,7 @@ from kombu import Queue
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.signals import run_dropped
-from example_project.servers import Redis
+from example_project.servers import Redis, wait_until
 from tests.conftest import PATIENCE
 from tests.history import messages
 from tests.rabbitmq import RabbitMQ
@@ -205,3 +205,88 @@ def test_rabbitmq_refuses(
     assert [message.task for message in messages(url, "full")] == ["full"]
     assert [message.task for message in messages(url, "another")] == ["another"]
     assert one._election.epoch == 1
+
+
+@pytest.mark.parametrize("what", ["no memory", "a replica"])
+def test_redis_takes_nothing_of_anybody(
+    app: Celery, make: Make, redis_server: Redis, what: str
+) -> None:
+    """That is no entry's fault: all wait as for a broker that is away, and none is dropped."""
+    app.conf.zk_beat_publish_deadline = None
+    with redis.Redis.from_url(redis_server.url(0)) as server:
+        one = make(beat_schedule={f"e{n}": every(3600, last_run_at=LONG_AGO) for n in range(20)})
+        if what == "no memory":
+            server.config_set("maxmemory", 1)
+        else:
+            server.execute_command("REPLICAOF", "127.0.0.1", "1")
+        wait_until(
+            lambda: turn(one) is not None and one._publisher.failing_since, PATIENCE, "a refusal"
+        )
+        assert not any(run.error for run in one._ledger.outbox.values())
+        server.config_set("maxmemory", 0)
+        server.execute_command("REPLICAOF", "NO", "ONE")
+        wait_until(lambda: one._turn() is not None and not one._ledger.outbox, PATIENCE, "the runs")
+    assert one.metrics.dropped == 0
+    assert {message.entry for message in history(app)} == {f"e{n}" for n in range(20)}
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"broker_write_url": "redis://127.0.0.1:70000/0"},
+        {"broker_write_url": f"amqp://guest:guest@{'a' * 70}.example//"},
+    ],
+    ids=["no port", "no host name"],
+)
+def test_a_wrong_setting_of_the_broker(app: Celery, make: Make, conf: dict[str, Any]) -> None:
+    """It is no entry's fault either."""
+    one = make(beat_schedule={"e": every(3600, last_run_at=LONG_AGO)}, **conf)
+    wait_until(lambda: turn(one) is not None and one.metrics.failed > 1, PATIENCE, "two attempts")
+    assert list(one._ledger.outbox) == ["e"]
+    assert one._publisher.failing_since is not None
+
+
+def test_one_of_two_queues_refuses(app: Celery, make: Make, rabbitmq: RabbitMQ) -> None:
+    """The other has the message: it may have left."""
+    app.conf.broker_write_url = app.conf.broker_url = url = rabbitmq.url()
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    with kombu.Connection(url) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("fan", "fanout", durable=True, auto_delete=False)
+        channel.queue_declare("taken", durable=True, auto_delete=False, arguments=full)
+        channel.queue_declare("free", durable=True, auto_delete=False)
+        for queue in ("taken", "free"):
+            channel.queue_bind(queue, "fan", "")
+        connection.Producer(channel).publish("x", exchange="", routing_key="taken")
+    options = {"exchange": "fan", "exchange_type": "fanout", "routing_key": ""}
+    one = make(beat_schedule={"e": every(3600, "e", options=options, last_run_at=LONG_AGO)})
+    turn_until(one, lambda: one._ledger.outbox["e"].error)
+    assert [message.entry for message in messages(url, "free")] == ["e"]
+    assert one._publisher.unsent() == []
+
+
+def test_one_of_several_that_leave_together_is_refused(
+    app: Celery, make: Make, redis_server: Redis
+) -> None:
+    """The others may have left, and come due again before they leave for certain."""
+    with redis.Redis.from_url(redis_server.url(0)) as server:
+        options = {"queue": "odd"}
+        one = make(beat_schedule={"declared": every(3600, options=options, last_run_at=LONG_AGO)})
+        turn(one)
+        server.delete("odd")
+        server.set("odd", "no list")
+        one.update_from_dict(
+            {
+                "good": every(3600, "good", last_run_at=LONG_AGO),
+                "bad": every(3600, "bad", options=options, last_run_at=LONG_AGO),
+            }
+        )
+        note, unsent = one._publisher._note_failed, []
+
+        def noted(runs: Any, *args: Any) -> None:
+            note(runs, *args)
+            unsent.append(one._publisher.unsent())
+
+        one._publisher._note_failed = noted  # type: ignore[method-assign]
+        turn_until(one, lambda: unsent)
+    assert "good" not in unsent[0]

@@ -799,6 +799,24 @@ def test_one_run_for_all_that_was_missed(app: Celery, make: Make, kind: Any, who
     assert [(run.run, run.due) for run in history(app)[len(runs) :]] == [(expected[-1][0] + 1, due)]
 
 
+def test_what_certainly_has_not_left_is_not_dropped(app: Celery, make: Make) -> None:
+    """With zk_beat_recovery = "drop", also when the states are read anew."""
+    sched = {"e": every(3600, "e", last_run_at=LONG_AGO)}
+    one = make(beat_schedule=sched, zk_beat_recovery="drop", zk_beat_publish_deadline=None)
+    good = away(app)
+    turn(one)
+    one._say_goodbye()
+    one._election.stop()
+    two = make()
+    turn(two)
+    two._ledger.forget()
+    turn(two)
+    assert two._ledger.unsent == {"e"}
+    back(app, good, two)
+    turn(two)
+    assert [message.entry for message in history(app)] == ["e"]
+
+
 def test_the_answer_of_the_broker_was_lost(
     app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
