@@ -169,6 +169,8 @@ def _as_absent() -> Iterator[None]:
     message."""
     try:
         yield
+    except OperationalError:
+        raise
     except Exception as exc:
         raise OperationalError(f"{type(exc).__name__}: {exc}") from None
 

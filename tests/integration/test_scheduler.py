@@ -1415,7 +1415,7 @@ def test_too_much_is_held_back(
     one.close()
     two = make(beat_schedule={f"bad{n}": every(3600, last_run_at=LONG_AGO) for n in range(2)})
     turn(two)
-    sizes = {name: len(run.text) + 1 for name, run in two._ledger.outbox.items()}
+    sizes = {name: two._ledger.bytes_of([run]) for name, run in two._ledger.outbox.items()}
     assert sizes.keys() == {"old0", "old1", "bad0", "bad1"}
     for name in ("bad0", "bad1"):
         two._publisher._back_off.punish(name)
