@@ -86,7 +86,7 @@ def test_the_master_is_killed(shop: Site, database: Database) -> None:
     for name, period in periods.items():
         database.add(name, period)
     one, two = shop.pair()
-    database.add("once", 0.5, one_off=True)
+    database.add("once", 2.0, one_off=True)
     history = shop.wait(lambda history: runs(history, "once"), "the run of once")
     one.kill()
     claimed = shop.claimed()

@@ -58,8 +58,10 @@ def server(tmp_path: Path) -> Iterator[ZooKeeper]:
 def answers(server: ZooKeeper) -> bool:
     address = SERVER, server.port
     with contextlib.suppress(OSError), socket.create_connection(address, 1.0) as connection:
-        connection.sendall(b"ruok")
-        return connection.recv(4) == b"imok"
+        # It says that it is ok before it takes sessions.
+        connection.sendall(b"srvr")
+        with connection.makefile("rb") as answer:
+            return b"Mode:" in answer.read()
     return False
 
 
