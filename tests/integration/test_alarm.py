@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.signals import run_published
 from tests.conftest import PATIENCE
 from tests.history import messages
 from tests.rabbitmq import RabbitMQ
@@ -97,3 +100,21 @@ def test_it_dies_meanwhile(app: Celery, make: Make, rabbitmq: RabbitMQ) -> None:
     assert Counter(message.task for message in messages(rabbitmq.url())) == dict.fromkeys(
         ENTRIES, 1
     )
+
+
+def test_its_entry_is_removed_meanwhile(app: Celery, make: Make, rabbitmq: RabbitMQ) -> None:
+    """Its message is taken when the alarm ends, and whoever listens is told without its task."""
+    one = make(beat_schedule={"a": every(36000, "a", last_run_at=LONG_AGO)})
+    told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def receiver(**event: Any) -> None:
+        told.put(event)
+
+    run_published.connect(receiver, sender=one)
+    rabbitmq.set_alarm()
+    turn_until(one, lambda: one.metrics.failed >= 1)
+    del one.schedule["a"]
+    rabbitmq.clear_alarm()
+    turn_until(one, lambda: not one._ledger.outbox)
+    event = told.get(timeout=PATIENCE)
+    assert (event["entry"], event["task"]) == ("a", None)

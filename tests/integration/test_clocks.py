@@ -18,7 +18,7 @@ from example_project.servers import wait_until
 from tests.conftest import PATIENCE
 from tests.history import check
 
-from .conftest import Make, every, history, turn
+from .conftest import LONG_AGO, Make, away, every, history, turn
 
 
 class Day:
@@ -203,3 +203,57 @@ def test_ahead_from_the_start(app: Celery, make: Make, day: Day) -> None:
         due = next_free(entry, next_run(entry, state.last_run_at), state)
         assert due is not None
         assert timedelta() < due - datetime.now(timezone.utc) < timedelta(minutes=5)
+
+
+def set_for_a_moment(day: Day, scheduler: Any, ahead: timedelta) -> None:
+    day.ahead = ahead
+    scheduler._turn()
+    scheduler._turn()
+    day.ahead = timedelta()
+    scheduler._turn()
+
+
+def test_what_another_schedule_names(app: Celery, make: Make, day: Day) -> None:
+    """[I13] As during a deploy: neither its run nor its state is given up for a clock that says for
+    a moment that it is time."""
+    one = make(
+        beat_schedule={
+            "a": every(3600, "a", last_run_at=LONG_AGO),
+            "idle": every(3600, "idle"),
+        },
+        zk_beat_publish_deadline=None,
+    )
+    away(app)
+    turn(one)
+    assert list(one._ledger.outbox) == ["a"]
+    one.close()
+    two = make(beat_schedule={"b": every(3600, "b")})
+    turn(two)
+    assert two._ledger.state("idle").unnamed_since is not None
+    set_for_a_moment(day, two, timedelta(hours=25))
+    assert "a" in two._ledger.outbox
+    set_for_a_moment(day, two, timedelta(days=31))
+    assert two._ledger.state("idle") is not None
+
+
+def test_skipped_while_it_is_ahead(app: Celery, make: Make, day: Day) -> None:
+    """[I13] What was too old by a clock that was ahead has not run, and is still to come."""
+    app.conf.beat_cron_starting_deadline = 60
+    one = make(beat_schedule={"m": {"task": "m", "schedule": crontab(minute="*/10")}})
+    turn(one)
+    day.ahead = timedelta(minutes=43)
+    wait_until(
+        lambda: (
+            turn(one) is not None
+            and one._ledger.state("m").last_run_at > day.now(timezone.utc) - timedelta(minutes=5)
+        ),
+        PATIENCE,
+        "a skip",
+    )
+    day.ahead = timedelta()
+    turn(one)
+    turn(one)
+    state, entry = one._ledger.state("m"), one.entries["m"]
+    due = next_free(entry, next_run(entry, state.last_run_at), state)
+    assert due is not None
+    assert due - datetime.now(timezone.utc) <= timedelta(minutes=10)

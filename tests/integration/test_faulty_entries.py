@@ -290,3 +290,19 @@ def test_one_of_several_that_leave_together_is_refused(
         one._publisher._note_failed = noted  # type: ignore[method-assign]
         turn_until(one, lambda: unsent)
     assert "good" not in unsent[0]
+
+
+def test_what_was_refused_holds_nobody_up_at_a_take_over(
+    app: Celery, make: Make, rabbitmq: RabbitMQ
+) -> None:
+    """[I12] The next master knows from the outbox what failed by itself, and tries it last."""
+    app.conf.broker_write_url = app.conf.broker_url = rabbitmq.url()
+    options = {"exchange": "nowhere", "routing_key": "x"}
+    entries = {f"bad{n}": every(36000, options=options, last_run_at=LONG_AGO) for n in range(50)}
+    one = make(beat_schedule={**entries, "good": every(0.5, "good")})
+    turn_until(one, lambda: sum(bool(run.error) for run in one._ledger.outbox.values()) >= 50)
+    one._say_goodbye()
+    one._election.stop()
+    two = make()
+    turn_until(two, lambda: two.metrics.published > 0)
+    assert two.metrics.failed < 50
