@@ -20,9 +20,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("seeds", help="one, or FIRST:END")
-    parser.add_argument("--steps", type=int, default=1000, help="of each run, until all is healed")
+    parser.add_argument("--steps", type=int, default=1500, help="of each run, until all is healed")
     parser.add_argument("--only", help="numbers of the faults that happen")
     parser.add_argument("--mutate", choices=MUTATIONS, help="break the package first")
+    parser.add_argument("--scenario", help="what all runs have: see scenario.py, KINDS")
     parser.add_argument("--no-shrink", dest="shrink", action="store_false", help="stop at once")
     parser.add_argument("--log", action="store_true", help="show faults, and what the beats log")
     options = parser.parse_args()
@@ -32,7 +33,12 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     if options.mutate:
         install(options.mutate)
+    from . import scenario
     from .driver import simulate
+
+    if options.scenario not in (None, *scenario.KINDS):
+        parser.error(f"--scenario: one of {', '.join(scenario.KINDS)}")
+    scenario.CHOSEN = options.scenario
 
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     first, _, end = options.seeds.partition(":")

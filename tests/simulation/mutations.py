@@ -43,12 +43,19 @@ class Edit:
         return "\n".join(lines)
 
 
+#: What all runs that look for a mutation have, where that finds it sooner.
+SCENARIOS: dict[str, str] = {}
+
+
 def _read() -> dict[str, list[Edit]]:
     mutations: dict[str, list[Edit]] = {}
     edits: list[Edit] = []
     for line in Path(__file__).with_suffix(".diff").read_text().splitlines():
         if line.startswith("== "):
-            edits = mutations[line[3:]] = []
+            name = line[3:]
+            edits = mutations[name] = []
+        elif line.startswith("% "):
+            SCENARIOS[name] = line[2:]
         elif line.startswith("@@ "):
             edits.append(Edit(line[3:], [], []))
         elif line.startswith("-"):

@@ -302,9 +302,17 @@ class Run:
         self._healed = False
         #: Has ZooKeeper be restored, where its data is lost.
         self._lost: Callable[[], None] | None = None
-        self.faults = [fault for fault in _plan(plan) if fault.what not in scenarios.PENDING]
+        self.faults = list(_plan(plan))
+        if scenarios.CHOSEN == "plain":
+            self.faults = [fault for fault in self.faults if fault.what not in UNUSUAL]
+        for what, who, after in MORE.get(scenarios.CHOSEN or "", ()):
+            self.faults.append(Fault(plan.uniform(1, 4), what, who, plan.uniform(0, 2), after))
         Stored.store.clear()
         self.gated = plan.choice((None, None, PLAIN, STORED))
+        if self.gated == STORED:
+            # A store that was told of a time in the future holds its entries back until then.
+            far = (CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT)
+            self.faults = [fault for fault in self.faults if fault.what not in far]
         if self.gated is None:
             self.checker.rhythmic = PERIODS.keys() - ASKED
         self.checker.clocks_are_right = not any(
@@ -617,6 +625,8 @@ class Run:
 CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT = "clock far off", "clock far off for a moment"
 #: What becomes of ZooKeeper's data.
 WIPED, RESTORED = "wiped", "restored from an older copy"
+#: What a plain run is without.
+UNUSUAL = (CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT, WIPED, RESTORED)
 #: What can go wrong, and how often.
 KINDS = {
     "kill": 4,
@@ -639,8 +649,8 @@ KINDS = {
     "no quorum": 1,
     "clock of ZooKeeper": 0.3,
     "master deleted": 1,
-    WIPED: 3,
-    RESTORED: 4,
+    WIPED: 1,
+    RESTORED: 2,
 }
 
 #: What operators ask.
@@ -651,6 +661,14 @@ OPERATOR = "operator"
 JUST_BEFORE = "write is sent"
 OF_OPERATOR = (PAUSE, ASK, RESIGN_ALONE, RESIGN_TO)
 OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted", WIPED, RESTORED)
+
+
+#: What happens, beside all else, where it is CHOSEN.
+MORE = {
+    "lost data": [(RESTORED, "ZooKeeper", "")],
+    "pauses": [(PAUSE, OPERATOR, JUST_BEFORE)] * 6,
+    "masters deleted": [("master deleted", "ZooKeeper", after) for after in ("write", "") * 3],
+}
 
 
 def _plan(plan: random.Random) -> Iterator[Fault]:

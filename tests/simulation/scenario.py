@@ -45,6 +45,9 @@ LETTERS = ("x", "\u0436", "\U0001f600")
 #: know of writes without the outbox, and the fixed parts of a transaction are too large for it.
 PENDING = frozenset({"low jute.maxbuffer"})
 
+#: What all runs have, where one who looks for something wants it so; see KINDS.
+CHOSEN: str | None = None
+
 #: What can be the matter with an entry.
 UNMADE, LAZY, REFUSED = "cannot be made", "an argument raises", "refused by the broker"
 #: What an entry's argument raises when it is made, while it is `Scenario.failing`.
@@ -112,7 +115,7 @@ def _raise() -> None:
 
 
 def choose(plan: random.Random, beats: tuple[str, ...], is_slow: bool) -> Scenario:
-    kind = plan.choice((*["plain"] * 7, *_KINDS))
+    kind = CHOSEN or plan.choice((*["plain"] * 7, *_KINDS))
     scenario = Scenario()
     if kind in _KINDS and kind not in PENDING:
         _KINDS[kind](plan, beats, scenario)
@@ -124,7 +127,7 @@ def choose(plan: random.Random, beats: tuple[str, ...], is_slow: bool) -> Scenar
         # Else they would come due faster than they can be dispatched, one after another.
         some = list(scenario.entries.items())[:15]
         scenario.entries = {name: 10 * period for name, period in some}
-    if plan.random() < 0.2 and "retention" not in PENDING:
+    if CHOSEN == "retention" or (plan.random() < 0.2 and CHOSEN != "plain"):
         scenario.retention = plan.choice((0.5, 3.0, 8.0))
     return scenario
 
@@ -195,6 +198,9 @@ _KINDS: dict[str, Callable[[random.Random, tuple[str, ...], Scenario], None]] = 
     "deploys": _deploys,
     "useless beats": _useless_beats,
 }
+
+#: What may be CHOSEN.
+KINDS = ("plain", "retention", "lost data", "pauses", "masters deleted", *_KINDS)
 
 
 @functools.lru_cache(maxsize=64)

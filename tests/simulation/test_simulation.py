@@ -11,7 +11,7 @@ from kombu import Producer
 
 from example_project.processes import REPOSITORY
 
-from .mutations import MUTATIONS
+from .mutations import MUTATIONS, SCENARIOS
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -39,7 +39,8 @@ def test_no_violation() -> None:
 def test_a_mutation_is_found(mutation: str) -> None:
     if mutation == TOGETHER and not hasattr(Producer, "supports_batch_publish"):
         pytest.skip("kombu before 5.7")
-    done = simulate(f"0:{RUNS_TO_FIND}", "--no-shrink", "--mutate", mutation)
+    scenario = ["--scenario", SCENARIOS[mutation]] if mutation in SCENARIOS else []
+    done = simulate(f"0:{RUNS_TO_FIND}", "--no-shrink", "--mutate", mutation, *scenario)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.match(r"seed \d+: \d+\.\d+ s: I\d+: ", done.stdout), done.stdout + done.stderr
     assert "ended by itself" not in done.stdout, "a mutation that does not even run"
