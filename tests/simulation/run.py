@@ -321,6 +321,7 @@ class Run:
         kinds = {fault.what for fault in self.faults}
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
+        self.checker.numbers_may_differ = lost and ASK in kinds
         self.checker.has_store = self.gated == STORED
         self.checker.store_knows_more = lost and self.gated == STORED
         self.broker.together = plan.choice((True, True, False))
