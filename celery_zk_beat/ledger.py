@@ -478,7 +478,8 @@ class RunLedger:
                             to_text(since),
                         )
                 elif state.unnamed_since is None:
-                    changed[name] = replace(state, unnamed_since=sure)
+                    # By ZooKeeper's clock: others are to judge by it, and ours may be wrong.
+                    changed[name] = replace(state, unnamed_since=now - self._ahead)
                 elif sure - state.unnamed_since > RETENTION and name not in self.outbox:
                     changed[name] = None
         self._commit_all(changed)

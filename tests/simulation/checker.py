@@ -90,7 +90,7 @@ class Checker:
         self.states: dict[str, RunState] = {}
         #: The entries on each page.
         self._pages: dict[str, set[str]] = {}
-        #: When each page was written, by ZooKeeper's clock.
+        #: When the state of each entry was written as it is, by ZooKeeper's clock.
         self._written: dict[str, float] = {}
         self.outbox: dict[tuple[str, int], dict[str, Any]] = {}
         self.epoch = 0
@@ -144,7 +144,7 @@ class Checker:
                 states = decode_page(path, node.data)
                 self.states.update(states)
                 self._pages[path] = set(states)
-                self._written[path] = node.modified
+                self._written.update(dict.fromkeys(states, node.modified))
         self._highest.update({name: state.total_run_count for name, state in self.states.items()})
         self.claimed = dict.fromkeys(self.outbox, self._world.now)
         # A beat that lived through it may know.
@@ -189,11 +189,13 @@ class Checker:
             assert node is not None
             states = decode_page(path, node.data)
             for entry, state in states.items():
-                claimed |= self._on_state(entry, state, self._written.get(path, 0.0))
+                is_new = self.states.get(entry) != state
+                claimed |= self._on_state(entry, state, self._written.get(entry, 0.0))
+                if is_new:
+                    self._written[entry] = node.modified
             for entry in self._pages.get(path, set()) - states.keys():
                 self._on_removed(entry)
             self._pages[path] = set(states)
-            self._written[path] = node.modified
         if self._paths.outbox in changes:
             node = changes[self._paths.outbox]
             assert node is not None
@@ -245,7 +247,7 @@ class Checker:
             self.fail(f"I2: the state of {entry} is removed, and its run waits")
 
     def _on_state(self, entry: str, state: RunState, written: float) -> set[tuple[str, int]]:
-        """`written`: when its page was before, by ZooKeeper's clock."""
+        """`written`: when it was so before, by ZooKeeper's clock."""
         before = self.states.get(entry)
         self.states[entry] = state
         number = state.total_run_count
