@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -340,10 +341,8 @@ class Run:
         self._only = only
         #: Numbers of the faults that happened.
         self.happened: list[int] = []
-        #: Faults that wait for a message or a write.
-        self._waiting: dict[str, list[Callable[[], None]]] = {"message": [], "write": []}
-        #: Those that come just before a write.
-        self._before: list[Callable[[], None]] = []
+        #: Faults that wait for a message or a write, or come just before a write.
+        self._waiting: dict[str, list[Callable[[], None]]] = defaultdict(list)
         self.ensemble.before_write = self._come_before
         self.broker.observers.append(lambda _: self._trigger("message"))
         self.ensemble.observers.append(lambda *_: self._trigger("write"))
@@ -355,10 +354,8 @@ class Run:
             world.after(world.random.uniform(0, 0.5), beat.start)
         for number, fault in enumerate(self.faults):
             begin = partial(self._begin, number, fault)
-            if fault.after == JUST_BEFORE:
-                begin = partial(self._before.append, begin)
-            elif fault.after:
-                begin = partial(self._waiting[fault.after].append, begin)
+            if fault.after:
+                begin = partial(self._wait_for, fault.after, begin)
             world.after(fault.at, begin)
         if any(fault.what == RESTORED for fault in self.faults):
             self._copy()
@@ -457,8 +454,11 @@ class Run:
             self.checker.useless.add(master.name)
         self._get_well(len(beats) - (not stays))
 
+    def _wait_for(self, what: str, begin: Callable[[], None]) -> None:
+        self._waiting[what].append(begin)
+
     def _come_before(self) -> None:
-        before, self._before = self._before, []
+        before, self._waiting[JUST_BEFORE] = self._waiting[JUST_BEFORE], []
         for begin in before:
             begin()
 
