@@ -1191,6 +1191,10 @@ class ZooKeeperScheduler(Scheduler):
             free = next_free(entry, due, state)
         if free is None or free > max(due, claimed):
             return  # it ran already, by a clock that was ahead
+        if key_of(entry) is None and due < state.last_run_at - TOLERANCE:
+            # By a clock that was behind, and is right again. (A row of a database may be enabled
+            # again, to run as if it never had.)
+            return
         number = state.total_run_count + 1
         run = Run(name, number, free, claimed, epoch, key=key_of(entry))
         self._publisher.publish(self._claim_runs([run], self._control.unchanged))
