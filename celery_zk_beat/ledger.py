@@ -322,7 +322,8 @@ class RunLedger:
                 continue
             written = datetime.fromtimestamp(min(page.mtime, LATEST), timezone.utc)
             for name, state in ahead:
-                if state.last_run_at > written + TOLERANCE:
+                # The time of its page says nothing of what is not written yet.
+                if state.last_run_at > written + TOLERANCE and name not in self._amended:
                     at = min(written + self._ahead, now)
                     if state.due is not None and state.due <= now:
                         at = max(at, state.due)
