@@ -88,7 +88,7 @@ lint:
 	@.ci/setup $(VENV) $(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy celery_zk_beat
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders $(VENV)-bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

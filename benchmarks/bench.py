@@ -24,7 +24,7 @@ from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable
+from typing import Any
 
 import redis
 from kazoo.client import KazooClient
@@ -291,15 +291,15 @@ class Arrivals:
                 self.all.append(arrival)
                 self._news.notify_all()
 
-    def first(self, wanted: Callable[[Arrival], bool], timeout: float = PATIENCE) -> Arrival:
-        """The first such message, as soon as there is one."""
+    def after(self, term: Term, timeout: float = PATIENCE) -> Arrival:
+        """The first message of a later master, as soon as there is one."""
 
         def found() -> Arrival | None:
-            return next(filter(wanted, self.all), None)
+            return next((each for each in self.all if each.epoch > term.epoch), None)
 
         with self._news:
             if not self._news.wait_for(found, timeout):
-                raise TimeoutError(f"the broker got no such message within {timeout:g} s")
+                raise TimeoutError(f"no message of a later master within {timeout:g} s")
             arrival = found()
             assert arrival is not None
             return arrival

@@ -68,7 +68,7 @@ def measure(cluster: Cluster, number: signal.Signals, times: int) -> tuple[list[
         beat.send(number)
         ended.append(end_of(beat) - at)
         successor = cluster.elections.after(term)
-        arrival = cluster.arrivals.first(lambda each, term=term: each.epoch > term.epoch)
+        arrival = cluster.arrivals.after(term)
         elected.append(successor.since - at)
         resumed.append(arrival.at - at)
         code = beat.wait(1)
@@ -114,7 +114,7 @@ def measure_resigning(cluster: Cluster, times: int) -> tuple[list[Row], list[str
             answered.append(time.time() - at)
             if not answer.ok:
                 raise RuntimeError(f"{answer.text}:\n{cluster.beat(term.pid).log()}")
-            arrival = cluster.arrivals.first(lambda each, term=term: each.epoch > term.epoch)
+            arrival = cluster.arrivals.after(term)
             assert to is None or to.endswith(f":{arrival.pid}")
             resumed.append(arrival.at - at)
             late.append(arrival.at - max(at, arrival.due))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, Callable
 
 from celery import Celery
 from redis.connection import AbstractConnection
@@ -23,7 +23,7 @@ SECONDS = 10.0
 def main() -> int:
     gaps: list[float] = []
     looked = 0.0
-    send = AbstractConnection.send_packed_command
+    send: Callable[..., Any] = AbstractConnection.send_packed_command
 
     def timed_send(self: AbstractConnection, command: Any, *args: Any, **kwargs: Any) -> Any:
         answer = send(self, command, *args, **kwargs)
@@ -50,7 +50,7 @@ def main() -> int:
             looked = time.perf_counter()
 
         beat._ledger.assure = look
-        AbstractConnection.send_packed_command = timed_send
+        AbstractConnection.send_packed_command = timed_send  # type: ignore[method-assign]
         beat._election.start(PATIENCE)
         assert beat._election.wait(PATIENCE)
         end = time.monotonic() + SECONDS

@@ -55,7 +55,7 @@ def measure(cluster: Cluster, standbys: int, times: int) -> int:
         beat.send(number)
         end_of(beat)
         successor = cluster.elections.after(term)
-        arrival = cluster.arrivals.first(lambda each, term=term: each.epoch > term.epoch)
+        arrival = cluster.arrivals.after(term)
         time.sleep(max(0.0, successor.since + WINDOW - time.time()))  # the rest of the window
         if successor.epoch != term.epoch + 1 or cluster.elections.last != successor:
             faults.append(f"epoch {term.epoch}: more than one election followed")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "LOOPBACK",
     "REPOSITORY",
     "Ensemble",
     "PostgreSQL",

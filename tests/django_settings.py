@@ -14,12 +14,12 @@ STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 
 # Or SQLite refuses at once what a server would let wait.
-_patience = {"timeout": 20}
+_patience: dict[str, object] = {"timeout": 20}
 if django.VERSION >= (5, 1):
     _patience["transaction_mode"] = "IMMEDIATE"
 
 if "PGDATABASE" in os.environ:
-    _database = {
+    _database: dict[str, object] = {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": os.environ["PGDATABASE"],
     }

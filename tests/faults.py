@@ -141,7 +141,7 @@ class Road:
             self._selector.register(end, selectors.EVENT_READ)
 
     def _forward(self, end: socket.socket) -> None:
-        data = b""
+        data: bytes | None = b""
         with contextlib.suppress(OSError):
             data = self._passed_on(end, end.recv(1 << 20))
         if data is None:

@@ -56,14 +56,14 @@ ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 SECRET_KEY = "an example has none"
 
 if "PGDATABASE" in os.environ:  # where the server is, libpq reads from PGHOST and its like
-    _database = {
+    _database: dict[str, object] = {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": os.environ["PGDATABASE"],
     }
 else:
     _database = {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("SHOP_DATABASE", Path(__file__).with_name("db.sqlite3")),
+        "NAME": os.environ.get("SHOP_DATABASE", str(Path(__file__).with_name("db.sqlite3"))),
         "OPTIONS": {"timeout": 20},
     }
 DATABASES = {"default": _database}
