@@ -574,6 +574,23 @@ def test_what_is_known_to_be_published_stays_so(
     assert ledger._published == {}
 
 
+def test_what_is_not_written_yet_was_not_ahead(election: MasterElection, ledger: RunLedger) -> None:
+    """[I13] A master noted a late publish, its answer was lost, and its clock fell far behind: the
+    page is older than that note, which does not make it one of a clock that was ahead."""
+    now, minute = datetime.now(timezone.utc), 60 * SECOND
+    (other,) = names_on_the_page_of("late", 1)
+    ledger.first_seen({"late": now, other: now + 5 * minute})
+    (late,) = ledger.claim([run("late", at=now)])
+    ledger.published(late, now + minute, clock=now + minute)
+    ledger.forget()
+    assert election.reign is not None
+    ledger.load(election.reign)
+    assert ledger.set_back(now - 60 * minute).keys() == {other}
+    state = load(election).state("late")
+    assert state is not None
+    assert state.last_run_at == now + minute
+
+
 def test_what_is_confirmed_is_not_remembered(ledger: RunLedger) -> None:
     """Names come and go while a master lives."""
     for n in range(100):
@@ -641,6 +658,34 @@ def test_an_ordinary_failure_lowers_nothing(candidate: Candidate, road: Road) ->
         assert one.reign is not None
         ledger.load(one.reign)
     assert ledger._most_bytes == module.MOST_BYTES
+
+
+def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> None:
+    """They look like those of a server that takes less than the page has: its entries stand still
+    for some minutes, in which more is tried again, not for an hour each time."""
+    names = names_on_the_page_of("a", 100, "x" * 3000)
+    one = candidate("one", road.hosts, session_timeout=4.0)
+    one.start(PATIENCE)
+    assert one.wait(PATIENCE)
+    load(one).first_seen(dict.fromkeys(names, NOW))
+    ledger = load(one)
+    for _ in range(2):
+        road.block_answers()
+        sent = ledger._send({names[0]: RunState(NOW)}, ledger.outbox)
+        road.cut()
+        with pytest.raises(Uncertain):
+            ledger._finish(sent)
+        road.open()
+        assert one.wait(PATIENCE)
+        assert one.reign is not None
+        ledger.load(one.reign)
+    assert ledger.damaged(names[0])
+    # Each time it is twice as much.
+    for seconds, stops in [(50, True), (80, True), (130, False)]:
+        ledger._most_bytes_since -= seconds
+        ledger.load(one.reign)
+        assert ledger.damaged(names[0]) is stops
+    assert ledger.claim([run(names[0])])
 
 
 def test_refused_by_quota(tmp_path: Path) -> None:
