@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.beat import Scheduler
 from celery.schedules import crontab
 
 from celery_zk_beat import gate, publishing, schedulers
@@ -257,3 +258,59 @@ def test_skipped_while_it_is_ahead(app: Celery, make: Make, day: Day) -> None:
     due = next_free(entry, next_run(entry, state.last_run_at), state)
     assert due is not None
     assert due - datetime.now(timezone.utc) <= timedelta(minutes=10)
+
+
+def test_behind_while_it_does_not_name_an_entry(app: Celery, make: Make, day: Day) -> None:
+    """[I13] As during a deploy, of seconds: the next master that names it does not take it for one
+    that was away for as long as that clock was behind, and what is due is not lost."""
+    one = make(beat_schedule={"e": every(3600, "e", last_run_at=LONG_AGO)})
+    turn(one)
+    clock = one._ledger.state("e").last_run_at
+    one._say_goodbye()
+    one.close()
+    day.ahead = timedelta(hours=-2)
+    two = make(beat_schedule={"other": every(3600)})
+    turn(two)
+    since = two._ledger.state("e").unnamed_since
+    assert abs(since - datetime.now(timezone.utc)) < timedelta(minutes=1)
+    two.close()
+    day.ahead = timedelta()
+    three = make(beat_schedule={"e": every(3600, "e")})
+    turn(three)
+    assert three._ledger.state("e").last_run_at == clock
+
+
+class SetRight(Scheduler):
+    """The clock, which was behind when this was made, is set right when it begins to dispatch."""
+
+    day: Day
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        self.day.ahead = max(self.day.ahead, timedelta())
+        return super().tick(*args, **kwargs)
+
+
+def test_behind_when_another_scheduler_is_made(
+    app: Celery, make: Make, day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[I13] By that clock its entry was due half an hour ago, before it ran."""
+    app.conf.zk_beat_scheduler = "celery.beat:Scheduler"
+    one = make(beat_schedule={"e": every(1800, "e", last_run_at=LONG_AGO)})
+    turn(one)
+    one._say_goodbye()
+    assert len(history(app)) == 1
+    one.close()
+    day.ahead = timedelta(hours=-1)
+    monkeypatch.setattr(SetRight, "day", day, raising=False)
+    app.conf.zk_beat_scheduler = f"{__name__}:SetRight"
+    two = make(beat_schedule={"e": every(1800, "e")})
+    turn(two)
+    assert day.ahead == timedelta()
+    two._turn()
+    assert len(history(app)) == 1
+    state = two._ledger.state("e")
+    assert state.total_run_count == 1
+    assert abs(state.last_run_at - datetime.now(timezone.utc)) < timedelta(minutes=1)
+    day.ahead = timedelta(minutes=30)
+    runs(app, two, 1)
+    assert history(app)[-1].due == state.last_run_at + timedelta(minutes=30)
