@@ -125,6 +125,31 @@ def test_one_that_may_pass_is_tried_again(app: Celery, make: Make) -> None:
     assert one.metrics.failed == 2
 
 
+@pytest.mark.parametrize("behind", [None, "celery.beat:Scheduler"])
+def test_no_memory_for_one_argument(app: Celery, make: Make, behind: str | None) -> None:
+    """It may be there in a moment: the run waits, with its number, and the others go on."""
+    raised: list[MemoryError] = []
+
+    def argument() -> int:
+        if len([message for message in history(app) if message.task == "good"]) < 3:
+            raised.append(MemoryError())
+            raise raised[-1]
+        return 1
+
+    one = make(
+        zk_beat_scheduler=behind,
+        beat_schedule={
+            "bad": every(3600, "bad", args=[BeatLazyFunc(argument)], last_run_at=LONG_AGO),
+            "good": every(0.2, "good"),
+        },
+    )
+    turn_until(one, lambda: "bad" in {message.task for message in history(app)})
+    assert raised
+    assert one.metrics.failed == len(raised)
+    assert one.metrics.dropped == 0
+    assert [message.run for message in history(app) if message.task == "bad"] == [1]
+
+
 def test_a_task_that_sends_by_itself(app: Celery, make: Make) -> None:
     """And meets a broker that is away: the road of all is looked at, and is there."""
 
