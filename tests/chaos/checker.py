@@ -114,7 +114,10 @@ def check(history: Sequence[Event]) -> Verdict:
 def faults_of(history: Iterable[Event]) -> list[Fault]:
     """The faults; one that never ended lasts to the end of the history."""
     events = list(history)
-    ends = {e["number"]: e["at"] for e in events if e["event"] == "fault" and e["phase"] == "end"}
+    ends: dict[int, float] = {
+        e["number"]: e["at"] for e in events if e["event"] == "fault" and e["phase"] == "end"
+    }
+    over: float = events[-1]["at"] if events else 0.0
     return [
         Fault(
             e["number"],
@@ -122,7 +125,7 @@ def faults_of(history: Iterable[Event]) -> list[Fault]:
             e["on"],
             e["beat"],
             e["at"],
-            ends.get(e["number"], events[-1]["at"]),
+            ends.get(e["number"], over),
         )
         for e in events
         if e["event"] == "fault" and e["phase"] == "begin"

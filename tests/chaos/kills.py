@@ -52,6 +52,15 @@ def next_master(client: KazooClient, epoch: int) -> MasterRecord:
     return found
 
 
+def suffer_outage(road: Road, broker: Redis) -> None:
+    """The beats do not reach the broker for a while, and go on."""
+    road.cut()
+    time.sleep(OUTAGE)  # the outage itself
+    road.open()
+    wanted = len(messages(broker.url())) + 3 * ENTRIES
+    wait_until(lambda: len(messages(broker.url())) >= wanted, PATIENCE, "runs after the outage")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -91,15 +100,7 @@ def main() -> int:
             beat.wait_for_log("Sending due task", PATIENCE, since=0)
             time.sleep(random.uniform(0, 2))  # the random instant
             if options.outage:
-                road.cut()
-                time.sleep(OUTAGE)  # the outage itself
-                road.open()
-                sent = len(messages(broker.url()))
-                wait_until(
-                    lambda sent=sent: len(messages(broker.url())) >= sent + 3 * ENTRIES,
-                    PATIENCE,
-                    "runs after the outage",
-                )
+                suffer_outage(road, broker)
                 epoch -= 1  # the same master may go on
             elif options.pause:
                 beat.pause()

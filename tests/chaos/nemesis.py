@@ -60,7 +60,8 @@ def plan(seed: int, seconds: float, verbs: Sequence[Verb]) -> list[Fault]:
     """The faults of one campaign: every verb once, in random order, then all of them again."""
     rng = random.Random(seed)
     faults: list[Fault] = []
-    at, left = rng.uniform(1, EVERY), []
+    at = rng.uniform(1, EVERY)
+    left: list[Verb] = []
     while at < seconds:
         left = left or rng.sample(verbs, len(verbs))
         verb = left.pop()

@@ -93,9 +93,9 @@ def _strip(
     end = begin + STRIP
     top = y + 12
     for second in range(0, STRIP + 1, 10):
-        x = LEFT + second * SECOND
+        at = LEFT + second * SECOND
         minutes, rest = divmod(int(begin - zero) + second, 60)
-        parts.append(_text(x - 8, y + 8, f"{minutes}:{rest:02}", "dim"))
+        parts.append(_text(at - 8, y + 8, f"{minutes}:{rest:02}", "dim"))
     y = top
     for lane in ("ZooKeeper", "broker", *colours):
         mine = [fault for fault in faults if _lane(fault) == lane and fault.touches(begin, end)]

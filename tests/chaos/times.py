@@ -117,13 +117,23 @@ def table(all_times: Sequence[Times]) -> str:
         "beats that ended",
         "beats that took their turn",
     )
-    rows = [head, ("---",) * len(head)]
-    for each in all_times:
-        row = (each.site["contender"], each.site["seed"], f"{each.site['minutes']:g}")
-        row += (each.faults, _share(each.missed, each.due))
-        row += (_share(each.rare_missed, each.rare_due), each.many, each.same_id)
-        row += (f"{each.longest:.1f}",)
-        rows.append((*row, each.ended, f"{each.turns} of {each.beats}"))
+    rows: list[tuple[object, ...]] = [head, ("---",) * len(head)]
+    rows += [
+        (
+            each.site["contender"],
+            each.site["seed"],
+            f"{each.site['minutes']:g}",
+            each.faults,
+            _share(each.missed, each.due),
+            _share(each.rare_missed, each.rare_due),
+            each.many,
+            each.same_id,
+            f"{each.longest:.1f}",
+            each.ended,
+            f"{each.turns} of {each.beats}",
+        )
+        for each in all_times
+    ]
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 

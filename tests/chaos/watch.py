@@ -80,6 +80,7 @@ class Messages:
         except redis.RedisError:
             return False
         for copy in copies:
+            assert isinstance(copy, bytes)
             at, _, text = copy.partition(b" ")
             self._take(float(at), json.loads(text)["headers"])
         self._seen += len(copies)

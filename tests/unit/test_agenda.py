@@ -89,10 +89,10 @@ def test_as_celery_answers(schedule: Any, last_run_at: datetime, zone: str) -> N
 
 
 def test_who_has_a_say_is_asked() -> None:
-    class Schedule(schedule):  # type: ignore[misc]
+    class Schedule(schedule):
         pass
 
-    class Entry(ScheduleEntry):  # type: ignore[misc]
+    class Entry(ScheduleEntry):
         def is_due(self) -> Any:
             return super().is_due()
 

@@ -28,7 +28,8 @@ class Minutely(schedule):
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         since = last_run_at - BEGINNING
-        return BEGINNING + (math.floor(since / MINUTE) + 1) * MINUTE - self.now()
+        now: datetime = self.now()
+        return BEGINNING + (math.floor(since / MINUTE) + 1) * MINUTE - now
 
 
 def entry(of: schedule) -> Any:

@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 
-class Counting(Celery):  # type: ignore[misc]
+class Counting(Celery):
     """Knows how many messages were made by its own send_task()."""
 
     long = 0
@@ -159,7 +159,7 @@ def test_what_takes_more(app: Any, options: dict[str, Any]) -> None:
     assert app.long == 1
 
 
-class Backend(DisabledBackend):  # type: ignore[misc]
+class Backend(DisabledBackend):
     """A result backend that notes what it is told; where it is made, and for which messages."""
 
     made = 0
@@ -216,7 +216,7 @@ def test_what_users_send_meanwhile(
 
 
 def test_a_task_that_takes_another_producer(app: Any, backend: type[Backend]) -> None:
-    class Own(Task):  # type: ignore[misc]
+    class Own(Task):
         def apply_async(self, *args: Any, producer: Any = None, **kwargs: Any) -> Any:
             return super().apply_async(*args, **kwargs)
 
@@ -300,7 +300,7 @@ def test_what_a_proxy_wraps(
 def test_a_message_that_is_made_otherwise(app: Any) -> None:
     """By an AMQP class of the user's, which gives what the short way would give, too."""
 
-    class Hiding(AMQP):  # type: ignore[misc]
+    class Hiding(AMQP):
         def as_task_v2(self, *args: Any, **kwargs: Any) -> Any:
             return super().as_task_v2(*args, argsrepr="***", origin="here", **kwargs)
 
@@ -310,7 +310,7 @@ def test_a_message_that_is_made_otherwise(app: Any) -> None:
 
 
 def test_a_router_of_the_users(app: Any) -> None:
-    class Own(Router):  # type: ignore[misc]
+    class Own(Router):
         def route(self, options: Any, *args: Any, **kwargs: Any) -> Any:
             return super().route({**options, "queue": "bills"}, *args, **kwargs)
 
@@ -322,7 +322,7 @@ def test_a_router_of_the_users(app: Any) -> None:
 def test_a_class(app: Any) -> None:
     """It has no signature to look at."""
 
-    class Own(Task):  # type: ignore[misc]
+    class Own(Task):
         name = "own"
 
         def run(self, number: int) -> None: ...
@@ -388,7 +388,12 @@ def test_what_looks_at_the_clock(app: Any, more: dict[str, Any], waits: bool) ->
     order: list[str] = []
     entry = entry_of(app, "plain", **more)
     publish = site.producer.publish
-    site.producer.publish = lambda *args, **kwargs: order.append("sent") or publish(*args, **kwargs)
+
+    def sent(*args: Any, **kwargs: Any) -> Any:
+        order.append("sent")
+        return publish(*args, **kwargs)
+
+    site.producer.publish = sent
     Sender(site.scheduler, site.producer).send(entry, lambda: order.append("due"))
     assert order == (["due", "sent"] if waits else ["sent"])
 
@@ -411,7 +416,7 @@ def test_receivers_hear_of_it_when_it_is_due(app: Any, signal: Any) -> None:
 
 
 def test_what_a_task_overrides(app: Any) -> None:
-    class Own(Task):  # type: ignore[misc]
+    class Own(Task):
         def apply_async(self, *args: Any, **kwargs: Any) -> Any:
             return super().apply_async(*args, **{**kwargs, "queue": "bills"})
 
@@ -424,7 +429,7 @@ def test_what_a_task_overrides(app: Any) -> None:
 
 
 def test_eagerly(app: Any) -> None:
-    ran = []
+    ran: list[int] = []
     app.task(shared=False, name="eager")(lambda_named(ran))
     app.conf.task_always_eager = True
     assert Site(app).sent(send, entry_of(app, "eager")) == [[], []]

@@ -17,8 +17,8 @@ from dateutil import tz
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_zk_beat.runs import NEVER
 from celery_zk_beat.timetable import (
-    NEVER,
     as_of,
     checksum,
     due_instant,
