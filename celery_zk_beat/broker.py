@@ -17,9 +17,9 @@ from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError, SerializationError
 from kombu.utils.objects import cached_property
 
+from . import clock
 from .ledger import SAFE_PART
 from .log import get_logger
-from .session import boottime
 
 logger = get_logger(__name__)
 
@@ -469,7 +469,7 @@ class BackOff:
         """Has `who` wait; twice as long each time. Returns the seconds."""
         before, _ = self._pauses.get(who, (_BACK_OFF / 2, 0.0))
         pause = min(2 * before, _LONGEST_AWAY if who is None else _LONGEST_FAULT)
-        self._pauses[who] = pause, boottime() + pause
+        self._pauses[who] = pause, clock.boottime() + pause
         return pause
 
     def is_punished(self, entry: str) -> bool:
@@ -487,7 +487,7 @@ class BackOff:
         """Seconds before the first of the entries may be tried; for ever, where there is none."""
         over_for_all = self._over(None)
         over = min((max(over_for_all, self._over(entry)) for entry in entries), default=math.inf)
-        return over - boottime()
+        return over - clock.boottime()
 
     def _over(self, who: str | None) -> float:
         return self._pauses.get(who, (0.0, 0.0))[1]

@@ -12,13 +12,10 @@ import getpass
 import json
 import math
 import os
-import queue
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 import click
@@ -28,7 +25,7 @@ from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.signals import beat_init
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from . import text
+from . import clock, text
 from .control import (
     DROP_RUN,
     LONGEST_WHO,
@@ -76,27 +73,6 @@ class Failure(click.ClickException):
 
 class Unreachable(Failure):
     exit_code = UNREACHABLE
-
-
-class _News:
-    """Wakes a command when something has changed in ZooKeeper."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    def tell(self, event: object = None) -> None:
-        self._queue.put(None)
-
-    def wait(self, seconds: float) -> bool:
-        """Whether there is any within `seconds`."""
-        try:
-            self._queue.get(timeout=max(0.0, seconds))
-        except queue.Empty:
-            return False
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._queue.get_nowait()
-        return True
 
 
 class _Site:
@@ -156,14 +132,14 @@ def _say_if_not_ours(sender: Service, **kwargs: Any) -> None:
 
 
 @contextlib.contextmanager
-def _site(ctx: click.Context, timeout: float, news: _News) -> Iterator[_Site]:
+def _site(ctx: click.Context, timeout: float, news: clock.Wakeup) -> Iterator[_Site]:
     """Connects, and turns each error of ours into its line and exit code."""
     hosts = ""
     try:
         settings = Settings.from_app(ctx.obj.app)
         hosts = settings.hosts
         session_timeout = min(timeout, settings.session_timeout)
-        with connected(hosts, session_timeout, timeout, news.tell, settings.access) as session:
+        with connected(hosts, session_timeout, timeout, news.set, settings.access) as session:
             session.catch_up(settings.root)
             yield _Site(ctx, settings, session, timeout)
     except (RootError, TooLarge) as exc:
@@ -253,7 +229,7 @@ def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
       $ celery -A proj zk-beat status
       $ celery -A proj zk-beat status --json | jq .master.id
     """
-    with _site(ctx, timeout, _News()) as site:
+    with _site(ctx, timeout, clock.Wakeup()) as site:
         snapshot = site.read()
     if as_json:
         click.echo(json.dumps(snapshot.to_json()))
@@ -282,9 +258,9 @@ def watch(ctx: click.Context, timeout: float) -> None:
     if not sys.stdout.isatty():
         raise Unreachable("watch needs a terminal; `zk-beat status` does not")
     gc.enable()
-    news = _News()
+    news = clock.Wakeup()
     with _site(ctx, timeout, news) as site:
-        reader = site.reader(news.tell)
+        reader = site.reader(news.set)
         with contextlib.suppress(KeyboardInterrupt):
             show(reader, news.wait, _style(ctx))
 
@@ -311,11 +287,11 @@ def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
       $ celery -A proj zk-beat resign
       $ celery -A proj zk-beat resign --to host2:4711
     """
-    news, deadline = _News(), time.monotonic() + timeout
+    news, deadline = clock.Wakeup(), clock.boottime() + timeout
     with _site(ctx, timeout, news) as site:
         master = _successor_wanted(site.read(), to)
-        begun = time.monotonic()
-        with Asking(site.session, site.paths, _request(RESIGN, to=to), news.tell) as asking:
+        begun = clock.boottime()
+        with Asking(site.session, site.paths, _request(RESIGN, to=to), news.set) as asking:
             answer: Answer | None = None
 
             def next_master() -> MasterRecord | None:
@@ -330,7 +306,7 @@ def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
             if found is None:
                 _not_resigned(asking, answer, master, timeout)
                 return
-    took = text.duration(time.monotonic() - begun)
+    took = text.duration(clock.boottime() - begun)
     _print(ctx, [text.safe(f"{found.id} is master, epoch {found.epoch}, after {took}")])
 
 
@@ -350,10 +326,10 @@ def _successor_wanted(snapshot: Snapshot, to: str | None) -> Master:
     return master
 
 
-def _read_master(site: _Site, news: _News) -> MasterRecord | None:
+def _read_master(site: _Site, news: clock.Wakeup) -> MasterRecord | None:
     """The record of the master, None where there is none; watched, and so is its coming."""
-    site.session.children(site.paths.root, news.tell)
-    node = site.session.read(site.paths.master, news.tell)
+    site.session.children(site.paths.root, news.set)
+    node = site.session.read(site.paths.master, news.set)
     return None if node is None else MasterRecord.decode(site.paths.master, node.data)
 
 
@@ -381,11 +357,11 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
       $ celery -A proj zk-beat pause invoices
       $ celery -A proj zk-beat pause
     """
-    with _site(ctx, timeout, _News()) as site:
+    with _site(ctx, timeout, clock.Wakeup()) as site:
         snapshot = site.read()
         if entry is not None:
             _known(snapshot, entry)
-        now = datetime.now(timezone.utc)
+        now = clock.now()
         before, after = _change(site, lambda pauses: pauses.pause(entry, now, _who()))
     known = after.of(entry)
     what = "everything" if entry is None else entry
@@ -422,8 +398,8 @@ def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float
       $ celery -A proj zk-beat resume invoices --skip
       $ celery -A proj zk-beat resume
     """
-    with _site(ctx, timeout, _News()) as site:
-        snapshot, now = site.read(), datetime.now(timezone.utc)
+    with _site(ctx, timeout, clock.Wakeup()) as site:
+        snapshot, now = site.read(), clock.now()
         before, after = _change(
             site, lambda pauses: pauses.resume(entry, now, not catch_up, _who())
         )
@@ -468,16 +444,16 @@ def run(ctx: click.Context, entry: str, timeout: float) -> None:
     Example:
       $ celery -A proj zk-beat run invoices
     """
-    news, deadline = _News(), time.monotonic() + timeout
+    news, deadline = clock.Wakeup(), clock.boottime() + timeout
     with _site(ctx, timeout, news) as site:
-        begun = time.monotonic()
+        begun = clock.boottime()
         answer, number = _ask(site, RUN, entry, "dispatched", news, deadline)
         claimed = f"run {number} of {entry}, task id {answer.task_id}"
         if _until(lambda: _has_left(site, entry, number, news), news, deadline) is None:
             raise Failure(f"{claimed}: is claimed, and waits for the broker")
         if number in _dropped(site, entry):
             raise Failure(f"{claimed}: was dropped; see `zk-beat history {entry}`")
-    took = text.duration(time.monotonic() - begun)
+    took = text.duration(clock.boottime() - begun)
     _print(ctx, [text.safe(f"{claimed}: dispatched after {took}")])
 
 
@@ -496,7 +472,7 @@ def drop(ctx: click.Context, entry: str, timeout: float) -> None:
     Example:
       $ celery -A proj zk-beat drop invoices
     """
-    news, deadline = _News(), time.monotonic() + timeout
+    news, deadline = clock.Wakeup(), clock.boottime() + timeout
     with _site(ctx, timeout, news) as site:
         answer, number = _ask(site, DROP_RUN, entry, "dropped", news, deadline)
     what = f"run {number} of {entry}, task id {answer.task_id}: dropped, {answer.text}"
@@ -504,7 +480,7 @@ def drop(ctx: click.Context, entry: str, timeout: float) -> None:
 
 
 def _ask(
-    site: _Site, do: str, entry: str, done: str, news: _News, deadline: float
+    site: _Site, do: str, entry: str, done: str, news: clock.Wakeup, deadline: float
 ) -> tuple[Answer, int]:
     """Asks the master for something of one entry.
 
@@ -520,7 +496,7 @@ def _ask(
     if master is None:
         raise Failure(f"no master under {snapshot.root}: nothing was {done}")
     try:
-        with Asking(site.session, site.paths, _request(do, entry), news.tell) as asking:
+        with Asking(site.session, site.paths, _request(do, entry), news.set) as asking:
             answer = _until(asking.answer, news, deadline) or _withdraw(asking)
     except Uncertain as exc:
         raise Unreachable(
@@ -544,10 +520,10 @@ def _withdraw(asking: Asking) -> Answer | None:
     return answer
 
 
-def _has_left(site: _Site, entry: str, number: int, news: _News) -> bool | None:
+def _has_left(site: _Site, entry: str, number: int, news: clock.Wakeup) -> bool | None:
     """True when a run has left the outbox, else None."""
     path = site.paths.outbox
-    node = site.session.read(path, news.tell)
+    node = site.session.read(path, news.set)
     runs = [] if node is None else decode_outbox(path, node.data)
     return None if any((run.entry, run.number) == (entry, number) for run in runs) else True
 
@@ -588,7 +564,7 @@ def history(
       $ celery -A proj zk-beat history invoices
       $ celery -A proj zk-beat history --json --limit 1000
     """
-    with _site(ctx, timeout, _News()) as site:
+    with _site(ctx, timeout, clock.Wakeup()) as site:
         reader = site.reader()
         snapshot = reader.read()
     if entry is not None:
@@ -616,7 +592,7 @@ def _known(snapshot: Snapshot, entry: str) -> None:
 
 
 def _request(do: str, entry: str | None = None, to: str | None = None) -> RequestRecord:
-    return RequestRecord(do, entry, to, to_text(datetime.now(timezone.utc)), _who())
+    return RequestRecord(do, entry, to, to_text(clock.now()), _who())
 
 
 def _who() -> str:
@@ -628,7 +604,7 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()}"[:LONGEST_WHO]
 
 
-def _until(look: Callable[[], T | None], news: _News, deadline: float) -> T | None:
+def _until(look: Callable[[], T | None], news: clock.Wakeup, deadline: float) -> T | None:
     """What `look`, which sets a watch, finds; None if it has found nothing by the deadline.
 
     Raises:
@@ -642,7 +618,7 @@ def _until(look: Callable[[], T | None], news: _News, deadline: float) -> T | No
                 return found
         except Uncertain as exc:
             lost = exc  # it may come back, and says so then
-        if not news.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+        if not news.wait(deadline - clock.boottime()) and clock.boottime() >= deadline:
             if lost is not None:
                 raise lost
             return None

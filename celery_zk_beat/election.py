@@ -16,16 +16,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import queue
 import socket
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Callable
 
+from . import clock
 from .errors import (
     AccessDenied,
     ConnectTimeout,
@@ -148,13 +145,11 @@ class MasterElection:
         self._broker = broker
         self._on_elected = on_elected
         self._on_demoted = on_demoted
-        # SimpleQueue throughout: its put() is reentrant, so stop() may be called by a signal
-        # handler that interrupted any line of the same thread. Locks and Events are not.
-        self._inbox: queue.SimpleQueue[_Resignation | None] = queue.SimpleQueue()
-        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._inbox: clock.SimpleQueue[_Resignation | None] = clock.SimpleQueue()
+        self._calls: clock.SimpleQueue[Callable[[], object] | None] = clock.SimpleQueue()
         self._listeners: tuple[Callable[[], None], ...] = ()
-        self._thread: threading.Thread | None = None
-        self._caller: threading.Thread | None = None
+        self._thread: clock.Thread | None = None
+        self._caller: clock.Thread | None = None
         self._stopping = False
         self._failure: ZkBeatError | None = None
         self._reign: Reign | None = None
@@ -169,7 +164,7 @@ class MasterElection:
         self._master: MasterRecord | None = None
         self._elected_epoch = 0
         self._member_state: tuple[int, str, str | None] | None = None
-        #: On time.monotonic(): when the member znode is to be written anew.
+        #: On boottime(): when the member znode is to be written anew.
         self._show_at = 0.0
         #: When this candidate was started, as the member znode tells it.
         self._since = ""
@@ -179,19 +174,19 @@ class MasterElection:
         #: The session in which the master znode was last made, and what was written.
         self._wrote: tuple[int, MasterRecord] | None = None
         #: The session that was seen to hold the member znode of this one's name, and on
-        #: time.monotonic() until when it may be that of a process that is gone.
+        #: boottime() until when it may be that of a process that is gone.
         self._namesake, self._namesake_until = 0, math.inf
         self._abstain_until = 0.0
         #: Why this candidate was useless as master, as long as it is taken for that; and how often
         #: in a row it was.
         self._useless: str | None = None
         self._times_useless = 0
-        #: On time.monotonic(): since when nobody is master, while nobody is.
+        #: On boottime(): since when nobody is master, while nobody is.
         self._vacant_since: float | None = None
         self._remind_at = 0.0
         #: What was last complained of, and until when that is not said again.
         self._complaint: tuple[str, float] = ("", 0.0)
-        #: On time.monotonic(): until when nothing is asked, as it would be denied.
+        #: On boottime(): until when nothing is asked, as it would be denied.
         self._denied_until = 0.0
         #: Whether the rights of others on our znodes were looked at.
         self._saw_rights = False
@@ -215,12 +210,10 @@ class MasterElection:
         if timeout is not None:
             timeout = _checked("timeout", check_seconds, timeout)
         self._since = _now()
-        self._thread = threading.Thread(target=self._run, name="zk-beat-election", daemon=True)
+        self._thread = clock.thread(self._run, "zk-beat-election")
         self._thread.start()
         if self._on_elected or self._on_demoted:
-            self._caller = threading.Thread(
-                target=self._run_calls, name="zk-beat-callbacks", daemon=True
-            )
+            self._caller = clock.thread(self._run_calls, "zk-beat-callbacks")
             self._caller.start()
         if timeout is not None and not self._wait_until(lambda: self._decided, timeout):
             refusal = self.session.refusal or self._complaint[0]
@@ -323,13 +316,13 @@ class MasterElection:
             Whether it gave it up; False where it was not master, `to` is no other candidate, `also`
             was refused, or within `timeout` seconds no answer came.
         """
-        reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        reply: clock.SimpleQueue[bool] = clock.SimpleQueue()
         why = why[:_LONGEST_WHY]
         resignation = _Resignation(to, why, tuple(also), useless, reply)
         self._inbox.put(resignation)
         try:
             return reply.get(timeout=timeout)
-        except queue.Empty:
+        except clock.Empty:
             resignation.withdrawn = True
             return False
 
@@ -352,7 +345,7 @@ class MasterElection:
         complaint = str(what)
         every = _REMIND_OF_QUOTA_EVERY if isinstance(what, QuotaExceeded) else _REMIND_EVERY
         last, until = self._complaint
-        now = time.monotonic()
+        now = clock.boottime()
         if complaint != last or now >= until:
             logger.warning("%s; trying again every %g s", complaint, _RETRY_AFTER)
             self._complaint = (complaint, now + every)
@@ -363,11 +356,11 @@ class MasterElection:
         and where nothing was started."""
         self._stopping = True
         self._inbox.put(None)
-        deadline = time.monotonic() + timeout
+        deadline = clock.boottime() + timeout
         for thread in (self._thread, self._caller):
-            ours = thread is threading.current_thread()
+            ours = clock.is_current(thread)
             if thread is not None and thread.is_alive() and not ours:
-                thread.join(max(0.0, deadline - time.monotonic()))
+                thread.join(max(0.0, deadline - clock.boottime()))
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Has `listener` called whenever something may have changed, on threads that it must
@@ -375,7 +368,7 @@ class MasterElection:
         self._listeners += (listener,)
 
     def unsubscribe(self, listener: Callable[[], None]) -> None:
-        self._listeners = tuple(each for each in self._listeners if each is not listener)
+        self._listeners = tuple(each for each in self._listeners if each != listener)
 
     def __enter__(self) -> MasterElection:
         if self._thread is None:
@@ -421,7 +414,7 @@ class MasterElection:
         """Waits for a token (the connection, a watch, recheck, stop) or a request to resign."""
         try:
             resignation = self._inbox.get(timeout=timeout)
-        except queue.Empty:
+        except clock.Empty:
             return
         if resignation is not None and not resignation.withdrawn:
             why = f"resigned: {resignation.why}" if resignation.why else "resigned"
@@ -440,7 +433,7 @@ class MasterElection:
             self._demote("the connection to ZooKeeper is lost")
             return self._wait_for_zookeeper()
         self._remind_at = 0.0
-        pause = self._denied_until - time.monotonic()
+        pause = self._denied_until - clock.boottime()
         if pause > 0:
             return pause
         try:
@@ -465,7 +458,7 @@ class MasterElection:
                 logger.warning("%s; this time as master is not remembered", exc)
             if not self._show():
                 return _RETRY_AFTER
-            now = time.monotonic()
+            now = clock.boottime()
             heirs_time = self._abstain_until - now
             return max(0.0, min(self._show_at - now, heirs_time if heirs_time > 0 else math.inf))
         except Uncertain as exc:
@@ -485,7 +478,7 @@ class MasterElection:
             self.complain(exc)
             if isinstance(exc, AccessDenied):
                 # A server may close the connection, too, and the next comes at once.
-                self._denied_until = time.monotonic() + _RETRY_AFTER
+                self._denied_until = clock.boottime() + _RETRY_AFTER
                 if self.session.outdated:
                     self._renew_session()
             return _RETRY_AFTER
@@ -506,7 +499,7 @@ class MasterElection:
             self._caught_up = connection
         node = self.session.read(self.paths.master, watch=self._on_watch)
         if node is None:
-            self._vacant_since = self._vacant_since or time.monotonic()
+            self._vacant_since = self._vacant_since or clock.boottime()
             self._demote("its znode is gone")
             if self._master is not None:
                 logger.info("master %s is gone - contending", self._master.id)
@@ -519,7 +512,7 @@ class MasterElection:
             logger.warning("%s", exc)
             seen = MasterRecord("unknown", "", 0, "", 0, "", self._schedule, None)
         if node.owner == self.session.id:
-            if seen.heir is None or time.monotonic() >= self._abstain_until:
+            if seen.heir is None or clock.boottime() >= self._abstain_until:
                 self._begin(connection, seen, node.version)
             return True
         if self._wrote == (self.session.id, replace(seen, heir=None)):
@@ -605,7 +598,7 @@ class MasterElection:
 
     def _held_back(self) -> float:
         """Seconds for which this candidate does not contend, though nobody is master."""
-        now = time.monotonic()
+        now = clock.boottime()
         if now < self._abstain_until or self._useless is None or self._vacant_since is None:
             return self._abstain_until - now
         times = min(self._times_useless - 1, 10)
@@ -700,7 +693,7 @@ class MasterElection:
                 return self._resign(to, why, also)
             logger.warning("could not resign: %s", exc)
             return False
-        self._abstain_until = time.monotonic() + RESIGN_PAUSE
+        self._abstain_until = clock.boottime() + RESIGN_PAUSE
         self._demote(why)
         return True
 
@@ -839,7 +832,7 @@ class MasterElection:
         usually)."""
         state = "master" if self._reign is not None else "standby"
         shown = (self.session.id, state, useless := self._useless)
-        if self._member_state == shown and time.monotonic() < self._show_at:
+        if self._member_state == shown and clock.boottime() < self._show_at:
             return True
         path = self.paths.member(self.id)
         data = MemberRecord(
@@ -863,13 +856,13 @@ class MasterElection:
             self._note_namesake(path, node)
             return False
         self._member_state = shown
-        self._show_at = time.monotonic() + _SHOW_EVERY
+        self._show_at = clock.boottime() + _SHOW_EVERY
         return True
 
     def _note_namesake(self, path: str, node: Node) -> None:
         """Says, once, whose the member znode of this candidate's name is; and once more when that
         is certain to be another's, for a session that nobody keeps is over by then."""
-        now = time.monotonic()
+        now = clock.boottime()
         if node.owner != self._namesake:
             self._namesake, self._namesake_until = node.owner, now + 3 * self.session.timeout
             whose = "another process with the same id"
@@ -901,7 +894,7 @@ class MasterElection:
         if self.session.dead:
             self._renew_session()
             return _RETRY_AFTER
-        now = time.monotonic()
+        now = clock.boottime()
         refusal = self.session.refusal
         if refusal is not None:
             self.complain(refusal)
@@ -936,29 +929,23 @@ class MasterElection:
     def _wait_until(self, holds: Callable[[], bool], timeout: float | None) -> bool:
         """Waits without a lock of Python's, so that a signal handler may interrupt it anywhere
         and call :meth:`stop`."""
-        news: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-        def tell() -> None:
-            news.put(None)
-
-        self.subscribe(tell)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        news = clock.Wakeup()
+        self.subscribe(news.set)
+        deadline = None if timeout is None else clock.boottime() + timeout
         try:
             while not holds():
                 if self._failure is not None:
                     raise self._failure
                 if self._stopping:
                     return False
-                left = None if deadline is None else deadline - time.monotonic()
+                left = None if deadline is None else deadline - clock.boottime()
                 if left is not None and left <= 0:
                     return False
-                try:
-                    news.get(timeout=left)
-                except queue.Empty:
+                if not news.wait(left):
                     return holds()
             return True
         finally:
-            self.unsubscribe(tell)
+            self.unsubscribe(news.set)
 
     def _call(self, callback: Callable[..., object] | None, argument: object) -> None:
         if callback is not None:
@@ -981,13 +968,13 @@ class _Resignation:
     why: str
     also: tuple[Operation, ...]
     useless: bool
-    reply: queue.SimpleQueue[bool]
+    reply: clock.SimpleQueue[bool]
     #: Nobody waits for it any more.
     withdrawn: bool = False
 
 
 def _now() -> str:
-    return to_text(datetime.now(timezone.utc))
+    return to_text(clock.now())
 
 
 def _checked(name: str, check: Callable[[Any], Any], value: Any) -> Any:

@@ -22,11 +22,11 @@ from celery.beat import Scheduler
 from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
+from . import clock
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger
 from .messages import send_by_celery
 from .runs import RunState
-from .session import boottime
 from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc, utc_of
 
 logger = get_logger(__name__)
@@ -139,11 +139,11 @@ class Gated(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.entries = {}
-        began, since = datetime.now(timezone.utc), boottime()
+        began, since = clock.now(), clock.boottime()
         super().__init__(*args, **kwargs)
         # No entry was made earlier, by the clock of day, also if that was set back in between.
-        took = timedelta(seconds=boottime() - since)
-        self._built_at = min(began, datetime.now(timezone.utc) - took)
+        took = timedelta(seconds=clock.boottime() - since)
+        self._built_at = min(began, clock.now() - took)
 
     def opened(self) -> None:
         """To be called once, after it is made."""
@@ -294,7 +294,7 @@ class Gated(Scheduler):
         reserved = None if advance else self._last_reserved
         if reserved is not None and reserved.name != entry.name:
             reserved = None
-        claimed = datetime.now(timezone.utc) if reserved is None else _last_run_at(reserved)
+        claimed = clock.now() if reserved is None else _last_run_at(reserved)
         due = _due(entry)
         if claimed < due:  # the clock was set back since it was asked: it would be due again
             claimed = due
@@ -324,7 +324,7 @@ class Gated(Scheduler):
 
     def _state(self, entry: Any) -> RunState | None:
         state = self.gate.state(entry.name)
-        if state is not None and is_ahead(state.last_run_at, datetime.now(timezone.utc)):
+        if state is not None and is_ahead(state.last_run_at, clock.now()):
             return None  # not for its store, where it would have to be mended too
         return state if state is not None and state.key == key_of(entry) else None
 

@@ -21,6 +21,7 @@ from datetime import datetime, timedelta, timezone
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple, NoReturn
 
+from . import clock
 from .election import MasterElection, Reign
 from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
 from .log import get_logger
@@ -39,7 +40,7 @@ from .runs import (
     encode_outbox,
     encode_page,
 )
-from .session import Check, Create, Node, Operation, Pending, SetData, boottime
+from .session import Check, Create, Node, Operation, Pending, SetData
 from .znodes import is_page, page_of, to_text
 
 logger = get_logger(__name__)
@@ -145,7 +146,7 @@ class _Published(NamedTuple):
 
     run: Run
     past: PastRun | None
-    clock: datetime | None
+    goes_on_from: datetime | None
 
 
 class RunLedger:
@@ -168,7 +169,7 @@ class RunLedger:
         #: What this process published and ZooKeeper is not known to have heard of: it stays done,
         #: though the write that would have said so was lost. By entry.
         self._published: dict[str, _Published] = {}
-        #: Most bytes of a transaction; and, on :func:`boottime`, since when it is so.
+        #: Most bytes of a transaction; and, on boottime(), since when it is so.
         self._most_bytes, self._most_bytes_since = MOST_BYTES, 0.0
         #: An epoch, and the numbers, by entry, of runs that had certainly not left when it began.
         self._unsent_in: tuple[int, dict[str, int]] = 0, {}
@@ -206,9 +207,9 @@ class RunLedger:
         #: Runs that were published late, or by another master than claimed them, by entry: its
         #: state says so. A run leaves the outbox in ZooKeeper with the write of that state.
         self._amended: dict[str, Run] = {}
-        #: On :func:`boottime`: when the outbox was last written.
+        #: On boottime(): when the outbox was last written.
         self._written_at = -math.inf
-        #: On :func:`boottime`: until when ZooKeeper cannot have given the mastership to another.
+        #: On boottime(): until when ZooKeeper cannot have given the mastership to another.
         self._entitled_until = 0.0
 
     def load(self, reign: Reign) -> None:
@@ -220,10 +221,10 @@ class RunLedger:
         self.forget()
         after = self._raise_after if self._lacks_bytes else _RAISE_AFTER
         self._lacks_bytes = False
-        if boottime() - self._most_bytes_since > after:
+        if clock.boottime() - self._most_bytes_since > after:
             # The server may take more by now, or the network was to blame.
             self._most_bytes = min(2 * self._most_bytes, MOST_BYTES)
-            self._most_bytes_since = boottime()
+            self._most_bytes_since = clock.boottime()
         # A read may be answered by a server that has not heard of the latest writes (ZooKeeper
         # Programmer's Guide, consistency guarantees), such as a claim of ours whose answer was
         # lost. But not one that follows a write of the same session, which a mere check is, too.
@@ -490,34 +491,34 @@ class RunLedger:
         """To be called before each publish: returns if this is still the master that claimed,
         as far as can be told, and no more than a safe part of the session time-out after the
         server heard of it; asks the server where that was too long ago."""
-        if boottime() >= self._entitled_until:
+        if clock.boottime() >= self._entitled_until:
             self._commit({}, self.outbox)
-        if self._election.reign != self.reign or boottime() >= self._entitled_until:
+        if self._election.reign != self.reign or clock.boottime() >= self._entitled_until:
             self._fail(NotMaster(f"{self._paths.master}: not, or not certainly, of this beat"))
 
-    def published(self, run: Run, at: datetime, clock: datetime | None = None) -> None:
+    def published(self, run: Run, at: datetime, goes_on_from: datetime | None = None) -> None:
         """Takes a run, which was published at `at`, out of the outbox; ZooKeeper learns it from
         the next :meth:`confirm`, or from the next claim.
 
         Args:
-            clock: the entry's next `last_run_at`, where it is another than that of the claim.
+            goes_on_from: the entry's next `last_run_at`, if it is not that of the claim.
         """
         assert self.reign is not None
         past = None
-        if clock is not None or run.epoch != self.reign.epoch or at - run.claimed > PROMPT:
+        if goes_on_from is not None or run.epoch != self.reign.epoch or at - run.claimed > PROMPT:
             past = PastRun.of(run.number, run.due, at, self.reign.epoch, run.note)
         del self.outbox[run.entry]
-        self._published[run.entry] = published = _Published(run, past, clock)
+        self._published[run.entry] = published = _Published(run, past, goes_on_from)
         self._amend(published)
 
     def _amend(self, published: _Published) -> None:
-        run, past, clock = published
+        run, past, goes_on_from = published
         self._outbox_changed, self._outbox_bytes = True, None
         state = self.state(run.entry)
         if past is not None and state is not None:
             last = state.last_run_at
             self._pages[page_of(run.entry)].states[run.entry] = state.moved(
-                last, clock or last, self._ahead, history=_amended(state.history, past)
+                last, goes_on_from or last, self._ahead, history=_amended(state.history, past)
             )
             self._amended[run.entry] = run
 
@@ -541,7 +542,7 @@ class RunLedger:
         if self._confirming is not None and self._confirming.pending.answered:
             self._finish_confirming()
         if self._confirming is None and (
-            self.unconfirmed or boottime() - self._written_at > TOUCH_EVERY
+            self.unconfirmed or clock.boottime() - self._written_at > TOUCH_EVERY
         ):
             states = {name: self.state(name) for name in self._amended}
             self._confirming = self._send(next(self._batches(states), {}), self.outbox)
@@ -646,7 +647,7 @@ class RunLedger:
             told = {k: each for k, each in self._published.items() if k not in self._amended}
         size = sum(map(_bytes_of, operations))
         try:
-            self._written_at = boottime()
+            self._written_at = clock.boottime()
             sent = _Sent(self._session.send(*operations), told, size)
         except ZkBeatError as exc:
             self._fail(exc)
@@ -741,7 +742,7 @@ class RunLedger:
         again: writes less from then on, where that is likely."""
         if size < _LEAST_BYTES or self._most_bytes <= _LEAST_BYTES:
             return
-        now = boottime()
+        now = clock.boottime()
         if self._lost and now - self._lost_at < _LOST_WITHIN:
             size = min(size, self._lost_bytes)
         else:

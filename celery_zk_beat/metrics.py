@@ -49,7 +49,7 @@ class Metrics:
         claim_seconds: seconds that a claim took.
         outbox: runs that are claimed and not known to be published, on the master.
         entries: of this beat's schedule.
-        ticked: when the dispatch loop moved last, on :func:`.session.boottime`; 0 before.
+        ticked: when the dispatch loop moved last, on boottime(); 0 before.
     """
 
     elections: int = 0

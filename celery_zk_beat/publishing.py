@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from operator import itemgetter
 from typing import Any, Protocol
 
 from kombu.exceptions import OperationalError
 
+from . import clock
 from .broker import BackOff, Broker, Fault, comes_from, unwrapped
 from .errors import ZkBeatError
 from .ledger import RunLedger
@@ -20,7 +20,6 @@ from .log import get_logger
 from .messages import addressed
 from .metrics import Metrics
 from .runs import Run
-from .session import boottime
 from .settings import Settings
 from .signals import Announcer, run_published
 from .znodes import to_text
@@ -164,7 +163,7 @@ class Publisher:
         for wait, due in self._by_instant(good):
             if wait <= 0:
                 self._publish_all(due)
-        until = boottime() + _RETRYING
+        until = clock.boottime() + _RETRYING
         for wait, due in self._by_instant(at_fault):
             if wait <= 0:
                 self._publish_all(due, until)
@@ -172,7 +171,7 @@ class Publisher:
     def _is_answered(self, run: Run) -> bool:
         """Whether the broker has said what became of the run whose message is on its way, or
         nobody needs to know. Until then nothing else is published, for it would not be read."""
-        begun, waiting = boottime(), self._ledger.outbox.get(run.entry)
+        begun, waiting = clock.boottime(), self._ledger.outbox.get(run.entry)
         if waiting is None or (waiting.number, waiting.due) != (run.number, run.due):
             self._broker.drop()
         elif self._broker.is_on_its_way:
@@ -187,7 +186,7 @@ class Publisher:
                 self._note_failed([waiting], exc, begun)
             else:
                 self._in_doubt.pop(run.entry, None)  # it was sent once
-                self._note_published([waiting], datetime.now(timezone.utc))
+                self._note_published([waiting], clock.now())
         self._on_its_way = None
         return True
 
@@ -195,7 +194,7 @@ class Publisher:
         """The same, and waits for what is due in a moment, so that it is not left to the next
         master, which could not tell it from what was perhaps published. Nothing more is begun after
         so many seconds, and nothing at all where the broker is away."""
-        until = boottime() + seconds
+        until = clock.boottime() + seconds
         if self.failing_since is None and self._on_its_way is None:
             for each in self._by_fault(runs):
                 for _, due in self._by_instant(each):
@@ -213,7 +212,7 @@ class Publisher:
     def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
         """Those that may be published: together what is due already, and then what comes due at
         nearly the same instant; with the seconds after which to begin with it."""
-        now = datetime.now(timezone.utc)
+        now = clock.now()
         groups: dict[float, list[Run]] = {}
         waits = [(early(run, now), run) for run in runs if self._dispatcher.may_publish(run)]
         first = 0.0
@@ -252,18 +251,18 @@ class Publisher:
 
     def _publish_together(self, runs: list[Run], until: float) -> None:
         runs = [run for run in runs if self.back_off(run.entry) <= 0]
-        if not runs or boottime() > until or not self._dispatcher.may_publish_now():
+        if not runs or clock.boottime() > until or not self._dispatcher.may_publish_now():
             return
         self._ledger.assure()
-        begun, self._broker.may_have_left = boottime(), False
+        begun, self._broker.may_have_left = clock.boottime(), False
         made: list[Run] = []
         failed: list[tuple[Run, Exception]] = []
-        left = datetime.now(timezone.utc)
+        left = clock.now()
 
         def until_due() -> None:
             nonlocal left
             _wait_until_due(runs)
-            left = datetime.now(timezone.utc)
+            left = clock.now()
 
         try:
             with self._broker.together(until_due):
@@ -313,7 +312,7 @@ class Publisher:
         """Of runs whose messages left at `left`, or a moment later."""
         if not runs:
             return
-        reign, at = self._ledger.reign, datetime.now(timezone.utc)
+        reign, at = self._ledger.reign, clock.now()
         assert reign is not None
         self._failing_since = None
         for run in runs:
@@ -324,9 +323,9 @@ class Publisher:
                 self._metrics.resent += 1
             self._metrics.published += 1
             self._metrics.lateness.observe((at - run.due).total_seconds())
-            clock = self._dispatcher.goes_on_from(run, left) if self.is_unsent(run) else None
+            goes_on_from = self._dispatcher.goes_on_from(run, left) if self.is_unsent(run) else None
             self._may_have_left.pop(run.entry, None)
-            self._ledger.published(run, at, clock)
+            self._ledger.published(run, at, goes_on_from)
             self._announce_published(run, reign.epoch)
         self._ledger.confirm()
 
@@ -394,5 +393,5 @@ def early(run: Run, now: datetime) -> float:
 def _wait_until_due(runs: list[Run]) -> None:
     """Returns when all are."""
     for run in runs:
-        while left := early(run, datetime.now(timezone.utc)):
-            time.sleep(left)
+        while left := early(run, clock.now()):
+            clock.sleep(left)

@@ -14,19 +14,17 @@ import itertools
 import json
 import logging
 import math
-import queue
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any, NoReturn
 
 from celery.beat import Scheduler
 
+from . import clock
 from .agenda import Agenda, Item, Seen
 from .broker import Broker, broker_digest
 from .control import DROP_RUN, RESIGN, RUN, Answer, Control, Pauses, Request
@@ -47,7 +45,7 @@ from .metrics import Metrics
 from .names import NamedByText, as_text, by_text
 from .publishing import Publisher
 from .runs import NEVER, TOLERANCE, Run, RunState
-from .session import Operation, boottime
+from .session import Operation
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
@@ -156,7 +154,7 @@ class ZooKeeperScheduler(Scheduler):
         self._gated_failing_since: float | None = None
         #: Its entries when they were looked at last.
         self._taken: Any = None
-        self._built_at = datetime.now(timezone.utc)
+        self._built_at = clock.now()
         self._agenda = Agenda()
         self._seen = Seen()
         #: On boottime(): not before then is it looked what was changed.
@@ -193,18 +191,17 @@ class ZooKeeperScheduler(Scheduler):
         self._announcer = Announcer(self)
         self._announced_epoch = 0
         self._server: Any = None
-        self._thread: threading.Thread | None = None
+        self._thread: clock.Thread | None = None
         #: Looks for the broker, while this is a standby that did not reach it as master.
-        self._prober: threading.Thread | None = None
+        self._prober: clock.Thread | None = None
         #: Why this beat was useless when it resigned last, and what it had published until then.
         self._lacked, self._published_before = "", 0
         self._failure: BaseException | None = None
         self._closing = False
         #: On boottime(): until when a stopping beat publishes, and notes what it has published.
         self._publish_until = self._patience_ends = 0.0
-        # SimpleQueue, because its put() is reentrant: close() runs inside signal handlers.
-        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._progress: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._news = clock.Wakeup()
+        self._progress = clock.Wakeup()
         super().__init__(app, *args, **kwargs)
 
     def _find_class(self, lazy: bool) -> Any:
@@ -241,7 +238,7 @@ class ZooKeeperScheduler(Scheduler):
             _exit_on_sigterm()
             self._prepare()
             self._serve_http()
-            self._thread = threading.Thread(target=self._run, name="zk-beat-dispatch", daemon=True)
+            self._thread = clock.thread(self._run, "zk-beat-dispatch")
             self._thread.start()
         self._wait_for_progress()
         if self._failure is not None:
@@ -254,14 +251,14 @@ class ZooKeeperScheduler(Scheduler):
         beat is elected at once. Returns within some seconds, whatever hangs. Safe to call
         twice, and from a signal handler, as Celery does."""
         if not self._closing:
-            self._publish_until = boottime() + _LAST_PUBLISHING
-            self._patience_ends = boottime() + _STOP_PATIENCE
+            self._publish_until = clock.boottime() + _LAST_PUBLISHING
+            self._patience_ends = clock.boottime() + _STOP_PATIENCE
             self._unit.stopping()
         self._closing = True
         self._wake()
         thread = self._thread
         if thread is not None and thread.is_alive():
-            thread.join(max(0.0, self._patience_ends - boottime()))
+            thread.join(max(0.0, self._patience_ends - clock.boottime()))
         if self._election is not None:
             self._election.stop()
         self._announcer.close()
@@ -269,7 +266,7 @@ class ZooKeeperScheduler(Scheduler):
             self._server.close()
         if thread is None or not thread.is_alive():
             self._broker.drop()
-        self._progress.put(None)
+        self._progress.set()
         if isinstance(self._failure, ZkBeatError):
             self._raise_failure()
 
@@ -349,14 +346,13 @@ class ZooKeeperScheduler(Scheduler):
         if self.app.conf.task_always_eager:
             patience = None  # a task that is executed here takes as long as it takes
         for _ in range(2):  # twice, because after a suspend the first is over at once
-            with contextlib.suppress(queue.Empty):
-                return self._progress.get(timeout=patience)
+            if self._progress.wait(patience):
+                return
         self._failure = ZkBeatError(
             f"nothing has moved for {2 * (patience or 0):g} s, probably because the broker neither "
             "answers nor refuses (look at its time-outs in broker_transport_options)"
         )
         logger.critical("beat stops, so that another can take over: %s", self._failure)
-        return None
 
     def _raise_failure(self) -> NoReturn:
         assert self._failure is not None
@@ -413,18 +409,13 @@ class ZooKeeperScheduler(Scheduler):
         except BaseException as exc:
             self._failure = exc
         finally:
-            self._progress.put(None)
+            self._progress.set()
 
     def _wake(self) -> None:
-        self._news.put(None)
+        self._news.set()
 
     def _wait(self, seconds: float) -> None:
-        try:
-            self._news.get(timeout=max(0.0, min(seconds, _LONGEST_WAIT, self.max_interval)))
-            while True:
-                self._news.get_nowait()
-        except queue.Empty:
-            pass
+        self._news.wait(min(seconds, _LONGEST_WAIT, self.max_interval))
 
     def _turn(self) -> float:
         """Does what is due if this is the master; says for how many seconds nothing will be."""
@@ -455,7 +446,7 @@ class ZooKeeperScheduler(Scheduler):
                 logger.warning("%s; reading the run states anew", exc)
             self._forget()
             if isinstance(exc, SchedulerFailed):
-                self._gated_failing_since = self._gated_failing_since or boottime()
+                self._gated_failing_since = self._gated_failing_since or clock.boottime()
                 self._resign_if_useless(self._gated_failing_since, _NO_SCHEDULER)
             self._election.recheck()
             return _RETRY_AFTER
@@ -470,8 +461,8 @@ class ZooKeeperScheduler(Scheduler):
     def _look_at_clock(self) -> None:
         """Where it was set, all that was put on the agenda is for other instants; and what ran
         while it was wrong has set the clocks of entries."""
-        since = boottime()
-        before, self._clock = self._clock, datetime.now(timezone.utc).timestamp() - since
+        since = clock.boottime()
+        before, self._clock = self._clock, clock.now().timestamp() - since
         moved = 0.0 if before is None else self._clock - before
         if abs(moved) > TOLERANCE.total_seconds():
             side = "forward" if moved > 0 else "back"
@@ -481,7 +472,7 @@ class ZooKeeperScheduler(Scheduler):
 
     def _is_time_to_look_again(self) -> bool:
         """A state that was damaged may have been mended; and once a day states grow old."""
-        age = boottime() - self._loaded_at
+        age = clock.boottime() - self._loaded_at
         damaged = self._ledger.is_damaged or self._ahead
         return bool(age > (_LOOK_AT_DAMAGE_EVERY if damaged else _LOOK_EVERY))
 
@@ -509,7 +500,7 @@ class ZooKeeperScheduler(Scheduler):
             self._gated = open_gate(self._gated_class, self, **self._arguments)
             self.data = self._gated.entries
         self._control.forget()
-        self._loaded_at, self._held_looked_at = boottime(), -math.inf
+        self._loaded_at, self._held_looked_at = clock.boottime(), -math.inf
         self._heap_is_current = False
         self._recover(reign.epoch)
         logger.info("dispatching %d entries as master, epoch %d", len(self.entries), reign.epoch)
@@ -519,7 +510,7 @@ class ZooKeeperScheduler(Scheduler):
             self.metrics.elections += 1
 
     def _set_back_clocks(self) -> None:
-        before = self._ledger.set_back(datetime.now(timezone.utc))
+        before = self._ledger.set_back(clock.now())
         for name in sorted(before)[:1]:
             logger.warning(
                 "%s ran last at %s, says %s, which is still to come: a clock was ahead. It goes on "
@@ -605,7 +596,7 @@ class ZooKeeperScheduler(Scheduler):
     def _drop_held(self) -> None:
         """Drops the runs that no schedule has named for too long and, of all that are held back,
         those for which there is no room."""
-        self._held_looked_at = boottime()
+        self._held_looked_at = clock.boottime()
         held: dict[str, list[Run]] = {_UNNAMED: [], _AT_FAULT: [], _PAUSED: []}
         late = []
         for run in self._ledger.outbox.values():
@@ -636,7 +627,7 @@ class ZooKeeperScheduler(Scheduler):
         since = run.claimed if state is None else max(run.claimed, state.unnamed_since or NEVER)
         # Neither a clock that is ahead, for a moment, says that it is time, nor ZooKeeper's.
         ahead = timedelta(seconds=max(0.0, self._election.clock_offset))
-        return datetime.now(timezone.utc) - ahead - since > UNNAMED_FOR
+        return clock.now() - ahead - since > UNNAMED_FOR
 
     def _drop_noted(self, runs: list[Run], why: str) -> None:
         """As :meth:`_drop`; what has no state gets one, for the note, if there is room for it."""
@@ -656,7 +647,7 @@ class ZooKeeperScheduler(Scheduler):
             self._answer_all(requests)
             if self._election.reign != self._ledger.reign:
                 return 0.0  # they had it resign
-        is_time = boottime() - self._held_looked_at > _LOOK_AT_HELD_EVERY
+        is_time = clock.boottime() - self._held_looked_at > _LOOK_AT_HELD_EVERY
         if is_time or self._ledger.outbox_bytes > self._most_held:
             self._drop_held()
         if self._gated is not None:
@@ -677,7 +668,7 @@ class ZooKeeperScheduler(Scheduler):
         confirm = _CONFIRM_AFTER if self._ledger.unconfirmed else math.inf
         look = math.inf
         if self._seen.is_midway:
-            look = max(_SHORTEST_WAIT, self._look_again - boottime())
+            look = max(_SHORTEST_WAIT, self._look_again - clock.boottime())
         return min(left, confirm, look, self._publisher.left())
 
     def _room(self) -> int:
@@ -815,7 +806,7 @@ class ZooKeeperScheduler(Scheduler):
             return Answer(False, "its run state is missing or damaged: see the master's log")
         if self._ledger.full:
             return Answer(False, "too many runs wait for the broker")
-        now = datetime.now(timezone.utc)
+        now = clock.now()
         number = state.total_run_count + 1
         run = Run(name, number, now, now, self._ledger.reign.epoch, True, state.key)
         answer = Answer(True, "claimed", number, self.task_id(name, number, now))
@@ -848,9 +839,9 @@ class ZooKeeperScheduler(Scheduler):
     def _claim_runs(
         self, runs: list[Run], *also: Operation, meanwhile: Callable[[], object] = lambda: None
     ) -> list[Run]:
-        begun = boottime()
+        begun = clock.boottime()
         claimed: list[Run] = self._ledger.claim(runs, *also, meanwhile=meanwhile)
-        self.metrics.claim_seconds.observe(boottime() - begun)
+        self.metrics.claim_seconds.observe(clock.boottime() - begun)
         self.metrics.claimed += len(claimed)
         return claimed
 
@@ -874,7 +865,7 @@ class ZooKeeperScheduler(Scheduler):
         ledger.first_seen(unseen, zones=zones)
         self._start_anew_in_another_zone(entries)
         self._agenda.clear()
-        ahead, now = [], datetime.now(timezone.utc)
+        ahead, now = [], clock.now()
         self._starting_deadline = self.app.conf.beat_cron_starting_deadline
         self._computes = type(self).is_due is Scheduler.is_due and self._starting_deadline is None
         for name, entry in entries:
@@ -904,14 +895,14 @@ class ZooKeeperScheduler(Scheduler):
     def _note_named(self) -> None:
         """Tells the ledger what the schedule names, whenever that may have changed. The clock of
         another scheduler's entry is its own."""
-        now, anew = datetime.now(timezone.utc), self._gated is None
+        now, anew = clock.now(), self._gated is None
         for name in self._ledger.note_named(self.entries, now, anew=anew):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
 
     def _look_for_changes(self) -> None:
         """Has entries that a program has changed by itself, or put into the schedule or taken out
         of it, find their places."""
-        begun, known, schedule = boottime(), self._named[0], self.schedule
+        begun, known, schedule = clock.boottime(), self._named[0], self.schedule
         if schedule is not known and (
             # Else it is made anew whenever it is asked for.
             schedule is self.schedule or not self.schedules_equal(known, schedule)
@@ -921,7 +912,7 @@ class ZooKeeperScheduler(Scheduler):
             return
         if self._seen.is_changed(self.entries, len(known), _MOST_SEEN):
             self._heap_is_current = False
-        took = boottime() - begun
+        took = clock.boottime() - begun
         self._look_again = begun
         if took > _SHORT_LOOK:
             self._look_again += min(took / _SEEN_PART, _LONGEST_REST)
@@ -929,7 +920,7 @@ class ZooKeeperScheduler(Scheduler):
     def _start_anew_in_another_zone(self, entries: list[tuple[str, Any]]) -> None:
         """What ran last by the hours of another time zone may be due at once by those of this: its
         clock starts anew, as in Celery."""
-        now, changed, anew = datetime.now(timezone.utc), {}, []
+        now, changed, anew = clock.now(), {}, []
         for name, entry in entries:
             state = self._ledger.state(name)
             zone = None if state is None else zone_of(entry)
@@ -958,12 +949,12 @@ class ZooKeeperScheduler(Scheduler):
         seconds = _seconds(delay)
         if seconds is None or seconds <= 0:
             return None
-        at = time.time() + min(seconds, _LONGEST_DELAY)
+        at = clock.timestamp() + min(seconds, _LONGEST_DELAY)
         return int(at * 1000), checksum(entry.schedule)
 
     def _is_ahead(self, name: str) -> bool:
         state = self._ledger.state(name)
-        return state is not None and is_ahead(state.last_run_at, datetime.now(timezone.utc))
+        return state is not None and is_ahead(state.last_run_at, clock.now())
 
     def _note_ahead(self, names: list[str]) -> None:
         """Those that the clock of this machine has wait, because it is behind."""
@@ -1009,7 +1000,9 @@ class ZooKeeperScheduler(Scheduler):
     def _put_later(self, name: str, delay: Any) -> None:
         """Onto the agenda, to be asked after `delay`, as Celery's schedules say it."""
         seconds = _seconds(delay)
-        self._agenda.put(name, time.time() + (self.max_interval if seconds is None else seconds))
+        self._agenda.put(
+            name, clock.timestamp() + (self.max_interval if seconds is None else seconds)
+        )
 
     def _claim(self) -> float:
         """Claims what is due, or will be in a moment, and publishes it when it is, as long as not
@@ -1019,7 +1012,7 @@ class ZooKeeperScheduler(Scheduler):
             return 0.0
         due: dict[str, tuple[Item, Run, Any]] = {}
         skipped: dict[str, tuple[datetime, datetime]] = {}
-        entries, now, room = self.entries, datetime.now(timezone.utc), self._room()
+        entries, now, room = self.entries, clock.now(), self._room()
         for _ in range(_MOST_LOOKED_AT):
             item = None
             if len(due) < min(room, _MOST_CLAIMED):
@@ -1096,7 +1089,7 @@ class ZooKeeperScheduler(Scheduler):
         if not self._heap_is_current:
             return 0.0
         next_at = self._agenda.next_at if self._room() > 0 else math.inf
-        return next_at - time.time()
+        return next_at - clock.timestamp()
 
     def _go_on(self, run: Run, asked: Any) -> None:
         """The clock of an entry of which a run was claimed goes on. `asked`: what its class says
@@ -1167,9 +1160,7 @@ class ZooKeeperScheduler(Scheduler):
         held = waiting is not None or self._control.holds(name) or self._ledger.damaged(name)
         if held or self._control.pauses_stale or self._closing:
             return _LONGEST_WAIT
-        if self._ahead and is_ahead(
-            self._ledger.state(name).last_run_at, datetime.now(timezone.utc)
-        ):
+        if self._ahead and is_ahead(self._ledger.state(name).last_run_at, clock.now()):
             return _LONGEST_WAIT
         return _RETRY_AFTER if self._is_full else None
 
@@ -1209,12 +1200,12 @@ class ZooKeeperScheduler(Scheduler):
         """A master without a road to the broker, or to its entries, makes way for one that may
         have it. `since`: on boottime()."""
         deadline = self.settings.publish_deadline
-        if deadline is not None and since is not None and boottime() - since > deadline:
+        if deadline is not None and since is not None and clock.boottime() - since > deadline:
             logger.error(
                 "%s for %g s (zk_beat_publish_deadline = %g): resigning, so that another beat can "
                 "try",
                 what,
-                boottime() - since,
+                clock.boottime() - since,
                 deadline,
             )
             self._hand_over()
@@ -1231,7 +1222,7 @@ class ZooKeeperScheduler(Scheduler):
         """On a thread of its own: a broker may let one wait for long, and this beat is to stop, or
         to take over, meanwhile."""
         if self._prober is None or not self._prober.is_alive():
-            self._prober = threading.Thread(target=self._probe, name="zk-beat-probe", daemon=True)
+            self._prober = clock.thread(self._probe, "zk-beat-probe")
             self._prober.start()
 
     def _probe(self) -> None:
@@ -1248,7 +1239,7 @@ class ZooKeeperScheduler(Scheduler):
                 logger.info("the broker can be reached again")
                 self._election.of_use()
                 break
-            time.sleep(_PROBE_EVERY)
+            clock.sleep(_PROBE_EVERY)
 
     # What the publisher asks: see publishing.py ---------------------------------------------------
 
@@ -1272,15 +1263,15 @@ class ZooKeeperScheduler(Scheduler):
         if found is None:
             return None
         entry = self.entries[run.entry]
-        clock = last_run(entry, *found)
+        goes_on_from = last_run(entry, *found)
         if self._gated is None:
-            entry.last_run_at = as_of(entry, clock)
+            entry.last_run_at = as_of(entry, goes_on_from)
         else:
             self._heap_is_current = False  # the gated one is to know
-        return clock
+        return goes_on_from
 
     def may_publish_now(self) -> bool:
-        is_late = self._closing and boottime() > self._publish_until
+        is_late = self._closing and clock.boottime() > self._publish_until
         return not (is_late or self._control.pauses_stale)
 
     def sender(self) -> Callable[[Any, Callable[[], object]], None]:
@@ -1290,12 +1281,12 @@ class ZooKeeperScheduler(Scheduler):
         self._drop(runs, why)
 
     def show_progress(self) -> None:
-        now = boottime()
+        now = clock.boottime()
         # Each time the main thread wakes up, and this one has to wait for it.
         if now - self.metrics.ticked >= SHOWN_EVERY:
             self.metrics.ticked = now
-            if self._progress.empty():
-                self._progress.put(None)
+            if not self._progress.is_set():
+                self._progress.set()
 
     def digest(self) -> str:
         """Of what this beat would run, so that beats with different schedules can be told."""
@@ -1332,7 +1323,7 @@ def _seconds(delay: Any) -> float | None:
 def _exit_on_sigterm() -> None:
     """In the process that ``celery worker -B`` starts, SIGTERM ends Python on the spot, and the
     session would have to expire: have it end in order there, as ``celery beat`` does."""
-    if threading.current_thread() is not threading.main_thread():
+    if not clock.in_main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import random
 import re
 import socket
 import ssl
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
@@ -46,6 +43,7 @@ from kazoo.protocol.states import ZnodeStat
 from kazoo.retry import KazooRetry
 from kazoo.security import ACL, Id
 
+from . import clock
 from .errors import (
     AccessDenied,
     Conflict,
@@ -130,11 +128,6 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 _kazoo_log.addFilter(_hide_secrets)
 _kazoo_log.addFilter(_without_traceback)
 get_logger(_kazoo_log.name)
-
-
-def boottime() -> float:
-    """Seconds on a clock that goes on while the machine is suspended, and never jumps."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(frozen=True)
@@ -223,10 +216,10 @@ class Pending:
         self._session = session
         self._operations = operations
         self._result: Any = None
-        #: Just before it was sent, on :func:`boottime`: the server has heard of us since then.
+        #: Just before it was sent, on boottime(): the server has heard of us since then.
         #: Not just after, for a process may be stopped in between.
-        self.sent = boottime()
-        self._sent_at = time.time()
+        self.sent = clock.boottime()
+        self._sent_at = clock.timestamp()
 
     def send(self, transaction: Any) -> Pending:
         self._result = transaction.commit_async()
@@ -255,7 +248,7 @@ class Pending:
             raise Uncertain(f"{what}: an answer that fits no question")
         for operation, answer in zip(self._operations, answers):
             if isinstance(operation, SetData):
-                self._session.compare_clocks(self._sent_at, answer.mtime / 1000, time.time())
+                self._session.compare_clocks(self._sent_at, answer.mtime / 1000, clock.timestamp())
         return [_version_after(op, answer) for op, answer in zip(self._operations, answers)]
 
 
@@ -303,7 +296,7 @@ class ZooKeeperSession:
         #: Seconds by which this machine's clock is at least ahead of (or, below 0, behind) the
         #: server's, by the last write; 0 as long as none shows it.
         self.clock_offset = 0.0
-        #: What the server's clock said at the last write, and when that was, on :func:`boottime`.
+        #: What the server's clock said at the last write, and when that was, on boottime().
         self._server_clock: tuple[float, float] | None = None
 
     @property
@@ -311,9 +304,9 @@ class ZooKeeperSession:
         """What the server's clock says now, seconds since 1970, going by the last write; what this
         machine's says, as long as there was none. Any thread may ask."""
         if self._server_clock is None:
-            return time.time()
+            return clock.timestamp()
         server, at = self._server_clock
-        return server + boottime() - at
+        return server + clock.boottime() - at
 
     @property
     def connected(self) -> bool:
@@ -410,7 +403,7 @@ class ZooKeeperSession:
         kazoo#582)."""
         client, self._client = self._client, None
         if client is not None:
-            closer = threading.Thread(target=_close, args=(client,), daemon=True)
+            closer = clock.thread(lambda: _close(client), "zk-beat-close")
             closer.start()
             closer.join(timeout)
 
@@ -535,7 +528,7 @@ class ZooKeeperSession:
     def compare_clocks(self, before: float, server: float, after: float) -> None:
         """Notes the time at which the server made a write, between two of this machine's; all in
         seconds since 1970. Warns, once, of a difference that matters."""
-        self._server_clock = server, boottime()
+        self._server_clock = server, clock.boottime()
         was_off = abs(self.clock_offset) > CLOCK_TOLERANCE
         # The server's clock is read in milliseconds.
         self.clock_offset = max(0.0, before - server - 0.001) or min(0.0, after - server)
@@ -740,7 +733,7 @@ class ZooKeeperSession:
             try:
                 answer = invoke(timeout, request, xid)
             except ConnectionDropped:
-                now = time.monotonic()
+                now = clock.boottime()
                 refused_since = refused_since or now
                 if now - refused_since > self.timeout:
                     # A server hangs up on who has seen more than it has, which would be for ever
@@ -785,22 +778,20 @@ def connected(
         ConnectTimeout: ZooKeeper did not answer in time, or refuses this access.
         UnsupportedEnvironment: gevent or eventlet has patched this process.
     """
-    news: queue.SimpleQueue[None] = queue.SimpleQueue()
+    news = clock.Wakeup()
 
     def tell() -> None:
-        news.put(None)
+        news.set()
         on_change()
 
     session = ZooKeeperSession(hosts.partition("/")[0], session_timeout, tell, access)
     session.start()
     try:
-        deadline = time.monotonic() + timeout
+        deadline = clock.boottime() + timeout
         while not session.connected:
             if session.refused:
                 raise ConnectTimeout(str(session.refusal))
-            try:
-                news.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
+            if not news.wait(deadline - clock.boottime()):
                 if session.refusal is not None:
                     raise ConnectTimeout(session.refusal) from None
                 setting = (

@@ -20,13 +20,11 @@ hangs, events past the first thousand are dropped. The history in ZooKeeper is w
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from typing import Any
 
 from celery.utils.dispatch import Signal
 
+from . import clock
 from .log import get_logger
 
 __all__ = ["beat_demoted", "beat_elected", "run_dropped", "run_published"]
@@ -83,14 +81,13 @@ class Announcer:
 
     def __init__(self, sender: object) -> None:
         self._sender = sender
-        # SimpleQueue, because its put() is reentrant.
-        self._waiting: queue.SimpleQueue[tuple[Any, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._waiting: clock.SimpleQueue[tuple[Any, dict[str, Any]] | None] = clock.SimpleQueue()
         #: Taken, for good, by whoever starts the thread.
-        self._start_token = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._start_token = clock.Lock()
+        self._thread: clock.Thread | None = None
         self._sending = ""
         self._dropped = 0
-        #: On time.monotonic(); None before it is closed.
+        #: On boottime(); None before it is closed.
         self._patience_ends: float | None = None
 
     def send(self, signal: Any, /, **arguments: Any) -> None:
@@ -115,17 +112,17 @@ class Announcer:
         """Takes no more events, and waits until those that it has are sent, at most `timeout`
         seconds from the first call."""
         if self._patience_ends is None:
-            self._patience_ends = time.monotonic() + timeout
+            self._patience_ends = clock.boottime() + timeout
             self._waiting.put(None)
         thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if thread is None or clock.is_current(thread):
             return
-        thread.join(max(0.0, self._patience_ends - time.monotonic()))
+        thread.join(max(0.0, self._patience_ends - clock.boottime()))
         if thread.is_alive():
             logger.warning("a receiver of the signal %s takes too long: it is left", self._sending)
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="zk-beat-signals", daemon=True)
+        thread = clock.thread(self._run, "zk-beat-signals")
         try:
             thread.start()
         except RuntimeError as exc:

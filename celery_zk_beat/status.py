@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from . import clock
 from .control import Pause, Pauses
 from .errors import RootError, ZkBeatError
 from .runs import PastRun, Run, RunState, decode_outbox, decode_page
@@ -243,7 +243,7 @@ class Reader:
         self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
         self._parents = (paths.root, paths.members, paths.runs)
         #: Paths that changed since they were read; None for all of them.
-        self._changed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._changed: clock.SimpleQueue[str | None] = clock.SimpleQueue()
         self._changed.put(None)
         self._nodes: dict[str, Node | None] = {}
         self._pages: dict[str, _Page] = {}
@@ -265,7 +265,7 @@ class Reader:
         except ZkBeatError:
             self._changed.put(None)
             raise
-        return self._snapshot(datetime.now(timezone.utc))
+        return self._snapshot(clock.now())
 
     def history(self, entry: str | None, limit: int) -> list[RecentRun]:
         """The last runs, newest first, of one entry or of all, as far as the last :meth:`read`
@@ -311,7 +311,7 @@ class Reader:
 
     def _take_changed(self) -> set[str | None]:
         changed = set()
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(clock.Empty):
             while True:
                 changed.add(self._changed.get_nowait())
         return changed

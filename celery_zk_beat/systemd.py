@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import time
+
+from . import clock
 
 #: Least seconds between two signs of life.
 _AT_MOST_EVERY = 1.0
@@ -32,7 +33,7 @@ class Unit:
         """
         # The name of a master is what somebody wrote into a znode.
         status = "".join(c if c.isprintable() else "?" for c in status[:_LONGEST_STATUS])
-        now = time.monotonic()
+        now = clock.boottime()
         if status == self._status and now < self._told_at + _AT_MOST_EVERY:
             return
         ready = [] if self._ready else ["READY=1"]

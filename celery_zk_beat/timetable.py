@@ -14,6 +14,7 @@ import celery.schedules
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
+from . import clock
 from .names import without_addresses
 from .runs import NEVER, RunState, end_of, from_milliseconds
 
@@ -313,7 +314,7 @@ def _offset(entry: Any) -> timedelta:
     now = entry.default_now()
     if now.tzinfo is not None:
         return timedelta()
-    ahead: timedelta = now - datetime.now(timezone.utc).replace(tzinfo=None)
+    ahead: timedelta = now - clock.now().replace(tzinfo=None)
     if abs(ahead) > _FURTHEST_ZONE:
         return timedelta()
     return round(ahead / _STEP_OF_ZONES) * _STEP_OF_ZONES

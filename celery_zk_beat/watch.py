@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from . import text
+from . import clock, text
 from .errors import Uncertain
 from .status import Reader, Snapshot
 
@@ -35,7 +33,7 @@ def show(reader: Reader, wait: Callable[[float], bool], style: text.Style) -> No
         while True:
             live.update(_picture(snapshot, lost, console, style), refresh=True)
             if wait(_EVERY):
-                time.sleep(_GATHER)
+                clock.sleep(_GATHER)
             try:
                 # Asks for nothing where nothing has changed; but what is late may be so by now.
                 snapshot, lost = reader.read(), False
@@ -44,7 +42,7 @@ def show(reader: Reader, wait: Callable[[float], bool], style: text.Style) -> No
 
 
 def _picture(snapshot: Snapshot, lost: bool, console: Console, style: text.Style) -> Text:
-    now = datetime.now(timezone.utc)
+    now = clock.now()
     lines = text.status(snapshot, now, style, console.width, console.height - lost)
     if lost:
         when = text.age(snapshot.read_at, now)

@@ -25,18 +25,16 @@ import os
 import signal
 import socket
 import stat
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from importlib.resources import files
 from typing import Any, NamedTuple, NoReturn
 
+from . import clock
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger, safe
 from .metrics import Histogram, Metrics
-from .session import boottime, connected
+from .session import connected
 from .status import Reader, Snapshot
 from .version import __version__
 from .znodes import to_text
@@ -129,7 +127,7 @@ def serve(scheduler: Any) -> Server:
 
 @dataclass(frozen=True)
 class State:
-    """What a beat knows of itself. Times on :func:`.session.boottime`.
+    """What a beat knows of itself. Times on boottime().
 
     Attributes:
         at: when it told this.
@@ -158,7 +156,7 @@ class State:
         election = scheduler._election
         session, epoch, master = election.session, election.epoch, election.master
         return cls(
-            at=boottime(),
+            at=clock.boottime(),
             began=began,
             id=election.id,
             hosts=election.hosts,
@@ -210,7 +208,7 @@ class Check(NamedTuple):
 
 
 def alive(state: State, now: float) -> Check:
-    """Whether the dispatch loop moves; `now` on :func:`.session.boottime`."""
+    """Whether the dispatch loop moves; `now` on boottime()."""
     ticked = state.metrics.ticked
     age = now - (ticked or state.began)
     did = f"the dispatch loop moved {age:.1f} s ago" if ticked else "the dispatch loop begins"
@@ -302,7 +300,7 @@ class Application:
         return answer(environ)
 
     def _livez(self, environ: dict[str, Any]) -> Answer:
-        return _probe(alive(self._ask().state, boottime()))
+        return _probe(alive(self._ask().state, clock.boottime()))
 
     def _readyz(self, environ: dict[str, Any]) -> Answer:
         return _probe(*ready(self._ask()))
@@ -339,7 +337,7 @@ class Application:
                 "answers": answers,
                 "connected": state.connected,
             },
-            "now": to_text(datetime.now(timezone.utc)),
+            "now": to_text(clock.now()),
             "error": error,
             **_age_of(reading),
         }
@@ -358,7 +356,7 @@ def _probe(*checks: Check) -> Answer:
 def _age_of(reading: Reading | None) -> dict[str, Any]:
     if reading is None:
         return {"read_at": None, "age": None}
-    age = boottime() - reading.at
+    age = clock.boottime() - reading.at
     return {"read_at": to_text(reading.snapshot.read_at), "age": round(age, 3)}
 
 
@@ -406,7 +404,7 @@ class _Collector(Collector):
                 # Not an age: that would stand still, and look well, if nobody counted it on.
                 "last_tick_timestamp_seconds",
                 "When the dispatch loop moved last, as seconds since 1970; before: when it began.",
-                time.time() - (boottime() - (metrics.ticked or state.began)),
+                clock.timestamp() - (clock.boottime() - (metrics.ticked or state.began)),
             ),
         )
         for name, text, value in gauges:
@@ -450,14 +448,14 @@ def _histogram(name: str, text: str, values: Histogram) -> Metric:
 
 
 class Reading:
-    """A snapshot, taken at `at` on :func:`.session.boottime`, as JSON for all and for the page."""
+    """A snapshot, taken at `at` on boottime(), as JSON for all and for the page."""
 
     def __init__(self, snapshot: Snapshot, at: float) -> None:
         self.snapshot = snapshot
         self.at = at
         self.page = _for_page(snapshot)
         self._full = b""
-        self._making = threading.Lock()
+        self._making = clock.Lock()
 
     def full(self) -> bytes:
         with self._making:
@@ -488,7 +486,7 @@ class Statuses:
         self, connect: Callable[[], contextlib.AbstractContextManager[Callable[[], Snapshot]]]
     ) -> None:
         self._connect = connect
-        self._news = threading.Condition()
+        self._news = clock.Condition()
         self._last: Reading | None = None
         self._error: str | None = None
         self._waiting = 0
@@ -502,53 +500,53 @@ class Statuses:
         """The last reading there is and, if that is not of these seconds, why. Any thread; waits
         for as long as ``_PATIENCE`` where nobody has asked for a while."""
         with self._news:
-            self._asked = boottime()
+            self._asked = clock.boottime()
             if not self._at_work:
                 self._at_work = True
-                threading.Thread(target=self._work, name="zk-beat-status", daemon=True).start()
+                clock.thread(self._work, "zk-beat-status").start()
             if not self._is_current() and self._waiting < _MOST_WAITING:
                 self._waiting += 1
                 self._news.wait_for(self._is_current, _PATIENCE)
                 self._waiting -= 1
             if self._is_current():
                 return self._last, self._error
-            age = boottime() - self._begun
+            age = clock.boottime() - self._begun
             return self._last, (
                 f"ZooKeeper has not answered for {age:.1f} s" if age > 1 else "being read just now"
             )
 
     def _is_current(self) -> bool:
-        return boottime() - self._ended < _CURRENT
+        return clock.boottime() - self._ended < _CURRENT
 
     def _work(self) -> None:
         while self._is_wanted():
-            self._begun = boottime()
+            self._begun = clock.boottime()
             try:
                 with self._connect() as read:
                     while self._is_wanted():
-                        self._begun = begun = boottime()
+                        self._begun = begun = clock.boottime()
                         try:
                             self._note(Reading(read(), begun), None)
                         except ZkBeatError as exc:
                             self._note(None, str(exc))
-                        time.sleep(max(_EVERY, (self._ended - begun) / _PART))
+                        clock.sleep(max(_EVERY, (self._ended - begun) / _PART))
             except ZkBeatError as exc:
                 self._note(None, str(exc))
-                time.sleep(_EVERY)
+                clock.sleep(_EVERY)
             except Exception as exc:
                 logger.exception("the status cannot be read")
                 self._note(None, f"the status cannot be read: {exc!r}")
-                time.sleep(_EVERY)
+                clock.sleep(_EVERY)
 
     def _is_wanted(self) -> bool:
         with self._news:
-            self._at_work = boottime() - self._asked < _IDLE
+            self._at_work = clock.boottime() - self._asked < _IDLE
             return self._at_work
 
     def _note(self, reading: Reading | None, error: str | None) -> None:
         with self._news:
             self._last, self._error = reading or self._last, error
-            self._ended, self._begun = boottime(), math.inf
+            self._ended, self._begun = clock.boottime(), math.inf
             self._news.notify_all()
 
 
@@ -577,7 +575,7 @@ class Server:
         host, port = scheduler.settings.http
         sockets = _listen(host, port)
         self._scheduler = scheduler
-        self._state = State.of(scheduler, boottime())
+        self._state = State.of(scheduler, clock.boottime())
         self._closing = False
         self._link, link = socket.socketpair()
         for end in (self._link, link):
@@ -590,7 +588,7 @@ class Server:
         for each in sockets:
             each.close()
         logger.info("serving HTTP at %s, process %d", _shown(host, port), self.pid)
-        self._thread = threading.Thread(target=self._run, name="zk-beat-http", daemon=True)
+        self._thread = clock.thread(self._run, "zk-beat-http")
         self._thread.start()
 
     def close(self) -> None:
@@ -659,14 +657,14 @@ class _Asker:
     def __init__(self, link: socket.socket, state: State) -> None:
         self._link = link
         self._state = state
-        self._news = threading.Condition()
+        self._news = clock.Condition()
         #: On boottime(): since when an answer is awaited; None: it is not.
         self._since: float | None = None
-        threading.Thread(target=self._listen, name="zk-beat-link", daemon=True).start()
+        clock.thread(self._listen, "zk-beat-link").start()
 
     def __call__(self) -> Told:
         with self._news:
-            now = boottime()
+            now = clock.boottime()
             if now - self._state.at < _TOLD:
                 return Told(self._state, True)
             if self._since is None:
@@ -740,7 +738,7 @@ class _Listener:
         serves nobody."""
         channels = [channel for s in self._servers for channel in s.active_channels.values()]
         channels.sort(key=lambda channel: channel.creation_time)
-        surplus, oldest = len(channels) - _MOST_CONNECTIONS, time.time() - _LIFETIME
+        surplus, oldest = len(channels) - _MOST_CONNECTIONS, clock.timestamp() - _LIFETIME
         for n, channel in enumerate(channels):
             if n < surplus or channel.creation_time < oldest:
                 channel.handle_close()

@@ -4,7 +4,7 @@ whose clock is right."""
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from celery import Celery
 from celery.beat import Scheduler
 from celery.schedules import crontab
 
-from celery_zk_beat import gate, publishing, schedulers
+from celery_zk_beat import clock
 from celery_zk_beat.runs import end_of
 from celery_zk_beat.timetable import next_free, next_run
 from example_project.servers import wait_until
@@ -27,26 +27,20 @@ class Day:
 
     ahead = timedelta()
 
-    def now(self, tz: tzinfo | None = None) -> datetime:
-        return datetime.now(tz) + self.ahead
+    def now(self) -> datetime:
+        return datetime.now(timezone.utc) + self.ahead
 
 
 @pytest.fixture
 def day(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Day:
-    day, now = Day(), time.time
-
-    class Shifted(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Any:
-            return day.now(tz)
+    day = Day()
 
     class ShiftedApp(Celery):
         def now(self) -> datetime:
             return super().now() + day.ahead
 
-    for module in (schedulers, publishing, gate):
-        monkeypatch.setattr(module, "datetime", Shifted)
-    monkeypatch.setattr(time, "time", lambda: now() + day.ahead.total_seconds())
+    monkeypatch.setattr(clock, "now", day.now)
+    monkeypatch.setattr(clock, "timestamp", lambda: day.now().timestamp())
     app.__class__ = ShiftedApp
     return day
 
@@ -131,7 +125,7 @@ def test_ahead_for_good(
     # When that minute comes.
     day.ahead = early - timedelta(seconds=1) - datetime.now(timezone.utc)
     wait_until(
-        lambda: two._turn() is not None and day.now(timezone.utc) > early + timedelta(seconds=1),
+        lambda: two._turn() is not None and day.now() > early + timedelta(seconds=1),
         PATIENCE,
         "the minute",
     )
@@ -246,7 +240,7 @@ def test_skipped_while_it_is_ahead(app: Celery, make: Make, day: Day) -> None:
     wait_until(
         lambda: (
             turn(one) is not None
-            and one._ledger.state("m").last_run_at > day.now(timezone.utc) - timedelta(minutes=5)
+            and one._ledger.state("m").last_run_at > day.now() - timedelta(minutes=5)
         ),
         PATIENCE,
         "a skip",

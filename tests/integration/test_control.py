@@ -15,6 +15,7 @@ from kazoo.client import KazooClient
 from kazoo.security import READ_ACL_UNSAFE
 
 from celery_zk_beat import ZooKeeperScheduler, ledger, schedulers
+from celery_zk_beat.clock import boottime
 from celery_zk_beat.control import (
     RUN,
     Answer,
@@ -27,7 +28,7 @@ from celery_zk_beat.control import (
 )
 from celery_zk_beat.errors import RootError, TooLarge, ZkBeatError
 from celery_zk_beat.runs import PastRun, decode_page
-from celery_zk_beat.session import Operation, ZooKeeperSession, boottime
+from celery_zk_beat.session import Operation, ZooKeeperSession
 from celery_zk_beat.znodes import Paths, encode, page_of, to_text
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import redis
 from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
 
-from celery_zk_beat import ZooKeeperScheduler, gate
+from celery_zk_beat import ZooKeeperScheduler, clock, gate
 from celery_zk_beat.control import change_pauses
 from celery_zk_beat.timetable import to_utc
 from example_project.servers import Redis, free_port, wait_until
@@ -144,18 +145,16 @@ def test_a_clock_that_is_set_back_while_it_is_made(
 
     ahead = [timedelta(hours=1)]
 
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return datetime.now(tz) + (ahead.pop() if ahead else timedelta())
-
     app.conf.zk_beat_scheduler = PLAIN
     first = start(beat_schedule={"e": every(PERIOD)})
     turn_until(first, lambda: len(history(app)) == 1)
     crash(first)
     time.sleep(PERIOD)
     second = start()
-    monkeypatch.setattr(gate, "datetime", Clock)
+    jumping = SimpleNamespace(
+        boottime=clock.boottime, now=lambda: clock.now() + (ahead.pop() if ahead else timedelta())
+    )
+    monkeypatch.setattr(gate, "clock", jumping)
     turn_until(second, lambda: len(history(app)) == 2)
     assert ahead == []
     check_rhythm(second)

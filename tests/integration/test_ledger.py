@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kazoo.client import KazooClient, TransactionRequest
 
-from celery_zk_beat import MasterElection
+from celery_zk_beat import MasterElection, clock
 from celery_zk_beat import ledger as module
 from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
 from celery_zk_beat.ledger import (
@@ -24,7 +24,6 @@ from celery_zk_beat.ledger import (
     RunLedger,
 )
 from celery_zk_beat.runs import Run, RunState, encode_outbox, encode_page
-from celery_zk_beat.session import boottime
 from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
@@ -162,9 +161,9 @@ def test_not_assured_as_standby(ledger: RunLedger) -> None:
 
 def test_a_write_vouches_for_a_while(ledger: RunLedger) -> None:
     """[2] Counted from when it was sent, by the time-out that the server granted."""
-    before = boottime()
+    before = clock.boottime()
     ledger.first_seen({"a": NOW})
-    after = boottime()
+    after = clock.boottime()
     assert before + 4 * 2 / 3 <= ledger._entitled_until <= after + 4 * 2 / 3
     ledger._entitled_until = 0.0
     ledger.assure()
@@ -180,9 +179,9 @@ def test_the_deadline_counts_from_before_the_sending(
 
     def stopped(transaction: TransactionRequest) -> object:
         nonlocal sending
-        sending = boottime()
+        sending = clock.boottime()
         result = commit(transaction)
-        wait_until(lambda: boottime() > sending + 0.1, PATIENCE, "the end of the stop")
+        wait_until(lambda: clock.boottime() > sending + 0.1, PATIENCE, "the end of the stop")
         return result
 
     monkeypatch.setattr(TransactionRequest, "commit_async", stopped)
@@ -615,9 +614,9 @@ def test_a_server_that_takes_less(tmp_path: Path, caplog: pytest.LogCaptureFixtu
             assert election.wait(PATIENCE)
             ledger = RunLedger(election)
             left = {name: run(name) for name in [*names, *long]}
-            deadline = boottime() + PATIENCE
+            deadline = clock.boottime() + PATIENCE
             while left or ledger.outbox:
-                assert boottime() < deadline
+                assert clock.boottime() < deadline
                 try:
                     if ledger.reign is None:
                         assert election.wait(PATIENCE)

@@ -28,7 +28,7 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 from django.utils.functional import lazystr
 from kazoo.client import KazooClient
 
-from celery_zk_beat import ZooKeeperScheduler, broker, election, ledger, schedulers
+from celery_zk_beat import ZooKeeperScheduler, broker, clock, election, ledger, schedulers
 from celery_zk_beat.errors import NotMaster, Uncertain
 from celery_zk_beat.ledger import MOST_RUNS, RunLedger
 from celery_zk_beat.runs import Run
@@ -1075,8 +1075,8 @@ def test_a_clock_that_is_off(
 ) -> None:
     """Noticed by a standby, too: ZooKeeper's answers bear its time."""
     make(zk_beat_id="one")._election.wait(PATIENCE)
-    now = time.time
-    monkeypatch.setattr("celery_zk_beat.session.time.time", lambda: now() + shift)
+    now = clock.timestamp
+    monkeypatch.setattr(clock, "timestamp", lambda: now() + shift)
     two = make(zk_beat_id="two")
     wait_until(lambda: two._election.clock_offset, PATIENCE, "an offset")
     assert abs(two._election.clock_offset - shift) < 2
@@ -1531,15 +1531,15 @@ def test_progress_is_seen_in_a_long_turn(
     one = make(beat_schedule=entries)
     seen = []
     send = one._publisher._send
+    one._progress.wait(0)
 
     def slow(*args: Any) -> None:
-        while not one._progress.empty():
-            seen.append(one._progress.get())
+        seen.append(one._progress.wait(0))
         send(*args)
 
     one._publisher._send = slow  # type: ignore[method-assign]
     turn(one)
-    assert len(seen) == 2  # after the first, and after the second
+    assert seen == [False, True, True]  # after the first, and after the second
 
 
 def test_dropped_without_a_state(app: Celery, make: Make, client: KazooClient) -> None:

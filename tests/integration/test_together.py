@@ -12,10 +12,9 @@ import redis
 from celery import Celery
 from kombu import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, publishing, schedulers
+from celery_zk_beat import ZooKeeperScheduler, clock, publishing, schedulers
 from celery_zk_beat.broker import MOST_TOGETHER
 from celery_zk_beat.messages import Sender
-from celery_zk_beat.session import boottime
 from celery_zk_beat.signals import run_published
 from example_project.servers import Redis, wait_until
 from tests.conftest import PATIENCE
@@ -162,7 +161,7 @@ def test_a_stop_leaves_nothing_that_was_claimed_ahead(
     assert history(app) == []
     if late:  # and its turn had not come yet
         wait_until(lambda: datetime.now(timezone.utc) > at, PATIENCE, "the instant")
-    one._closing, one._publish_until = True, boottime() + 60
+    one._closing, one._publish_until = True, clock.boottime() + 60
     one._say_goodbye()
     assert datetime.now(timezone.utc) >= at
     one.close()
@@ -176,7 +175,7 @@ def test_a_stop_does_not_publish_for_ever(
     """A broker that is slow costs the time in which to note what was published."""
     monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
     one, _ = claimed_ahead(make)
-    one._closing, one._publish_until = True, boottime()
+    one._closing, one._publish_until = True, clock.boottime()
     one._say_goodbye()
     one.close()
     assert history(app) == []

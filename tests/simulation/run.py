@@ -18,16 +18,7 @@ from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedstate, schedule
 from kombu.messaging import Producer
 
-from celery_zk_beat import (
-    ZooKeeperScheduler,
-    broker,
-    election,
-    gate,
-    ledger,
-    publishing,
-    schedulers,
-    session,
-)
+from celery_zk_beat import ZooKeeperScheduler, clock, session
 from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.znodes import Paths
 
@@ -81,7 +72,7 @@ class Fixed(schedule):  # type: ignore[misc]
 class _Celery(Celery):  # type: ignore[misc]
     def now(self) -> Any:
         World.active.breathe()
-        return simulated.Datetime.now()
+        return simulated.now()
 
 
 class _Producer(Producer):  # type: ignore[misc]
@@ -160,22 +151,9 @@ def _comes_first(one: ScheduleEntry, other: ScheduleEntry) -> bool:
 @contextlib.contextmanager
 def simulation() -> Iterator[None]:
     """Within, the package runs on the world's clock, threads and network."""
-    time, queue, threading = simulated.Time(), simulated.Queue(), simulated.Threading()
     with contextlib.ExitStack() as stack:
-        for module, names in (
-            (session, {"time": time, "threading": threading, "boottime": simulated.boottime}),
-            (session, {"KazooClient": SimulatedKazoo}),
-            (election, {"time": time, "queue": queue, "threading": threading}),
-            (election, {"datetime": simulated.Datetime}),
-            (gate, {"datetime": simulated.Datetime, "boottime": simulated.boottime}),
-            (ledger, {"boottime": simulated.boottime}),
-            (broker, {"boottime": simulated.boottime}),
-            (publishing, {"time": time, "boottime": simulated.boottime}),
-            (publishing, {"datetime": simulated.Datetime}),
-            (schedulers, {"time": time, "queue": queue, "threading": threading}),
-            (schedulers, {"datetime": simulated.Datetime, "boottime": simulated.boottime}),
-        ):
-            stack.enter_context(mock.patch.multiple(module, **names))
+        stack.enter_context(mock.patch.multiple(clock, **simulated.CLOCK))
+        stack.enter_context(mock.patch.object(session, "KazooClient", SimulatedKazoo))
         # Celery orders entries that are due at the same instant by where they are in memory.
         stack.enter_context(mock.patch.object(ScheduleEntry, "__lt__", _comes_first))
         yield

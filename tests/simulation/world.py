@@ -14,7 +14,7 @@ import queue
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone, tzinfo
+from datetime import datetime, timezone
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -318,47 +318,33 @@ class Condition:
             World.active.wake(thread, turn)
 
 
-class Time:
-    """As the module :mod:`time`. Whoever looks at the clock may be interrupted just before."""
-
-    def time(self) -> float:
-        World.active.breathe()
-        return World.active.here.wall_clock()
-
-    def monotonic(self) -> float:
-        return World.active.now
-
-    def sleep(self, seconds: float) -> None:
-        World.active.park(seconds)
-
-
 def boottime() -> float:
     World.active.breathe()
     return World.active.now
 
 
-class Datetime(datetime):
-    """As :class:`datetime.datetime`."""
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> Datetime:
-        return cls.fromtimestamp(World.active.here.wall_clock(), tz or timezone.utc)
+def timestamp() -> float:
+    """Whoever looks at the clock may be interrupted just before."""
+    World.active.breathe()
+    return World.active.here.wall_clock()
 
 
-class Threading:
-    """As the module :mod:`threading`."""
-
-    Thread = Thread
-
-    def current_thread(self) -> object:
-        return World.active.current
-
-    def main_thread(self) -> object:
-        return None
+def now() -> datetime:
+    return datetime.fromtimestamp(World.active.here.wall_clock(), timezone.utc)
 
 
-class Queue:
-    """As the module :mod:`queue`."""
+def sleep(seconds: float) -> None:
+    World.active.park(seconds)
 
-    SimpleQueue = SimpleQueue
-    Empty = queue.Empty
+
+#: What stands in for names of the package's module of that name.
+CLOCK: dict[str, object] = {
+    "SimpleQueue": SimpleQueue,
+    "Thread": Thread,
+    "boottime": boottime,
+    "in_main_thread": lambda: False,
+    "is_current": lambda thread: thread is World.active.current,
+    "now": now,
+    "sleep": sleep,
+    "timestamp": timestamp,
+}

@@ -8,11 +8,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from celery_zk_beat import systemd
+from celery_zk_beat import clock
 from celery_zk_beat.systemd import Unit
 from tests.conftest import PATIENCE
 
@@ -37,7 +36,7 @@ def listen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listen]:
 def test_a_life(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ready once; alive at each tick, but not more than once a second unless the status is new."""
     now = 1000.0
-    monkeypatch.setattr(systemd, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(clock, "boottime", lambda: now)
     server = listen(f"@zk-beat-{uuid.uuid4()}")
     unit = Unit()
     unit.ticked("standby, zwei ist Löwe")

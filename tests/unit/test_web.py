@@ -16,10 +16,9 @@ from typing import Any, Callable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from celery_zk_beat import web
+from celery_zk_beat import clock, web
 from celery_zk_beat.errors import SettingsError, Uncertain
 from celery_zk_beat.metrics import Metrics
-from celery_zk_beat.session import boottime
 from celery_zk_beat.status import Entry, Snapshot
 from celery_zk_beat.web import (
     PATHS,
@@ -189,7 +188,7 @@ def test_one_line_a_check() -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_headers(path: str) -> None:
     """Nothing is kept, nothing runs but the page's own script, and HEAD is GET without the body."""
-    client = Client(replace(MASTER, metrics=Metrics(ticked=boottime())))
+    client = Client(replace(MASTER, metrics=Metrics(ticked=clock.boottime())))
     status, headers, body = client.get(path)
     assert (status, headers["Content-Length"]) == ("200 OK", str(len(body)))
     assert headers["Cache-Control"] == "no-store"
@@ -210,7 +209,7 @@ def test_nothing_else(path: str) -> None:
 
 def test_metrics() -> None:
     """The histogram's buckets are cumulative, and the last tick is a time of day."""
-    metrics = Metrics(ticked=boottime() - 100, elections=2)
+    metrics = Metrics(ticked=clock.boottime() - 100, elections=2)
     for lateness in (0.001, 0.02, 0.02, 1000.0):
         metrics.lateness.observe(lateness)
     _, headers, body = Client(replace(STANDBY, metrics=metrics)).get("/metrics")
@@ -293,9 +292,9 @@ def test_zookeeper_hangs() -> None:
     answers: list[tuple[float, str | None]] = []
 
     def ask() -> None:
-        begun = boottime()
+        begun = clock.boottime()
         _, error = asked.get()
-        answers.append((boottime() - begun, error))
+        answers.append((clock.boottime() - begun, error))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -319,9 +318,9 @@ def test_one_reading_is_for_all() -> None:
         return snapshot()
 
     asked = statuses(read)
-    begun = boottime()
+    begun = clock.boottime()
     readings = [asked.get()[0] for _ in range(100)]  # kept, for their ids to be their own
-    most = 1 + int((boottime() - begun) / web._EVERY)
+    most = 1 + int((clock.boottime() - begun) / web._EVERY)
     assert len({id(reading) for reading in readings}) <= most
     assert count <= most
 

@@ -1,0 +1,43 @@
+"""The house keeps its walls."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import celery_zk_beat
+
+PACKAGE = Path(celery_zk_beat.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _imported(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or ""
+
+
+def _clocks_read(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = f"{node.value.id}.{node.attr}"
+            if name in {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}:
+                yield name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_clock_knows_time_and_threads(module: Path) -> None:
+    """A clock that the simulation does not replace runs on real time without a word."""
+    reached = (
+        {"time", "threading", "queue"}.intersection(_imported(module)),
+        [*_clocks_read(module)],
+    )
+    if module.name == "clock.py":
+        assert reached == ({"time", "threading", "queue"}, ["datetime.now"])
+    else:
+        assert reached == (set(), [])
