@@ -35,23 +35,23 @@ def measure(count: int, hosts: str) -> list[str]:
     names = [f"billing.customer-{n:06}.invoice" for n in range(count)]
     with MasterElection(hosts, "/pages") as election:
         assert election.wait(PATIENCE)
-        reign = election.reign
-        assert reign is not None
+        term = election.term
+        assert term is not None
         ledger = RunLedger(election)
-        ledger.load(reign)
+        ledger.load(term)
         ledger.first_seen(dict.fromkeys(names, now))
-        rounds = fill(ledger, names, reign.epoch)
+        rounds = fill(ledger, names, term.epoch)
         claims = []
         for name in names[:CLAIMS]:
             begun = time.perf_counter()
-            (run,) = ledger.claim([Run(name, rounds + 1, now, now, reign.epoch)])
+            (run,) = ledger.claim([Run(name, rounds + 1, now, now, term.epoch)])
             claims.append(time.perf_counter() - begun)
             ledger.published(run, run.claimed)
         ledger.flush()
         session, paths = election.session, election.paths
         pages = session.read_all([paths.page(name) for name in session.children(paths.runs)])
         begun = time.perf_counter()
-        ledger.load(reign)
+        ledger.load(term)
         loading = time.perf_counter() - begun
     sizes = [len(page.data) for page in pages if page is not None]
     return [

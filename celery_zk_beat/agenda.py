@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from .timetable import timing
+from .due import timing
 from .znodes import page_of
 
 

@@ -1,4 +1,4 @@
-"""The road to the broker: what is asked of it, and how its failures are borne."""
+"""The connection to the broker: what is asked of it, and how its failures are borne."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ _NOTHING_TAKEN = {"OutOfMemoryError", "ReadOnlyError", "ClusterDownError", "Mast
 _NOTHING_TAKEN_TEXTS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "BUSY ", "CLUSTERDOWN")
 #: The classes of AMQP methods that are about an exchange, a queue or a message.
 _OF_MESSAGES = (40, 50, 60)
-#: The attribute of an exception that the road to the broker raised.
+#: The attribute of an exception that the connection to the broker raised.
 _OF_BROKER = "_zk_beat_of_broker"
 
 
@@ -155,7 +155,7 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def _of_broker() -> Iterator[None]:
-    """What is raised within is known for what the broker, or the road to it, has raised."""
+    """What is raised within is known for what the broker, or the connection to it, has raised."""
     try:
         yield
     except Exception as exc:
@@ -176,7 +176,7 @@ def _as_absent() -> Iterator[None]:
 
 
 def _raised_by_broker(exc: BaseException | None) -> BaseException | None:
-    """What the road to the broker raised, if that is what this comes from."""
+    """What the connection to the broker raised, if that is what this comes from."""
     while exc is not None and _OF_BROKER not in vars(exc):
         exc = exc.__cause__ or exc.__context__
     return exc
@@ -218,8 +218,8 @@ class Blocked(Exception):
 
 
 class Broker:
-    """The road to the broker: opened when it is first used, and anew after :meth:`drop`. For one
-    thread at a time.
+    """The connection to the broker: opened when it is first used, and anew after :meth:`drop`.
+    For one thread at a time.
 
     Args:
         app: the Celery app.

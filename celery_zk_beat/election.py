@@ -54,7 +54,7 @@ from .znodes import (
 
 logger = get_logger(__name__)
 
-#: Seconds for which a master that resigned leaves the field to the others, or to its heir.
+#: Seconds for which a master that resigned leaves the field to the others, or to its successor.
 RESIGN_PAUSE = 1.0
 #: Seconds for which a candidate that was useless as master leaves the field to others that are
 #: not: the first time, twice as long each time, and the longest.
@@ -72,10 +72,10 @@ _SHOW_EVERY = 600.0
 
 
 @dataclass(frozen=True)
-class Reign:
+class Term:
     """One uninterrupted time as master, as seen by the master itself.
 
-    A reconnect within the same session begins a new reign with the same epoch.
+    A reconnect within the same session begins a new term with the same epoch.
 
     Attributes:
         epoch: the fencing token; grows with every election under this root.
@@ -152,7 +152,7 @@ class MasterElection:
         self._caller: clock.Thread | None = None
         self._stopping = False
         self._failure: ZkBeatError | None = None
-        self._reign: Reign | None = None
+        self._term: Term | None = None
         #: The session for which the root is known to be ready.
         self._prepared_for = 0
         #: The session that the log tells of.
@@ -229,28 +229,28 @@ class MasterElection:
     @property
     def is_master(self) -> bool:
         """Whether this candidate is master, as far as it knows. No network, cheap to ask."""
-        return self.reign is not None
+        return self.term is not None
 
     @property
-    def reign(self) -> Reign | None:
+    def term(self) -> Term | None:
         """The current time as master, None on a standby. No network."""
-        reign = self._reign
-        if reign is None or not self.session.connected:
+        term = self._term
+        if term is None or not self.session.connected:
             return None
-        return reign if reign.connection == self.session.connection else None
+        return term if term.connection == self.session.connection else None
 
     @property
     def epoch(self) -> int | None:
         """The fencing token of this master, None on a standby. No network."""
-        reign = self.reign
-        return None if reign is None else reign.epoch
+        term = self.term
+        return None if term is None else term.epoch
 
     @property
     def era(self) -> str | None:
         """When this master was elected, ISO 8601 UTC, None on a standby. No network. Receivers that
         compare (`era`, `epoch`) also bear the loss of ZooKeeper's data."""
-        reign = self.reign
-        return None if reign is None else reign.era
+        term = self.term
+        return None if term is None else term.era
 
     @property
     def master(self) -> MasterRecord | None:
@@ -441,7 +441,7 @@ class MasterElection:
             while not self._settle():
                 pause = self._held_back()
                 if pause > 0:
-                    # Whoever is elected meanwhile may have this one for its heir.
+                    # Whoever is elected meanwhile may have this one for its successor.
                     if self.session.exists(self.paths.master, self._on_watch):
                         continue
                     self._show()
@@ -459,8 +459,8 @@ class MasterElection:
             if not self._show():
                 return _RETRY_AFTER
             now = clock.boottime()
-            heirs_time = self._abstain_until - now
-            return max(0.0, min(self._show_at - now, heirs_time if heirs_time > 0 else math.inf))
+            theirs = self._abstain_until - now
+            return max(0.0, min(self._show_at - now, theirs if theirs > 0 else math.inf))
         except Uncertain as exc:
             logger.debug("asking again: %s", exc)
             return 0.1
@@ -512,17 +512,17 @@ class MasterElection:
             logger.warning("%s", exc)
             seen = MasterRecord("unknown", "", 0, "", 0, "", self._schedule, None)
         if node.owner == self.session.id:
-            if seen.heir is None or clock.boottime() >= self._abstain_until:
+            if seen.successor is None or clock.boottime() >= self._abstain_until:
                 self._begin(connection, seen, node.version)
             return True
-        if self._wrote == (self.session.id, replace(seen, heir=None)):
+        if self._wrote == (self.session.id, replace(seen, successor=None)):
             # The handshake that named the session was garbled; with every other name we are
             # never master, and keep others from it.
             logger.warning("%s, written by this session, has another owner", self.paths.master)
             self._renew_session()
             raise Uncertain(f"{self.paths.master}: asked under a name that is not ours")
         self._demote(f"{seen.id} is master")
-        heir, seen = seen.heir, replace(seen, heir=None)
+        successor, seen = seen.successor, replace(seen, successor=None)
         if seen != self._master:
             who = ""
             if seen.id == self.id:
@@ -556,37 +556,37 @@ class MasterElection:
         self._master = seen
         # What was read may be old, and this be refused: then the watch that was armed tells.
         leave = Delete(self.paths.master, node.version)
-        if heir == self.id and self._contend(leave, of=seen.epoch):
+        if successor == self.id and self._contend(leave, of=seen.epoch):
             return self._settle()
         return True
 
     def _begin(self, connection: int, seen: MasterRecord, version: int) -> None:
-        """The master znode, at this version, is of our session: begin a reign, if the epoch is ours
-        too. If there is an heir, its time is over."""
+        """The master znode, at this version, is of our session: begin a term, if the epoch is ours
+        too. If there is an successor, its time is over."""
         node = self.session.read(self.paths.epoch)
         made = None if node is None else self._decoded(node)
         if node is None or made is None or made.session != self._session_name():
             # Somebody wrote the epoch by hand: nothing may be done under it, so start afresh. Or
-            # the heir was elected just now: its znode has another version.
+            # the successor was elected just now: its znode has another version.
             self._demote(f"{self.paths.epoch} is not as this master left it")
             self.session.commit(Delete(self.paths.master, version))
             raise _Conflict(self.paths.epoch, "written by somebody else while this was master")
-        if seen.heir is not None:
-            logger.warning("%s did not take over; going on as master", seen.heir)
+        if seen.successor is not None:
+            logger.warning("%s did not take over; going on as master", seen.successor)
             self._terms_of = 0
-            seen = replace(seen, heir=None)
+            seen = replace(seen, successor=None)
             stay = SetData(self.paths.master, seen.encode(), version)
             self.session.commit(Check(self.paths.epoch, node.version), stay)
-        reign = Reign(node.version, made.era, connection)
+        term = Term(node.version, made.era, connection)
         self._master = seen
-        if self._reign != reign:
+        if self._term != term:
             self._demote("reconnected")
-            self._reign = reign
+            self._term = term
             self._tell()
             how = "still" if node.version == self._elected_epoch else "elected"
             self._elected_epoch = node.version
-            logger.info("%s: %s is master, epoch %d", how, self.id, reign.epoch)
-            self._call(self._on_elected, reign.epoch)
+            logger.info("%s: %s is master, epoch %d", how, self.id, term.epoch)
+            self._call(self._on_elected, term.epoch)
 
     def _decoded(self, epoch: Node) -> EpochRecord | None:
         """Who made an epoch; None where nobody has yet, or it cannot be understood."""
@@ -669,8 +669,8 @@ class MasterElection:
         return True
 
     def _resign(self, to: str | None, why: str, also: Sequence[Operation] = ()) -> bool:
-        reign = self.reign
-        if reign is None or self._master is None:
+        term = self.term
+        if term is None or self._master is None:
             return False
         try:
             if to is None:
@@ -679,13 +679,13 @@ class MasterElection:
                 logger.warning("not resigning in favour of %r: no other beat of this name", to)
                 return False
             else:
-                leave = SetData(self.paths.master, replace(self._master, heir=to).encode())
+                leave = SetData(self.paths.master, replace(self._master, successor=to).encode())
             # The epoch, not the znode's version: a successor's znode starts at version 0 again.
             self.session.commit(
-                Check(self.paths.epoch, reign.epoch),
+                Check(self.paths.epoch, term.epoch),
                 leave,
                 *also,
-                *self._end_of_term(reign.epoch, why),
+                *self._end_of_term(term.epoch, why),
             )
         except ZkBeatError as exc:
             if isinstance(exc, _Conflict) and exc.path == self.paths.masters:
@@ -705,9 +705,9 @@ class MasterElection:
         )
 
     def _demote(self, why: str) -> None:
-        reign, self._reign = self._reign, None
-        if reign is not None:
-            logger.info("demoted: %s was master, epoch %d: %s", self.id, reign.epoch, why)
+        term, self._term = self._term, None
+        if term is not None:
+            logger.info("demoted: %s was master, epoch %d: %s", self.id, term.epoch, why)
             self._tell()
             self._call(self._on_demoted, why)
 
@@ -797,27 +797,27 @@ class MasterElection:
 
     def _remember_term(self) -> None:
         """Writes down, once, that this candidate is master now, and that the last one is not."""
-        reign = self.reign
-        if reign is None or self._master is None or self._terms_of == reign.epoch:
+        term = self.term
+        if term is None or self._master is None or self._terms_of == term.epoch:
             return
         path = self.paths.masters
         node = self.session.read(path)
         try:
-            terms = decode_masters(path, b"" if node is None else node.data)
+            past = decode_masters(path, b"" if node is None else node.data)
         except RootError as exc:
             logger.warning("%s; the list of masters begins anew", exc)
-            terms = []
+            past = []
         mine = self._master
-        terms = [term for term in terms if term.epoch < reign.epoch]
-        if terms and terms[-1].until is None:
-            terms[-1] = replace(terms[-1], until=mine.since, why="its session ended")
-        terms.append(TermRecord(reign.epoch, mine.id, mine.host, mine.pid, mine.since, None, None))
-        data = encode_masters(terms)
+        past = [each for each in past if each.epoch < term.epoch]
+        if past and past[-1].until is None:
+            past[-1] = replace(past[-1], until=mine.since, why="its session ended")
+        past.append(TermRecord(term.epoch, mine.id, mine.host, mine.pid, mine.since, None, None))
+        data = encode_masters(past)
         self.session.commit(
-            Check(self.paths.epoch, reign.epoch),
+            Check(self.paths.epoch, term.epoch),
             Create(path, data) if node is None else SetData(path, data, node.version),
         )
-        self._terms, self._terms_of = terms, reign.epoch
+        self._terms, self._terms_of = past, term.epoch
 
     def _end_of_term(self, epoch: int, why: str) -> list[Operation]:
         if self._terms_of != epoch:
@@ -830,7 +830,7 @@ class MasterElection:
         """Writes this candidate's member znode when its role changed, and now and then; False when
         another's of the same name is in the way (an earlier session that has not expired yet,
         usually)."""
-        state = "master" if self._reign is not None else "standby"
+        state = "master" if self._term is not None else "standby"
         shown = (self.session.id, state, useless := self._useless)
         if self._member_state == shown and clock.boottime() < self._show_at:
             return True

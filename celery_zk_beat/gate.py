@@ -23,11 +23,11 @@ from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
 from . import clock
+from .due import as_of, at_one_instant, due_instant, is_ahead, to_utc, utc_of
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger
 from .messages import send_by_celery
 from .runs import RunState
-from .timetable import as_of, at_one_instant, due_instant, is_ahead, to_utc, utc_of
 
 logger = get_logger(__name__)
 

@@ -22,7 +22,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple, NoReturn
 
 from . import clock
-from .election import MasterElection, Reign
+from .election import MasterElection, Term
 from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
 from .log import get_logger
 from .runs import (
@@ -183,8 +183,8 @@ class RunLedger:
 
     def forget(self) -> None:
         """Throws away all that was read."""
-        #: The reign for which this was loaded, None when it is not.
-        self.reign: Reign | None = None
+        #: The term for which this was loaded, None when it is not.
+        self.term: Term | None = None
         #: The runs that are claimed and not known to be published, oldest first. Read only.
         self.outbox: dict[str, Run] = {}
         #: Entries of which the runs had certainly not left when this was loaded.
@@ -212,8 +212,8 @@ class RunLedger:
         #: On boottime(): until when ZooKeeper cannot have given the mastership to another.
         self._entitled_until = 0.0
 
-    def load(self, reign: Reign) -> None:
-        """Reads all run states and the outbox, as the master of `reign`.
+    def load(self, term: Term) -> None:
+        """Reads all run states and the outbox, as the master of `term`.
 
         A page that cannot be understood is reported, and left alone: its entries have no
         :meth:`state` and cannot be claimed until it is mended.
@@ -228,18 +228,18 @@ class RunLedger:
         # A read may be answered by a server that has not heard of the latest writes (ZooKeeper
         # Programmer's Guide, consistency guarantees), such as a claim of ours whose answer was
         # lost. But not one that follows a write of the same session, which a mere check is, too.
-        fence = self._session.send(Check(self._paths.epoch, reign.epoch))
+        fence = self._session.send(Check(self._paths.epoch, term.epoch))
         names = sorted(filter(is_page, self._session.children(self._paths.runs)))
         try:
             fence.result()
         except Conflict:
-            text = f"{self._paths.epoch}: no longer at {reign.epoch}, the epoch of ours"
+            text = f"{self._paths.epoch}: no longer at {term.epoch}, the epoch of ours"
             raise NotMaster(text) from None
         paths = [self._paths.outbox, *map(self._paths.page, names)]
         outbox, *pages = self._session.read_all(paths)
-        self.reign = reign
+        self.term = term
         try:
-            self._take_outbox(outbox, reign)
+            self._take_outbox(outbox, term)
         except ZkBeatError as exc:
             self._fail(exc)
         for name, node in zip(names, pages):
@@ -410,12 +410,12 @@ class RunLedger:
             why: for their history.
             also: is part of each transaction.
         """
-        assert self.reign is not None
+        assert self.term is not None
         states: dict[str, RunState | None] = {}
         for name, (due, at) in entries.items():
             page = self._pages[page_of(name)]
             state = page.states[name]
-            past = PastRun.of(None, due, at, self.reign.epoch, why)
+            past = PastRun.of(None, due, at, self.term.epoch, why)
             # None of what was due until then has run.
             states[name] = state.moved(
                 state.last_run_at,
@@ -493,7 +493,7 @@ class RunLedger:
         server heard of it; asks the server where that was too long ago."""
         if clock.boottime() >= self._entitled_until:
             self._commit({}, self.outbox)
-        if self._election.reign != self.reign or clock.boottime() >= self._entitled_until:
+        if self._election.term != self.term or clock.boottime() >= self._entitled_until:
             self._fail(NotMaster(f"{self._paths.master}: not, or not certainly, of this beat"))
 
     def published(self, run: Run, at: datetime, goes_on_from: datetime | None = None) -> None:
@@ -503,10 +503,10 @@ class RunLedger:
         Args:
             goes_on_from: the entry's next `last_run_at`, if it is not that of the claim.
         """
-        assert self.reign is not None
+        assert self.term is not None
         past = None
-        if goes_on_from is not None or run.epoch != self.reign.epoch or at - run.claimed > PROMPT:
-            past = PastRun.of(run.number, run.due, at, self.reign.epoch, run.note)
+        if goes_on_from is not None or run.epoch != self.term.epoch or at - run.claimed > PROMPT:
+            past = PastRun.of(run.number, run.due, at, self.term.epoch, run.note)
         del self.outbox[run.entry]
         self._published[run.entry] = published = _Published(run, past, goes_on_from)
         self._amend(published)
@@ -574,7 +574,7 @@ class RunLedger:
 
     def __repr__(self) -> str:
         states = sum(len(page.states) for page in self._pages.values())
-        return f"<RunLedger {self.reign} {states} states, {len(self.outbox)} in the outbox>"
+        return f"<RunLedger {self.term} {states} states, {len(self.outbox)} in the outbox>"
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -602,9 +602,9 @@ class RunLedger:
         nothing happens unless the epoch, the pages and the outbox are as this ledger knows them.
         A write that is still on its way is counted in the versions that it will leave, so the
         next need not wait for it."""
-        if self.reign is None:
+        if self.term is None:
             raise NotMaster(f"{self._paths.root}: the run states are not loaded")
-        operations: list[Operation] = [Check(self._paths.epoch, self.reign.epoch)]
+        operations: list[Operation] = [Check(self._paths.epoch, self.term.epoch)]
         operations += also
         touched = {}
         for entry, state in states.items():
@@ -851,9 +851,9 @@ class RunLedger:
 
     # Reading ------------------------------------------------------------------------------------
 
-    def _take_outbox(self, node: Node | None, reign: Reign) -> None:
+    def _take_outbox(self, node: Node | None, term: Term) -> None:
         path = self._paths.outbox
-        fenced = Check(self._paths.epoch, reign.epoch)
+        fenced = Check(self._paths.epoch, term.epoch)
         if node is None:
             self._session.commit(fenced, Create(path, encode_outbox(())))
             self._published = {}
@@ -875,9 +875,9 @@ class RunLedger:
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
             return
         done = {run.entry for run in runs if self._has_published(run)}
-        known = self._unsent_in[1] if self._unsent_in[0] == reign.epoch else {}
+        known = self._unsent_in[1] if self._unsent_in[0] == term.epoch else {}
         known = {**known, **{run.entry: run.number for run in runs if run.unsent}}
-        self._unsent_in = reign.epoch, known
+        self._unsent_in = term.epoch, known
         self.unsent = {run.entry for run in runs if known.get(run.entry) == run.number}
         self.outbox = {
             run.entry: replace(run, unsent=False) for run in runs if run.entry not in done

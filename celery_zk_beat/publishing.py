@@ -123,9 +123,9 @@ class Publisher:
     def is_unsent(self, run: Run) -> bool:
         """Whether it is certain that a run had not left before. One that had is perhaps done
         already, under this task id; what came due since is then another run's."""
-        reign = self._ledger.reign
+        term = self._ledger.term
         is_known = run.entry in self._ledger.unsent or (
-            reign is not None and run.epoch == reign.epoch
+            term is not None and run.epoch == term.epoch
         )
         return is_known and self._may_have_left.get(run.entry) != run.number
 
@@ -293,12 +293,12 @@ class Publisher:
                 self._note_failed([run], error, begun)
 
     def _send(self, run: Run, send: Callable[[Any, Callable[[], object]], None]) -> None:
-        number, reign = run.number, self._ledger.reign
-        assert reign is not None
+        number, term = run.number, self._ledger.term
+        assert term is not None
         header = {
             "entry": run.entry,
-            "era": reign.era,
-            "epoch": reign.epoch,
+            "era": term.era,
+            "epoch": term.epoch,
             "run": number,
             "due": to_text(run.due),
             "master": self._dispatcher.settings.id,
@@ -312,21 +312,21 @@ class Publisher:
         """Of runs whose messages left at `left`, or a moment later."""
         if not runs:
             return
-        reign, at = self._ledger.reign, clock.now()
-        assert reign is not None
+        term, at = self._ledger.term, clock.now()
+        assert term is not None
         self._failing_since = None
         for run in runs:
             self._back_off.forgive(run.entry)
             self._unreached.pop(run.entry, None)
             in_doubt = self._in_doubt.pop(run.entry, None) == run.number
-            if in_doubt or run.epoch != reign.epoch:
+            if in_doubt or run.epoch != term.epoch:
                 self._metrics.resent += 1
             self._metrics.published += 1
             self._metrics.lateness.observe((at - run.due).total_seconds())
             goes_on_from = self._dispatcher.goes_on_from(run, left) if self.is_unsent(run) else None
             self._may_have_left.pop(run.entry, None)
             self._ledger.published(run, at, goes_on_from)
-            self._announce_published(run, reign.epoch)
+            self._announce_published(run, term.epoch)
         self._ledger.confirm()
 
     def _announce_published(self, run: Run, epoch: int) -> None:
@@ -354,7 +354,7 @@ class Publisher:
                 self._unreached.pop(each.entry, None)
             if self._broker.has_refused(exc):
                 self._failing_since = None
-        # What a task that sends by itself met may be true of this road, too: connecting shows it.
+        # A task that sends by itself may have met what is true of this connection, too.
         if self._broker.is_lost(exc) or comes_from(error, [OperationalError]):
             self._broker.drop()
         if fault is Fault.AWAY or len(runs) > 1:

@@ -86,7 +86,7 @@ class RunState:
         unnamed_since: since when no master's schedule named the entry, None while one does.
         history: what became of the last instants at which it was due, newest last.
         key: which of all entries that had its name it is, where a gated scheduler tells.
-        zone: of an entry that runs by the hour of a time zone: :func:`.timetable.zone_of`.
+        zone: of an entry that runs by the hour of a time zone: :func:`.due.zone_of`.
         ask: of an entry whose class alone says when it is due: milliseconds since 1970 before
             which it is not to be asked again, and the checksum of the schedule that said so.
         leaps: stretches that `last_run_at` left behind without a run for each instant, because one

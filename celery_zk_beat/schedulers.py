@@ -28,6 +28,23 @@ from . import clock
 from .agenda import Agenda, Item, Seen
 from .broker import Broker, broker_digest
 from .control import DROP_RUN, RESIGN, RUN, Answer, Control, Pauses, Request
+from .due import (
+    as_of,
+    ask_at,
+    at_one_instant,
+    checksum,
+    due_by_celery,
+    due_instant,
+    is_ahead,
+    is_free,
+    is_interval,
+    last_run,
+    missed_instant,
+    next_free,
+    shown,
+    utc_of,
+    zone_of,
+)
 from .election import MasterElection
 from .errors import (
     AccessDenied,
@@ -49,23 +66,6 @@ from .session import Operation
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
-from .timetable import (
-    as_of,
-    ask_at,
-    at_one_instant,
-    checksum,
-    due_by_celery,
-    due_instant,
-    is_ahead,
-    is_free,
-    is_interval,
-    last_run,
-    missed_instant,
-    next_free,
-    shown,
-    utc_of,
-    zone_of,
-)
 from .znodes import Paths, page_of, to_text
 
 logger = get_logger(__name__)
@@ -326,9 +326,9 @@ class ZooKeeperScheduler(Scheduler):
 
     def _role(self) -> str:
         """For systemd, in a few words."""
-        reign, master = self._election.reign, self._election.master
-        if reign is not None:
-            return f"master, epoch {reign.epoch}"
+        term, master = self._election.term, self._election.master
+        if term is not None:
+            return f"master, epoch {term.epoch}"
         if not self._election.session.connected:
             return "standby, ZooKeeper does not answer"
         return "standby, no master" if master is None else f"standby, {master.id} is master"
@@ -422,8 +422,8 @@ class ZooKeeperScheduler(Scheduler):
         if self._election.failure is not None:
             raise self._election.failure
         self._look_at_clock()
-        reign = self._election.reign
-        if reign is None:
+        term = self._election.term
+        if term is None:
             self._forget()
             self._gated_failing_since = None
             self.metrics.outbox = 0
@@ -431,14 +431,14 @@ class ZooKeeperScheduler(Scheduler):
                 self._look_for_broker()
             return _LONGEST_WAIT
         try:
-            if self._ledger.reign != reign or self._is_time_to_look_again():
+            if self._ledger.term != term or self._is_time_to_look_again():
                 with _no_collector():
-                    self._take_over(reign)
+                    self._take_over(term)
             return self._dispatch()
         except ZkBeatError as exc:
             # The one recovery path: the ledger has forgotten all, and is loaded anew if this
             # beat is master still.
-            if self._closing or self._election.reign is None:
+            if self._closing or self._election.term is None:
                 return 0.0
             if isinstance(exc, (AccessDenied, QuotaExceeded)):
                 self._election.complain(exc)
@@ -486,15 +486,15 @@ class ZooKeeperScheduler(Scheduler):
 
     def _hand_over(self) -> None:
         """Notes all that the next master should find. Nothing more is to be published then."""
-        if self._ledger.reign is not None:
+        if self._ledger.term is not None:
             self._ledger.hand_over(self._publisher.unsent())
         if self._gated is not None:
             self._gated.write()
 
-    def _take_over(self, reign: Any) -> None:
+    def _take_over(self, term: Any) -> None:
         """Goes on where the last master left off."""
         self._forget()
-        self._ledger.load(reign)
+        self._ledger.load(term)
         self._set_back_clocks()
         if self._gated_class is not None:
             self._gated = open_gate(self._gated_class, self, **self._arguments)
@@ -502,10 +502,10 @@ class ZooKeeperScheduler(Scheduler):
         self._control.forget()
         self._loaded_at, self._held_looked_at = clock.boottime(), -math.inf
         self._heap_is_current = False
-        self._recover(reign.epoch)
-        logger.info("dispatching %d entries as master, epoch %d", len(self.entries), reign.epoch)
-        if reign.epoch != self._dispatching_epoch:
-            self._dispatching_epoch = reign.epoch
+        self._recover(term.epoch)
+        logger.info("dispatching %d entries as master, epoch %d", len(self.entries), term.epoch)
+        if term.epoch != self._dispatching_epoch:
+            self._dispatching_epoch = term.epoch
             self._publisher.start_over()
             self.metrics.elections += 1
 
@@ -581,7 +581,7 @@ class ZooKeeperScheduler(Scheduler):
                 entry=run.entry,
                 run=run.number,
                 due=run.due,
-                epoch=self._ledger.reign.epoch,
+                epoch=self._ledger.term.epoch,
                 reason=reason,
             )
 
@@ -645,7 +645,7 @@ class ZooKeeperScheduler(Scheduler):
                 self._build_heap()
         if requests:
             self._answer_all(requests)
-            if self._election.reign != self._ledger.reign:
+            if self._election.term != self._ledger.term:
                 return 0.0  # they had it resign
         is_time = clock.boottime() - self._held_looked_at > _LOOK_AT_HELD_EVERY
         if is_time or self._ledger.outbox_bytes > self._most_held:
@@ -698,12 +698,12 @@ class ZooKeeperScheduler(Scheduler):
         if control.pauses.skips:
             self._heap_is_current = False
             self._skip_missed()
-            control.skipped(self._ledger.reign.epoch, self._is_known)
+            control.skipped(self._ledger.term.epoch, self._is_known)
         return requests
 
     def _answer_all(self, requests: list[Request]) -> None:
         for request in requests:
-            if self._election.reign == self._ledger.reign:
+            if self._election.term == self._ledger.term:
                 try:
                     self._answer(request)
                 except ZooKeeperError:
@@ -808,7 +808,7 @@ class ZooKeeperScheduler(Scheduler):
             return Answer(False, "too many runs wait for the broker")
         now = clock.now()
         number = state.total_run_count + 1
-        run = Run(name, number, now, now, self._ledger.reign.epoch, True, state.key)
+        run = Run(name, number, now, now, self._ledger.term.epoch, True, state.key)
         answer = Answer(True, "claimed", number, self.task_id(name, number, now))
         self._claim_runs([run], request.answer(answer))
         if self._gated is None:
@@ -1041,7 +1041,7 @@ class ZooKeeperScheduler(Scheduler):
                 self._agenda.put(item.name, instant.timestamp() - _CLAIM_AHEAD, instant)
                 continue
             if instant is not None:
-                number, epoch = entry.total_run_count + 1, self._ledger.reign.epoch
+                number, epoch = entry.total_run_count + 1, self._ledger.term.epoch
                 run = Run(item.name, number, instant, last_run(entry, instant, now), epoch)
                 due[item.name] = item, run, None
                 continue
@@ -1053,8 +1053,8 @@ class ZooKeeperScheduler(Scheduler):
                         entry.last_run_at = as_of(entry, last_run_at)
                     is_due, delay = self.is_due(entry)
                     if is_due:
-                        successor = next(entry)
-                        run = self._run_of(item.name, entry, successor)
+                        following = next(entry)
+                        run = self._run_of(item.name, entry, following)
                         free = next_free(entry, run.due, self._ledger.state(item.name))
                         if free is None or free > max(run.due, run.claimed):
                             # What is due has run already.
@@ -1062,7 +1062,7 @@ class ZooKeeperScheduler(Scheduler):
                             self._put_later(item.name, (at - now).total_seconds() or None)
                             continue
                         run = replace(run, due=free, ask=self._ask(entry, delay))
-                        due[item.name] = item, run, (successor, delay)
+                        due[item.name] = item, run, (following, delay)
                         continue
                     if self._starting_deadline is not None:
                         # Celery does not start what is older, and only says that it is not due.
@@ -1093,7 +1093,7 @@ class ZooKeeperScheduler(Scheduler):
 
     def _go_on(self, run: Run, asked: Any) -> None:
         """The clock of an entry of which a run was claimed goes on. `asked`: what its class says
-        of it, the successor and the delay."""
+        of it, the following and the delay."""
         entry = self.entries.get(run.entry)
         if not self._seen.has(run.entry, entry):
             self._heap_is_current = False  # it was replaced, or removed, just now
@@ -1150,7 +1150,7 @@ class ZooKeeperScheduler(Scheduler):
         return state
 
     def is_open(self) -> bool:
-        return bool(self._ledger.reign is not None and self._ledger.reign == self._election.reign)
+        return bool(self._ledger.term is not None and self._ledger.term == self._election.term)
 
     def holds_back(self, name: str) -> float | None:
         name = self._text_of(name)
@@ -1167,7 +1167,7 @@ class ZooKeeperScheduler(Scheduler):
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
         assert self._gated is not None
         self.data = self._gated.entries  # in this very turn it may have read them anew
-        name, epoch = self._text_of(entry.name), self._ledger.reign.epoch
+        name, epoch = self._text_of(entry.name), self._ledger.term.epoch
         state = self._ledger.state(name)
         if name in self._ledger.outbox:
             logger.error("%s: its last run waits for the broker: another is not kept", name)
@@ -1191,14 +1191,14 @@ class ZooKeeperScheduler(Scheduler):
         self._publisher.publish(self._claim_runs([run], self._control.unchanged))
         self._is_full = self._room() <= 0
 
-    def _run_of(self, name: str, entry: Any, successor: Any) -> Run:
-        claimed = utc_of(successor, successor.last_run_at)
-        number, epoch = successor.total_run_count, self._ledger.reign.epoch
+    def _run_of(self, name: str, entry: Any, following: Any) -> Run:
+        claimed = utc_of(following, following.last_run_at)
+        number, epoch = following.total_run_count, self._ledger.term.epoch
         return Run(name, number, due_instant(entry), claimed, epoch)
 
     def _resign_if_useless(self, since: float | None, what: str) -> None:
-        """A master without a road to the broker, or to its entries, makes way for one that may
-        have it. `since`: on boottime()."""
+        """A master that does not reach the broker, or its entries, makes way for one that may.
+        `since`: on boottime()."""
         deadline = self.settings.publish_deadline
         if deadline is not None and since is not None and clock.boottime() - since > deadline:
             logger.error(

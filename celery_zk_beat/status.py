@@ -16,12 +16,12 @@ from typing import Any
 
 from . import clock
 from .control import Pause, Pauses
+from .due import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
 from .errors import RootError, ZkBeatError
 from .runs import PastRun, Run, RunState, decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .session import CLOCK_TOLERANCE, Node, Quota, ZooKeeperSession, changed_path
 from .settings import Settings
-from .timetable import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
 from .znodes import (
     FORMAT,
     LARGEST_NUMBER,
@@ -54,7 +54,7 @@ class Master:
     """Instants are aware, UTC, here and below.
 
     Attributes:
-        heir: the id of the standby to whom it is handing over, if it is.
+        successor: the id of the standby to whom it is handing over, if it is.
         ticked_at: when its dispatch loop last wrote the outbox, by the server's clock.
         ticking: whether that, or its election, was less than TICKING_WITHIN ago.
     """
@@ -66,7 +66,7 @@ class Master:
     since: datetime | None
     version: str
     schedule: str | None
-    heir: str | None
+    successor: str | None
     ticked_at: datetime | None
     ticking: bool
 
@@ -413,7 +413,7 @@ class Reader:
             since=_instant(fields.get("since")),
             version=_text(fields.get("version")),
             schedule=_text_or_none(fields.get("schedule")),
-            heir=_text_or_none(fields.get("heir")),
+            successor=_text_or_none(fields.get("successor")),
             ticked_at=ticked_at,
             ticking=now.timestamp() - alive_at < TICKING_WITHIN,
         )

@@ -144,7 +144,7 @@ def _head(snapshot: Snapshot, now: datetime, style: Style) -> Iterator[str]:
             f"master    {style(safe(master.id), 'green' if master.ticking else 'red')}, epoch "
             f"{master.epoch}, since {iso(master.since)} ({age(master.since, now)})"
         )
-        handing = "" if master.heir is None else f"; handing over to {safe(master.heir)}"
+        handing = "" if master.successor is None else f"; handing over to {safe(master.successor)}"
         yield f"ticked    {iso(master.ticked_at)} ({age(master.ticked_at, now)}){handing}"
     yield f"schedule  {len(snapshot.entries)} entries, digest {snapshot.schedule}"
     waiting = Counter(run.waits_for for run in snapshot.outbox)

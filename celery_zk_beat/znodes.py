@@ -164,7 +164,7 @@ class RootRecord(Record):
 @dataclass(frozen=True)
 class MasterRecord(Record):
     """Who is master. `since` is ISO 8601 UTC, `version` that of this package, `schedule` and
-    `broker` as in :class:`MemberRecord`, `heir` the id of the beat that it is handing over to."""
+    `broker` as in :class:`MemberRecord`, `successor` the id of the beat to which it hands over."""
 
     id: str
     host: str
@@ -173,7 +173,7 @@ class MasterRecord(Record):
     epoch: int
     version: str
     schedule: str | None
-    heir: str | None
+    successor: str | None
     broker: str | None = None
 
 

@@ -139,9 +139,9 @@ class Play:
             beat = Beat(process.name, colour, self._stack.enter_context(process))
             self.board.beats.append(beat)
             self._start_beat(beat)
-        self._until(lambda: self.board.reigns, "a master")
+        self._until(lambda: self.board.terms, "a master")
         self._until(self._all_joined, "all beats to join")
-        return self.board.reigns[0].since
+        return self.board.terms[0].since
 
     def _start_beat(self, beat: Beat) -> None:
         from .view import STARTING
@@ -187,10 +187,10 @@ class Play:
         self._show.event(fault.short, "bold green")
 
     def _master_since(self, fault: TakeOver) -> bool:
-        reign = self.board.reigns[-1]
-        if reign.since < fault.at or reign.until:
+        term = self.board.terms[-1]
+        if term.since < fault.at or term.until:
             return False
-        fault.successor, fault.elected = reign.beat, reign.since - fault.at
+        fault.successor, fault.elected = term.beat, term.since - fault.at
         return True
 
     def _resumed(self, fault: TakeOver) -> bool:
@@ -297,13 +297,13 @@ class Play:
             self._show.executed(run)
 
     def _take_master(self, at: float, data: bytes | None) -> None:
-        from .view import MASTER, STANDBY, Reign
+        from .view import MASTER, STANDBY, Term
 
-        for reign in self.board.reigns:
-            if reign.until is None:
-                reign.until = at
-                if reign.beat.role == MASTER:
-                    reign.beat.role = STANDBY
+        for term in self.board.terms:
+            if term.until is None:
+                term.until = at
+                if term.beat.role == MASTER:
+                    term.beat.role = STANDBY
         if data is None:
             return
         record = json.loads(data)
@@ -311,7 +311,7 @@ class Play:
         if beat is None:
             raise Failed(f"a stranger is master: {record}")
         beat.role, beat.epoch = MASTER, record["epoch"]
-        self.board.reigns.append(Reign(beat, record["epoch"], at))
+        self.board.terms.append(Term(beat, record["epoch"], at))
         self._show.event(f"{beat.name} is master, epoch {beat.epoch}", f"bold {beat.colour}")
 
 

@@ -63,7 +63,7 @@ class Beat:
 
 
 @dataclass
-class Reign:
+class Term:
     """`beat` was master from `since` until `until` (None: still is); seconds since 1970."""
 
     beat: Beat
@@ -85,17 +85,17 @@ class TakeOver:
 
     @property
     def short(self) -> str:
-        heir = self.successor.name if self.successor else "nobody"
+        successor = self.successor.name if self.successor else "nobody"
         return (
-            f"{heir} took over in {self.elected:.2f} s, "
+            f"{successor} took over in {self.elected:.2f} s, "
             f"first run {self.resumed:.2f} s after {self.signal}"
         )
 
     def __str__(self) -> str:
-        heir = self.successor.name if self.successor else "nobody"
+        successor = self.successor.name if self.successor else "nobody"
         return (
-            f"{self.signal} of {self.victim.name}: {heir} is master after {self.elected:.2f} s, "
-            f"its first run comes after {self.resumed:.2f} s"
+            f"{self.signal} of {self.victim.name}: {successor} is master after "
+            f"{self.elected:.2f} s, its first run comes after {self.resumed:.2f} s"
         )
 
 
@@ -106,7 +106,7 @@ class Board:
     entries: Sequence[Entry]
     deliveries: Sequence[Delivery]
     beats: list[Beat] = field(default_factory=list)
-    reigns: list[Reign] = field(default_factory=list)
+    terms: list[Term] = field(default_factory=list)
     faults: list[TakeOver] = field(default_factory=list)
     events: list[tuple[float, str, str]] = field(default_factory=list)  # when, text, style
     phase: str = ""
@@ -231,7 +231,7 @@ def _timeline(board: Board, now: float, width: int) -> Text:
     """A lane for the master and one for each entry, coloured by who was master or dispatched."""
     label = max(len(entry.name) for entry in board.entries) + 2
     columns = width - label
-    first = board.reigns[0].since if board.reigns else now
+    first = board.terms[0].since if board.terms else now
     # Runs of the fastest entry come about a second after the election: mid-column, away from edges.
     first = max(first - 0.5, now - columns + 1)
 
@@ -248,13 +248,13 @@ def _timeline(board: Board, now: float, width: int) -> Text:
         for at in range(max(0, column(begin)), column(end) + 1):
             mark("master", at, glyph, style)
 
-    for reign in board.reigns:
-        bar(reign.since, reign.until or now, "━", reign.beat.colour)
+    for term in board.terms:
+        bar(term.since, term.until or now, "━", term.beat.colour)
     for fault in board.faults:
         # ZooKeeper holds on to a killed master until its session expires; the picture does not.
         bar(fault.at, fault.at + fault.elected if fault.successor else now, "┄", "red")
-    for reign in board.reigns[1:]:
-        mark("master", column(reign.since), "━", reign.beat.colour)
+    for term in board.terms[1:]:
+        mark("master", column(term.since), "━", term.beat.colour)
     for fault in board.faults:
         mark("master", column(fault.at), "✗" if fault.signal == "SIGKILL" else "▼", "bold red")
     for run in board.deliveries:

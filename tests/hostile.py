@@ -136,7 +136,7 @@ MASTERS = records(
         "epoch": _NUMBERS,
         "version": _TEXTS,
         "schedule": _TEXTS,
-        "heir": _TEXTS,
+        "successor": _TEXTS,
     }
 )
 MEMBERS = records(

@@ -172,7 +172,7 @@ function showSummary(status) {
   if (!master) [state, verdict] = ["bad", "There is no master"];
   else if (!master.ticking) [state, verdict] = ["bad", `${master.id} is master, but does not move`];
   else if (paused) [state, verdict] = ["warn", "Everything is paused"];
-  else if (master.heir) verdict = `${master.id} hands over to ${master.heir}`;
+  else if (master.successor) verdict = `${master.id} hands over to ${master.successor}`;
   else verdict = `${master.id} is master`;
   put($("verdict"), verdict);
   style($("summary"), state || (status.warnings.length ? "warn" : ""));
@@ -326,10 +326,10 @@ function termsOf(status) {
   const terms = status.masters.filter((t) => t.since).reverse().map((t) => ({
     ...t, from: Date.parse(t.since), to: t.until ? Date.parse(t.until) : null, gap: 0,
   }));
-  const reigns = status.master?.epoch;
+  const current = status.master?.epoch;
   terms.forEach((term, n) => {
     const next = terms[n + 1]?.from ?? null;
-    if (term.to === null && (next !== null || term.epoch !== reigns)) {
+    if (term.to === null && (next !== null || term.epoch !== current)) {
       term.to = next ?? Date.parse(status.read_at);
       term.why ??= "its session ended";
     }

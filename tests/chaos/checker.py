@@ -106,7 +106,7 @@ def check(history: Sequence[Event]) -> Verdict:
         _check_repeats(verdict, entry, sent)
         _check_states(verdict, entry, states)
     _check_order(verdict, messages)
-    _check_silence(verdict, by_entry, span_of(history), reigns_of(history))
+    _check_silence(verdict, by_entry, span_of(history), terms_of(history))
     _check_hands(verdict, by_kind)
     return verdict
 
@@ -242,7 +242,7 @@ def _left_with(message: Event, others: Sequence[Event]) -> bool:
 
 
 @dataclass(frozen=True)
-class Reign:
+class Term:
     """Of `beat`, or of nobody where it is None, as the samples show it."""
 
     beat: str | None
@@ -250,11 +250,11 @@ class Reign:
     end: float
 
 
-def reigns_of(history: Sequence[Event]) -> list[Reign]:
+def terms_of(history: Sequence[Event]) -> list[Term]:
     """Who was master when."""
     masters = [event for event in history if event["event"] == "master"]
     ends = [*(event["at"] for event in masters[1:]), history[-1]["at"]]
-    return [Reign(event["id"], event["at"], end) for event, end in zip(masters, ends)]
+    return [Term(event["id"], event["at"], end) for event, end in zip(masters, ends)]
 
 
 def span_of(history: Sequence[Event]) -> tuple[float, float]:
@@ -264,7 +264,7 @@ def span_of(history: Sequence[Event]) -> tuple[float, float]:
     return first, healed
 
 
-def excuses(verdict: Verdict, reigns: Sequence[Reign], timeout: float) -> list[tuple[float, float]]:
+def excuses(verdict: Verdict, terms: Sequence[Term], timeout: float) -> list[tuple[float, float]]:
     """When nobody could have dispatched, or nobody had to yet: from the beginning of a fault to
     the latest time at which all must be well again."""
     found = []
@@ -272,11 +272,11 @@ def excuses(verdict: Verdict, reigns: Sequence[Reign], timeout: float) -> list[t
         length = fault.end - fault.begin
         until = fault.end
         if fault.on in ("process", "zookeeper road"):
-            if not _hits_master(fault, reigns):
+            if not _hits_master(fault, terms):
                 continue
             until = min(fault.end, fault.begin + 1.5 * timeout)
         elif fault.on == "broker road":
-            if not _hits_master(fault, reigns):
+            if not _hits_master(fault, terms):
                 continue
             until += BROKER_TIMEOUT + min(length, BACK_OFF)
         elif fault.on == "broker":
@@ -289,11 +289,11 @@ def excuses(verdict: Verdict, reigns: Sequence[Reign], timeout: float) -> list[t
     return _united(found)
 
 
-def _hits_master(fault: Fault, reigns: Sequence[Reign]) -> bool:
+def _hits_master(fault: Fault, terms: Sequence[Term]) -> bool:
     """Whether its victim was master at any time in it, as far as samples tell."""
     return any(
-        reign.beat == fault.beat and fault.touches(reign.begin - SLACK, reign.end + SLACK)
-        for reign in reigns
+        term.beat == fault.beat and fault.touches(term.begin - SLACK, term.end + SLACK)
+        for term in terms
     )
 
 
@@ -311,9 +311,9 @@ def _check_silence(
     verdict: Verdict,
     by_entry: dict[str, list[Event]],
     span: tuple[float, float],
-    reigns: Sequence[Reign],
+    terms: Sequence[Term],
 ) -> None:
-    excused = excuses(verdict, reigns, verdict.site["session_timeout"])
+    excused = excuses(verdict, terms, verdict.site["session_timeout"])
     for entry, sent in by_entry.items():
         period = verdict.site["entries"][entry]
         inside = [m["at"] for m in sent if span[0] <= m["at"] <= span[1]]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from .checker import Fault, Reign, check, faults_of, reigns_of
+from .checker import Fault, Term, check, faults_of, terms_of
 from .record import Event, read
 
 #: Seconds in one strip of the picture, pixels of a second, of the names at the left.
@@ -35,13 +35,13 @@ def plot(history: Sequence[Event]) -> str:
     site = next(event for event in history if event["event"] == "site")
     colours = dict(zip(site["beats"], COLOURS))
     begin, end = history[0]["at"], history[-1]["at"]
-    faults, reigns = faults_of(history), reigns_of(history)
+    faults, terms = faults_of(history), terms_of(history)
     sent = [event for event in history if event["event"] == "message"]
     parts: list[str] = []
     y = _legend(parts, history, site, colours)
     at = begin
     while at < end:
-        y = _strip(parts, sent, reigns, faults, colours, begin, at, y) + 22
+        y = _strip(parts, sent, terms, faults, colours, begin, at, y) + 22
         at += STRIP
     style = "text{font:9px sans-serif}.name{font-weight:bold;font-size:11px}.dim{fill:#888}"
     return (
@@ -82,7 +82,7 @@ def _legend(
 def _strip(
     parts: list[str],
     sent: Sequence[Event],
-    reigns: Sequence[Reign],
+    terms: Sequence[Term],
     faults: Sequence[Fault],
     colours: dict[str, str],
     zero: float,
@@ -101,9 +101,9 @@ def _strip(
         mine = [fault for fault in faults if _lane(fault) == lane and fault.touches(begin, end)]
         parts.append(_text(6, y + 10, lane, "name"))
         if lane in colours:
-            for reign in reigns:
-                if reign.beat == lane and reign.begin < end and reign.end > begin:
-                    x, width = _place(reign.begin, reign.end, begin)
+            for term in terms:
+                if term.beat == lane and term.begin < end and term.end > begin:
+                    x, width = _place(term.begin, term.end, begin)
                     parts.append(_rect(x, y + 3, width, 7, colours[lane]))
             y += ROW
         y = _bars(parts, mine, begin, y)

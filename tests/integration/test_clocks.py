@@ -13,8 +13,8 @@ from celery.beat import Scheduler
 from celery.schedules import crontab
 
 from celery_zk_beat import clock
+from celery_zk_beat.due import next_free, next_run
 from celery_zk_beat.runs import end_of
-from celery_zk_beat.timetable import next_free, next_run
 from example_project.servers import wait_until
 from tests.conftest import PATIENCE
 from tests.history import check

@@ -253,14 +253,14 @@ def test_written_by_hand(candidate: Candidate, client: KazooClient) -> None:
 
 
 @pytest.mark.parametrize("epoch", [2**40, -1, -7])
-@pytest.mark.parametrize("heir", [None, "one"])
+@pytest.mark.parametrize("successor", [None, "one"])
 def test_a_master_of_an_impossible_epoch(
-    candidate: Candidate, client: KazooClient, epoch: int, heir: str | None
+    candidate: Candidate, client: KazooClient, epoch: int, successor: str | None
 ) -> None:
     """Written by hand: it is waited for, as any other, and does not end this one."""
     one = candidate("one")
     client.ensure_path(one.paths.root)
-    record = MasterRecord("stranger", "host", 1, "", epoch, "", None, heir)
+    record = MasterRecord("stranger", "host", 1, "", epoch, "", None, successor)
     client.create(one.paths.master, record.encode())
     one.start(PATIENCE)
     assert not one.is_master
@@ -357,13 +357,13 @@ def test_all_deleted_by_hand(candidate: Candidate, client: KazooClient) -> None:
 def test_no_release_of_a_successor(candidate: Candidate, client: KazooClient) -> None:
     """[20] A master that does not know yet that it was replaced deletes nothing by resigning."""
     one = elect(candidate("one"))
-    reign = one.reign
+    term = one.term
     with_successor = client.transaction()
     with_successor.delete(one.paths.master)
     with_successor.create(one.paths.master, b"{}")
     with_successor.set_data(one.paths.epoch, b"")
     with_successor.commit()
-    one._reign = reign
+    one._term = term
     one._resign(None, "resigned")
     assert client.exists(one.paths.master)
 
@@ -378,12 +378,12 @@ def test_resigning_in_favour_of_one(
     for other in others:
         other.start(PATIENCE)
     until(lambda: members(client, one) == ["four", "one", "three", "two"], "all members")
-    for heir, old in ((others[1], one), (others[0], others[1]), (one, others[0])):
+    for successor, old in ((others[1], one), (others[0], others[1]), (one, others[0])):
         epoch = old.epoch
-        assert old.resign(to=heir.id, why="asked by the test")
+        assert old.resign(to=successor.id, why="asked by the test")
         assert not old.is_master
-        assert heir.wait(PATIENCE)
-        assert heir.epoch == (epoch or 0) + 1
+        assert successor.wait(PATIENCE)
+        assert successor.epoch == (epoch or 0) + 1
     until(lambda: len(terms(client, one)) == 4, "what is written of it")
     *past, last = terms(client, one)
     assert [(term.epoch, term.id) for term in past] == [(1, "one"), (2, "three"), (3, "two")]
@@ -392,7 +392,7 @@ def test_resigning_in_favour_of_one(
     assert (last.epoch, last.id, last.until, last.why) == (4, "one", None, None)
 
 
-def test_an_heir_that_has_just_resigned(
+def test_a_successor_that_has_just_resigned(
     candidate: Candidate, client: KazooClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves the field to others for a while, but not when it is asked to take over."""
@@ -406,11 +406,11 @@ def test_an_heir_that_has_just_resigned(
     assert one.wait(PATIENCE)
 
 
-def test_an_heir_that_does_not_come(
+def test_a_successor_that_does_not_come(
     candidate: Candidate, client: KazooClient, road: Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The master goes on, in the same epoch: nobody else was elected."""
-    monkeypatch.setattr(election_module, "RESIGN_PAUSE", 0.2)  # all within the heir's session
+    monkeypatch.setattr(election_module, "RESIGN_PAUSE", 0.2)  # all within the successor's session
     one, two = elect(candidate("one")), candidate("two", road.hosts, session_timeout=4.0)
     two.start(PATIENCE)
     until(lambda: members(client, one) == ["one", "two"], "both members")
@@ -427,7 +427,7 @@ def test_an_heir_that_does_not_come(
 def test_written_by_hand_while_handing_over(
     candidate: Candidate, client: KazooClient, road: Road, written: str
 ) -> None:
-    """The heir does not come, and the epoch is no longer that of the master znode: goes on."""
+    """The successor does not come, and the epoch is no longer that of the master znode: goes on."""
     one, two = elect(candidate("one")), candidate("two", road.hosts, session_timeout=4.0)
     two.start(PATIENCE)
     until(lambda: members(client, one) == ["one", "two"], "both members")
@@ -509,15 +509,15 @@ def test_old_connection_proves_nothing(candidate: Candidate, road: Road) -> None
     """[3] [4] What was learnt over the last connection is not believed on the next, before the
     owner was read again."""
     one = elect(candidate("one", road.hosts, session_timeout=10.0))
-    reign = one.reign
-    assert reign is not None
+    term = one.term
+    assert term is not None
     road.cut()
     until(lambda: not one.session.connected, "the end of the connection")
     road.open()
     assert one.wait(PATIENCE)
-    assert one.reign is not None
-    assert one.reign != reign
-    assert one.reign.epoch == reign.epoch
+    assert one.term is not None
+    assert one.term != term
+    assert one.term.epoch == term.epoch
 
 
 def test_cut_off_for_long(candidate: Candidate, road: Road) -> None:

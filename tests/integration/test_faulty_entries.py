@@ -220,7 +220,7 @@ def test_rabbitmq_refuses(
     assert (
         "does not take the message (basic.nack), perhaps because its queue is full" in caplog.text
     )
-    assert one._election.reign is not None
+    assert one._election.term is not None
     with kombu.Connection(url) as connection:
         channel = connection.channel()
         assert [channel.basic_get("full", no_ack=True).body] == ["x"]

@@ -19,7 +19,7 @@ from celery.beat import PersistentScheduler, Scheduler
 
 from celery_zk_beat import ZooKeeperScheduler, clock, gate
 from celery_zk_beat.control import change_pauses
-from celery_zk_beat.timetable import to_utc
+from celery_zk_beat.due import to_utc
 from example_project.servers import Redis, free_port, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road
@@ -250,7 +250,7 @@ def test_a_demoted_beat_writes_nothing(
     before = stored(tmp_path)
     assert before.total_run_count < 2
     crash(scheduler)
-    assert scheduler._election.reign is None
+    assert scheduler._election.term is None
     scheduler._turn()
     assert scheduler._gated is None
     assert stored(tmp_path) == before
@@ -354,10 +354,10 @@ def test_a_scheduler_that_fails(
     app.conf.zk_beat_scheduler = f"{__name__}:Failing"
     scheduler = start(beat_schedule={"e": every(0.5)}, zk_beat_publish_deadline=0.5)
     assert scheduler._election.wait(PATIENCE)
-    epoch = scheduler._election.reign.epoch
+    epoch = scheduler._election.term.epoch
     turn_until(
         scheduler,
-        lambda: scheduler._election.reign and scheduler._election.reign.epoch > epoch,
+        lambda: scheduler._election.term and scheduler._election.term.epoch > epoch,
     )
     assert "Failing failed: RuntimeError: no database" in caplog.text
     Failing.database.touch()

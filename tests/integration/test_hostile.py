@@ -46,8 +46,8 @@ def state(instant: str = "2026-01-01T00:00:00+00:00", count: int = 1, **more: ob
     return {"last_run_at": instant, "total_run_count": count, **more}
 
 
-def master(id: str, epoch: int = 1, heir: str | None = None) -> bytes:
-    return MasterRecord(id, id, 1, id, epoch, id, id, heir).encode()
+def master(id: str, epoch: int = 1, successor: str | None = None) -> bytes:
+    return MasterRecord(id, id, 1, id, epoch, id, id, successor).encode()
 
 
 class Stranger:

@@ -59,8 +59,8 @@ def bare(state: RunState | None) -> RunState | None:
 
 def load(election: MasterElection) -> RunLedger:
     ledger = RunLedger(election)
-    assert election.reign is not None
-    ledger.load(election.reign)
+    assert election.term is not None
+    ledger.load(election.term)
     return ledger
 
 
@@ -110,23 +110,23 @@ def test_only_the_master_writes(candidate: Candidate, ledger: RunLedger) -> None
     ledger.first_seen({"a": NOW})
     one, two = ledger._election, candidate("two", session_timeout=4.0)
     two.start(PATIENCE)
-    reign = one.reign
+    term = one.term
     assert one.resign()
     assert two.wait(PATIENCE)
-    one._reign = reign  # as a paused process would
+    one._term = term  # as a paused process would
     for write in (lambda: ledger.claim([run("a")]), lambda: ledger.first_seen({"b": NOW})):
-        ledger.reign, ledger._pages = reign, {}
+        ledger.term, ledger._pages = term, {}
         with pytest.raises(Conflict, match=one.paths.epoch):
             write()
-        assert ledger.reign is None
+        assert ledger.term is None
     assert bare(load(two).state("a")) == RunState(NOW)
     assert load(two).state("b") is None
-    ledger.reign = reign
+    ledger.term = term
     with pytest.raises(Conflict):
         ledger.assure()
-    assert reign is not None
+    assert term is not None
     with pytest.raises(NotMaster):
-        ledger.load(reign)
+        ledger.load(term)
 
 
 def test_a_stale_confirmation_harms_nobody(candidate: Candidate, ledger: RunLedger) -> None:
@@ -201,7 +201,7 @@ def test_lost_answer(candidate: Candidate, road: Road) -> None:
     road.cut()
     with pytest.raises(Uncertain):
         ledger._finish(sent)
-    assert ledger.reign is None
+    assert ledger.term is None
     road.open()
     assert one.wait(PATIENCE)
     again = load(one)
@@ -565,8 +565,8 @@ def test_what_is_known_to_be_published_stays_so(
     a, b = ledger.claim([run("a"), run("b")])
     ledger.published(a, NOW)
     ledger.forget()
-    assert election.reign is not None
-    ledger.load(election.reign)
+    assert election.term is not None
+    ledger.load(election.term)
     assert ledger.outbox == {"b": b}
     ledger.flush()
     assert load(election).outbox == {"b": b}
@@ -582,8 +582,8 @@ def test_what_is_not_written_yet_was_not_ahead(election: MasterElection, ledger:
     (late,) = ledger.claim([run("late", at=now)])
     ledger.published(late, now + minute, clock=now + minute)
     ledger.forget()
-    assert election.reign is not None
-    ledger.load(election.reign)
+    assert election.term is not None
+    ledger.load(election.term)
     assert ledger.set_back(now - 60 * minute).keys() == {other}
     state = load(election).state("late")
     assert state is not None
@@ -618,10 +618,10 @@ def test_a_server_that_takes_less(tmp_path: Path, caplog: pytest.LogCaptureFixtu
             while left or ledger.outbox:
                 assert clock.boottime() < deadline
                 try:
-                    if ledger.reign is None:
+                    if ledger.term is None:
                         assert election.wait(PATIENCE)
-                        assert election.reign is not None
-                        ledger.load(election.reign)
+                        assert election.term is not None
+                        ledger.load(election.term)
                         unseen = [name for name in left if ledger.state(name) is None]
                         ledger.first_seen(dict.fromkeys(unseen, NOW))
                     for each in list(ledger.outbox.values()):
@@ -631,7 +631,7 @@ def test_a_server_that_takes_less(tmp_path: Path, caplog: pytest.LogCaptureFixtu
                     if left:
                         ledger.claim(list(left.values())[:500])
                 except (Uncertain, NotMaster):
-                    assert ledger.reign is None
+                    assert ledger.term is None
             assert 0 < caplog.text.count("jute.maxbuffer") < 6
             assert 16_000 <= ledger._most_bytes < 65_536
             again = load(election)
@@ -654,8 +654,8 @@ def test_an_ordinary_failure_lowers_nothing(candidate: Candidate, road: Road) ->
             ledger._finish(sent)
         road.open()
         assert one.wait(PATIENCE)
-        assert one.reign is not None
-        ledger.load(one.reign)
+        assert one.term is not None
+        ledger.load(one.term)
     assert ledger._most_bytes == module.MOST_BYTES
 
 
@@ -676,13 +676,13 @@ def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> 
             ledger._finish(sent)
         road.open()
         assert one.wait(PATIENCE)
-        assert one.reign is not None
-        ledger.load(one.reign)
+        assert one.term is not None
+        ledger.load(one.term)
     assert ledger.damaged(names[0])
     # Each time it is twice as much.
     for seconds, stops in [(50, True), (80, True), (130, False)]:
         ledger._most_bytes_since -= seconds
-        ledger.load(one.reign)
+        ledger.load(one.term)
         assert ledger.damaged(names[0]) is stops
     assert ledger.claim([run(names[0])])
 

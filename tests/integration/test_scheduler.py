@@ -432,7 +432,7 @@ def test_asked_again_after_anything(app: Celery, make: Make, delay: Any) -> None
     """Whatever a class says, it can be written, and read."""
     one = make(beat_schedule={"e": {"task": "e", "schedule": Again(60, delay)}})
     turn(one)
-    one._ledger.load(one._election.reign)
+    one._ledger.load(one._election.term)
     state = one._ledger.state("e")
     assert state.total_run_count == 1
     kept = delay in (timedelta(hours=1), math.inf, 1e300)
@@ -685,7 +685,7 @@ def test_starting_deadline(app: Celery, make: Make, deadline: int | None, runs: 
     entry = crontab(minute="0", nowfun=clock, app=app)
     one = make(beat_schedule={"e": {"task": "e", "schedule": entry}})
     app.conf.beat_cron_starting_deadline = deadline
-    one._ledger.load(wait_until(lambda: one._election.reign, PATIENCE, "a reign"))
+    one._ledger.load(wait_until(lambda: one._election.term, PATIENCE, "a term"))
     one._ledger.first_seen({"e": clock.now - timedelta(hours=1)})
     turn(one)
     assert len(history(app)) == runs
@@ -1244,7 +1244,7 @@ def days(make: Make, clock: Clock, hours: float, spec: dict[str, str], failover:
     entries = {"e": {"task": "e", "schedule": crontab(nowfun=clock, **spec)}}
     scheduler = make(beat_schedule=entries)
     # The clock of the scheduler itself is years away from the one of the schedule.
-    scheduler._ledger.load(wait_until(lambda: scheduler._election.reign, PATIENCE, "a reign"))
+    scheduler._ledger.load(wait_until(lambda: scheduler._election.term, PATIENCE, "a term"))
     scheduler._ledger.first_seen({"e": clock.now})
     for _ in range(int(hours * 12)):
         clock.now += timedelta(minutes=5)

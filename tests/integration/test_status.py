@@ -79,8 +79,8 @@ def election(
 def ledger(election: MasterElection) -> RunLedger:
     """Of a master that has seen two of the three entries, an hour ago."""
     ledger = RunLedger(election)
-    assert election.reign is not None
-    ledger.load(election.reign)
+    assert election.term is not None
+    ledger.load(election.term)
     ledger.first_seen(dict.fromkeys(("often", "nightly", "gone"), now() - HOUR))
     return ledger
 
@@ -92,8 +92,8 @@ def now() -> datetime:
 def claim(ledger: RunLedger, entry: str, at: datetime | None = None) -> Run:
     state, at = ledger.state(entry), at or now()
     assert state is not None
-    assert ledger.reign is not None
-    run = Run(entry, state.total_run_count + 1, at - SECOND, at, ledger.reign.epoch)
+    assert ledger.term is not None
+    run = Run(entry, state.total_run_count + 1, at - SECOND, at, ledger.term.epoch)
     return ledger.claim([run])[0]
 
 
@@ -110,7 +110,7 @@ def test_what_it_says(
     assert seen.ok
     assert seen.app == "shop"
     assert seen.master is not None
-    assert (seen.master.id, seen.master.epoch, seen.master.heir) == ("one", 1, None)
+    assert (seen.master.id, seen.master.epoch, seen.master.successor) == ("one", 1, None)
     assert seen.master.ticked_at is not None
     assert abs(seen.master.ticked_at - seen.read_at) < 10 * SECOND
     assert [(member.id, member.state) for member in seen.members] == [
@@ -352,8 +352,8 @@ def test_names_like_none_other(
     names = ["\x1b[31m\n\0", "\udc80", "<script>", "a/b/../c", "日本", "x" * 500]
     scheduler.schedule.update(dict.fromkeys(names, scheduler.schedule["often"]))
     ledger = RunLedger(election)
-    assert election.reign is not None
-    ledger.load(election.reign)
+    assert election.term is not None
+    ledger.load(election.term)
     ledger.first_seen(dict.fromkeys(names, now()))
     ledger.claim([Run(name, 1, now(), now(), 1) for name in names])
     seen = look()
@@ -438,8 +438,8 @@ def test_following_from_the_beginning(
     assert election.wait(PATIENCE)
     follower.sees_what_a_fresh_one_sees(look, "a master")
     ledger = RunLedger(election)
-    assert election.reign is not None
-    ledger.load(election.reign)
+    assert election.term is not None
+    ledger.load(election.term)
     ledger.first_seen({"often": now()})
     follower.sees_what_a_fresh_one_sees(look, "the first page")
     assert follower.reader.read().entries[-1].next_run_at is not None

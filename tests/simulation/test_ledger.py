@@ -56,7 +56,7 @@ class Ledgers(RuleBasedStateMachine):
                 election.start()
         self.clock = START
         self.settle()
-        (who,) = (who for who in (0, 1) if self.ledgers[who].reign is not None)
+        (who,) = (who for who in (0, 1) if self.ledgers[who].term is not None)
         self.do(who, lambda: self.ledgers[who].first_seen(dict.fromkeys(NAMES[:3], START)))
 
     def teardown(self) -> None:
@@ -76,9 +76,9 @@ class Ledgers(RuleBasedStateMachine):
 
     @rule(who=who)
     def load(self, who: int) -> None:
-        reign = self.elections[who].reign
-        if reign is not None:
-            self.do(who, lambda: self.ledgers[who].load(reign))
+        term = self.elections[who].term
+        if term is not None:
+            self.do(who, lambda: self.ledgers[who].load(term))
 
     @rule(who=who, names=names)
     def first_seen(self, who: int, names: set[str]) -> None:
@@ -92,9 +92,9 @@ class Ledgers(RuleBasedStateMachine):
         self.clock += timedelta(seconds=1)
         states = {name: ledger.state(name) for name in sorted(names - ledger.outbox.keys())}
         runs = [
-            Run(name, state.total_run_count + 1, self.clock, self.clock, ledger.reign.epoch)
+            Run(name, state.total_run_count + 1, self.clock, self.clock, ledger.term.epoch)
             for name, state in states.items()
-            if state is not None and ledger.reign is not None
+            if state is not None and ledger.term is not None
         ]
         if runs:
             meanwhile = ledger.confirm if confirm else lambda: None
@@ -147,8 +147,8 @@ class Ledgers(RuleBasedStateMachine):
     def a_ledger_knows_what_stands_there(self) -> None:
         """That of the master, when nothing is on its way."""
         for election, ledger in zip(*self.both()):
-            reign = ledger.reign
-            if reign is None or reign != election.reign or reign.epoch != self.checker.epoch:
+            term = ledger.term
+            if term is None or term != election.term or term.epoch != self.checker.epoch:
                 continue
             if ledger._confirming is not None:
                 continue
@@ -169,7 +169,7 @@ class Ledgers(RuleBasedStateMachine):
             try:
                 action()
             except ZkBeatError:
-                assert self.ledgers[who].reign is None, "it forgets all that it is not sure of"
+                assert self.ledgers[who].term is None, "it forgets all that it is not sure of"
 
         machine = self.machines[who]
         with self.world.on(machine):
@@ -210,12 +210,12 @@ def lose_an_answer(ledgers: Ledgers, who: int) -> None:
 
 def test_a_claim_whose_answer_was_lost(ledgers: Ledgers) -> None:
     """It is not taken for one that was not done."""
-    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].reign is not None)
+    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].term is not None)
     ledger = ledgers.ledgers[who]
     lose_an_answer(ledgers, who)
     ledgers.claim(who, {"a", "b"}, confirm=False)
     assert ledgers.checker.outbox.keys() == {("a", 1), ("b", 1)}
-    assert ledger.reign is None
+    assert ledger.term is None
     assert ledgers.world.run(lambda: ledgers.elections[who].is_master, 60.0)
     ledgers.load(who)
     assert ledger.outbox.keys() == {"a", "b"}
@@ -226,7 +226,7 @@ def test_a_claim_whose_answer_was_lost(ledgers: Ledgers) -> None:
 
 def test_a_resignation_whose_answer_was_lost(ledgers: Ledgers) -> None:
     """Whoever resigned is not master again under the epoch that was given up."""
-    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].reign is not None)
+    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].term is not None)
     election, other = ledgers.elections[who], ledgers.elections[1 - who]
     ledgers.world.run(lambda: False, 1.0)  # else it is the answer to a write of its member znode
     lose_an_answer(ledgers, who)
@@ -240,7 +240,7 @@ def test_a_resignation_whose_answer_was_lost(ledgers: Ledgers) -> None:
 def test_another_hand_on_the_outbox(ledgers: Ledgers) -> None:
     """It brings the outbox to the version that a claim would have left: the claim is refused, and
     so is what was sent behind it."""
-    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].reign is not None)
+    (who,) = (who for who in (0, 1) if ledgers.ledgers[who].term is not None)
     ledger, ensemble = ledgers.ledgers[who], ledgers.ensemble
     ledgers.claim(who, {"b"}, confirm=False)
     outbox = ledgers.elections[who].paths.outbox
@@ -257,7 +257,7 @@ def test_another_hand_on_the_outbox(ledgers: Ledgers) -> None:
     ensemble.observers.clear()  # to the checker it is no master that writes
     run = Run("a", 1, ledgers.clock, ledgers.clock, 1)
     ledgers.do(who, lambda: ledger.claim([run], meanwhile=publish))
-    assert ledger.reign is None
+    assert ledger.term is None
     ledgers.settle()
     ledgers.load(who)
     assert ledger.outbox.keys() == set()

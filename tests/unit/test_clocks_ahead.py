@@ -12,8 +12,8 @@ from celery.schedules import schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_zk_beat.due import counts_from_last_run, next_free, next_run
 from celery_zk_beat.runs import TOLERANCE, RunState, end_of
-from celery_zk_beat.timetable import counts_from_last_run, next_free, next_run
 
 APP = Celery("x", set_as_current=False)
 BEGINNING = datetime(2026, 1, 1, tzinfo=timezone.utc)

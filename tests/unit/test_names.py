@@ -8,8 +8,8 @@ import pytest
 from celery import Celery
 from celery.beat import ScheduleEntry
 
+from celery_zk_beat.due import shown
 from celery_zk_beat.names import NamedByText, by_text
-from celery_zk_beat.timetable import shown
 
 APP = Celery("names", set_as_current=False)
 

@@ -17,8 +17,7 @@ from dateutil import tz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_zk_beat.runs import NEVER
-from celery_zk_beat.timetable import (
+from celery_zk_beat.due import (
     as_of,
     checksum,
     due_instant,
@@ -29,6 +28,7 @@ from celery_zk_beat.timetable import (
     utc_of,
     zone_of,
 )
+from celery_zk_beat.runs import NEVER
 
 ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe")
 APPS = {zone: Celery("x", set_as_current=False) for zone in ZONES}
