@@ -10,6 +10,10 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Road:
@@ -61,7 +65,7 @@ class Road:
         """All is well again; what was held back goes on its way."""
         self._order("open")
 
-    def __enter__(self) -> Road:
+    def __enter__(self) -> Self:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._thread.start()

@@ -37,7 +37,8 @@ def day(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Day:
 
     class ShiftedApp(Celery):
         def now(self) -> datetime:
-            return super().now() + day.ahead
+            right: datetime = super().now()
+            return right + day.ahead
 
     monkeypatch.setattr(clock, "now", day.now)
     monkeypatch.setattr(clock, "timestamp", lambda: day.now().timestamp())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -631,7 +631,9 @@ def test_taken_back(
         assert not asking.take_back()
 
 
-def test_resignation_taken_back(make: Make, entries: dict[str, Any], operator: Operator) -> None:
+def test_resignation_taken_back(
+    make: Make, entries: dict[str, Any], operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The answer is part of the resignation: who took the request back has the master go on, and
     no other master finds it open, and resigns as well."""
     one = make(beat_schedule=entries)
@@ -644,7 +646,7 @@ def test_resignation_taken_back(make: Make, entries: dict[str, Any], operator: O
     assert one._election.is_master
     two = make(zk_beat_id="two")
     session = one._election.session
-    commit = session.commit
+    commit: Callable[..., list[int]] = session.commit
     with operator.ask("resign") as asking:
         wait_until(lambda: one._control.stale, PATIENCE, "the watch")
         (request,) = one._control.read()
@@ -653,9 +655,9 @@ def test_resignation_taken_back(make: Make, entries: dict[str, Any], operator: O
             assert threading.current_thread() is not threading.main_thread()
             return commit(*operations)
 
-        session.commit = commit_elsewhere  # type: ignore[method-assign]
-        one._answer(request)
-        del session.commit
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "commit", commit_elsewhere)
+            one._answer(request)
         turn(two)
         assert asking.answer() == Answer(True, "resigned")
     assert two._election.is_master
@@ -688,11 +690,12 @@ def test_many_requests_hold_nothing_up(
     entries: dict[str, Any],
     client: KazooClient,
     root: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is due is dispatched, though whenever the master has heard one there is another."""
     one = make(beat_schedule=entries)
     turn(one)
-    read = one._control.read
+    read: Callable[[], list[Request]] = one._control.read
 
     def read_and_more() -> list[Request]:
         requests = read()
@@ -700,13 +703,13 @@ def test_many_requests_hold_nothing_up(
         wait_until(lambda: one._control.stale, PATIENCE, "the watch")
         return requests
 
-    one._control.read = read_and_more  # type: ignore[method-assign]
     client.set(Paths(root).requests, b"")
     wait_until(lambda: one._control.stale, PATIENCE, "the watch")
     clock.now += HOUR
     one._build_heap()
-    one._turn()
-    del one._control.read
+    with monkeypatch.context() as patch:
+        patch.setattr(one._control, "read", read_and_more)
+        one._turn()
     assert {each.task for each in history(app)} == {"a", "b"}
 
 

@@ -763,7 +763,7 @@ def test_what_the_log_says(candidate: Candidate, caplog: pytest.LogCaptureFixtur
         "master one is gone - contending",
         "elected: two is master, epoch 2",
     ):
-        until(lambda line=line: line in caplog.text, line)
+        until(lambda line=line: line in caplog.text, line)  # type: ignore[misc]
 
 
 def test_is_master_asks_nobody(candidate: Candidate, road: Road) -> None:

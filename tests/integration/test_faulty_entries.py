@@ -47,7 +47,7 @@ class AlreadyQueued(Exception):
     """As celery-once has it."""
 
 
-class Once(Task):  # type: ignore[misc]
+class Once(Task):
     def apply_async(self, *args: Any, **kwargs: Any) -> Any:
         raise AlreadyQueued(7)
 
@@ -153,7 +153,7 @@ def test_no_memory_for_one_argument(app: Celery, make: Make, behind: str | None)
 def test_a_task_that_sends_by_itself(app: Celery, make: Make) -> None:
     """And meets a broker that is away: the road of all is looked at, and is there."""
 
-    class Own(Task):  # type: ignore[misc]
+    class Own(Task):
         def apply_async(self, *args: Any, **kwargs: Any) -> Any:
             raise kombu.exceptions.OperationalError("connection refused")
 
@@ -312,7 +312,7 @@ def test_one_of_several_that_leave_together_is_refused(
             note(runs, *args)
             unsent.append(one._publisher.unsent())
 
-        one._publisher._note_failed = noted  # type: ignore[method-assign]
+        one._publisher._note_failed = noted  # type: ignore[assignment]
         turn_until(one, lambda: unsent)
     assert "good" not in unsent[0]
 

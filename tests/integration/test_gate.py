@@ -315,7 +315,7 @@ class Reached(Failing):
     """Only one beat reaches its database."""
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:
-        if self.gate.settings.id != "good":  # type: ignore[attr-defined]
+        if self.gate.settings.id != "good":
             raise RuntimeError("no database")
         return Scheduler.tick(self, *args, **kwargs)
 
@@ -451,6 +451,7 @@ def test_run_of_an_entry_that_was_added(
 
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn_until(scheduler, lambda: len(history(app)) == 1)
+    assert scheduler._gated is not None
     session = scheduler._gated.Session()
     interval = IntervalSchedule(every=3600, period=Period.SECONDS)
     session.add(interval)
@@ -514,6 +515,7 @@ def test_a_change_that_is_read_when_the_entry_is_due(
 
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn_until(scheduler, lambda: len(history(app)) == 1)
+    assert scheduler._gated is not None
     session = scheduler._gated.Session()
     row = session.query(PeriodicTask).filter_by(name="e").one()
     row.task = "changed"

@@ -313,7 +313,11 @@ def test_a_root_that_is_damaged_meanwhile(
             lambda: stranger.client.exists(stranger.paths.master) is None, PATIENCE, "expiry"
         )
         road.open()
-        wait_until(lambda s=session: beat.session.id not in (0, s), PATIENCE, "a new session")
+        wait_until(
+            lambda s=session: beat.session.id not in (0, s),  # type: ignore[misc]
+            PATIENCE,
+            "a new session",
+        )
         assert not beat.wait(0.3)
         stranger.write(stranger.paths.root, before)
         assert beat.wait(PATIENCE)

@@ -62,9 +62,13 @@ class Kdc(Process):
         kdc_tcp_listen = {address}
     }}
 """)
-        env = {"PATH": PATH, "KRB5_CONFIG": str(self.config), "KRB5_KDC_PROFILE": str(profile)}
+        self._settings = {
+            "PATH": PATH,
+            "KRB5_CONFIG": str(self.config),
+            "KRB5_KDC_PROFILE": str(profile),
+        }
         args = [_program("krb5kdc"), "-n", "-P", str(folder / "kdc.pid")]
-        super().__init__(folder, "kdc", args, env=env, cwd=folder)
+        super().__init__(folder, "kdc", args, env=self._settings, cwd=folder)
         self._run("kdb5_util", "create", "-s", "-r", REALM, "-P", "sesame")
         for principal in (f"zookeeper/localhost@{REALM}", BEAT):
             self._run("kadmin.local", "-r", REALM, "-q", f"addprinc -randkey {principal}")
@@ -82,7 +86,7 @@ class Kdc(Process):
         command = [_program(program), *args]
         subprocess.run(
             command,
-            env={**os.environ, **self.env},
+            env={**os.environ, **self._settings},
             check=True,
             capture_output=True,
             timeout=PATIENCE,

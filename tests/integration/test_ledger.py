@@ -680,6 +680,7 @@ def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> 
         ledger.load(one.term)
     assert ledger.damaged(names[0])
     # Each time it is twice as much.
+    assert one.reign is not None
     for seconds, stops in [(50, True), (80, True), (130, False)]:
         ledger._most_bytes_since -= seconds
         ledger.load(one.term)

@@ -75,7 +75,7 @@ class Far:
     def waiting(self) -> int:
         """Messages in the queue."""
         with redis.Redis(self.host) as client:
-            return int(client.llen("celery"))  # type: ignore[arg-type]
+            return int(client.llen("celery"))
 
     def _answers(self) -> bool:
         try:

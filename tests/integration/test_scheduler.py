@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import redis
 from celery import Celery
-from celery.beat import BeatLazyFunc
+from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 from django.utils.functional import lazystr
 from kazoo.client import KazooClient
@@ -250,12 +250,15 @@ def test_a_replaced_entry_keeps_its_clock_and_numbers(app: Celery, make: Make) -
     assert check(runs) == []
 
 
-def test_removed_while_it_is_claimed(app: Celery, make: Make) -> None:
+def test_removed_while_it_is_claimed(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By another thread: the loop goes on, and so does the run, when the entry is back."""
     entries = {name: every(0.001, name, last_run_at=LONG_AGO) for name in ("a", "b")}
     one = make(beat_schedule=entries)
     assert one._election.wait(PATIENCE)
-    claim, removed = RunLedger.claim, []
+    claim = RunLedger.claim
+    removed: list[ScheduleEntry] = []
 
     def remove_meanwhile(*args: Any, **more: Any) -> Any:
         claimed = claim(one._ledger, *args, **more)
@@ -263,7 +266,7 @@ def test_removed_while_it_is_claimed(app: Celery, make: Make) -> None:
             removed.append(one.schedule.pop("a"))
         return claimed
 
-    one._ledger.claim = remove_meanwhile  # type: ignore[method-assign]
+    monkeypatch.setattr(one._ledger, "claim", remove_meanwhile)
     for _ in range(3):
         one._turn()
     assert {message.task for message in history(app)} == {"b"}
@@ -756,7 +759,9 @@ def test_claimed_and_not_published(
 
 @pytest.mark.parametrize("who", ["it", "the next", "the next, of one that died"])
 @pytest.mark.parametrize("kind", [schedule, crontab])
-def test_one_run_for_all_that_was_missed(app: Celery, make: Make, kind: Any, who: str) -> None:
+def test_one_run_for_all_that_was_missed(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch, kind: Any, who: str
+) -> None:
     """[I2] What comes due while a run waits for the broker needs no other, unless the run may have
     left before: then it is done already, perhaps, and what came due since is not."""
     clock = Clock("2026-06-01T12:30")
@@ -773,7 +778,7 @@ def test_one_run_for_all_that_was_missed(app: Celery, make: Make, kind: Any, who
     turn(one)
     back(app, good, one)
     if who == "the next, of one that died":
-        one._ledger.confirm = lambda: None  # type: ignore[method-assign]
+        monkeypatch.setattr(one._ledger, "confirm", lambda: None)
         turn(one)
         one._election.stop()
         clock.now += timedelta(hours=1)
@@ -849,7 +854,7 @@ def test_the_answer_of_the_broker_was_lost(
     ]
 
 
-class Events(BaseSchedule):  # type: ignore[misc]
+class Events(BaseSchedule):
     """Due once for each event: whoever asks takes it."""
 
     def __init__(self, events: list[str]) -> None:
@@ -879,7 +884,7 @@ def test_a_schedule_is_not_asked_for_a_run_that_is_late(app: Celery, make: Make)
     wait_until(lambda: turn(one) is not None and len(history(app)) == 2, PATIENCE, "both")
 
 
-class Every(BaseSchedule):  # type: ignore[misc]
+class Every(BaseSchedule):
     """Due so long after it ran last; does not show how long."""
 
     def __init__(self, seconds: float) -> None:
@@ -998,7 +1003,7 @@ def test_a_lost_confirmation_repeats_nothing(app: Celery, make: Make, road: Road
         road.cut()
         wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
 
-    one._publisher._send = send_and_cut  # type: ignore[method-assign]
+    one._publisher._send = send_and_cut  # type: ignore[assignment]
     turn(one)
     road.open()
     one._publisher._send = send  # type: ignore[method-assign]
@@ -1028,7 +1033,7 @@ def test_a_master_without_a_broker_resigns(
 
     def resigned() -> bool:
         one._turn()
-        return two._election.is_master
+        return bool(two._election.is_master)
 
     wait_until(resigned, PATIENCE, "another master")
     assert "zk_beat_publish_deadline = 0.2" in caplog.text
@@ -1091,7 +1096,8 @@ def test_clocks_apart(app: Celery, make: Make, shift: float) -> None:
 
     class Shifted(Celery):
         def now(self) -> datetime:
-            return super().now() + off
+            now: datetime = super().now()
+            return now + off
 
     entries = {"e": {"task": "e", "schedule": 2.0}}
     one = make(beat_schedule=entries)
@@ -1316,7 +1322,7 @@ def test_progress_is_seen(app: Celery) -> None:
     scheduler = ZooKeeperScheduler(app=app)
     try:
         assert [scheduler.tick() for _ in range(2)] == [0, 0]
-        scheduler._turn = lambda: 1 / 0  # type: ignore[method-assign,assignment]
+        scheduler._turn = lambda: 1 / 0  # type: ignore[method-assign]
         scheduler._wake()
         with pytest.raises(ZeroDivisionError):
             collections.deque(iter(scheduler.tick, None), maxlen=0)
@@ -1447,7 +1453,7 @@ def test_what_cannot_be_published_holds_no_other_up(
             raise OSError("refused")
         send(run, *args)
 
-    one._publisher._send = refuse  # type: ignore[method-assign]
+    one._publisher._send = refuse  # type: ignore[assignment]
     wait_until(lambda: one._turn() is not None and len(history(app)) == 10, PATIENCE, "ten runs")
     assert {message.task for message in history(app)} == {"good"}
     assert len(one._ledger.outbox) == bad
@@ -1529,7 +1535,7 @@ def test_progress_is_seen_in_a_long_turn(
     monkeypatch.setattr(schedulers, "SHOWN_EVERY", 0.0)
     entries = {name: every(3600, name, last_run_at=LONG_AGO) for name in ("a", "b", "c")}
     one = make(beat_schedule=entries)
-    seen = []
+    seen: list[object] = []
     send = one._publisher._send
     one._progress.wait(0)
 
@@ -1537,7 +1543,7 @@ def test_progress_is_seen_in_a_long_turn(
         seen.append(one._progress.wait(0))
         send(*args)
 
-    one._publisher._send = slow  # type: ignore[method-assign]
+    one._publisher._send = slow  # type: ignore[assignment]
     turn(one)
     assert seen == [False, True, True]  # after the first, and after the second
 

@@ -55,7 +55,7 @@ def way(
 ) -> dict[str, Any]:
     """Arguments of an election."""
     tls = {"ca": authority.ca}
-    return {
+    ways: dict[str, dict[str, Any]] = {
         "digest": {"auth": "beat:sesame"},
         "sasl": {"sasl": BEAT},
         "tls": {"hosts": server.secure_hosts, "tls": tls},
@@ -68,7 +68,8 @@ def way(
             },
         },
         "sasl over tls": {"hosts": server.secure_hosts, "tls": tls, "sasl": BEAT},
-    }[str(request.param)]
+    }
+    return ways[request.param]
 
 
 def elected(election: MasterElection) -> bool:
