@@ -580,7 +580,7 @@ def test_what_is_not_written_yet_was_not_ahead(election: MasterElection, ledger:
     (other,) = names_on_the_page_of("late", 1)
     ledger.first_seen({"late": now, other: now + 5 * minute})
     (late,) = ledger.claim([run("late", at=now)])
-    ledger.published(late, now + minute, clock=now + minute)
+    ledger.published(late, now + minute, goes_on_from=now + minute)
     ledger.forget()
     assert election.term is not None
     ledger.load(election.term)
@@ -680,7 +680,7 @@ def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> 
         ledger.load(one.term)
     assert ledger.damaged(names[0])
     # Each time it is twice as much.
-    assert one.reign is not None
+    assert one.term is not None
     for seconds, stops in [(50, True), (80, True), (130, False)]:
         ledger._most_bytes_since -= seconds
         ledger.load(one.term)

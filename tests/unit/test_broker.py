@@ -22,7 +22,7 @@ from celery_zk_beat.broker import BackOff, Broker, Fault, broker_digest, comes_f
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(broker.clock, "boottime", lambda: now[0])
+    monkeypatch.setattr("celery_zk_beat.clock.boottime", lambda: now[0])
     return now
 
 
