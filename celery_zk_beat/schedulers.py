@@ -54,7 +54,8 @@ from .errors import (
     ZkBeatError,
     ZooKeeperError,
 )
-from .gate import Gated, SchedulerFailed, key_of, open_gate, scheduler_class, start_of
+from .gate.gated import Gated, SchedulerFailed, open_gate, scheduler_class
+from .gate.stores import key_of, start_of
 from .ledger import LARGEST_OUTBOX, MOST_RUNS, RETENTION, RunLedger
 from .log import get_logger
 from .messages import Sender, task_id
@@ -208,7 +209,11 @@ class ZooKeeperScheduler(Scheduler):
         name = self.settings.scheduler
         if name is None or lazy:
             return None
-        return scheduler_class(name, self.settings.prefix + "scheduler")
+        shown = self.settings.prefix + "scheduler"
+        found = scheduler_class(name, shown)
+        if issubclass(found, ZooKeeperScheduler):
+            raise SettingsError(f"{shown} = {name!r}: leave it out; this is what runs without")
+        return found
 
     @property
     def info(self) -> str:
@@ -1105,7 +1110,7 @@ class ZooKeeperScheduler(Scheduler):
             self._put_later(run.entry, delay)
             self._seen.put(run.entry, asked[0])
 
-    # Another scheduler behind the election: see gate.py ------------------------------------------
+    # Another scheduler behind the election: see gate/ ---------------------------------------------
 
     def _turn_gated(self, gated: Gated) -> float:
         self._is_full = self._room() <= 0

@@ -17,9 +17,10 @@ import redis
 from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
 
-from celery_zk_beat import ZooKeeperScheduler, clock, gate
+from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.control import change_pauses
 from celery_zk_beat.due import to_utc
+from celery_zk_beat.gate import gated
 from example_project.servers import Redis, free_port, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road
@@ -154,7 +155,7 @@ def test_a_clock_that_is_set_back_while_it_is_made(
     jumping = SimpleNamespace(
         boottime=clock.boottime, now=lambda: clock.now() + (ahead.pop() if ahead else timedelta())
     )
-    monkeypatch.setattr(gate, "clock", jumping)
+    monkeypatch.setattr(gated, "clock", jumping)
     turn_until(second, lambda: len(history(app)) == 2)
     assert ahead == []
     check_rhythm(second)

@@ -22,12 +22,13 @@ from celery.beat import Scheduler
 from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
-from . import clock
-from .due import as_of, at_one_instant, due_instant, is_ahead, to_utc, utc_of
-from .errors import SettingsError, ZkBeatError
-from .log import get_logger
-from .messages import send_by_celery
-from .runs import RunState
+from .. import clock
+from ..due import as_of, at_one_instant, due_instant, is_ahead, utc_of
+from ..errors import SettingsError, ZkBeatError
+from ..log import get_logger
+from ..messages import send_by_celery
+from ..runs import RunState
+from .stores import key_of, start_of
 
 logger = get_logger(__name__)
 
@@ -84,10 +85,6 @@ def scheduler_class(name: str, shown: str) -> type[Scheduler]:
         ) from exc
     if not isinstance(found, type) or not issubclass(found, Scheduler):
         raise SettingsError(f"{shown} = {name!r}: is no class derived from celery.beat.Scheduler")
-    from .schedulers import ZooKeeperScheduler  # which imports this module
-
-    if issubclass(found, ZooKeeperScheduler):
-        raise SettingsError(f"{shown} = {name!r}: leave it out; this is what runs without")
     return found
 
 
@@ -377,14 +374,6 @@ class Gated(Scheduler):
         return []  # as it is called before 2.9
 
 
-def key_of(entry: Any) -> str | None:
-    """The primary key of an entry's row, where it has one: another entry of the same name, made
-    after this one was deleted, has another."""
-    model = getattr(entry, "model", None)
-    key = getattr(model, "pk", None) or getattr(model, "id", None)
-    return None if key is None else str(key)
-
-
 def _last_run_at(entry: Any) -> datetime:
     at = entry.last_run_at
     if at is None:
@@ -393,12 +382,6 @@ def _last_run_at(entry: Any) -> datetime:
     # did since it was last changed: to be enabled again, perhaps, after its one run.
     changed = getattr(getattr(entry, "model", None), "date_changed", None)
     return utc_of(entry, changed if changed is not None and at == changed - _PRETENDED else at)
-
-
-def start_of(entry: Any) -> datetime | None:
-    """The instant before which it does not run, UTC, where it has one."""
-    start = getattr(getattr(entry, "model", None), "start_time", None)
-    return None if start is None else to_utc(start)
 
 
 def _due(entry: Any) -> datetime:

@@ -1,0 +1,1 @@
+"""A wall round other people's schedulers: what knows one of them, or its entries, is in here."""
