@@ -42,7 +42,7 @@ import redis
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
-from celery_zk_beat.znodes import MasterRecord, from_text
+from celery_zk_beat.records import MasterRecord, from_text
 from example_project.processes import Process, wait_until
 from example_project.servers import Redis, ZooKeeper, celery_beat
 

@@ -22,8 +22,8 @@ import time
 from datetime import datetime, timezone
 
 from celery_zk_beat.control import RESIGN, Asking, RequestRecord
+from celery_zk_beat.records import to_text
 from celery_zk_beat.session import connected
-from celery_zk_beat.znodes import to_text
 
 from .bench import PATHS, PATIENCE, Cluster, Row, end_of, report, scratch
 

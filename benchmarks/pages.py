@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 
 from celery_zk_beat import MasterElection
 from celery_zk_beat.ledger import MOST_RUNS, RunLedger
+from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import HISTORY, HISTORY_OF_PAGE, Run
-from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper
 
 from .bench import PATIENCE

@@ -18,6 +18,7 @@ from collections import defaultdict
 from datetime import datetime, timedelta, timezone
 
 from celery_zk_beat import MasterElection
+from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import (
     HISTORY,
     HISTORY_OF_PAGE,
@@ -28,7 +29,6 @@ from celery_zk_beat.runs import (
 )
 from celery_zk_beat.session import Create
 from celery_zk_beat.settings import default_root
-from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper
 
 from .bench import PATIENCE, TICK_TIME, Row, report, scratch

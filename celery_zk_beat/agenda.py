@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from .due import timing
-from .znodes import page_of
+from .paths import page_of
 
 
 class Item(NamedTuple):

@@ -39,12 +39,13 @@ from .control import (
 )
 from .errors import Conflict, QuotaExceeded, RootError, TooLarge, Uncertain, ZkBeatError
 from .log import get_logger
+from .paths import Paths, page_of
+from .records import FORMAT, MasterRecord, to_text
 from .runs import decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .session import ZooKeeperSession, connected
 from .settings import Settings, as_written, has_settings
 from .status import Master, Reader, Snapshot, plain
-from .znodes import FORMAT, MasterRecord, Paths, page_of, to_text
 
 #: Exit codes, beside 0.
 #: There is no master that ticks; what was asked is refused, or not done.

@@ -16,6 +16,9 @@ from datetime import datetime
 from typing import Any
 
 from .errors import RootError, TooLarge, Uncertain, ZkBeatError
+from .paths import Paths
+from .records import Record, decode, encode, instant, to_text
+from .records import field as _field
 from .session import (
     Check,
     Create,
@@ -25,8 +28,6 @@ from .session import (
     ZooKeeperSession,
     changed_path,
 )
-from .znodes import Paths, Record, decode, encode, instant, to_text
-from .znodes import field as _field
 
 RUN, DROP_RUN, RESIGN = "run", "drop", "resign"
 

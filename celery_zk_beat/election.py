@@ -35,15 +35,11 @@ from .errors import (
 )
 from .errors import Conflict as _Conflict
 from .log import get_logger
-from .security import Access
-from .session import Check, Create, Delete, Node, Operation, SetData, ZooKeeperSession
-from .settings import check_hosts, check_id, check_path, check_seconds, default_id, quote_name
-from .version import __version__
-from .znodes import (
+from .paths import Paths, quote_name
+from .records import (
     EpochRecord,
     MasterRecord,
     MemberRecord,
-    Paths,
     RootRecord,
     TermRecord,
     decode_masters,
@@ -51,6 +47,10 @@ from .znodes import (
     next_era,
     to_text,
 )
+from .security import Access
+from .session import Check, Create, Delete, Node, Operation, SetData, ZooKeeperSession
+from .settings import check_hosts, check_id, check_path, check_seconds, default_id
+from .version import __version__
 
 logger = get_logger(__name__)
 

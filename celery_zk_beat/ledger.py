@@ -25,6 +25,8 @@ from . import clock
 from .election import MasterElection, Term
 from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
 from .log import get_logger
+from .paths import is_page, page_of
+from .records import to_text
 from .runs import (
     HISTORY,
     HISTORY_OF_PAGE,
@@ -41,7 +43,6 @@ from .runs import (
     encode_page,
 )
 from .session import Check, Create, Node, Operation, Pending, SetData
-from .znodes import is_page, page_of, to_text
 
 logger = get_logger(__name__)
 

@@ -19,10 +19,10 @@ from .ledger import RunLedger
 from .log import get_logger
 from .messages import addressed
 from .metrics import Metrics
+from .records import to_text
 from .runs import Run
 from .settings import Settings
 from .signals import Announcer, run_published
-from .znodes import to_text
 
 logger = get_logger(__name__)
 

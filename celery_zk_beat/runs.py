@@ -12,7 +12,8 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple
 
 from .errors import RootError
-from .znodes import FORMAT, count, decode, field, instant, page_of, to_text
+from .paths import page_of
+from .records import FORMAT, count, decode, field, instant, to_text
 
 #: The `last_run_at` of an entry that never ran. None is earlier: near the first year, and the last,
 #: other time zones cannot tell the time, and so nobody could say when the entry is due.
@@ -248,7 +249,7 @@ class States(dict[str, RunState]):
 
 
 def encode_page(states: dict[str, RunState], floor: int = 0) -> bytes:
-    """As :func:`.znodes.encode`, of texts that are kept: a page is written whole."""
+    """As :func:`.records.encode`, of texts that are kept: a page is written whole."""
     entries = ",".join([f"{_quoted(name)}:{state.text}" for name, state in states.items()])
     rest = f'"floor":{floor},' if floor else ""
     return f'{{"format":{FORMAT},{rest}"entries":{{{entries}}}}}'.encode("ascii")

@@ -61,13 +61,14 @@ from .log import get_logger
 from .messages import Sender, task_id
 from .metrics import Metrics
 from .names import NamedByText, as_text, by_text
+from .paths import Paths, page_of
 from .publishing import Publisher
+from .records import to_text
 from .runs import NEVER, TOLERANCE, Run, RunState
 from .session import Operation
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
-from .znodes import Paths, page_of, to_text
 
 logger = get_logger(__name__)
 

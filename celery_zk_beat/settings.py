@@ -10,9 +10,9 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, TypeVar
-from urllib.parse import quote
 
 from .errors import SettingsError
+from .paths import quote_name
 from .security import Access, Grant, Sasl, Secret, Tls, check_acl, check_auth, check_sasl, check_tls
 
 T = TypeVar("T")
@@ -310,9 +310,3 @@ def default_root(app: str | None) -> str:
             "write Celery('name'), or set zk_beat_root to a znode path of this app's own"
         )
     return f"/celery-zk-beat/{quote_name(app)}"
-
-
-def quote_name(name: str) -> str:
-    """Any text as one component of a znode path; reversible with :func:`urllib.parse.unquote`."""
-    quoted = quote(name, safe=" !$&'()*+,;=:@")
-    return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted

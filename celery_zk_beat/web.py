@@ -34,10 +34,10 @@ from . import clock
 from .errors import SettingsError, ZkBeatError
 from .log import get_logger, safe
 from .metrics import Histogram, Metrics
+from .records import to_text
 from .session import connected
 from .status import Reader, Snapshot
 from .version import __version__
-from .znodes import to_text
 
 try:
     import waitress.adjustments

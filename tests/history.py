@@ -14,7 +14,7 @@ import amqp
 import kombu
 import redis
 
-from celery_zk_beat.znodes import from_text
+from celery_zk_beat.records import from_text
 
 
 @dataclass(frozen=True)

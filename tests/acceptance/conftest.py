@@ -19,7 +19,7 @@ from celery import Celery
 from celery.bin.base import CLIContext
 
 from celery_zk_beat.cli import zk_beat
-from celery_zk_beat.znodes import from_text
+from celery_zk_beat.records import from_text
 from example_project.servers import (
     REPOSITORY,
     Process,

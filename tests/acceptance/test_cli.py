@@ -21,7 +21,7 @@ from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
 from celery_zk_beat.cli import NOT_DONE, UNREACHABLE
-from celery_zk_beat.znodes import Paths
+from celery_zk_beat.paths import Paths
 from example_project.processes import REPOSITORY
 from example_project.servers import Process, Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE, TICK_TIME

@@ -10,7 +10,8 @@ from pathlib import Path
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
-from celery_zk_beat.znodes import MasterRecord, Paths, TermRecord, encode, encode_masters, page_of
+from celery_zk_beat.paths import Paths, page_of
+from celery_zk_beat.records import MasterRecord, TermRecord, encode, encode_masters
 from example_project.servers import Process
 from tests import hostile
 from tests.conftest import PATIENCE

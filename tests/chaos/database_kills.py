@@ -28,7 +28,7 @@ from typing import Any
 import redis
 from kazoo.client import KazooClient
 
-from celery_zk_beat.znodes import from_text
+from celery_zk_beat.records import from_text
 from example_project.servers import PostgreSQL, Process, Redis, ZooKeeper, celery_beat, wait_until
 from tests.django_database import Database
 from tests.history import all_headers, check, messages

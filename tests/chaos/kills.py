@@ -23,7 +23,7 @@ from pathlib import Path
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
-from celery_zk_beat.znodes import MasterRecord
+from celery_zk_beat.records import MasterRecord
 from example_project.servers import Redis, ZooKeeper, celery_beat, wait_until
 from tests.faults import Road
 from tests.history import check, late, messages

@@ -24,8 +24,7 @@ from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
 from celery_zk_beat import election as election_module
 from celery_zk_beat.errors import Uncertain
-from celery_zk_beat.session import ZooKeeperSession
-from celery_zk_beat.znodes import (
+from celery_zk_beat.records import (
     TERMS_REMEMBERED,
     EpochRecord,
     MasterRecord,
@@ -34,6 +33,7 @@ from celery_zk_beat.znodes import (
     decode_masters,
     encode_masters,
 )
+from celery_zk_beat.session import ZooKeeperSession
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
 from tests.faults import Road

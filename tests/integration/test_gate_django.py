@@ -14,8 +14,8 @@ from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.control import change_pauses
+from celery_zk_beat.paths import page_of
 from celery_zk_beat.session import SetData
-from celery_zk_beat.znodes import page_of
 from example_project.servers import free_port
 from tests.conftest import PATIENCE
 from tests.django_database import Database

@@ -13,7 +13,7 @@ from celery import Celery
 from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler, ledger
-from celery_zk_beat.znodes import Paths, page_of
+from celery_zk_beat.paths import Paths, page_of
 from example_project.servers import Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE
 from tests.history import Message

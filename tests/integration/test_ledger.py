@@ -23,8 +23,8 @@ from celery_zk_beat.ledger import (
     SAFE_PART,
     RunLedger,
 )
+from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import Run, RunState, encode_outbox, encode_page
-from celery_zk_beat.znodes import page_of
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road

@@ -31,9 +31,9 @@ from kazoo.client import KazooClient
 from celery_zk_beat import ZooKeeperScheduler, broker, clock, election, ledger, schedulers
 from celery_zk_beat.errors import NotMaster, Uncertain
 from celery_zk_beat.ledger import MOST_RUNS, RunLedger
+from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import Run
 from celery_zk_beat.signals import run_dropped
-from celery_zk_beat.znodes import page_of
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road

@@ -21,11 +21,11 @@ from celery_zk_beat import MasterElection, RootError, ZooKeeperScheduler, status
 from celery_zk_beat.control import Pauses, change_pauses
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import Run
 from celery_zk_beat.session import ZooKeeperSession, connected
 from celery_zk_beat.settings import Settings
 from celery_zk_beat.status import Reader, Snapshot
-from celery_zk_beat.znodes import page_of
 from example_project.processes import REPOSITORY
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE

@@ -11,7 +11,7 @@ from amqp.exceptions import MessageNacked
 from kombu import exceptions
 from kombu.transport import TRANSPORT_ALIASES, virtual
 
-from celery_zk_beat.znodes import from_text
+from celery_zk_beat.records import from_text
 
 from .world import Condition, World
 

@@ -15,8 +15,9 @@ from typing import Any
 from celery_zk_beat import ledger
 from celery_zk_beat.control import Pauses
 from celery_zk_beat.errors import RootError
+from celery_zk_beat.paths import Paths
+from celery_zk_beat.records import EpochRecord, MasterRecord, decode_masters
 from celery_zk_beat.runs import RunState, decode_outbox, decode_page
-from celery_zk_beat.znodes import EpochRecord, MasterRecord, Paths, decode_masters
 
 from .broker import Sent
 from .ensemble import Tree, Write, Znode

@@ -20,7 +20,7 @@ from kombu.messaging import Producer
 
 from celery_zk_beat import ZooKeeperScheduler, clock, session
 from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
-from celery_zk_beat.znodes import Paths
+from celery_zk_beat.paths import Paths
 
 from . import scenario as scenarios
 from . import world as simulated

@@ -15,7 +15,8 @@ from unittest import mock
 
 from celery.beat import BeatLazyFunc
 
-from celery_zk_beat import ledger, schedulers, znodes
+from celery_zk_beat import ledger, records, schedulers
+from celery_zk_beat.paths import page_of
 
 #: Bytes of a request at which a server hangs up (jute.maxbuffer).
 JUTE = 0xFFFFF
@@ -32,7 +33,7 @@ IN_BYTES = {
         "_LEAST_BYTES",
     ),
     schedulers: ("MOST_HELD",),
-    znodes: ("LARGEST_MASTERS",),
+    records: ("LARGEST_MASTERS",),
 }
 IN_RUNS = {
     ledger: ("MOST_RUNS",),
@@ -209,7 +210,7 @@ def _on_one_page(letter: str, size: int, count: int) -> list[str]:
     number = 0
     while len(names) < count:
         name = f"{letter * size}{number}"
-        if znodes.page_of(name) == "07":
+        if page_of(name) == "07":
             names.append(name)
         number += 1
     return names

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from celery_zk_beat.agenda import Agenda, Seen
 from celery_zk_beat.due import as_of, at_one_instant, due_by_celery, last_run
-from celery_zk_beat.znodes import page_of
+from celery_zk_beat.paths import page_of
 
 from .test_next_run import APPS, ZONES, instants, schedules
 

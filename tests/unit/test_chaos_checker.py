@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from celery_zk_beat.znodes import to_text
+from celery_zk_beat.records import to_text
 from tests.chaos.checker import KINDS, check, summary
 from tests.chaos.plot import plot
 from tests.chaos.record import Event, Record, read

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from celery_zk_beat.control import Pauses
 from celery_zk_beat.errors import RootError
-from celery_zk_beat.znodes import encode
+from celery_zk_beat.records import encode
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 ENTRIES = ("a", "b")

@@ -23,22 +23,21 @@ from celery_zk_beat import RootError, ZooKeeperScheduler, text
 from celery_zk_beat.control import Asking, Pauses, RequestRecord
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.log import get_logger
-from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, encode_page
-from celery_zk_beat.session import Check, Node, Pending, SetData, ZooKeeperSession
-from celery_zk_beat.status import Reader, Snapshot
-from celery_zk_beat.web import Reading
-from celery_zk_beat.znodes import (
+from celery_zk_beat.paths import Paths, page_of
+from celery_zk_beat.records import (
     EpochRecord,
     MasterRecord,
     MemberRecord,
-    Paths,
     RootRecord,
     TermRecord,
     decode_masters,
     encode,
     encode_masters,
-    page_of,
 )
+from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, encode_page
+from celery_zk_beat.session import Check, Node, Pending, SetData, ZooKeeperSession
+from celery_zk_beat.status import Reader, Snapshot
+from celery_zk_beat.web import Reading
 from tests import hostile
 
 ZNODE_STAT = ZnodeStat(*range(11))

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from celery_zk_beat.errors import RootError
 from celery_zk_beat.ledger import DROPS_REMEMBERED, _size
+from celery_zk_beat.paths import page_of
+from celery_zk_beat.records import encode
 from celery_zk_beat.runs import (
     PastRun,
     Run,
@@ -20,7 +22,6 @@ from celery_zk_beat.runs import (
     encode_outbox,
     encode_page,
 )
-from celery_zk_beat.znodes import encode, page_of
 
 #: Of the entry e.
 PAGE = f"/runs/{page_of('e')}"

@@ -10,7 +10,7 @@ from celery import Celery
 
 from celery_zk_beat import MasterElection, SettingsError
 from celery_zk_beat.security import Grant, Tls
-from celery_zk_beat.settings import Settings, check_hosts, check_http, default_root, quote_name
+from celery_zk_beat.settings import Settings, check_hosts, check_http, default_root
 
 NAN = float("nan")
 
@@ -198,14 +198,6 @@ def test_an_app_without_a_name() -> None:
     app = Celery()
     app.conf.zk_beat_root = "/mine"
     assert Settings.from_app(app).root == "/mine"
-
-
-def test_quoting_is_reversible() -> None:
-    from urllib.parse import unquote
-
-    for name in ("a b", "a/b", "%", "ü", ".", "..", "x" * 300):
-        assert unquote(quote_name(name)) == name
-        assert "/" not in quote_name(name)
 
 
 def test_a_chroot_may_be_given_as_a_slash() -> None:

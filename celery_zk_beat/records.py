@@ -1,18 +1,19 @@
-"""Where things lie below the root, and the JSON records that they hold. Pure: no I/O.
+"""The JSON records that the znodes hold. Pure: no I/O.
 
 Every record carries ``"format": 1``. Raise FORMAT when a release can no longer be read by the one
 before it; a record of an unknown format is refused by name, never guessed.
+
+Two kinds of znodes are read and written elsewhere, with the functions of this module: pages and
+outbox by runs.py, whose states keep their text, for a claim writes hundreds; pauses and requests by
+control.py, because what they mean changes with how they are written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
-import re
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
@@ -20,7 +21,6 @@ from reprlib import Repr
 from typing import Any, TypeVar
 
 from .errors import RootError
-from .settings import quote_name
 
 FORMAT = 1
 #: What every reader of JSON can hold.
@@ -36,86 +36,6 @@ _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 R = TypeVar("R", bound="Record")
-
-
-@dataclass(frozen=True)
-class Paths:
-    """The znodes of one election. `root` is absolute and holds the chroot, if there is one."""
-
-    root: str
-
-    @classmethod
-    def of(cls, hosts: str, root: str) -> Paths:
-        """Those of `root` below the chroot of a connection string, if it has one."""
-        chroot = hosts.partition("/")[2]
-        return cls((f"/{chroot}" if chroot else "") + root)
-
-    @property
-    def master(self) -> str:
-        """Ephemeral; whoever created it is master."""
-        return f"{self.root}/master"
-
-    @property
-    def epoch(self) -> str:
-        """Persistent; its data version counts elections: the fencing token."""
-        return f"{self.root}/epoch"
-
-    @property
-    def members(self) -> str:
-        return f"{self.root}/members"
-
-    @property
-    def masters(self) -> str:
-        """Persistent; the last :data:`TERMS_REMEMBERED` masters."""
-        return f"{self.root}/masters"
-
-    @property
-    def pauses(self) -> str:
-        """Persistent; what operators hold back. Empty: nothing."""
-        return f"{self.root}/pauses"
-
-    @property
-    def requests(self) -> str:
-        """Persistent; written whenever a request is made below it, so that one watch is enough."""
-        return f"{self.root}/requests"
-
-    def request(self, name: str) -> str:
-        """Ephemeral, of who asks; the master answers in it."""
-        return f"{self.requests}/{name}"
-
-    @property
-    def runs(self) -> str:
-        return f"{self.root}/runs"
-
-    def damaged_outbox(self, data: bytes) -> str:
-        """Persistent; an outbox that could not be understood, put aside, with its checksum."""
-        return f"{self.root}/outbox-damaged-{zlib.crc32(data):08x}"
-
-    @property
-    def outbox(self) -> str:
-        """Persistent; the runs that are claimed and not yet known to be published."""
-        return f"{self.root}/outbox"
-
-    def member(self, id: str) -> str:
-        """Ephemeral, one a beat."""
-        return f"{self.members}/{quote_name(id)}"
-
-    def page(self, page: str) -> str:
-        """Persistent; the run states of the entries whose :func:`page_of` is `page`."""
-        return f"{self.runs}/{page}"
-
-
-@functools.lru_cache(1 << 17)
-def page_of(entry: str) -> str:
-    """The page (``"00"`` to ``"ff"``) that holds the run state of an entry, for ever: a stable
-    hash, so that any text can be an entry's name."""
-    return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:2]
-
-
-def is_page(name: str) -> bool:
-    """Whether a znode below ``runs`` is a page."""
-    return re.fullmatch("[0-9a-f]{2}", name) is not None
-
 
 #: What the annotations of records stand for.
 _KINDS: dict[str, Callable[[Any], bool]] = {

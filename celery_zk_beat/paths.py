@@ -1,0 +1,95 @@
+"""Where the znodes of an election lie. Pure, and imports nothing of ours."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import zlib
+from dataclasses import dataclass
+from urllib.parse import quote
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The znodes of one election. `root` is absolute and holds the chroot, if there is one."""
+
+    root: str
+
+    @classmethod
+    def of(cls, hosts: str, root: str) -> Paths:
+        """Those of `root` below the chroot of a connection string, if it has one."""
+        chroot = hosts.partition("/")[2]
+        return cls((f"/{chroot}" if chroot else "") + root)
+
+    @property
+    def master(self) -> str:
+        """Ephemeral; whoever created it is master."""
+        return f"{self.root}/master"
+
+    @property
+    def epoch(self) -> str:
+        """Persistent; its data version counts elections: the fencing token."""
+        return f"{self.root}/epoch"
+
+    @property
+    def members(self) -> str:
+        return f"{self.root}/members"
+
+    @property
+    def masters(self) -> str:
+        """Persistent; the last :data:`TERMS_REMEMBERED` masters."""
+        return f"{self.root}/masters"
+
+    @property
+    def pauses(self) -> str:
+        """Persistent; what operators hold back. Empty: nothing."""
+        return f"{self.root}/pauses"
+
+    @property
+    def requests(self) -> str:
+        """Persistent; written whenever a request is made below it, so that one watch is enough."""
+        return f"{self.root}/requests"
+
+    def request(self, name: str) -> str:
+        """Ephemeral, of who asks; the master answers in it."""
+        return f"{self.requests}/{name}"
+
+    @property
+    def runs(self) -> str:
+        return f"{self.root}/runs"
+
+    def damaged_outbox(self, data: bytes) -> str:
+        """Persistent; an outbox that could not be understood, put aside, with its checksum."""
+        return f"{self.root}/outbox-damaged-{zlib.crc32(data):08x}"
+
+    @property
+    def outbox(self) -> str:
+        """Persistent; the runs that are claimed and not yet known to be published."""
+        return f"{self.root}/outbox"
+
+    def member(self, id: str) -> str:
+        """Ephemeral, one a beat."""
+        return f"{self.members}/{quote_name(id)}"
+
+    def page(self, page: str) -> str:
+        """Persistent; the run states of the entries whose :func:`page_of` is `page`."""
+        return f"{self.runs}/{page}"
+
+
+@functools.lru_cache(1 << 17)
+def page_of(entry: str) -> str:
+    """The page (``"00"`` to ``"ff"``) that holds the run state of an entry, for ever: a stable
+    hash, so that any text can be an entry's name."""
+    return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:2]
+
+
+def is_page(name: str) -> bool:
+    """Whether a znode below ``runs`` is a page."""
+    return re.fullmatch("[0-9a-f]{2}", name) is not None
+
+
+def quote_name(name: str) -> str:
+    """Any text as one component of a znode path; reversible with :func:`urllib.parse.unquote`."""
+    quoted = quote(name, safe=" !$&'()*+,;=:@")
+    return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted
