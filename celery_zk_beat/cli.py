@@ -25,7 +25,7 @@ from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.signals import beat_init
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from . import clock, text
+from . import clock
 from .control import (
     DROP_RUN,
     LONGEST_WHO,
@@ -38,14 +38,15 @@ from .control import (
     change_pauses,
 )
 from .errors import Conflict, QuotaExceeded, RootError, TooLarge, Uncertain, ZkBeatError
-from .log import get_logger
+from .log import get_logger, safe
 from .paths import Paths, page_of
 from .records import FORMAT, MasterRecord, to_text
 from .runs import decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .session import ZooKeeperSession, connected
 from .settings import Settings, as_written, has_settings
-from .status import Master, Reader, Snapshot, plain
+from .status import terminal
+from .status.reader import Master, Reader, Snapshot, plain
 
 #: Exit codes, beside 0.
 #: There is no master that ticks; what was asked is refused, or not done.
@@ -69,7 +70,7 @@ class Failure(click.ClickException):
     exit_code = NOT_DONE
 
     def __init__(self, message: str) -> None:
-        super().__init__(text.safe(message))
+        super().__init__(safe(message))
 
 
 class Unreachable(Failure):
@@ -235,7 +236,7 @@ def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
     if as_json:
         click.echo(json.dumps(snapshot.to_json()))
     else:
-        _print(ctx, text.status(snapshot, snapshot.read_at, _style(ctx), _width()))
+        _print(ctx, terminal.status(snapshot, snapshot.read_at, _style(ctx), _width()))
     ctx.exit(0 if snapshot.ok else NOT_DONE)
 
 
@@ -253,7 +254,7 @@ def watch(ctx: click.Context, timeout: float) -> None:
       $ celery -A proj zk-beat watch
     """
     try:
-        from .watch import show
+        from .status.watch import show
     except ImportError as exc:
         raise Unreachable(f"{exc}: pip install 'celery-zk-beat[watch]'") from None
     if not sys.stdout.isatty():
@@ -307,8 +308,8 @@ def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
             if found is None:
                 _not_resigned(asking, answer, master, timeout)
                 return
-    took = text.duration(clock.boottime() - begun)
-    _print(ctx, [text.safe(f"{found.id} is master, epoch {found.epoch}, after {took}")])
+    took = terminal.duration(clock.boottime() - begun)
+    _print(ctx, [safe(f"{found.id} is master, epoch {found.epoch}, after {took}")])
 
 
 def _successor_wanted(snapshot: Snapshot, to: str | None) -> Master:
@@ -368,10 +369,10 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
     what = "everything" if entry is None else entry
     if before == after:
         by = "" if known.by is None else f", by {known.by}"
-        _print(ctx, [text.safe(f"{what} is paused already, since {text.iso(known.since)}{by}")])
+        _print(ctx, [safe(f"{what} is paused already, since {terminal.iso(known.since)}{by}")])
     else:
         how = "zk-beat resume" if entry is None else f"zk-beat resume {entry}"
-        _print(ctx, [text.safe(f"{what} is paused; `{how}` ends it")])
+        _print(ctx, [safe(f"{what} is paused; `{how}` ends it")])
 
 
 @zk_beat.command(cls=CeleryCommand)
@@ -408,11 +409,11 @@ def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float
             _known(snapshot, entry)
     what = "everything" if entry is None else entry
     if before == after:
-        _print(ctx, [text.safe(f"{what} is not paused{_other_pauses(after, entry)}")])
+        _print(ctx, [safe(f"{what} is not paused{_other_pauses(after, entry)}")])
         return
     who = "the next master" if snapshot.master is None else snapshot.master.id
     missed = f"{who} runs once what was due" if catch_up else f"{who} skips what was due"
-    _print(ctx, [text.safe(f"{what} goes on: {missed}{_other_pauses(after, entry)}")])
+    _print(ctx, [safe(f"{what} goes on: {missed}{_other_pauses(after, entry)}")])
 
 
 def _change(site: _Site, change: Callable[[Pauses], Pauses]) -> tuple[Pauses, Pauses]:
@@ -454,8 +455,8 @@ def run(ctx: click.Context, entry: str, timeout: float) -> None:
             raise Failure(f"{claimed}: is claimed, and waits for the broker")
         if number in _dropped(site, entry):
             raise Failure(f"{claimed}: was dropped; see `zk-beat history {entry}`")
-    took = text.duration(clock.boottime() - begun)
-    _print(ctx, [text.safe(f"{claimed}: dispatched after {took}")])
+    took = terminal.duration(clock.boottime() - begun)
+    _print(ctx, [safe(f"{claimed}: dispatched after {took}")])
 
 
 @zk_beat.command(cls=CeleryCommand)
@@ -477,7 +478,7 @@ def drop(ctx: click.Context, entry: str, timeout: float) -> None:
     with _site(ctx, timeout, news) as site:
         answer, number = _ask(site, DROP_RUN, entry, "dropped", news, deadline)
     what = f"run {number} of {entry}, task id {answer.task_id}: dropped, {answer.text}"
-    _print(ctx, [text.safe(what)])
+    _print(ctx, [safe(what)])
 
 
 def _ask(
@@ -576,9 +577,9 @@ def history(
         click.echo(json.dumps({**told, "runs": plain(runs), "masters": plain(masters)}))
         return
     now, style = snapshot.read_at, _style(ctx)
-    _print(ctx, text.history(runs, style, _width(), with_entry=entry is None))
+    _print(ctx, terminal.history(runs, style, _width(), with_entry=entry is None))
     if entry is None:
-        _print(ctx, ["", *text.masters(masters, now, style, _width())])
+        _print(ctx, ["", *terminal.masters(masters, now, style, _width())])
 
 
 # What they share ----------------------------------------------------------------------------------
@@ -630,7 +631,7 @@ def _print(ctx: click.Context, lines: Iterable[str]) -> None:
     ctx.obj.echo("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _style(ctx: click.Context) -> text.Style:
+def _style(ctx: click.Context) -> terminal.Style:
     def style(message: str, colour: str) -> str:
         how: dict[str, Any] = {"bold": True} if colour == "bold" else {"fg": colour}
         return str(ctx.obj.style(message, **how))

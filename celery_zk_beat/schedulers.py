@@ -392,7 +392,7 @@ class ZooKeeperScheduler(Scheduler):
         if self.settings.http is None:
             return
         try:
-            from .web import serve  # needs an extra
+            from .web.server import serve  # needs an extra
 
             self._server = serve(self)
         except SettingsError as exc:

@@ -17,7 +17,7 @@ from celery import Celery
 from celery.schedules import crontab
 from kazoo.client import KazooClient
 
-from celery_zk_beat import MasterElection, RootError, ZooKeeperScheduler, status, text
+from celery_zk_beat import MasterElection, RootError, ZooKeeperScheduler
 from celery_zk_beat.control import Pauses, change_pauses
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.ledger import RunLedger
@@ -25,7 +25,9 @@ from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import Run
 from celery_zk_beat.session import ZooKeeperSession, connected
 from celery_zk_beat.settings import Settings
-from celery_zk_beat.status import Reader, Snapshot
+from celery_zk_beat.status import reader as status_reader
+from celery_zk_beat.status import terminal
+from celery_zk_beat.status.reader import Reader, Snapshot
 from example_project.processes import REPOSITORY
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
@@ -214,13 +216,13 @@ def test_a_master_that_does_not_tick(
     assert look().ok
     follower = Follower(session, scheduler)
     assert follower.reader.read().ok
-    monkeypatch.setattr(status, "TICKING_WITHIN", 0.3)
+    monkeypatch.setattr(status_reader, "TICKING_WITHIN", 0.3)
     wait_until(lambda: not look().ok, PATIENCE, "silence")
     assert "one is master, but has not ticked since" in look().warnings[0]
     assert not follower.reader.read().ok
     ledger.published(claim(ledger, "often"), now())
     ledger.flush()
-    monkeypatch.setattr(status, "TICKING_WITHIN", PATIENCE)
+    monkeypatch.setattr(status_reader, "TICKING_WITHIN", PATIENCE)
     assert look().ok
 
 
@@ -262,7 +264,7 @@ def test_what_waits_and_why(
     (drops,) = (line for line in about if "2 runs wait for a schedule that names it" in line)
     assert "`zk-beat drop ENTRY`" in drops
     assert any(line.endswith(f", such as nightly: {100 * chr(0xE9)}") for line in about)
-    lines = text.status(found, now(), lambda text, colour: text, math.inf)
+    lines = terminal.status(found, now(), lambda text, colour: text, math.inf)
     assert any("2 waiting for a schedule that names it" in line for line in lines)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from celery_zk_beat import schedulers
 from celery_zk_beat.settings import check_http
-from celery_zk_beat.web import ALIVE_WITHIN, PATHS
+from celery_zk_beat.web.server import ALIVE_WITHIN, PATHS
 from example_project.processes import REPOSITORY
 
 DEPLOY = REPOSITORY / "docs" / "deploy"

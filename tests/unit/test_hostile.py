@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kazoo.exceptions import RolledBackError
 from kazoo.protocol.states import ZnodeStat
 
-from celery_zk_beat import RootError, ZooKeeperScheduler, text
+from celery_zk_beat import RootError, ZooKeeperScheduler
 from celery_zk_beat.control import Asking, Pauses, RequestRecord
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.log import get_logger
@@ -36,8 +36,9 @@ from celery_zk_beat.records import (
 )
 from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, encode_page
 from celery_zk_beat.session import Check, Node, Pending, SetData, ZooKeeperSession
-from celery_zk_beat.status import Reader, Snapshot
-from celery_zk_beat.web import Reading
+from celery_zk_beat.status import terminal
+from celery_zk_beat.status.reader import Reader, Snapshot
+from celery_zk_beat.web.server import Reading
 from tests import hostile
 
 ZNODE_STAT = ZnodeStat(*range(11))
@@ -219,9 +220,11 @@ def test_what_is_shown(scheduler: ZooKeeperScheduler, tree: dict[str, bytes], mt
     seen = reader.read()
     for width in (math.inf, 40.0):
         lines = [
-            *text.status(seen, seen.read_at, lambda message, colour: message, width, 100),
-            *text.history(reader.history(None, 50), lambda message, colour: message, width, True),
-            *text.masters(seen.masters, NOW, lambda message, colour: message, width),
+            *terminal.status(seen, seen.read_at, lambda message, colour: message, width, 100),
+            *terminal.history(
+                reader.history(None, 50), lambda message, colour: message, width, True
+            ),
+            *terminal.masters(seen.masters, NOW, lambda message, colour: message, width),
         ]
         assert all(map(is_one_line, lines))
     reading = Reading(seen, 0.0)
@@ -285,7 +288,7 @@ def test_it_does_not_take_long(scheduler: ZooKeeperScheduler) -> None:
     }
     begun = time.process_time()
     seen = look(scheduler, tree)
-    text.status(seen, seen.read_at, lambda message, colour: message, 80)
+    terminal.status(seen, seen.read_at, lambda message, colour: message, 80)
     Reading(seen, 0.0).full()
     assert time.process_time() - begun < 5
 

@@ -16,11 +16,12 @@ from typing import Any, Callable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from celery_zk_beat import clock, web
+from celery_zk_beat import clock
 from celery_zk_beat.errors import SettingsError, Uncertain
 from celery_zk_beat.metrics import Metrics
-from celery_zk_beat.status import Entry, Snapshot
-from celery_zk_beat.web import (
+from celery_zk_beat.status.reader import Entry, Snapshot
+from celery_zk_beat.web import server as web
+from celery_zk_beat.web.server import (
     PATHS,
     Application,
     Check,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Callable
 
-from .log import safe as safe
-from .status import Entry, RecentRun, Snapshot, Term
+from ..log import safe as safe
+from .reader import Entry, RecentRun, Snapshot, Term
 
 #: Gives a text a colour by name, or None for none.
 Style = Callable[[str, str], str]

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from . import clock
-from .control import Pause, Pauses
-from .due import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
-from .errors import RootError, ZkBeatError
-from .paths import Paths, is_page, page_of
-from .records import (
+from .. import clock
+from ..control import Pause, Pauses
+from ..due import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
+from ..errors import RootError, ZkBeatError
+from ..paths import Paths, is_page, page_of
+from ..records import (
     FORMAT,
     LARGEST_NUMBER,
     TERMS_REMEMBERED,
@@ -28,10 +28,10 @@ from .records import (
     from_text,
     to_text,
 )
-from .runs import PastRun, Run, RunState, decode_outbox, decode_page
-from .schedulers import ZooKeeperScheduler
-from .session import CLOCK_TOLERANCE, Node, Quota, ZooKeeperSession, changed_path
-from .settings import Settings
+from ..runs import PastRun, Run, RunState, decode_outbox, decode_page
+from ..schedulers import ZooKeeperScheduler
+from ..session import CLOCK_TOLERANCE, Node, Quota, ZooKeeperSession, changed_path
+from ..settings import Settings
 
 #: Seconds after which a master that has not written the outbox is not ticking; it does so every
 #: 30 s at the latest.

@@ -1,15 +1,10 @@
-"""HTTP, where `zk_beat_http` asks for it: probes, metrics and the status page. Read-only.
+"""HTTP is served by a process of its own, a child of the beat's.
 
-It is served by a process of its own, a child of the beat's: requests, and what is read of ZooKeeper
-and made into JSON for them, take no time of the dispatch loop's, however many they are. (In one
-process, 200 requests a second made runs late: benchmarks/http.py.) What only the beat itself knows,
-its :class:`State`, the child asks of it, a few times a second at most. A connection is good for one
-request and lives some seconds, whatever its client does.
-
-Importing this module needs the extra ``http``.
-
-Raises:
-    SettingsError: on import, where a package is missing.
+So requests, and what is read of ZooKeeper and made into JSON for them, take no time of the dispatch
+loop's, however many they are. (In one process, 200 requests a second made runs late:
+benchmarks/http.py.) What only the beat itself knows, its :class:`State`, the child asks of it, a
+few times a second at most. A connection is good for one request and lives some seconds, whatever
+its client does.
 """
 
 from __future__ import annotations
@@ -30,36 +25,30 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, NamedTuple, NoReturn
 
-from . import clock
-from .errors import SettingsError, ZkBeatError
-from .log import get_logger, safe
-from .metrics import Histogram, Metrics
-from .records import to_text
-from .session import connected
-from .status import Reader, Snapshot
-from .version import __version__
+import waitress.adjustments
+import waitress.channel
+import waitress.server
+import waitress.task
+import waitress.wasyncore
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
-try:
-    import waitress.adjustments
-    import waitress.channel
-    import waitress.server
-    import waitress.task
-    import waitress.wasyncore
-    from prometheus_client import CollectorRegistry, ProcessCollector
-    from prometheus_client.core import (
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-        InfoMetricFamily,
-        Metric,
-    )
-    from prometheus_client.exposition import choose_encoder
-    from prometheus_client.registry import Collector
-except ImportError as exc:
-    raise SettingsError(
-        "zk_beat_http needs prometheus_client and waitress: pip install 'celery-zk-beat[http]' "
-        f"({exc})"
-    ) from None
+from .. import clock
+from ..errors import SettingsError, ZkBeatError
+from ..log import get_logger, safe
+from ..metrics import Histogram, Metrics
+from ..records import to_text
+from ..session import connected
+from ..status.reader import Reader, Snapshot
+from ..version import __version__
 
 logger = get_logger(__name__)
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_zk_beat.text import Column, Table, age, duration, safe
+from celery_zk_beat.log import safe
+from celery_zk_beat.status.terminal import Column, Table, age, duration
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 

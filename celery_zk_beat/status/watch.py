@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from . import clock, text
-from .errors import Uncertain
-from .status import Reader, Snapshot
+from .. import clock
+from ..errors import Uncertain
+from . import terminal
+from .reader import Reader, Snapshot
 
 #: Seconds in which changes are gathered before they are read.
 _GATHER = 0.1
@@ -18,14 +19,14 @@ _GATHER = 0.1
 _EVERY = 1.0
 
 
-def show(reader: Reader, wait: Callable[[float], bool], style: text.Style) -> None:
+def show(reader: Reader, wait: Callable[[float], bool], style: terminal.Style) -> None:
     """Until it is interrupted.
 
     Args:
         wait: waits for a change, or the connection to come or go, for at most so many seconds.
 
     Raises:
-        as :meth:`.status.Reader.read`; but a connection that is lost is waited for.
+        as :meth:`.reader.Reader.read`; but a connection that is lost is waited for.
     """
     console = Console(highlight=False)
     snapshot, lost = reader.read(), False
@@ -41,11 +42,11 @@ def show(reader: Reader, wait: Callable[[float], bool], style: text.Style) -> No
                 lost = True
 
 
-def _picture(snapshot: Snapshot, lost: bool, console: Console, style: text.Style) -> Text:
+def _picture(snapshot: Snapshot, lost: bool, console: Console, style: terminal.Style) -> Text:
     now = clock.now()
-    lines = text.status(snapshot, now, style, console.width, console.height - lost)
+    lines = terminal.status(snapshot, now, style, console.width, console.height - lost)
     if lost:
-        when = text.age(snapshot.read_at, now)
+        when = terminal.age(snapshot.read_at, now)
         lines.insert(0, style(f"ZooKeeper does not answer; this is what it said {when}", "red"))
     picture = Text("\n").join(
         Text.from_ansi(line, no_wrap=True) for line in lines[: console.height]
