@@ -158,7 +158,8 @@ class Batch:
         self._gathered: list[dict[str, Any]] = []
 
     def publish(self, message: dict[str, Any], **kwargs: Any) -> None:
-        self.channel.basic_publish(message, _publish_batch=self._gathered, **kwargs)
+        publish: Callable[..., object] = self.channel.basic_publish
+        publish(message, _publish_batch=self._gathered, **kwargs)
 
     def flush(self) -> None:
         gathered, self._gathered = self._gathered, []
@@ -176,7 +177,7 @@ class Batch:
         pass
 
 
-class Channel(virtual.Channel):  # type: ignore[misc]
+class Channel(virtual.Channel):
     @property
     def supports_batch_publish(self) -> bool:
         return Broker.current.together
@@ -207,13 +208,13 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return 0
 
 
-class Transport(virtual.Transport):  # type: ignore[misc]
+class Transport(virtual.Transport):
     Channel = Channel
     driver_type = driver_name = "simulated"
     implements = virtual.Transport.implements.extend(batch_publish=True)
     connection_errors = (OSError,)
-    default_port = 0
+    default_port: Any = 0
 
     def establish_connection(self) -> Any:
         Broker.current.connect()
-        return super().establish_connection()
+        return super().establish_connection()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery_zk_beat import ledger
 from celery_zk_beat.control import Pauses
@@ -22,6 +22,9 @@ from celery_zk_beat.runs import RunState, decode_outbox, decode_page
 from .broker import Sent
 from .ensemble import Tree, Write, Znode
 from .world import BEGINNING, World
+
+if TYPE_CHECKING:
+    from .run import Beat
 
 #: Seconds by which a due instant may be off.
 TOLERANCE = 0.000_001
@@ -441,12 +444,13 @@ class Checker:
 
     # In the end ---------------------------------------------------------------------------------
 
-    def is_well(self, beats: Sequence[Any], count: int, since: float) -> bool:
+    def is_well(self, beats: Sequence[Beat], count: int, since: float) -> bool:
         """Whether `count` beats live, one of them is master, no run of its schedule waits, and all
         entries had a run after `since`."""
         masters = [beat for beat in beats if beat.is_master]
         if len(beats) != count or len(masters) != 1 or masters[0].name in self.useless:
             return False
+        assert masters[0].scheduler is not None
         known = masters[0].scheduler.schedule.keys() - self.broken
         return not any(entry in known for entry, _ in self.outbox) and all(
             self._last_sent.get(entry, 0.0) > since
@@ -472,8 +476,10 @@ class Checker:
             if gap > period + self._may_be_late:
                 self.fail(f"I12: {entry}, of {period} s, did not run for {gap} s")
 
-    def finish(self, beats: Sequence[Any]) -> None:
+    def finish(self, beats: Sequence[Beat]) -> None:
         for beat in beats:
+            assert beat.machine is not None
+            assert beat.scheduler is not None
             self.hurt(beat.name, beat.machine.failures)
             if beat.scheduler._failure is not None:
                 self.fail(f"I6: {beat.name} ended by itself: {beat.scheduler._failure!r}")

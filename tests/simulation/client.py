@@ -21,7 +21,7 @@ from .world import Condition, Lane, Machine, World
 CONNECT_PAUSE = 1.0
 
 
-class Handler(SequentialThreadingHandler):  # type: ignore[misc]
+class Handler(SequentialThreadingHandler):
     """kazoo's threads for callbacks, and what it waits with."""
 
     def __init__(self, world: World, machine: Machine) -> None:
@@ -238,10 +238,10 @@ class ClientConnection:
 
     def lose(self) -> None:
         """The connection is gone."""
-        server, self._server = self._server, None
         self._established = False
-        if server is not None:
-            self.hang_up(server)
+        if self._server is not None:
+            self.hang_up()
+            self._server = None
             self.ensemble.world.after(0.0, self._lost, self.machine)
 
     def _lost(self) -> None:
@@ -250,13 +250,13 @@ class ClientConnection:
                 self.client._session_callback(KeeperState.CONNECTING)
             self._again()
 
-    def hang_up(self, server: Connection) -> None:
+    def hang_up(self) -> None:
         """The server learns of it as of everything else: after what was sent before."""
-        self.link.put("requests", server.up, server.close)
+        if self._server is not None:
+            self.link.put("requests", self._server.up, self._server.close)
 
     def _end(self) -> None:
-        if self._server is not None:
-            self.hang_up(self._server)
+        self.hang_up()
         self._server = None
         self._running = False
         self.link.connections.remove(self)
@@ -264,7 +264,7 @@ class ClientConnection:
         self._closed.notify_all()
 
 
-class SimulatedKazoo(KazooClient):  # type: ignore[misc]
+class SimulatedKazoo(KazooClient):
     """kazoo's client on a simulated connection, for the machine that makes it."""
 
     #: Where the machines' roads lead to.

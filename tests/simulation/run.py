@@ -55,32 +55,34 @@ AFTER_OUTAGE = 6.0
 RHYTHMS = (0.2, 0.6, 2.0)
 
 
-class Asked(schedule):  # type: ignore[misc]
+class Asked(schedule):
     pass
 
 
-class Fixed(schedule):  # type: ignore[misc]
+class Fixed(schedule):
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         since = last_run_at - datetime.fromtimestamp(0, timezone.utc)
-        return last_run_at + self.run_every - since % self.run_every - self.now()
+        every: timedelta = self.run_every
+        now: datetime = self.now()
+        return last_run_at + every - since % every - now
 
     def is_due(self, last_run_at: datetime) -> schedstate:
         left = self.remaining_estimate(last_run_at).total_seconds()
         return schedstate(left <= 0, left if left > 0 else self.seconds)
 
 
-class _Celery(Celery):  # type: ignore[misc]
+class _Celery(Celery):
     def now(self) -> Any:
         World.active.breathe()
         return simulated.now()
 
 
-class _Producer(Producer):  # type: ignore[misc]
+class _Producer(Producer):
     """Making a message takes its time."""
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         World.active.breathe()
-        published = super().publish(*args, **kwargs)
+        published = super().publish(*args, **kwargs)  # type: ignore[no-untyped-call]
         World.active.breathe()
         return published
 
@@ -99,7 +101,7 @@ def _make_app(name: str) -> Celery:
     return app
 
 
-class Stored(Scheduler):  # type: ignore[misc]
+class Stored(Scheduler):
     """As a database scheduler: all beats have one store, which is written now and then."""
 
     #: Name to `last_run_at` and `total_run_count`.
@@ -126,7 +128,7 @@ class Stored(Scheduler):  # type: ignore[misc]
         return super().reserve(entry)
 
     def should_sync(self) -> bool:
-        return self._tasks_since_sync >= self.sync_every_tasks
+        return bool(self._tasks_since_sync >= self.sync_every_tasks)
 
     def sync(self) -> None:
         World.active.breathe()
@@ -247,8 +249,7 @@ class Beat:
             self.run.checker.hurt(self.name, machine.failures)
             machine.die()
             for connection in self.link.connections:
-                if connection._server is not None:
-                    connection.hang_up(connection._server)
+                connection.hang_up()
             self.link.connections.clear()
 
 
@@ -366,6 +367,7 @@ class Run:
     def end(self) -> None:
         """Lets go of the threads, which would be kept for ever."""
         for beat in self.alive():
+            assert beat.machine is not None
             beat.machine.die()
         self._limits.close()
 

@@ -338,7 +338,7 @@ def sleep(seconds: float) -> None:
 
 
 #: What stands in for names of the package's module of that name.
-CLOCK: dict[str, object] = {
+CLOCK: dict[str, Any] = {
     "SimpleQueue": SimpleQueue,
     "Thread": Thread,
     "boottime": boottime,
