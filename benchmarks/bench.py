@@ -167,9 +167,7 @@ class Cluster:
             sent = any(arrival.epoch == term.epoch for arrival in self.arrivals.all)
             return term if sent else None
 
-        term = wait_until(dispatching, PATIENCE, "a master that dispatches")
-        assert term is not None
-        return term
+        return wait_until(dispatching, PATIENCE, "a master that dispatches")
 
     def requests(self, since: float) -> list[Request]:
         """What ZooKeeper has processed since then, in order."""

@@ -57,7 +57,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
+def wait_until(condition: Callable[[], T | None], timeout: float, what: str) -> T:
     """The first true value of `condition`, asked every 20 ms.
 
     Raises:

@@ -220,9 +220,7 @@ class Ensemble:
         def leading() -> ZooKeeper | None:
             return next((s for s in self.servers if s.alive and s.mode == "leader"), None)
 
-        server = wait_until(leading, timeout, "a leader of the ensemble")
-        assert server is not None
-        return server
+        return wait_until(leading, timeout, "a leader of the ensemble")
 
     def stop(self) -> None:
         for server in self.servers:

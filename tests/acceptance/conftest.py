@@ -134,7 +134,7 @@ class Site:
             history = self.history()
             return history if condition(history) else None
 
-        return wait_until(look, PATIENCE, what) or []
+        return wait_until(look, PATIENCE, what)
 
     def wait_for_run(self, master: Process) -> list[Message]:
         """The history once it holds a run that `master`, a beat of this site, dispatched from

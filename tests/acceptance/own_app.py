@@ -42,6 +42,6 @@ class Thing(list):  # type: ignore[type-arg]
     __repr__ = object.__repr__
 
 
-@app.on_after_finalize.connect  # type: ignore[untyped-decorator]
+@app.on_after_finalize.connect
 def add_without_a_name(sender: Celery, **kwargs: Any) -> None:
     sender.add_periodic_task(3600.0, sender.signature("seldom", args=("a", Thing())))

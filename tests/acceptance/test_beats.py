@@ -108,7 +108,10 @@ def test_it_goes_round(site: Site) -> None:
         master = next(b for b in beats if b.name == site.history()[-1].master)
         assert master.terminate(PATIENCE) == 0
         epoch = 5 - left
-        site.wait(lambda history, old=epoch: history[-1].epoch > old, "the next master")
+        site.wait(
+            lambda history, old=epoch: history[-1].epoch > old,  # type: ignore[misc]
+            "the next master",
+        )
     assert check(site.history()) == []
 
 
@@ -335,7 +338,10 @@ def test_detached(site: Site, tmp_path: Path) -> None:
     env = {**site._env("detached", {}), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, env=env, cwd=REPOSITORY, timeout=PATIENCE, check=False)
     assert done.returncode == 0
-    pid = int(wait_until(lambda: pidfile.exists() and pidfile.read_text(), PATIENCE, "a pid file"))
+    text = wait_until(
+        lambda: pidfile.read_text() if pidfile.exists() else None, PATIENCE, "a pid file"
+    )
+    pid = int(text)
     try:
         history = site.wait(lambda history: len(history) > 2, "runs")
         assert check(history) == []
@@ -531,11 +537,14 @@ def test_rolling_deploy(site: Site) -> None:
             running.remove(leaving)
             assert leaving.terminate(PATIENCE) == 0
             site.wait(
-                lambda history, gone=leaving: history[-1].master != gone.name, "the next master"
+                lambda history, gone=leaving: history[-1].master != gone.name,  # type: ignore[misc]
+                "the next master",
             )
         begun = len(site.history())  # not the last: another may come right after it each time
         site.wait(
-            lambda history, begun=begun, other=other: other in {m.task for m in history[begun:]},
+            lambda history, begun=begun, other=other: (  # type: ignore[misc]
+                other in {m.task for m in history[begun:]}
+            ),
             "what it knows",
         )
     history = site.history()

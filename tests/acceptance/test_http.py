@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ SOON = 5.0
 class Server:
     """What a beat of `site` serves."""
 
-    def __init__(self, site: Site, name: str = "one", **conf: object) -> None:
+    def __init__(self, site: Site, name: str = "one", **conf: Any) -> None:
         self.port = free_port()
         self.beat = site.beat(name, zk_beat_http=self.port, **conf)
         self.beat.wait_for_log("serving HTTP", PATIENCE)
@@ -219,7 +220,7 @@ def test_a_client_who_misbehaves(
     assert "Traceback" not in server.beat.log()
 
 
-def run_beat(site: Site, **conf: object) -> str:
+def run_beat(site: Site, **conf: Any) -> str:
     """A beat that cannot start: its log."""
     beat = site.beat("one", **conf)
     assert beat.wait(PATIENCE) == 1

@@ -43,7 +43,9 @@ class Life:
         def enough() -> bool:
             nonlocal arrived
             pipe = self.broker.pipeline()
-            got, _ = pipe.llen("celery").delete("celery").execute()
+            pipe.llen("celery")
+            pipe.delete("celery")
+            got: int = pipe.execute()[0]
             arrived += got
             return arrived >= count
 

@@ -47,9 +47,7 @@ def next_master(client: KazooClient, epoch: int) -> MasterRecord:
         record = MasterRecord.decode(f"{ROOT}/master", data)
         return record if record.epoch > epoch else None
 
-    found = wait_until(look, PATIENCE, "the next master")
-    assert found is not None
-    return found
+    return wait_until(look, PATIENCE, "the next master")
 
 
 def suffer_outage(road: Road, broker: Redis) -> None:

@@ -170,9 +170,7 @@ class Site:
             masters = [message.master for message in self.history()[begun:]]
             return next((by_id[master] for master in masters if master in by_id), None)
 
-        beat = wait_until(found, PATIENCE, "a run")
-        assert beat is not None
-        return beat
+        return wait_until(found, PATIENCE, "a run")
 
     def wait_until_executed(self, epoch: int) -> None:
         """Waits until the worker has executed a run of that epoch, and all runs before it."""
