@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shelve
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from multiprocessing.util import Finalize
 from typing import Any, Callable, Protocol
 
 from celery.beat import Scheduler
@@ -23,21 +21,17 @@ from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
 from .. import clock
-from ..due import as_of, at_one_instant, due_instant, is_ahead, utc_of
+from ..due import as_of, at_one_instant, due_instant, is_ahead
 from ..errors import SettingsError, ZkBeatError
 from ..log import get_logger
 from ..messages import send_by_celery
 from ..runs import RunState
-from .stores import key_of, start_of
+from .stores import StoreAdapter, adapter_of
 
 logger = get_logger(__name__)
 
 #: By how much a store may round the time of a run.
 _ROUNDED = timedelta(milliseconds=1)
-
-
-#: How long ago an entry that has a start and never ran has run, say database schedulers.
-_PRETENDED = timedelta(days=365 * 30)
 
 
 class SchedulerFailed(ZkBeatError):
@@ -65,7 +59,7 @@ class Gate(Protocol):
         """
 
     def is_open(self) -> bool:
-        """Whether this beat is still the master."""
+        """True while this beat is the master."""
 
 
 def scheduler_class(name: str, shown: str) -> type[Scheduler]:
@@ -94,7 +88,11 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     Raises:
         SchedulerFailed: its constructor raised.
     """
-    kind = type(scheduler.__name__, (Gated, scheduler), {"gate": gate})
+    adapter = adapter_of(scheduler)
+    # The gate is an attribute of the class: the constructor takes Celery's arguments alone, and
+    # may tick, or ask for its schedule, before anybody could give it to the instance.
+    names = {"gate": gate, "adapter_class": adapter, **adapter.overrides}
+    kind = type(scheduler.__name__, (Gated, scheduler), names)
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
         try:
@@ -121,6 +119,7 @@ class Gated(Scheduler):
     """Goes before a scheduler class among the bases of another."""
 
     gate: Gate
+    adapter_class: type[StoreAdapter]
     #: The connection to the broker is that of the gating scheduler.
     producer = None
     #: The entries as they were last read, all that are known, by name.
@@ -136,6 +135,7 @@ class Gated(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.entries = {}
+        self.adapter = self.adapter_class(self)
         began, since = clock.now(), clock.boottime()
         super().__init__(*args, **kwargs)
         # No entry was made earlier, by the clock of day, also if that was set back in between.
@@ -144,19 +144,18 @@ class Gated(Scheduler):
 
     def opened(self) -> None:
         """To be called once, after it is made."""
-        if hasattr(self, "lock_key"):
-            self.lock_key = None  # RedBeat's: who is master is decided elsewhere
+        self.adapter.opened()
         entries = self.schedule
-        for name, entry in list(self._with_others(entries).items()):
+        for name, entry in list(self.adapter.entries(entries, self.entries).items()):
             state = self._state(entry)
+            if state is None:
+                continue
             # A time since it was made cannot be from its store, which does not know the entry.
-            if state is not None and _last_run_at(entry) >= max(self._built_at, state.last_run_at):
-                if state.due is not None and hasattr(entry, "model"):
-                    entries[name] = self._as_if_run(entry, state.last_run_at)
-                    continue
-                entry.last_run_at = as_of(entry, state.last_run_at)
-                if self._is_redbeat:
-                    entry.reschedule(entry.last_run_at)
+            if self.adapter.last_run_at(entry) >= max(self._built_at, state.last_run_at):
+                has_run = state.due is not None
+                known = self.adapter.as_if_known(entry, state.last_run_at, has_run)
+                if known is not entry:
+                    entries[name] = known
         self._is_open = True
         self.read_anew()
 
@@ -190,45 +189,26 @@ class Gated(Scheduler):
         until_due()
         send_by_celery(super().apply_async, self.app, self.gate.producer, entry)
 
-    @property
-    def _is_redbeat(self) -> bool:
-        """Whether entries are read from Redis at each look, and only those that are nearly due."""
-        return hasattr(self.Entry, "from_key")
-
     def write(self) -> None:
         """Has it write to its store what is not there yet."""
         self._do_sync()
 
     def has_lost(self, name: str, key: str | None) -> bool:
-        """Whether the entry of a run is certainly deleted, or disabled, in a store that all beats
-        have: not merely out of sight, as a row may be that cannot be read.
+        """True where the entry of a run is certainly deleted, or disabled, in a store that all
+        beats have: not merely out of sight, as a row may be that cannot be read.
 
         Raises:
             SchedulerFailed: its store does not answer.
         """
         with _failing(type(self).__name__):
             if name in self.entries:  # another one, perhaps; a run of our own scheduler has no key
-                return key is not None and key_of(self.entries[name]) not in (None, key)
-            if self._is_redbeat:
-                return True  # its entries were just read, all of them
-            rows = getattr(self, "Model", None)
-            if key is None or rows is None:
-                return False
-            if hasattr(rows, "objects"):
-                return not rows.objects.filter(pk=key, enabled=True).exists()
-            with self.Session() as session:
-                row = session.get(rows, int(key))
-                return row is None or not row.enabled
+                return key is not None and self.adapter.key(self.entries[name]) not in (None, key)
+            return self.adapter.has_lost(key)
 
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
         self._is_over = True
-        finalize = getattr(self, "_finalize", None)
-        if isinstance(finalize, Finalize):
-            finalize.cancel()  # which would sync at the end of the process, and keeps this alive
-        store = getattr(self, "_store", None)
-        if isinstance(store, shelve.Shelf):
-            vars(store)["cache"].clear()  # which closing it would write
+        self.adapter.forget()
         try:
             self.close()
         except Exception:
@@ -291,8 +271,8 @@ class Gated(Scheduler):
         reserved = None if advance else self._last_reserved
         if reserved is not None and reserved.name != entry.name:
             reserved = None
-        claimed = clock.now() if reserved is None else _last_run_at(reserved)
-        due = _due(entry)
+        claimed = clock.now() if reserved is None else self.adapter.last_run_at(reserved)
+        due = _due(entry, self.adapter.start(entry))
         if claimed < due:  # the clock was set back since it was asked: it would be due again
             claimed = due
             if reserved is not None:
@@ -323,70 +303,21 @@ class Gated(Scheduler):
         state = self.gate.state(entry.name)
         if state is not None and is_ahead(state.last_run_at, clock.now()):
             return None  # not for its store, where it would have to be mended too
-        return state if state is not None and state.key == key_of(entry) else None
+        return state if state is not None and state.key == self.adapter.key(entry) else None
 
     def _bring_up_to_date(self, entries: Any) -> None:
         """Has the scheduler know what ran though its store does not say so."""
         for name, entry in list(entries.items()):
             state = self._state(entry)
-            if state is not None and _last_run_at(entry) < state.last_run_at - _ROUNDED:
-                entries[name] = self._as_if_run(entry, state.last_run_at)
-        self.entries = self._with_others(entries)
-
-    def _as_if_run(self, entry: Any, at: datetime) -> Any:
-        if not hasattr(entry, "model"):
-            return entry._next_instance(last_run_at=as_of(entry, at))
-        # An entry of a database takes no time as an argument; it asks itself for the present one,
-        # in a manner that depends on its settings.
-        zone = entry._default_now().tzinfo
-        own = at.replace(tzinfo=None) if zone is None else at.astimezone(zone)
-        now: Callable[[], datetime] = lambda: own  # noqa: E731
-        entry.default_now = entry._default_now = now
-        return self.reserve(entry)
-
-    def _with_others(self, entries: Any) -> dict[str, Any]:
-        """The entries that were read, with those of RedBeat that are not due yet; the same
-        dictionary as long as none has come or gone."""
-        if not self._is_redbeat:
-            return entries  # type: ignore[no-any-return]
-        from redbeat.schedulers import get_redis
-
-        app, found = self.app, {}
-        known = {entry.key: entry for entry in (*self.entries.values(), *entries.values())}
-        for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
-            with contextlib.suppress(KeyError):  # deleted
-                entry = known.get(key) or self.Entry.from_key(key, app=app)
-                found[entry.name] = entry
-        if found.keys() != self.entries.keys():
-            return found
-        self.entries.update(found)
-        return self.entries
-
-    # django-celery-beat leaves out of its schedule what is not due for hours: operators could not
-    # ask for it, and what it missed, or has waiting, would have to wait for its hour.
-
-    def _get_crontab_exclude_query(self) -> Any:
-        from django.db.models import Q
-
-        return Q(pk__in=())
-
-    def get_excluded_hours_for_crontab_tasks(self) -> list[int]:
-        return []  # as it is called before 2.9
+            if state is None:
+                continue
+            if self.adapter.last_run_at(entry) < state.last_run_at - _ROUNDED:
+                entries[name] = self.adapter.as_if_run(entry, state.last_run_at)
+        self.entries = self.adapter.entries(entries, self.entries)
 
 
-def _last_run_at(entry: Any) -> datetime:
-    at = entry.last_run_at
-    if at is None:
-        return datetime.min.replace(tzinfo=timezone.utc)
-    # With a start, database schedulers pretend that an entry that never ran did, long ago. It never
-    # did since it was last changed: to be enabled again, perhaps, after its one run.
-    changed = getattr(getattr(entry, "model", None), "date_changed", None)
-    return utc_of(entry, changed if changed is not None and at == changed - _PRETENDED else at)
-
-
-def _due(entry: Any) -> datetime:
+def _due(entry: Any, start: datetime | None) -> datetime:
     with at_one_instant(entry.schedule):
         due = due_instant(entry)
     # With a start, database schedulers pretend a last run of 30 years before.
-    start = start_of(entry)
     return due if start is None else max(due, start)
