@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from multiprocessing import get_context
 from typing import Any
 
-from celery_zk_beat.web.server import PATHS
+from celery_zk_beat.web.application import PATHS
 from example_project.processes import LOOPBACK, free_port, wait_until
 
 from .bench import PATIENCE, Cluster, Row, cpu_seconds, report, scratch

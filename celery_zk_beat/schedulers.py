@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.beat import Scheduler
 
@@ -69,6 +69,9 @@ from .session import Operation
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
+
+if TYPE_CHECKING:
+    from .web.server import Server
 
 logger = get_logger(__name__)
 
@@ -192,7 +195,7 @@ class ZooKeeperScheduler(Scheduler):
         self._unit = Unit()
         self._announcer = Announcer(self)
         self._announced_epoch = 0
-        self._server: Any = None
+        self._server: Server | None = None
         self._thread: clock.Thread | None = None
         #: Looks for the broker, while this is a standby that did not reach it as master.
         self._prober: clock.Thread | None = None
@@ -392,9 +395,10 @@ class ZooKeeperScheduler(Scheduler):
         if self.settings.http is None:
             return
         try:
-            from .web.server import serve  # needs an extra
+            from .web import server, state  # needs an extra
 
-            self._server = serve(self)
+            beat = state.Beat(self.settings, self._election, self.metrics, self)
+            self._server = server.Server(beat, *self.settings.http)
         except SettingsError as exc:
             logger.critical("beat stops: %s", exc)
             self._failure = exc  # for close(), because Celery takes a SystemExit here for a wish

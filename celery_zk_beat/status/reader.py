@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Protocol
 
 from .. import clock
 from ..control import Pause, Pauses
@@ -29,7 +29,6 @@ from ..records import (
     to_text,
 )
 from ..runs import PastRun, Run, RunState, decode_outbox, decode_page
-from ..schedulers import ZooKeeperScheduler
 from ..session import CLOCK_TOLERANCE, Node, Quota, ZooKeeperSession, changed_path
 from ..settings import Settings
 
@@ -208,6 +207,20 @@ class Snapshot:
         return {"format": FORMAT, **plain(self)}
 
 
+class Schedule(Protocol):
+    """What of the asker's scheduler a look needs."""
+
+    @property
+    def entries(self) -> Mapping[str, Any]:
+        """Celery's, by name."""
+
+    def digest(self) -> str:
+        """Tells schedules apart."""
+
+    def task_id(self, entry: str, number: int, due: datetime) -> str:
+        """The one with which a run is, or was, published."""
+
+
 class Reader:
     """Looks once, or again and again, and then asks only for what has changed. For one thread at a
     time.
@@ -215,7 +228,7 @@ class Reader:
     Args:
         session: a connected one.
         settings: those of the asker, which say where to look.
-        scheduler: the asker's, for its schedule; it need not, and will not, connect.
+        schedule: the asker's.
         on_change: called on kazoo's thread, which it must not block, whenever the next look may
             find something new; not when the connection comes back, which the session tells.
             Without it no watch is set, and every look reads everything.
@@ -226,17 +239,17 @@ class Reader:
         self,
         session: ZooKeeperSession,
         settings: Settings,
-        scheduler: ZooKeeperScheduler,
+        schedule: Schedule,
         on_change: Callable[[], None] | None = None,
         remarks: Iterable[str] = (),
     ) -> None:
         self._session = session
         self._settings = settings
-        self._scheduler = scheduler
+        self._schedule = schedule
         self._paths = paths = Paths.of(settings.hosts, settings.root)
         self._on_change = on_change
         self._remarks = tuple(remarks)
-        self._digest = scheduler.digest()
+        self._digest = schedule.digest()
         #: What is always looked at, and what may be missing and come.
         self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
         self._parents = (paths.root, paths.members, paths.runs)
@@ -484,7 +497,7 @@ class Reader:
         pauses: Pauses,
         now: datetime,
     ) -> list[Entry]:
-        schedule = dict(self._scheduler.entries)
+        schedule = dict(self._schedule.entries)
         waiting = {run.entry: run.number for run in outbox}
         states = {name: state for page in pages for name, state in page.states.items()}
         # Of those of a gated scheduler ZooKeeper alone knows.
@@ -512,7 +525,7 @@ class Reader:
             name: state.last_run_at
             for page in pages
             for name, state in page.states.items()
-            if is_ahead(state.last_run_at, now) and name in self._scheduler.entries
+            if is_ahead(state.last_run_at, now) and name in self._schedule.entries
         }
         for name in sorted(ahead)[:1]:
             others = f" (and so for {len(ahead) - 1} more)" if len(ahead) > 1 else ""
@@ -537,7 +550,7 @@ class Reader:
                 task_id=(
                     None
                     if run.number is None
-                    else self._scheduler.task_id(name, run.number, run.due)
+                    else self._schedule.task_id(name, run.number, run.due)
                 ),
                 note=run.note,
             )

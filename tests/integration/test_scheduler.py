@@ -76,6 +76,7 @@ def test_http_is_closed_twice(app: Celery) -> None:
     scheduler = ZooKeeperScheduler(app=app)
     scheduler.tick()
     scheduler.close()
+    assert scheduler._server is not None
     scheduler._server._thread.join(PATIENCE)
     assert not scheduler._server._thread.is_alive()
     scheduler.close()

@@ -14,7 +14,8 @@ import yaml
 
 from celery_zk_beat import schedulers
 from celery_zk_beat.settings import check_http
-from celery_zk_beat.web.server import ALIVE_WITHIN, PATHS
+from celery_zk_beat.web.application import PATHS
+from celery_zk_beat.web.probes import ALIVE_WITHIN
 from example_project.processes import REPOSITORY
 
 DEPLOY = REPOSITORY / "docs" / "deploy"

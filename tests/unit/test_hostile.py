@@ -38,7 +38,7 @@ from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, 
 from celery_zk_beat.session import Check, Node, Pending, SetData, ZooKeeperSession
 from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader, Snapshot
-from celery_zk_beat.web.server import Reading
+from celery_zk_beat.web.readings import Reading
 from tests import hostile
 
 ZNODE_STAT = ZnodeStat(*range(11))

@@ -20,20 +20,11 @@ from celery_zk_beat import clock
 from celery_zk_beat.errors import SettingsError, Uncertain
 from celery_zk_beat.metrics import Metrics
 from celery_zk_beat.status.reader import Entry, Snapshot
-from celery_zk_beat.web import server as web
-from celery_zk_beat.web.server import (
-    PATHS,
-    Application,
-    Check,
-    State,
-    Statuses,
-    Told,
-    _listen,
-    _Listener,
-    alive,
-    leads,
-    ready,
-)
+from celery_zk_beat.web.application import PATHS, Application
+from celery_zk_beat.web.listener import Listener, listen
+from celery_zk_beat.web.probes import SILENT, Finding, alive, leads, ready
+from celery_zk_beat.web.readings import _EVERY, Readings
+from celery_zk_beat.web.state import Report, State
 from example_project.servers import free_port, wait_until
 from tests.conftest import PATIENCE
 
@@ -56,7 +47,6 @@ MASTER = State(
 STANDBY = replace(MASTER, id="two", epoch=None)
 CUT_OFF = replace(STANDBY, connected=False)
 BEGINS = replace(CUT_OFF, decided=False, master=None, master_epoch=0, metrics=Metrics())
-SILENT = Check(False, "the beat has not answered for 1 s")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,7 +54,7 @@ def nobody_reads_any_more() -> Iterator[None]:
     """Afterwards: such a thread would run into what other tests do to the clock."""
     yield
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(web, "_IDLE", 0.0)
+        patch.setattr("celery_zk_beat.web.readings._IDLE", 0.0)
         wait_until(
             lambda: all(thread.name != "zk-beat-status" for thread in threading.enumerate()),
             PATIENCE,
@@ -96,12 +86,12 @@ def snapshot(*entries: Entry) -> Snapshot:
     )
 
 
-def statuses(read: Callable[[], Snapshot]) -> Statuses:
+def make_readings(read: Callable[[], Snapshot]) -> Readings:
     @contextlib.contextmanager
     def connect() -> Iterator[Callable[[], Snapshot]]:
         yield read
 
-    return Statuses(connect)
+    return Readings(connect)
 
 
 class Client:
@@ -110,7 +100,7 @@ class Client:
     def __init__(
         self, state: State, read: Callable[[], Snapshot] = snapshot, answers: bool = True
     ) -> None:
-        self.app = Application(lambda: Told(state, answers), statuses(read), os.getpid())
+        self.app = Application(lambda: Report(state, answers), make_readings(read), os.getpid())
 
     def get(self, path: str, method: str = "GET") -> tuple[str, dict[str, str], bytes]:
         started: list[Any] = []
@@ -120,48 +110,51 @@ class Client:
 
 
 @pytest.mark.parametrize(
-    ("state", "now", "check"),
+    ("state", "now", "finding"),
     [
-        (MASTER, 99.5, Check(True, "the dispatch loop moved 0.5 s ago")),
-        (CUT_OFF, 159.0, Check(True, "the dispatch loop moved 60.0 s ago")),
-        (MASTER, 160.0, Check(False, "the dispatch loop moved 61.0 s ago")),
-        (BEGINS, 69.0, Check(True, "the dispatch loop begins")),
-        (BEGINS, 71.0, Check(False, "the dispatch loop begins")),
+        (MASTER, 99.5, Finding(True, "the dispatch loop moved 0.5 s ago")),
+        (CUT_OFF, 159.0, Finding(True, "the dispatch loop moved 60.0 s ago")),
+        (MASTER, 160.0, Finding(False, "the dispatch loop moved 61.0 s ago")),
+        (BEGINS, 69.0, Finding(True, "the dispatch loop begins")),
+        (BEGINS, 71.0, Finding(False, "the dispatch loop begins")),
     ],
 )
-def test_alive(state: State, now: float, check: Check) -> None:
+def test_alive(state: State, now: float, finding: Finding) -> None:
     """As long as the loop moves, with or without ZooKeeper; at the start it has as much time."""
-    assert alive(state, now) == check
+    assert alive(state, now) == finding
 
 
 @pytest.mark.parametrize(
-    ("told", "checks"),
+    ("report", "findings"),
     [
-        (Told(MASTER, True), [True, "one is master, epoch 7"]),
-        (Told(STANDBY, True), [True, "two is a standby, one is master"]),
-        (Told(replace(STANDBY, master=None), True), [True, "two is a standby, no master is known"]),
+        (Report(MASTER, True), [True, "one is master, epoch 7"]),
+        (Report(STANDBY, True), [True, "two is a standby, one is master"]),
         (
-            Told(replace(BEGINS, connected=True), True),
+            Report(replace(STANDBY, master=None), True),
+            [True, "two is a standby, no master is known"],
+        ),
+        (
+            Report(replace(BEGINS, connected=True), True),
             [False, "two is neither master nor standby yet"],
         ),
     ],
 )
-def test_ready_where_there_is_a_connection(told: Told, checks: list[Any]) -> None:
-    assert ready(told) == [
-        Check(True, "connected to ZooKeeper, session time-out 10 s"),
-        Check(*checks),
+def test_ready_where_there_is_a_connection(report: Report, findings: list[Any]) -> None:
+    assert ready(report) == [
+        Finding(True, "connected to ZooKeeper, session time-out 10 s"),
+        Finding(*findings),
     ]
 
 
 def test_not_ready() -> None:
-    assert ready(Told(CUT_OFF, True)) == [Check(False, "no connection to ZooKeeper at zk:2181")]
-    assert ready(Told(MASTER, False)) == [SILENT]
+    assert ready(Report(CUT_OFF, True)) == [Finding(False, "no connection to ZooKeeper at zk:2181")]
+    assert ready(Report(MASTER, False)) == [SILENT]
 
 
 def test_leads() -> None:
-    assert leads(Told(MASTER, True)) == Check(True, "one is master, epoch 7")
-    assert leads(Told(STANDBY, True)) == Check(False, "two is a standby, one is master")
-    assert leads(Told(MASTER, False)) == SILENT
+    assert leads(Report(MASTER, True)) == Finding(True, "one is master, epoch 7")
+    assert leads(Report(STANDBY, True)) == Finding(False, "two is a standby, one is master")
+    assert leads(Report(MASTER, False)) == SILENT
 
 
 def test_a_state_on_its_way() -> None:
@@ -237,7 +230,8 @@ def test_metrics() -> None:
 
 def test_a_beat_that_is_silent_is_down_for_prometheus() -> None:
     status, _, body = Client(MASTER, answers=False).get("/metrics")
-    assert (status, body) == ("503 Service Unavailable", b"failed: " + SILENT.text.encode() + b"\n")
+    assert status == "503 Service Unavailable"
+    assert body == b"failed: the beat has not answered for 1 s\n"
 
 
 def test_the_page_gets_what_it_shows() -> None:
@@ -289,7 +283,7 @@ def test_zookeeper_hangs() -> None:
         goes_on.wait(PATIENCE)
         return snapshot()
 
-    asked = statuses(read)
+    asked = make_readings(read)
     answers: list[tuple[float, str | None]] = []
 
     def ask() -> None:
@@ -318,17 +312,17 @@ def test_one_reading_is_for_all() -> None:
         count += 1
         return snapshot()
 
-    asked = statuses(read)
+    asked = make_readings(read)
     begun = clock.boottime()
     readings = [asked.get()[0] for _ in range(100)]  # kept, for their ids to be their own
-    most = 1 + int((clock.boottime() - begun) / web._EVERY)
+    most = 1 + int((clock.boottime() - begun) / _EVERY)
     assert len({id(reading) for reading in readings}) <= most
     assert count <= most
 
 
 def test_no_connection_lives_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one whose client sends a byte now and then, or reads nothing of much."""
-    monkeypatch.setattr(web, "_LIFETIME", 1.0)
+    monkeypatch.setattr("celery_zk_beat.web.listener._LIFETIME", 1.0)
     much = bytes(50_000_000)
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -336,8 +330,8 @@ def test_no_connection_lives_long(monkeypatch: pytest.MonkeyPatch) -> None:
         return [much]
 
     with contextlib.ExitStack() as stack:
-        (listening,) = _listen("127.0.0.1", free_port())
-        listener = _Listener(app, [stack.enter_context(listening)])
+        (listening,) = listen("127.0.0.1", free_port())
+        listener = Listener(app, [stack.enter_context(listening)])
         (server,) = listener._servers
         stack.callback(server.close)
         stack.callback(server.task_dispatcher.shutdown)
@@ -355,9 +349,9 @@ def test_no_connection_lives_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_address_in_use() -> None:
     port = free_port()
-    (first,) = _listen("127.0.0.1", port)
+    (first,) = listen("127.0.0.1", port)
     with first, pytest.raises(SettingsError) as caught:
-        _listen("127.0.0.1", port)
+        listen("127.0.0.1", port)
     assert str(caught.value) == (
         f"zk_beat_http = '127.0.0.1:{port}': cannot listen there: Address already in use"
     )
@@ -366,12 +360,12 @@ def test_an_address_in_use() -> None:
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "x" * 300])
 def test_no_address_of_this_machine(host: str) -> None:
     with pytest.raises(SettingsError, match=r"zk_beat_http = '.*:80': cannot listen there: "):
-        _listen(host, 80)
+        listen(host, 80)
 
 
 def test_localhost_is_all_that_it_is_here() -> None:
     port = free_port()
-    sockets = _listen("localhost", port)
+    sockets = listen("localhost", port)
     assert sockets
     for each in sockets:
         with each, socket.create_connection(each.getsockname()[:2], PATIENCE):

@@ -1,0 +1,113 @@
+"""The numbers of a beat as Prometheus wants them; docs/monitoring.md lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from .. import clock
+from ..metrics import Histogram
+from ..version import __version__
+from .state import State
+
+
+def exposition(state: State, pid: int, accept: str) -> tuple[str, bytes]:
+    """Returns a content type that a client who sent `accept` takes, and the numbers in it: those
+    of the beat, and those of its process, `pid`."""
+    encode, type = choose_encoder(accept)
+    registry = CollectorRegistry()
+    registry.register(_Collector(state))
+    ProcessCollector(pid=lambda: pid, registry=registry)
+    return type, encode(registry)
+
+
+class _Collector(Collector):
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state
+        metrics = state.metrics
+        yield InfoMetricFamily(
+            "celery_zk_beat",
+            "What this beat is.",
+            {"version": __version__, "id": state.id, "root": state.root},
+        )
+        gauges = (
+            ("is_master", "Whether this beat is master: 1 or 0.", int(state.epoch is not None)),
+            (
+                "epoch",
+                "Epoch of the master that this beat knows, itself included; 0 before the first.",
+                state.master_epoch,
+            ),
+            (
+                "session_connected",
+                "Whether there is a connection to ZooKeeper: 1 or 0.",
+                int(state.connected),
+            ),
+            (
+                "clock_offset_seconds",
+                "How far this machine's clock is at least ahead of ZooKeeper's; below 0: behind.",
+                state.clock_offset,
+            ),
+            ("entries", "Entries of this beat's schedule.", metrics.entries),
+            (
+                "outbox_runs",
+                "Runs that are claimed and not known to be published; 0 on a standby.",
+                metrics.outbox,
+            ),
+            (
+                # Not an age: that would stand still, and look well, if nobody counted it on.
+                "last_tick_timestamp_seconds",
+                "When the dispatch loop moved last, as seconds since 1970; before: when it began.",
+                clock.timestamp() - (clock.boottime() - (metrics.ticked or state.began)),
+            ),
+        )
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(f"celery_zk_beat_{name}", text, value)
+        counters = (
+            ("elections", "Times that this beat was elected.", metrics.elections),
+            ("runs_claimed", "Runs that this beat claimed.", metrics.claimed),
+            ("runs_published", "Runs that this beat published.", metrics.published),
+            (
+                "runs_resent",
+                "Runs among the published that perhaps were so before, with the same task id.",
+                metrics.resent,
+            ),
+            ("runs_dropped", "Claimed runs that this beat dropped.", metrics.dropped),
+            ("runs_skipped", "Due instants that this beat gave no run.", metrics.skipped),
+            ("publish_failures", "Attempts to publish a run that failed.", metrics.failed),
+        )
+        for name, text, value in counters:
+            yield CounterMetricFamily(f"celery_zk_beat_{name}", text, value)
+        yield _histogram(
+            "dispatch_lateness_seconds",
+            "From the instant that a run was for to its publish.",
+            metrics.lateness,
+        )
+        yield _histogram(
+            "claim_duration_seconds",
+            "How long claims took, of one run or many at once.",
+            metrics.claim_seconds,
+        )
+
+
+def _histogram(name: str, text: str, values: Histogram) -> Metric:
+    counts, buckets, below = list(values.counts), [], 0
+    for bound, count in zip((*map(str, values.bounds), "+Inf"), counts):
+        below += count
+        buckets.append((bound, below))
+    return HistogramMetricFamily(f"celery_zk_beat_{name}", text, buckets, values.sum)

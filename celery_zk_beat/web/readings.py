@@ -1,0 +1,140 @@
+"""What is read of ZooKeeper for all who ask over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from .. import clock
+from ..errors import ZkBeatError
+from ..log import get_logger
+from ..session import connected
+from ..status.reader import Reader, Snapshot
+from .state import Beat
+
+logger = get_logger(__name__)
+
+#: Seconds from one reading of ZooKeeper to the next; more where reading takes long, so that no more
+#: than a part of the time is spent on it.
+_EVERY, _PART = 2.0, 1 / 5
+#: Seconds for which a reading is given out, and after which reading ends if nobody asks.
+_CURRENT, _IDLE = 10.0, 30.0
+#: Seconds that a request waits for a reading, and how many may: fewer than there are threads.
+_PATIENCE, _MOST_WAITING = 2.0, 2
+#: Most entries that the page shows.
+_MOST_SHOWN = 50
+
+
+class Reading:
+    """A snapshot, taken at `at` on boottime(), as JSON for all and for the page."""
+
+    def __init__(self, snapshot: Snapshot, at: float) -> None:
+        self.snapshot = snapshot
+        self.at = at
+        self.page = _for_page(snapshot)
+        self._full = b""
+        self._making = clock.Lock()
+
+    def full(self) -> bytes:
+        with self._making:
+            self._full = self._full or json.dumps(self.snapshot.to_json()).encode()
+            return self._full
+
+
+def _for_page(snapshot: Snapshot) -> bytes:
+    planned = (entry for entry in snapshot.entries if entry.next_run_at is not None)
+    upcoming = heapq.nsmallest(_MOST_SHOWN, planned, key=lambda e: (e.next_run_at, e.name))
+    paused = [entry for entry in snapshot.entries if entry.paused is not None]
+    shown = replace(snapshot, entries=(*upcoming, *paused[:_MOST_SHOWN])).to_json()
+    entries = shown.pop("entries")
+    shown["upcoming"], shown["paused_entries"] = entries[: len(upcoming)], entries[len(upcoming) :]
+    shown["counts"] = {"entries": len(snapshot.entries), "paused": len(paused)}
+    return json.dumps(shown).encode()
+
+
+class Readings:
+    """Reads the status for all who ask: every few seconds, as long as somebody asks.
+
+    Args:
+        connect: how to come to a function that reads, within a ``with`` block; both raise a
+            ZkBeatError where they fail.
+    """
+
+    def __init__(
+        self, connect: Callable[[], contextlib.AbstractContextManager[Callable[[], Snapshot]]]
+    ) -> None:
+        self._connect = connect
+        self._news = clock.Condition()
+        self._last: Reading | None = None
+        self._error: str | None = None
+        self._waiting = 0
+        # All on boottime().
+        self._asked = 0.0
+        #: When the last attempt to read ended, and since when the present one goes on.
+        self._ended, self._begun = -math.inf, math.inf
+        self._at_work = False
+
+    def get(self) -> tuple[Reading | None, str | None]:
+        """The last reading there is and, if that is not of these seconds, why. Any thread; waits
+        for as long as ``_PATIENCE`` where nobody has asked for a while."""
+        with self._news:
+            self._asked = clock.boottime()
+            if not self._at_work:
+                self._at_work = True
+                clock.thread(self._work, "zk-beat-status").start()
+            if not self._is_current() and self._waiting < _MOST_WAITING:
+                self._waiting += 1
+                self._news.wait_for(self._is_current, _PATIENCE)
+                self._waiting -= 1
+            if self._is_current():
+                return self._last, self._error
+            age = clock.boottime() - self._begun
+            return self._last, (
+                f"ZooKeeper has not answered for {age:.1f} s" if age > 1 else "being read just now"
+            )
+
+    def _is_current(self) -> bool:
+        return clock.boottime() - self._ended < _CURRENT
+
+    def _work(self) -> None:
+        while self._is_wanted():
+            self._begun = clock.boottime()
+            try:
+                with self._connect() as read:
+                    while self._is_wanted():
+                        self._begun = begun = clock.boottime()
+                        try:
+                            self._note(Reading(read(), begun), None)
+                        except ZkBeatError as exc:
+                            self._note(None, str(exc))
+                        clock.sleep(max(_EVERY, (self._ended - begun) / _PART))
+            except ZkBeatError as exc:
+                self._note(None, str(exc))
+                clock.sleep(_EVERY)
+            except Exception as exc:
+                logger.exception("the status cannot be read")
+                self._note(None, f"the status cannot be read: {exc!r}")
+                clock.sleep(_EVERY)
+
+    def _is_wanted(self) -> bool:
+        with self._news:
+            self._at_work = clock.boottime() - self._asked < _IDLE
+            return self._at_work
+
+    def _note(self, reading: Reading | None, error: str | None) -> None:
+        with self._news:
+            self._last, self._error = reading or self._last, error
+            self._ended, self._begun = clock.boottime(), math.inf
+            self._news.notify_all()
+
+
+@contextlib.contextmanager
+def reader(beat: Beat) -> Iterator[Callable[[], Snapshot]]:
+    """Connects with a session for this alone: that of the beat has more urgent things to do."""
+    settings, timeout = beat.settings, beat.settings.session_timeout
+    with connected(settings.hosts, timeout, _PATIENCE, lambda: None, settings.access) as session:
+        yield Reader(session, settings, beat.schedule, on_change=lambda: None).read

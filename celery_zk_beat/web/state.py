@@ -1,0 +1,99 @@
+"""What a beat reports to the process that serves HTTP for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .. import clock
+from ..election import MasterElection
+from ..metrics import Histogram, Metrics
+from ..settings import Settings
+from ..status.reader import Schedule
+
+#: Seconds within which a beat that runs answers.
+ANSWERS_WITHIN = 1.0
+
+
+@dataclass(frozen=True)
+class Beat:
+    """All of a beat that is served. For any thread."""
+
+    settings: Settings
+    election: MasterElection
+    metrics: Metrics
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class State:
+    """What a beat knows of itself. Times on boottime().
+
+    Attributes:
+        at: when it was so.
+        began: when serving began.
+        epoch: its own as master; None on a standby.
+        master, master_epoch: the master that it knows, itself included; None and 0 before.
+    """
+
+    at: float
+    began: float
+    id: str
+    hosts: str
+    root: str
+    connected: bool
+    session_timeout: float
+    clock_offset: float
+    decided: bool
+    epoch: int | None
+    master: str | None
+    master_epoch: int
+    metrics: Metrics
+
+    @classmethod
+    def of(cls, beat: Beat, began: float) -> State:
+        """Takes it down, now. Any thread."""
+        election = beat.election
+        session, epoch, master = election.session, election.epoch, election.master
+        return cls(
+            at=clock.boottime(),
+            began=began,
+            id=election.id,
+            hosts=election.hosts,
+            root=beat.settings.root,
+            connected=session.connected,
+            session_timeout=session.timeout,
+            clock_offset=election.clock_offset,
+            decided=election.decided,
+            epoch=epoch,
+            master=None if master is None else master.id,
+            master_epoch=epoch or (0 if master is None else master.epoch),
+            metrics=beat.metrics,
+        )
+
+    def encode(self) -> bytes:
+        """One line."""
+        return json.dumps(vars(self), default=vars).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> State:
+        """Reads what :meth:`encode` wrote."""
+        fields = json.loads(line)
+        metrics = Metrics(**fields.pop("metrics"))
+        metrics.lateness = _decode_histogram(metrics.lateness)
+        metrics.claim_seconds = _decode_histogram(metrics.claim_seconds)
+        return cls(metrics=metrics, **fields)
+
+
+def _decode_histogram(fields: Any) -> Histogram:
+    histogram = Histogram(fields["bounds"])
+    histogram.counts, histogram.sum = fields["counts"], fields["sum"]
+    return histogram
+
+
+class Report(NamedTuple):
+    """The newest State; `answers` is True where it is of this second."""
+
+    state: State
+    answers: bool
