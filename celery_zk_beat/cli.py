@@ -46,7 +46,8 @@ from .schedulers import ZooKeeperScheduler
 from .session import ZooKeeperSession, connected
 from .settings import Settings, as_written, has_settings
 from .status import terminal
-from .status.reader import Master, Reader, Snapshot, plain
+from .status.reader import Reader
+from .status.snapshot import Master, Snapshot, plain
 
 #: Exit codes, beside 0.
 #: There is no master that ticks; what was asked is refused, or not done.

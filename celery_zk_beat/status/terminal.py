@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Callable
 
 from ..log import safe as safe
-from .reader import Entry, RecentRun, Snapshot, Term
+from .snapshot import Entry, RecentRun, RecentTerm, Snapshot
 
 #: Gives a text a colour by name, or None for none.
 Style = Callable[[str, str], str]
@@ -104,7 +104,7 @@ def history(runs: Sequence[RecentRun], style: Style, width: float, with_entry: b
     return table.lines(style, width)
 
 
-def masters(terms: Iterable[Term], now: datetime, style: Style, width: float) -> list[str]:
+def masters(terms: Iterable[RecentTerm], now: datetime, style: Style, width: float) -> list[str]:
     """The changes of master, newest first."""
     table = Table(
         [

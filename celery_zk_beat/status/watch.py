@@ -11,7 +11,8 @@ from rich.text import Text
 from .. import clock
 from ..errors import Uncertain
 from . import terminal
-from .reader import Reader, Snapshot
+from .reader import Reader
+from .snapshot import Snapshot
 
 #: Seconds in which changes are gathered before they are read.
 _GATHER = 0.1

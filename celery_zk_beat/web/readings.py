@@ -13,7 +13,8 @@ from .. import clock
 from ..errors import ZkBeatError
 from ..log import get_logger
 from ..session import connected
-from ..status.reader import Reader, Snapshot
+from ..status.reader import Reader
+from ..status.snapshot import Snapshot
 from .state import Beat
 
 logger = get_logger(__name__)

@@ -25,9 +25,9 @@ from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import Run
 from celery_zk_beat.session import ZooKeeperSession, connected
 from celery_zk_beat.settings import Settings
-from celery_zk_beat.status import reader as status_reader
 from celery_zk_beat.status import terminal
-from celery_zk_beat.status.reader import Reader, Snapshot
+from celery_zk_beat.status.reader import Reader
+from celery_zk_beat.status.snapshot import Snapshot
 from example_project.processes import REPOSITORY
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
@@ -216,13 +216,13 @@ def test_a_master_that_does_not_tick(
     assert look().ok
     follower = Follower(session, scheduler)
     assert follower.reader.read().ok
-    monkeypatch.setattr(status_reader, "TICKING_WITHIN", 0.3)
+    monkeypatch.setattr("celery_zk_beat.status.lenient.TICKING_WITHIN", 0.3)
     wait_until(lambda: not look().ok, PATIENCE, "silence")
     assert "one is master, but has not ticked since" in look().warnings[0]
     assert not follower.reader.read().ok
     ledger.published(claim(ledger, "often"), now())
     ledger.flush()
-    monkeypatch.setattr(status_reader, "TICKING_WITHIN", PATIENCE)
+    monkeypatch.setattr("celery_zk_beat.status.lenient.TICKING_WITHIN", PATIENCE)
     assert look().ok
 
 

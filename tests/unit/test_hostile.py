@@ -37,7 +37,8 @@ from celery_zk_beat.records import (
 from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, encode_page
 from celery_zk_beat.session import Check, Node, Pending, SetData, ZooKeeperSession
 from celery_zk_beat.status import terminal
-from celery_zk_beat.status.reader import Reader, Snapshot
+from celery_zk_beat.status.reader import Reader
+from celery_zk_beat.status.snapshot import Snapshot
 from celery_zk_beat.web.readings import Reading
 from tests import hostile
 

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from celery_zk_beat import clock
 from celery_zk_beat.errors import SettingsError, Uncertain
 from celery_zk_beat.metrics import Metrics
-from celery_zk_beat.status.reader import Entry, Snapshot
+from celery_zk_beat.status.snapshot import Entry, Snapshot
 from celery_zk_beat.web.application import PATHS, Application
 from celery_zk_beat.web.listener import Listener, listen
 from celery_zk_beat.web.probes import SILENT, Finding, alive, leads, ready

@@ -1,0 +1,206 @@
+"""The records that an election left in ZooKeeper, as far as they can be understood.
+
+A look at a half-broken root must not fail: what is missing is left out, and what cannot be
+understood is named.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from ..control import Pauses
+from ..errors import RootError
+from ..paths import Paths
+from ..records import LARGEST_NUMBER, TERMS_REMEMBERED, RootRecord, decode, from_text
+from ..runs import PastRun, Run, RunState, decode_outbox, decode_page
+from ..session import Node
+from .mirror import Mirror
+from .snapshot import Master, Member, RecentTerm
+
+#: Seconds after which a master that has not written the outbox is not ticking; it does so every
+#: 30 s at the latest.
+TICKING_WITHIN = 120.0
+#: Most runs in `recent`.
+MOST_RECENT = 50
+#: Most characters of an id and the like.
+_LONGEST_TEXT = 200
+
+
+class LenientRecords:
+    """Decodes for one look what a mirror holds.
+
+    Attributes:
+        warnings: a line for each record that was asked for and cannot be understood.
+    """
+
+    def __init__(self, mirror: Mirror, paths: Paths) -> None:
+        self._mirror = mirror
+        self._paths = paths
+        self.warnings: list[str] = []
+
+    def _node(self, path: str) -> Node | None:
+        return self._mirror.nodes.get(path)
+
+    def app(self, expected: str | None) -> str | None:
+        """Whose root it is; None where that is not written.
+
+        Raises:
+            RootError: not that of `expected`, who asks.
+        """
+        path = self._paths.root
+        node = self._node(path)
+        if node is None:
+            self.warnings.append(
+                f"{path}: no such znode: no beat has run there yet (zk_beat_hosts, zk_beat_root)"
+            )
+        if node is None or not node.data:
+            return None
+        owner = RootRecord.decode(path, node.data).app
+        if expected is not None and owner != expected:
+            raise RootError(
+                f"{path} belongs to the app {owner!r}, and this is {expected!r}: give "
+                "each app a root of its own (zk_beat_root)"
+            )
+        return owner
+
+    def master(self, now: datetime) -> Master | None:
+        node = self._node(self._paths.master)
+        fields = self._record(self._paths.master)
+        if node is None:
+            return None
+        outbox = self._node(self._paths.outbox)
+        ticked_at = None if outbox is None else _server_time(outbox.mtime)
+        # One that was elected just now may not have ticked yet.
+        alive_at = max(node.mtime, 0.0 if outbox is None else outbox.mtime)
+        return Master(
+            id=_text(fields.get("id")),
+            host=_text(fields.get("host")),
+            pid=_number(fields.get("pid")),
+            epoch=_number(fields.get("epoch")),
+            since=_instant(fields.get("since")),
+            version=_text(fields.get("version")),
+            schedule=_text_or_none(fields.get("schedule")),
+            successor=_text_or_none(fields.get("successor")),
+            ticked_at=ticked_at,
+            ticking=now.timestamp() - alive_at < TICKING_WITHIN,
+        )
+
+    def members(self) -> list[Member]:
+        members = []
+        for path, node in self._mirror.below(self._paths.members):
+            if fields := self._record(path):
+                members.append(
+                    Member(
+                        id=_text(fields.get("id")),
+                        host=_text(fields.get("host")),
+                        pid=_number(fields.get("pid")),
+                        state=_text(fields.get("state")),
+                        since=_instant(fields.get("since")),
+                        version=_text_or_none(fields.get("version")),
+                        schedule=_text_or_none(fields.get("schedule")),
+                        clock_offset=_offset(_instant(fields.get("written")), node),
+                        useless=_text_or_none(fields.get("useless")),
+                        broker=_text_or_none(fields.get("broker")),
+                    )
+                )
+        return sorted(members, key=lambda member: (member.state != "master", member.id))
+
+    def masters(self) -> list[RecentTerm]:
+        """Newest first."""
+        listed = self._record(self._paths.masters).get("masters")
+        return [
+            RecentTerm(
+                epoch=_number(fields.get("epoch")),
+                id=_text(fields.get("id")),
+                host=_text(fields.get("host")),
+                pid=_number(fields.get("pid")),
+                since=_instant(fields.get("since")),
+                until=_instant(fields.get("until")),
+                why=_text_or_none(fields.get("why")),
+            )
+            for fields in reversed(listed[-TERMS_REMEMBERED:] if isinstance(listed, list) else [])
+            if isinstance(fields, dict)
+        ]
+
+    def outbox(self) -> list[Run]:
+        node = self._node(self._paths.outbox)
+        try:
+            return [] if node is None else decode_outbox(self._paths.outbox, node.data)
+        except RootError as exc:
+            self.warnings.append(str(exc))
+            return []
+
+    def pauses(self) -> Pauses:
+        node = self._node(self._paths.pauses)
+        try:
+            return Pauses() if node is None else Pauses.decode(self._paths.pauses, node.data)
+        except RootError as exc:
+            self.warnings.append(f"{exc}; until then nothing is dispatched")
+            return Pauses()
+
+    def _record(self, path: str) -> dict[str, Any]:
+        """The fields of a record; none, and perhaps a warning, where there is no such record."""
+        node = self._node(path)
+        if node is None or not node.data:
+            return {}
+        try:
+            return decode(path, node.data)
+        except RootError as exc:
+            self.warnings.append(str(exc))
+            return {}
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """What a page holds; `damage` says why that is not to be understood."""
+
+    states: dict[str, RunState]
+    newest: list[tuple[PastRun, str]]
+    damage: str = ""
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> PageContent:
+        try:
+            states = decode_page(path, data)
+        except RootError as exc:
+            return cls({}, [], f"{exc}; until then the entries on this page do not run")
+        past = ((run, name) for name, state in states.items() for run in state.history)
+        return cls(states, latest(MOST_RECENT, past))
+
+
+def latest(limit: int, past: Iterable[tuple[PastRun, str]]) -> list[tuple[PastRun, str]]:
+    return heapq.nlargest(limit, past, key=lambda each: (each[0].at_ms, each[1]))
+
+
+def _offset(written: datetime | None, node: Node) -> float | None:
+    return None if written is None else round(written.timestamp() - node.mtime, 3)
+
+
+def _instant(value: Any) -> datetime | None:
+    try:
+        return from_text(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _server_time(mtime: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(mtime, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _number(value: Any) -> int:
+    return value if type(value) is int and 0 <= value <= LARGEST_NUMBER else 0
+
+
+def _text(value: Any) -> str:
+    return value[:_LONGEST_TEXT] if isinstance(value, str) else ""
+
+
+def _text_or_none(value: Any) -> str | None:
+    return _text(value) if isinstance(value, str) else None

@@ -1,0 +1,109 @@
+"""A copy of what lies below a root, for who looks at it again and again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+from .. import clock
+from ..errors import ZkBeatError
+from ..paths import Paths, is_page
+from ..session import Node, Quota, ZooKeeperSession, changed_path
+
+
+class Mirror:
+    """Keeps the znodes of an election as they were read last, and with watches asks only for what
+    has changed. For one thread at a time.
+
+    Args:
+        on_change: as that of :class:`.reader.Reader`.
+
+    Attributes:
+        nodes: by path; None for what is missing and may come.
+        quota: the tightest that holds for the root.
+    """
+
+    def __init__(
+        self, session: ZooKeeperSession, paths: Paths, on_change: Callable[[], None] | None
+    ) -> None:
+        self._session = session
+        self._paths = paths
+        self._on_change = on_change
+        #: What is always looked at, and what may be missing and come.
+        self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
+        self._parents = (paths.root, paths.members, paths.runs)
+        #: Paths that changed since they were read; None for all of them.
+        self._changed: clock.SimpleQueue[str | None] = clock.SimpleQueue()
+        self._changed.put(None)
+        self.nodes: dict[str, Node | None] = {}
+        self.quota: Quota | None = None
+
+    def refresh(self) -> None:
+        """Asks for what has changed.
+
+        Raises:
+            Uncertain: no answer.
+            ZooKeeperError: refused.
+
+        After either of them the next one begins from nothing.
+        """
+        try:
+            self._refresh()
+        except ZkBeatError:
+            self._changed.put(None)
+            raise
+
+    def below(self, parent: str) -> Iterator[tuple[str, Node]]:
+        """The znodes of which `parent` is the parent, by path."""
+        for path, node in self.nodes.items():
+            if node is not None and path.startswith(f"{parent}/"):
+                yield path, node
+
+    def _refresh(self) -> None:
+        changed = self._take_changed()
+        if not self._session.connected:
+            changed.add(None)  # so that it is said, though the watches have not told it yet
+        if not changed and self._on_change is not None:
+            return
+        everything = None in changed or self._on_change is None
+        watch = None if self._on_change is None else self._on_watch
+        wanted = {path for path in changed if path in self.nodes}
+        # What is missing has no watch of its own: the one on the root tells that it has come.
+        something_came = everything or self._paths.root in changed
+        if something_came:
+            wanted.update(self._fixed)
+            # Whether there are children is not asked, and so not watched, of what is not there.
+            if watch is not None:
+                self._session.exists(self._paths.root, watch)
+        for parent in self._parents:
+            if something_came or parent in changed:
+                names = self._session.children(parent, watch)
+                if parent != self._paths.root:
+                    wanted |= self._follow(parent, names, everything)
+        self.quota = self._session.quota(self._paths.root)
+        # The outbox after the pages: what it says is then never older than what they say.
+        paths = sorted(wanted, key=lambda path: (path == self._paths.outbox, path))
+        for path, node in zip(paths, self._session.read_all(paths, watch) if paths else ()):
+            self.nodes[path] = node
+
+    def _take_changed(self) -> set[str | None]:
+        changed = set()
+        with contextlib.suppress(clock.Empty):
+            while True:
+                changed.add(self._changed.get_nowait())
+        return changed
+
+    def _follow(self, parent: str, names: Iterable[str], everything: bool) -> set[str]:
+        """Forgets the znodes that are no longer below `parent`; returns those to be read."""
+        if parent == self._paths.runs:
+            names = filter(is_page, names)
+        there = {f"{parent}/{name}" for name in names}
+        known = {path for path in self.nodes if path.startswith(f"{parent}/")}
+        for path in known - there:
+            del self.nodes[path]
+        return there if everything else there - known
+
+    def _on_watch(self, event: object) -> None:
+        self._changed.put(changed_path(event))
+        if self._on_change is not None:
+            self._on_change()

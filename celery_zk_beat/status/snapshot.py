@@ -1,0 +1,181 @@
+"""What one look finds, and its JSON, which docs/status.md describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ..records import FORMAT, to_text
+
+
+@dataclass(frozen=True)
+class Master:
+    """Instants are aware, UTC, here and below.
+
+    Attributes:
+        successor: the id of the standby to whom it is handing over, if it is.
+        ticked_at: when its dispatch loop last wrote the outbox, by the server's clock.
+        ticking: whether that, or its election, was less than TICKING_WITHIN ago.
+    """
+
+    id: str
+    host: str
+    pid: int
+    epoch: int
+    since: datetime | None
+    version: str
+    schedule: str | None
+    successor: str | None
+    ticked_at: datetime | None
+    ticking: bool
+
+
+@dataclass(frozen=True)
+class Member:
+    """A beat. `clock_offset`: seconds by which its clock is ahead of the server's, None if it does
+    not tell; `since`: when its process began; `useless`: why it could do nothing when it was
+    master, as long as it has not shown that it can."""
+
+    id: str
+    host: str
+    pid: int
+    state: str
+    since: datetime | None
+    version: str | None
+    schedule: str | None
+    clock_offset: float | None
+    useless: str | None
+    broker: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the asker's schedule, or one of which only ZooKeeper knows (`in_schedule`).
+
+    Attributes:
+        paused, paused_by: since when, and by whom.
+        last_run_at: when its last run was dispatched; None before the first.
+        last_due: the instant that its last run was for.
+        next_run_at: None where it cannot be told, and while it is paused.
+        waiting: the number of its run in the outbox.
+    """
+
+    name: str
+    task: str | None
+    schedule: str | None
+    paused: datetime | None
+    paused_by: str | None
+    last_run_at: datetime | None
+    total_run_count: int
+    last_due: datetime | None
+    next_run_at: datetime | None
+    waiting: int | None
+    in_schedule: bool
+
+
+#: What a run waits for, where nothing else is known.
+FOR_BROKER = "the broker"
+FOR_RESUME, FOR_SCHEDULE = "the end of a pause", "a schedule that names it"
+
+
+@dataclass(frozen=True)
+class WaitingRun:
+    """A run of the outbox; as :class:`.runs.Run`.
+
+    Attributes:
+        waits_for: what it waits for.
+        error: what was wrong when it was to be published last, where that was its own fault.
+    """
+
+    entry: str
+    run: int
+    due: datetime
+    claimed: datetime
+    epoch: int
+    extra: bool
+    key: str | None
+    waits_for: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class RecentRun:
+    """A run that was dispatched, or skipped; then `run` is None and `note` says why.
+
+    Attributes:
+        at: when it was dispatched, or the skipping was noted.
+        by: the id of the master of `epoch`, if it is still known.
+    """
+
+    entry: str
+    run: int | None
+    due: datetime
+    at: datetime
+    epoch: int
+    by: str | None
+    task_id: str | None
+    note: str | None
+
+
+@dataclass(frozen=True)
+class RecentTerm:
+    """One time as master; `until` and `why` are None while it lasts."""
+
+    epoch: int
+    id: str
+    host: str
+    pid: int
+    since: datetime | None
+    until: datetime | None
+    why: str | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one look found; immutable.
+
+    Attributes:
+        app: the app that the root belongs to, None where that is not written.
+        schedule: digest of the asker's schedule.
+        members: the master first, then by id.
+        paused, paused_by: since when everything is paused, and by whom.
+        recent: the last runs, newest first.
+        masters: newest first.
+        warnings: what somebody should look at, a line each.
+    """
+
+    hosts: str
+    root: str
+    app: str | None
+    read_at: datetime
+    master: Master | None
+    members: tuple[Member, ...]
+    schedule: str
+    paused: datetime | None
+    paused_by: str | None
+    entries: tuple[Entry, ...]
+    outbox: tuple[WaitingRun, ...]
+    recent: tuple[RecentRun, ...]
+    masters: tuple[RecentTerm, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True where there is a master that is ticking."""
+        return self.master is not None and self.master.ticking
+
+    def to_json(self) -> dict[str, Any]:
+        """What docs/status.md describes: instants are ISO 8601 texts in UTC, seconds numbers."""
+        return {"format": FORMAT, **plain(self)}
+
+
+def plain(value: Any) -> Any:
+    """What :mod:`json` takes, of any of the above."""
+    if isinstance(value, datetime):
+        return to_text(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if fields := getattr(value, "__dataclass_fields__", None):
+        return {name: plain(getattr(value, name)) for name in fields}
+    return value

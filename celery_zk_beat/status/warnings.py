@@ -1,0 +1,134 @@
+"""What somebody should look at, a line each; but what is wrong with a record, its reader tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+
+from ..paths import Paths, page_of
+from ..session import CLOCK_TOLERANCE, Quota
+from .snapshot import FOR_BROKER, FOR_SCHEDULE, Master, Member, Snapshot, WaitingRun
+
+#: How long a run is in the outbox without a word of warning.
+WAITS_QUIETLY = timedelta(seconds=10)
+
+
+def warnings_of(
+    snapshot: Snapshot,
+    quota: Quota | None,
+    remarks: Iterable[str],
+    ahead: Mapping[str, datetime],
+) -> Iterator[str]:
+    """All that a snapshot, whose own `warnings` are not there yet, gives reason for.
+
+    Args:
+        quota: the tightest that holds for the root.
+        remarks: warnings about the asker.
+        ahead: entries that ran last at an instant to come, by ZooKeeper's word.
+    """
+    now = snapshot.read_at
+    yield from _about_master(snapshot.master, now)
+    yield from _about_quota(quota)
+    yield from remarks
+    yield from _about_pause(snapshot.paused, snapshot.paused_by)
+    yield from _about_clocks(snapshot.members)
+    yield from _about_useless(snapshot.members)
+    yield from _about_schedules(snapshot.schedule, snapshot.members)
+    yield from _about_brokers(snapshot.members)
+    yield from _about_outbox(snapshot.outbox, now)
+    yield from _about_ahead(ahead, Paths.of(snapshot.hosts, snapshot.root))
+
+
+def _about_master(master: Master | None, now: datetime) -> Iterator[str]:
+    if master is None:
+        yield "there is no master: nothing is dispatched"
+    elif not master.ticking:
+        since = "" if master.ticked_at is None else f" since {_short(master.ticked_at)}"
+        yield f"{master.id} is master, but has not ticked{since}: does it hang?"
+    if master is not None and master.ticked_at is not None:
+        ahead = (master.ticked_at - now).total_seconds()
+        if ahead > CLOCK_TOLERANCE:
+            yield f"the clock of this machine is {ahead:.1f} s behind ZooKeeper's"
+
+
+def _about_quota(quota: Quota | None) -> Iterator[str]:
+    if quota is not None and quota.is_tight:
+        used = f"{quota.used[0]} bytes and {quota.used[1]} znodes"
+        yield (
+            f"{quota.path} has a quota of {quota.limits}, and {used}: ZooKeeper may refuse to "
+            f"write more, so that nothing can be dispatched: {quota.remedy}"
+        )
+
+
+def _about_pause(paused: datetime | None, paused_by: str | None) -> Iterator[str]:
+    if paused is not None:
+        by = "" if paused_by is None else f" by {paused_by}"
+        yield f"everything is paused since {_short(paused)}{by}"
+
+
+def _about_clocks(members: Iterable[Member]) -> Iterator[str]:
+    for member in members:
+        offset = member.clock_offset
+        if offset is not None and abs(offset) > CLOCK_TOLERANCE:
+            side = "ahead of" if offset > 0 else "behind"
+            yield f"the clock of {member.id} is {abs(offset):.1f} s {side} ZooKeeper's"
+
+
+def _about_useless(members: Iterable[Member]) -> Iterator[str]:
+    for member in members:
+        if member.useless is not None and member.state != "master":
+            yield f"{member.id} leaves it to others to be master, for as master: {member.useless}"
+
+
+def _about_schedules(digest: str, members: Iterable[Member]) -> Iterator[str]:
+    other = [member.id for member in members if member.schedule not in (digest, None)]
+    if other:
+        yield (
+            f"another schedule than the one here: {', '.join(other)}; is a deploy under way, or "
+            "is this another configuration?"
+        )
+
+
+def _about_brokers(members: Iterable[Member]) -> Iterator[str]:
+    """Not compared with the one of who asks, who needs none."""
+    brokers: dict[str, list[str]] = {}
+    for member in members:
+        if member.broker is not None:
+            brokers.setdefault(member.broker, []).append(member.id)
+    if len(brokers) > 1:
+        told = "; ".join(f"{', '.join(ids)} to {broker}" for broker, ids in brokers.items())
+        yield (
+            f"the beats send to different brokers ({told}): are these two environments with one "
+            "zk_beat_root?"
+        )
+
+
+def _about_outbox(outbox: Iterable[WaitingRun], now: datetime) -> Iterator[str]:
+    """Tells in one line of all that waits for the same; apart from what has an error of its own."""
+    alike: dict[tuple[str, bool], list[WaitingRun]] = {}
+    for run in outbox:
+        if now - run.claimed > WAITS_QUIETLY:
+            has_error = run.waits_for == FOR_BROKER and run.error is not None
+            alike.setdefault((run.waits_for, has_error), []).append(run)
+    for (waits_for, has_error), runs in sorted(alike.items()):
+        count = "1 run waits" if len(runs) == 1 else f"{len(runs)} runs wait"
+        line = f"outbox: {count} for {waits_for} since {_short(min(run.claimed for run in runs))}"
+        if has_error:
+            line += f", such as {runs[0].entry}: {runs[0].error}"
+        elif waits_for == FOR_SCHEDULE:
+            line += f", such as {runs[0].entry}; `zk-beat drop ENTRY` drops it"
+        yield line
+
+
+def _about_ahead(ahead: Mapping[str, datetime], paths: Paths) -> Iterator[str]:
+    for name in sorted(ahead)[:1]:
+        others = f" (and so for {len(ahead) - 1} more)" if len(ahead) > 1 else ""
+        yield (
+            f"{name} ran last at {_short(ahead[name])}, says {paths.page(page_of(name))}{others}, "
+            "which is still to come: a clock is wrong. It goes on when a beat whose clock is right "
+            "reads that as master"
+        )
+
+
+def _short(instant: datetime) -> str:
+    return instant.isoformat(timespec="seconds").replace("+00:00", "Z")
