@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from multiprocessing import get_context
-from typing import Any
+from multiprocessing.connection import Connection
 
 from celery_zk_beat.web.application import PATHS
 from example_project.processes import LOOPBACK, free_port, wait_until
@@ -103,7 +103,7 @@ class Load:
         self._process.start()
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._here.send("enough")
             self.times, faults = self._here.recv()
@@ -113,7 +113,7 @@ class Load:
         self._process.join()
 
 
-def ask(port: int, rate: int, control: Any) -> None:
+def ask(port: int, rate: int, control: Connection) -> None:
     """In a process of its own."""
     times: list[float] = []
     faults: list[str] = []

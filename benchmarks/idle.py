@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any, Callable
+from typing import Callable
 
-from celery.beat import Service
+from celery.beat import Scheduler, Service
 from celery.signals import beat_init
 
 from celery_zk_beat import ZooKeeperScheduler
@@ -39,7 +39,7 @@ def main(scheduler: str, file: str, seconds: float) -> None:
     service.scheduler.close()
 
 
-def _dispatch_loop(scheduler: Any) -> Callable[[], object] | None:
+def _dispatch_loop(scheduler: Scheduler) -> Callable[[], object] | None:
     if not isinstance(scheduler, ZooKeeperScheduler):
         return None
     scheduler._prepare()

@@ -24,7 +24,6 @@ import uuid
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from celery import Celery
 
@@ -172,7 +171,7 @@ def meet(seed: int, zookeeper: ZooKeeper, redis: Redis) -> dict[str, int]:
             stack.enter_context(road)
             one = stack.enter_context(_beat(road.hosts, redis, root, "one"))
             goes_on("one")
-            others: list[Any] = []
+            others: list[ZooKeeperScheduler] = []
             if seed % 4 >= 2:
                 others = [stack.enter_context(_beat(zookeeper.hosts, redis, root, "two"))]
             begun, spent, count = time.monotonic(), time.process_time(), lines.count

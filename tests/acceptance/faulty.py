@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.runs import Run
 
 
 class Faulty(ZooKeeperScheduler):
     def _prepare(self) -> None:
         super()._prepare()
         ledger, publisher = self._ledger, self._publisher
-        batch: list[Any] = []
+        batch: list[Run] = []
 
         def second() -> bool:
             return any(run.number == 2 for run in batch)
@@ -33,17 +35,19 @@ class Faulty(ZooKeeperScheduler):
                 dies("claim sent")
             return pending
 
-        def after_claim(runs: Any, *also: Any, **more: Any) -> Any:
-            claimed = claim(runs, *also, **more)
+        def after_claim(runs: Sequence[Run], *also: Any, **more: Any) -> list[Run]:
+            claimed: list[Run] = claim(runs, *also, **more)
             batch[:] = claimed
             dies("claim acknowledged")
             return claimed
 
-        def after_made(run: Any, send: Any, make: Any = publisher._send) -> None:
+        def after_made(run: Run, send: Any, make: Any = publisher._send) -> None:
             make(run, send)
             dies("first made")
 
-        def after_publish(runs: Any, left: Any, note: Any = publisher._note_published) -> None:
+        def after_publish(
+            runs: list[Run], left: datetime, note: Any = publisher._note_published
+        ) -> None:
             dies("published", lambda: second() and len(runs) == len(ledger.outbox))
             note(runs, left)
 

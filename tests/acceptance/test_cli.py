@@ -149,7 +149,7 @@ def test_a_quota_is_used_up(make_site: Callable[[str], Site], tmp_path: Path, ro
             client.create(stats, b"")  # ZooKeeper counts
             one.wait_for_log(f"ZooKeeper refuses to write below {root} (QuotaExceeded)", PATIENCE)
 
-            def stuck() -> Any:
+            def stuck() -> subprocess.CompletedProcess[str] | None:
                 done = site.zk_beat("status")
                 return done if done.returncode == NOT_DONE else None
 

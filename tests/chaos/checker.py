@@ -24,7 +24,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from celery_zk_beat.broker import MOST_TOGETHER
 
@@ -373,7 +372,7 @@ def _count(verdict: Verdict, kind: str) -> int:
     return len(verdict.violations[kind])
 
 
-def main(path: Any) -> int:
+def main(path: str) -> int:
     verdict = check(read(Path(path)))
     print(summary(verdict), end="")
     return 0 if verdict.good else 1

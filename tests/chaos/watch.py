@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import redis
@@ -56,7 +56,7 @@ def watching(site: Site) -> Iterator[Messages]:
                 thread.join(PATIENCE)
 
 
-def _repeat(over: threading.Event, every: float, look: Any) -> None:
+def _repeat(over: threading.Event, every: float, look: Callable[[], object]) -> None:
     while not over.wait(every):
         look()
 

@@ -4,12 +4,11 @@ holds for both back ends."""
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import pytest
 
 from celery_zk_beat.errors import Conflict, Uncertain
-from celery_zk_beat.session import Check, Create, Delete, Node, SetData, ZooKeeperSession
+from celery_zk_beat.session import Check, Create, Delete, Node, Operation, SetData, ZooKeeperSession
 
 from .conftest import Backend
 
@@ -41,7 +40,7 @@ def test_a_znode(backend: Backend, root: str) -> None:
     ],
     ids=str,
 )
-def test_all_or_nothing(backend: Backend, root: str, operation: Any, culprit: str) -> None:
+def test_all_or_nothing(backend: Backend, root: str, operation: Operation, culprit: str) -> None:
     """A transaction that is refused has done nothing, and says whose fault it was."""
     session = backend.session()
     session.commit(Create(root, b""), Create(f"{root}/here", b""))

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.beat import Scheduler
 from celery.schedules import crontab
 
-from celery_zk_beat import clock
+from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.due import next_free, next_run
 from celery_zk_beat.runs import end_of
 from example_project.servers import wait_until
@@ -46,7 +46,7 @@ def day(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Day:
     return day
 
 
-def runs(app: Celery, scheduler: Any, count: int) -> None:
+def runs(app: Celery, scheduler: ZooKeeperScheduler, count: int) -> None:
     """Turns it until there are so many more."""
     count += len(history(app))
     wait_until(
@@ -201,7 +201,7 @@ def test_ahead_from_the_start(app: Celery, make: Make, day: Day) -> None:
         assert timedelta() < due - datetime.now(timezone.utc) < timedelta(minutes=5)
 
 
-def set_for_a_moment(day: Day, scheduler: Any, ahead: timedelta) -> None:
+def set_for_a_moment(day: Day, scheduler: ZooKeeperScheduler, ahead: timedelta) -> None:
     day.ahead = ahead
     scheduler._turn()
     scheduler._turn()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from kazoo.client import KazooClient
@@ -39,6 +39,7 @@ from tests.conftest import PATIENCE, SESSION_TIMEOUT
 from tests.faults import Road
 
 Candidate = Callable[..., MasterElection]
+T = TypeVar("T")
 
 
 def elect(election: MasterElection) -> MasterElection:
@@ -59,7 +60,7 @@ def begun_anew(client: KazooClient, election: MasterElection, epoch: int) -> boo
     return False
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
+def until(condition: Callable[[], T | None], what: str) -> T:
     return wait_until(condition, PATIENCE, what)
 
 

@@ -17,6 +17,7 @@ from celery.beat import BeatLazyFunc
 from kombu import Queue
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.runs import Run
 from celery_zk_beat.signals import run_dropped
 from example_project.servers import Redis, wait_until
 from tests.conftest import PATIENCE
@@ -308,7 +309,7 @@ def test_one_of_several_that_leave_together_is_refused(
         )
         note, unsent = one._publisher._note_failed, []
 
-        def noted(runs: Any, *args: Any) -> None:
+        def noted(runs: list[Run], *args: Any) -> None:
             note(runs, *args)
             unsent.append(one._publisher.unsent())
 

@@ -18,7 +18,7 @@ from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
 
 from celery_zk_beat import ZooKeeperScheduler, clock
-from celery_zk_beat.control import change_pauses
+from celery_zk_beat.control import Pauses, change_pauses
 from celery_zk_beat.due import to_utc
 from celery_zk_beat.gate import gated
 from example_project.servers import Redis, free_port, wait_until
@@ -217,7 +217,7 @@ def test_pauses(app: Celery, start: Start, behind: str) -> None:
     turn(scheduler)
     election = scheduler._election
 
-    def pauses(change: Callable[[Any], Any]) -> int:
+    def pauses(change: Callable[[Pauses], Pauses]) -> int:
         """The runs before it was heard of."""
         before = scheduler._control._version
         change_pauses(election.session, election.paths, change)

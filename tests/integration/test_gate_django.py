@@ -4,10 +4,9 @@ admin and its own ways with one-off entries have to do with a failover."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import Celery
@@ -22,7 +21,7 @@ from tests.django_database import Database
 from tests.history import check
 
 from .conftest import Make, history, turn
-from .test_gate import PERIOD, crash, turn_for, turn_until
+from .test_gate import PERIOD, Start, crash, turn_for, turn_until
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 
@@ -36,7 +35,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def start(app: Celery, make: Make, database: Database) -> Callable[..., ZooKeeperScheduler]:
+def start(app: Celery, make: Make, database: Database) -> Start:
     app.conf.zk_beat_scheduler = SCHEDULER
     return make
 
@@ -69,7 +68,7 @@ def soon(seconds: float) -> datetime:
 
 
 def test_a_one_off_waits_for_the_broker(
-    app: Celery, start: Any, database: Database, broker: Broker
+    app: Celery, start: Start, database: Database, broker: Broker
 ) -> None:
     """Though all entries are asked meanwhile whether they are due."""
     broker.is_away()
@@ -85,7 +84,7 @@ def test_a_one_off_waits_for_the_broker(
     assert [run.run for run in history(app)] == [1]
 
 
-def test_a_one_off_that_ran_is_not_repeated(app: Celery, start: Any, database: Database) -> None:
+def test_a_one_off_that_ran_is_not_repeated(app: Celery, start: Start, database: Database) -> None:
     database.add("first", 0.5, enabled=True)
     database.add("e", PERIOD, one_off=True)
     first = start()
@@ -98,7 +97,7 @@ def test_a_one_off_that_ran_is_not_repeated(app: Celery, start: Any, database: D
     assert len([run for run in history(app) if run.task == "e"]) == 1
 
 
-def test_its_table_refuses_a_row(app: Celery, start: Any, database: Database) -> None:
+def test_its_table_refuses_a_row(app: Celery, start: Start, database: Database) -> None:
     """A run that was published is published, though its scheduler could not write."""
     from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
@@ -111,7 +110,7 @@ def test_its_table_refuses_a_row(app: Celery, start: Any, database: Database) ->
     assert check(history(app)) == []
 
 
-def test_a_one_off_that_is_enabled_again(app: Celery, start: Any, database: Database) -> None:
+def test_a_one_off_that_is_enabled_again(app: Celery, start: Start, database: Database) -> None:
     """It has a start, so django-celery-beat has it that it ran 30 years before: not in the ledger,
     where it ran just now."""
     database.add("e", PERIOD, one_off=True, start_time=soon(-10))
@@ -122,7 +121,7 @@ def test_a_one_off_that_is_enabled_again(app: Celery, start: Any, database: Data
     assert [run.run for run in history(app)] == [1, 2]
 
 
-def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Any, database: Database) -> None:
+def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Start, database: Database) -> None:
     """django-celery-beat would leave it out of the schedule until then."""
     from django_celery_beat.models import CrontabSchedule
 
@@ -137,7 +136,7 @@ def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Any, database: 
 
 
 def test_a_run_of_an_entry_that_was_made_anew(
-    app: Celery, start: Any, database: Database, broker: Broker
+    app: Celery, start: Start, database: Database, broker: Broker
 ) -> None:
     """It is dropped, not sent as the other."""
     broker.is_away()
@@ -157,7 +156,7 @@ def test_a_run_of_an_entry_that_was_made_anew(
     assert [past.note for past in state.history[:2]] == [f"dropped: {why}", None]
 
 
-def test_without_time_zones(app: Celery, start: Any, database: Database) -> None:
+def test_without_time_zones(app: Celery, start: Start, database: Database) -> None:
     """What the ledger knows is written in the manner of the settings."""
     from django.test import override_settings
 
@@ -174,7 +173,7 @@ def test_without_time_zones(app: Celery, start: Any, database: Database) -> None
         assert timedelta(seconds=PERIOD - 0.1) < next_one.due - one.due
 
 
-def test_a_row_that_is_damaged(app: Celery, start: Any, database: Database) -> None:
+def test_a_row_that_is_damaged(app: Celery, start: Start, database: Database) -> None:
     """Harms no other."""
     database.add("e", PERIOD)
     database.add("damaged", PERIOD, headers="{")
@@ -183,7 +182,7 @@ def test_a_row_that_is_damaged(app: Celery, start: Any, database: Database) -> N
     assert "damaged" not in scheduler.schedule
 
 
-def test_added_while_another_is_due(app: Celery, start: Any, database: Database) -> None:
+def test_added_while_another_is_due(app: Celery, start: Start, database: Database) -> None:
     """It has a state all the same."""
     database.add("e", PERIOD)
     scheduler = start()
@@ -196,7 +195,7 @@ def test_added_while_another_is_due(app: Celery, start: Any, database: Database)
 
 
 def test_a_run_that_our_own_scheduler_claimed(
-    app: Celery, start: Any, database: Database, broker: Broker
+    app: Celery, start: Start, database: Database, broker: Broker
 ) -> None:
     """Before the beats were configured for this one, with the same entries."""
     broker.is_away()
@@ -213,7 +212,7 @@ def test_a_run_that_our_own_scheduler_claimed(
 
 
 def test_a_run_whose_page_is_damaged(
-    app: Celery, start: Any, database: Database, broker: Broker
+    app: Celery, start: Start, database: Database, broker: Broker
 ) -> None:
     """And whose entry was made anew: there is no state in which to note that it is dropped."""
     broker.is_away()
@@ -231,7 +230,7 @@ def test_a_run_whose_page_is_damaged(
     assert second._gated is not None
 
 
-def test_resumed_without_catching_up(app: Celery, start: Any, database: Database) -> None:
+def test_resumed_without_catching_up(app: Celery, start: Start, database: Database) -> None:
     """What is still to come was not missed."""
     before = soon(0)
     start_time = before + timedelta(seconds=PERIOD)
@@ -251,7 +250,7 @@ def test_resumed_without_catching_up(app: Celery, start: Any, database: Database
 
 @pytest.mark.parametrize("change", ["deleted", "disabled", "disabled meanwhile"])
 def test_an_entry_that_is_gone(
-    app: Celery, start: Any, database: Database, broker: Broker, change: str
+    app: Celery, start: Start, database: Database, broker: Broker, change: str
 ) -> None:
     """A run of it that waits for the broker does not wait for ever, nor for another of its name."""
     broker.is_away()

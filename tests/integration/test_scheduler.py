@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -560,7 +560,9 @@ def test_a_last_run_that_cannot_be(app: Celery, make: Make, zone: str, last: dat
     wait_until(lambda: turn(two) and len(history(app)) >= 4, PATIENCE, "runs")
 
 
-def test_a_state_with_a_last_run_that_cannot_be(app: Celery, make: Make, client: Any) -> None:
+def test_a_state_with_a_last_run_that_cannot_be(
+    app: Celery, make: Make, client: KazooClient
+) -> None:
     """As earlier releases wrote it."""
     app.conf.timezone = "America/New_York"
     one = make(beat_schedule={"e": every(60)})
@@ -1137,7 +1139,7 @@ def test_cut_off_between_claim_and_publish(
     one = make(zk_beat_hosts=road.hosts, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
     publish = one._publisher.publish
 
-    def cut_and_publish(runs: Any) -> None:
+    def cut_and_publish(runs: Iterable[Run]) -> None:
         road.cut()
         wait_until(lambda: not one._election.session.connected, PATIENCE, "the cut")
         publish(runs)
@@ -1159,7 +1161,7 @@ def test_woken_after_a_long_pause(app: Celery, make: Make, road: Road) -> None:
     one = make(zk_beat_hosts=road.hosts, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
     publish = one._publisher.publish
 
-    def pause_and_publish(runs: Any) -> None:
+    def pause_and_publish(runs: Iterable[Run]) -> None:
         if not runs:
             return
         one._ledger._entitled_until = 0.0  # the pause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_nothing_is_wrong() -> None:
         "one was never executed",
     ],
 )
-def test_something_is_wrong(change: Any, says: str) -> None:
+def test_something_is_wrong(change: Callable[[list[Delivery]], object], says: str) -> None:
     runs = good()
     change(runs)
     assert verdict(runs) == f"runs: {says}"

@@ -127,19 +127,19 @@ def test_alive(state: State, now: float, finding: Finding) -> None:
 @pytest.mark.parametrize(
     ("report", "findings"),
     [
-        (Report(MASTER, True), [True, "one is master, epoch 7"]),
-        (Report(STANDBY, True), [True, "two is a standby, one is master"]),
+        (Report(MASTER, True), (True, "one is master, epoch 7")),
+        (Report(STANDBY, True), (True, "two is a standby, one is master")),
         (
             Report(replace(STANDBY, master=None), True),
-            [True, "two is a standby, no master is known"],
+            (True, "two is a standby, no master is known"),
         ),
         (
             Report(replace(BEGINS, connected=True), True),
-            [False, "two is neither master nor standby yet"],
+            (False, "two is neither master nor standby yet"),
         ),
     ],
 )
-def test_ready_where_there_is_a_connection(report: Report, findings: list[Any]) -> None:
+def test_ready_where_there_is_a_connection(report: Report, findings: tuple[bool, str]) -> None:
     assert ready(report) == [
         Finding(True, "connected to ZooKeeper, session time-out 10 s"),
         Finding(*findings),
