@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 
 from celery_zk_beat.control import RESIGN, Asking, RequestRecord
 from celery_zk_beat.records import to_text
-from celery_zk_beat.session import connected
+from celery_zk_beat.zookeeper.session import connected
 
 from .bench import PATHS, PATIENCE, Cluster, Row, end_of, report, scratch
 

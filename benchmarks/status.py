@@ -27,8 +27,8 @@ from celery_zk_beat.runs import (
     encode_outbox,
     encode_page,
 )
-from celery_zk_beat.session import Create
 from celery_zk_beat.settings import default_root
+from celery_zk_beat.zookeeper.operations import Create
 from example_project.servers import ZooKeeper
 
 from .bench import PATIENCE, TICK_TIME, Row, report, scratch

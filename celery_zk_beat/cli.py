@@ -43,11 +43,11 @@ from .paths import Paths, page_of
 from .records import FORMAT, MasterRecord, to_text
 from .runs import decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
-from .session import ZooKeeperSession, connected
 from .settings import Settings, as_written, has_settings
 from .status import terminal
 from .status.reader import Reader
 from .status.snapshot import Master, Snapshot, plain
+from .zookeeper.session import ZooKeeperSession, connected
 
 #: Exit codes, beside 0.
 #: There is no master that ticks; what was asked is refused, or not done.

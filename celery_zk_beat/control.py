@@ -19,15 +19,8 @@ from .errors import RootError, TooLarge, Uncertain, ZkBeatError
 from .paths import Paths
 from .records import Record, decode, encode, instant, to_text
 from .records import field as _field
-from .session import (
-    Check,
-    Create,
-    Delete,
-    Operation,
-    SetData,
-    ZooKeeperSession,
-    changed_path,
-)
+from .zookeeper.operations import Check, Create, Delete, Operation, SetData, changed_path
+from .zookeeper.session import ZooKeeperSession
 
 RUN, DROP_RUN, RESIGN = "run", "drop", "resign"
 

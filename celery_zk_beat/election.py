@@ -48,9 +48,10 @@ from .records import (
     to_text,
 )
 from .security import Access
-from .session import Check, Create, Delete, Node, Operation, SetData, ZooKeeperSession
 from .settings import check_hosts, check_id, check_path, check_seconds, default_id
 from .version import __version__
+from .zookeeper.operations import Check, Create, Delete, Node, Operation, SetData
+from .zookeeper.session import ZooKeeperSession
 
 logger = get_logger(__name__)
 

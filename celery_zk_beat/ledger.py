@@ -42,7 +42,7 @@ from .runs import (
     encode_outbox,
     encode_page,
 )
-from .session import Check, Create, Node, Operation, Pending, SetData
+from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetData
 
 logger = get_logger(__name__)
 

@@ -65,10 +65,10 @@ from .paths import Paths, page_of
 from .publishing import Publisher
 from .records import to_text
 from .runs import NEVER, TOLERANCE, Run, RunState
-from .session import Operation
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
+from .zookeeper.operations import Operation
 
 if TYPE_CHECKING:
     from .web.server import Server

@@ -17,7 +17,7 @@ from ..errors import RootError
 from ..paths import Paths
 from ..records import LARGEST_NUMBER, TERMS_REMEMBERED, RootRecord, decode, from_text
 from ..runs import PastRun, Run, RunState, decode_outbox, decode_page
-from ..session import Node
+from ..zookeeper.operations import Node
 from .mirror import Mirror
 from .snapshot import Master, Member, RecentTerm
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from .. import clock
 from ..errors import ZkBeatError
 from ..paths import Paths, is_page
-from ..session import Node, Quota, ZooKeeperSession, changed_path
+from ..zookeeper.operations import Node, changed_path
+from ..zookeeper.quota import Quota, quota_of
+from ..zookeeper.session import ZooKeeperSession
 
 
 class Mirror:
@@ -80,7 +82,7 @@ class Mirror:
                 names = self._session.children(parent, watch)
                 if parent != self._paths.root:
                     wanted |= self._follow(parent, names, everything)
-        self.quota = self._session.quota(self._paths.root)
+        self.quota = quota_of(self._session, self._paths.root)
         # The outbox after the pages: what it says is then never older than what they say.
         paths = sorted(wanted, key=lambda path: (path == self._paths.outbox, path))
         for path, node in zip(paths, self._session.read_all(paths, watch) if paths else ()):

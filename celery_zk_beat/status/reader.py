@@ -15,8 +15,9 @@ from ..control import Pause, Pauses
 from ..due import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
 from ..paths import Paths
 from ..runs import PastRun, Run, RunState
-from ..session import Node, ZooKeeperSession
 from ..settings import Settings
+from ..zookeeper.operations import Node
+from ..zookeeper.session import ZooKeeperSession
 from .lenient import MOST_RECENT, LenientRecords, PageContent, latest
 from .mirror import Mirror
 from .snapshot import (

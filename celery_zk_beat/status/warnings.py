@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 
 from ..paths import Paths, page_of
-from ..session import CLOCK_TOLERANCE, Quota
+from ..zookeeper.quota import Quota
+from ..zookeeper.session import CLOCK_TOLERANCE
 from .snapshot import FOR_BROKER, FOR_SCHEDULE, Master, Member, Snapshot, WaitingRun
 
 #: How long a run is in the outbox without a word of warning.

@@ -12,9 +12,9 @@ from dataclasses import replace
 from .. import clock
 from ..errors import ZkBeatError
 from ..log import get_logger
-from ..session import connected
 from ..status.reader import Reader
 from ..status.snapshot import Snapshot
+from ..zookeeper.session import connected
 from .state import Beat
 
 logger = get_logger(__name__)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from celery_zk_beat.session import ZooKeeperSession
+from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE, TICK_TIME
 from tests.faults import Road

@@ -8,7 +8,8 @@ import contextlib
 import pytest
 
 from celery_zk_beat.errors import Conflict, Uncertain
-from celery_zk_beat.session import Check, Create, Delete, Node, Operation, SetData, ZooKeeperSession
+from celery_zk_beat.zookeeper.operations import Check, Create, Delete, Node, Operation, SetData
+from celery_zk_beat.zookeeper.session import ZooKeeperSession
 
 from .conftest import Backend
 

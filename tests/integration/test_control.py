@@ -30,7 +30,8 @@ from celery_zk_beat.errors import RootError, TooLarge, ZkBeatError
 from celery_zk_beat.paths import Paths, page_of
 from celery_zk_beat.records import encode, to_text
 from celery_zk_beat.runs import PastRun, decode_page
-from celery_zk_beat.session import Operation, ZooKeeperSession
+from celery_zk_beat.zookeeper.operations import Operation
+from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 

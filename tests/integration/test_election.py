@@ -33,7 +33,7 @@ from celery_zk_beat.records import (
     decode_masters,
     encode_masters,
 )
-from celery_zk_beat.session import ZooKeeperSession
+from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
 from tests.faults import Road

@@ -14,7 +14,7 @@ from celery import Celery
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.control import change_pauses
 from celery_zk_beat.paths import page_of
-from celery_zk_beat.session import SetData
+from celery_zk_beat.zookeeper.operations import SetData
 from example_project.servers import free_port
 from tests.conftest import PATIENCE
 from tests.django_database import Database

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from celery_zk_beat import ConnectTimeout, MasterElection
-from celery_zk_beat.session import connected
+from celery_zk_beat.zookeeper.session import connected
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, TICK_TIME
 

@@ -18,7 +18,8 @@ from kazoo.security import make_acl, make_digest_acl
 from celery_zk_beat import ConnectTimeout, MasterElection
 from celery_zk_beat.errors import AccessDenied
 from celery_zk_beat.security import Access, Grant
-from celery_zk_beat.session import Create, _Handler, connected
+from celery_zk_beat.zookeeper.operations import Create
+from celery_zk_beat.zookeeper.session import _Handler, connected
 from example_project.servers import LOOPBACK, wait_until
 from tests.conftest import PATIENCE
 from tests.secure import BEAT, Authority, SecureZooKeeper

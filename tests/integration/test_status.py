@@ -23,11 +23,11 @@ from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.ledger import RunLedger
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import Run
-from celery_zk_beat.session import ZooKeeperSession, connected
 from celery_zk_beat.settings import Settings
 from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Snapshot
+from celery_zk_beat.zookeeper.session import ZooKeeperSession, connected
 from example_project.processes import REPOSITORY
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE

@@ -18,9 +18,10 @@ from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedstate, schedule
 from kombu.messaging import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, clock, session
+from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.paths import Paths
+from celery_zk_beat.zookeeper import session
 
 from . import scenario as scenarios
 from . import world as simulated

@@ -35,11 +35,12 @@ from celery_zk_beat.records import (
     encode_masters,
 )
 from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, encode_page
-from celery_zk_beat.session import Check, Node, Pending, SetData, ZooKeeperSession
 from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Snapshot
 from celery_zk_beat.web.readings import Reading
+from celery_zk_beat.zookeeper.operations import Check, Node, Operation, SetData
+from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from tests import hostile
 
 ZNODE_STAT = ZnodeStat(*range(11))
@@ -166,8 +167,6 @@ class Garbage:
 
     def read(self, path: str) -> Node | None:
         return self.read_all([path])[0]
-
-    quota = ZooKeeperSession.quota
 
 
 PATHS = Paths("/shop")
@@ -302,14 +301,11 @@ def test_it_does_not_take_long(scheduler: ZooKeeperScheduler) -> None:
 def test_an_answer_that_fits_no_question(answers: list[object]) -> None:
     """It says nothing, least of all that a claim was made."""
 
-    class Transaction:
-        def commit_async(self) -> Transaction:
-            return self
-
+    class Answer:
         def get(self, timeout: float) -> list[object]:
             return answers
 
     session = ZooKeeperSession("localhost:1", 1.0, lambda: None)
-    asked = Pending(session, [Check("/epoch", 1), SetData("/outbox", b"")])
+    asked: list[Operation] = [Check("/epoch", 1), SetData("/outbox", b"")]
     with pytest.raises(Uncertain, match="/epoch: an answer that fits no question"):
-        asked.send(Transaction()).result()
+        session._versions(asked, Answer(), 0.0)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import re
 import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import (
@@ -43,8 +41,8 @@ from kazoo.protocol.states import ZnodeStat
 from kazoo.retry import KazooRetry
 from kazoo.security import ACL, Id
 
-from . import clock
-from .errors import (
+from .. import clock
+from ..errors import (
     AccessDenied,
     Conflict,
     ConnectTimeout,
@@ -52,11 +50,12 @@ from .errors import (
     SettingsError,
     Uncertain,
     UnsupportedEnvironment,
-    ZkBeatError,
     ZooKeeperError,
 )
-from .log import get_logger
-from .security import Access, Grant
+from ..log import get_logger
+from ..security import Access, Grant
+from .operations import Check, Create, Delete, Node, Operation, Pending, SetData
+from .quota import quota_of
 
 #: Longest pause between two attempts to connect, seconds. kazoo's own default grows to a minute.
 _RECONNECT_PAUSE = 1.0
@@ -93,8 +92,6 @@ _DENIALS = (NoAuthError, AuthFailedError, EXCEPTIONS[-124])
 _LONGEST_GRANTED = 300.0
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
-#: Where ZooKeeper keeps quotas.
-_QUOTAS = "/zookeeper/quota"
 #: Most servers that are named in a line.
 _MOST_NAMED = 5
 #: Seconds that clocks may be apart without a word.
@@ -130,126 +127,8 @@ _kazoo_log.addFilter(_without_traceback)
 get_logger(_kazoo_log.name)
 
 
-@dataclass(frozen=True)
-class Node:
-    """A znode as it was read. `data` is empty also where there is none, `owner` the session of an
-    ephemeral one, else 0; `mtime` is the server's clock when it was written, seconds since 1970."""
-
-    data: bytes
-    version: int
-    owner: int
-    mtime: float = field(default=0.0, compare=False)
-
-
-@dataclass(frozen=True)
-class Quota:
-    """The hard limits of a znode, and what is below it, by ZooKeeper's own count.
-
-    Attributes:
-        path: the znode.
-        used: bytes and znodes.
-        most: of each, None where there is no limit.
-    """
-
-    path: str
-    used: tuple[int, int]
-    most: tuple[int | None, int | None]
-
-    @property
-    def is_tight(self) -> bool:
-        """Whether not much more is to be written; a write that is refused is not counted."""
-        return any(most is not None and used >= 0.9 * most for used, most in self._limits())
-
-    def _limits(self) -> list[tuple[int, int | None]]:
-        return list(zip(self.used, self.most))
-
-    @property
-    def limits(self) -> str:
-        """For people."""
-        kinds = zip(self.most, ("bytes", "znodes"))
-        return " and ".join(f"{most} {kind}" for most, kind in kinds if most is not None)
-
-    @property
-    def remedy(self) -> str:
-        kinds = zip(self.most, ("-B BYTES", "-N ZNODES"))
-        raise_it = " ".join(option for most, option in kinds if most is not None)
-        return (
-            f"zkCli.sh setquota {raise_it} {self.path} raises it, delquota {self.path} removes it"
-        )
-
-
-@dataclass(frozen=True)
-class Create:
-    path: str
-    data: bytes
-    ephemeral: bool = False
-
-
-@dataclass(frozen=True)
-class SetData:
-    path: str
-    data: bytes
-    version: int = -1
-
-
-@dataclass(frozen=True)
-class Check:
-    path: str
-    version: int
-
-
-@dataclass(frozen=True)
-class Delete:
-    path: str
-    version: int = -1
-
-
-Operation = Union[Create, SetData, Check, Delete]
 #: As what kazoo reads the answers.
 _ANSWERS = {Create: str, SetData: ZnodeStat, Check: bool, Delete: bool}
-
-
-class Pending:
-    """A transaction on its way. Answers of one connection come in the order of the requests."""
-
-    def __init__(self, session: ZooKeeperSession, operations: Sequence[Operation]) -> None:
-        self._session = session
-        self._operations = operations
-        self._result: Any = None
-        #: Just before it was sent, on boottime(): the server has heard of us since then.
-        #: Not just after, for a process may be stopped in between.
-        self.sent = clock.boottime()
-        self._sent_at = clock.timestamp()
-
-    def send(self, transaction: Any) -> Pending:
-        self._result = transaction.commit_async()
-        return self
-
-    @property
-    def answered(self) -> bool:
-        return bool(self._result.ready())
-
-    def result(self) -> list[int]:
-        """Waits for the answer: the new data version of each operation's znode, in order (0 for
-        a created one, the checked one for a check, -1 for a deleted one).
-
-        Raises:
-            Conflict: a znode was not as the transaction said; nothing was done.
-            Uncertain: no answer, so it may or may not have been done.
-            ZooKeeperError: refused for another reason (rights, quota); nothing was done.
-        """
-        what = self._operations[0].path
-        answers = self._session.translated(what, self._result.get, timeout=self._session.timeout)
-        for operation, answer in zip(self._operations, answers):
-            if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
-                raise self._session.error(_denying(operation, answer), answer)
-        kinds = [_ANSWERS[type(operation)] for operation in self._operations]
-        if [type(answer) for answer in answers] != kinds:
-            raise Uncertain(f"{what}: an answer that fits no question")
-        for operation, answer in zip(self._operations, answers):
-            if isinstance(operation, SetData):
-                self._session.compare_clocks(self._sent_at, answer.mtime / 1000, clock.timestamp())
-        return [_version_after(op, answer) for op, answer in zip(self._operations, answers)]
 
 
 class ZooKeeperSession:
@@ -427,7 +306,7 @@ class ZooKeeperSession:
         nodes: list[Node | None] = []
         for path, result in pending:
             try:
-                data, stat = self.translated(path, result.get, timeout=self.timeout)
+                data, stat = self._translated(path, result.get, timeout=self.timeout)
                 nodes.append(
                     Node(data or b"", stat.version, stat.ephemeralOwner, stat.mtime / 1000)
                 )
@@ -447,14 +326,14 @@ class ZooKeeperSession:
         """Whether there is such a znode. `watch` is called as that of :meth:`read` and, other than
         there, also when a missing znode is made. Raises as :meth:`read`."""
         result = self._live_client(path).exists_async(path, watch)
-        return self.translated(path, result.get, timeout=self.timeout) is not None
+        return self._translated(path, result.get, timeout=self.timeout) is not None
 
     def children(self, path: str, watch: Callable[[object], None] | None = None) -> list[str]:
         """Names of the znodes below `path`, none where it is missing. `watch` is called as that of
         :meth:`read`, when one is made or deleted. Raises as :meth:`read`."""
         try:
             result = self._live_client(path).get_children_async(path, watch)
-            names = self.translated(path, result.get, timeout=self.timeout)
+            names = self._translated(path, result.get, timeout=self.timeout)
         except Conflict:
             return []
         # Not what garbled answers may hold, and no path is made of.
@@ -466,7 +345,7 @@ class ZooKeeperSession:
         client = self._live_client(path)
         try:
             result = client.ensure_path_async(path)
-            self.translated(path, result.get, timeout=self.timeout)
+            self._translated(path, result.get, timeout=self.timeout)
         except AccessDenied:
             # To make one is a right on its parent, and to look whether there is one needs none.
             while path != "/" and not self.exists(path):
@@ -480,34 +359,14 @@ class ZooKeeperSession:
         found: list[list[Grant]] = []
         for path, result in [(path, client.get_acls_async(path)) for path in paths]:
             try:
-                acls, _ = self.translated(path, result.get, timeout=self.timeout)
+                acls, _ = self._translated(path, result.get, timeout=self.timeout)
                 found.append([Grant(acl.id.scheme, acl.id.id, acl.perms) for acl in acls])
             except (Conflict, AccessDenied):
                 found.append([])
         return found
 
-    def quota(self, path: str) -> Quota | None:
-        """That of `path`, or of a znode above it (ZooKeeper has one on a path at most); None where
-        there is none with hard limits, or it may not be read."""
-        steps = path.strip("/").split("/")
-        above = ["/" + "/".join(steps[: count + 1]) for count in range(len(steps))]
-        with contextlib.suppress(ZkBeatError):
-            nodes = self.read_all([f"{_QUOTAS}{each}/zookeeper_limits" for each in above])
-            for each, node in zip(above, nodes):
-                limits = {} if node is None else _numbers(node.data)
-                byte_limit, count_limit = (
-                    limits[name] if limits.get(name, -1) >= 0 else None
-                    for name in ("byteHardLimit", "countHardLimit")
-                )
-                most = byte_limit, count_limit
-                if most != (None, None):
-                    stats = self.read(f"{_QUOTAS}{each}/zookeeper_stats")
-                    used = {} if stats is None else _numbers(stats.data)
-                    return Quota(each, (used.get("bytes", 0), used.get("count", 0)), most)
-        return None
-
     def commit(self, *operations: Operation) -> list[int]:
-        """Does all operations or none, and waits: see :meth:`Pending.result`."""
+        """Does all operations or none, and waits: see :meth:`.Pending.result`."""
         return self.send(*operations).result()
 
     def send(self, *operations: Operation) -> Pending:
@@ -523,9 +382,25 @@ class ZooKeeperSession:
                 transaction.check(op.path, op.version)
             else:
                 transaction.delete(op.path, op.version)
-        return Pending(self, operations).send(transaction)
+        sent, sent_at = clock.boottime(), clock.timestamp()
+        answer = transaction.commit_async()
+        return Pending(sent, answer.ready, lambda: self._versions(operations, answer, sent_at))
 
-    def compare_clocks(self, before: float, server: float, after: float) -> None:
+    def _versions(self, operations: Sequence[Operation], answer: Any, sent_at: float) -> list[int]:
+        """See :meth:`.Pending.result`; sent when this machine's clock said `sent_at`."""
+        what = operations[0].path
+        answers = self._translated(what, answer.get, timeout=self.timeout)
+        for operation, each in zip(operations, answers):
+            if isinstance(each, Exception) and not isinstance(each, _BYSTANDER):
+                raise self._error(_denying(operation, each), each)
+        if [type(each) for each in answers] != [_ANSWERS[type(each)] for each in operations]:
+            raise Uncertain(f"{what}: an answer that fits no question")
+        for each in answers:
+            if isinstance(each, ZnodeStat):
+                self._compare_clocks(sent_at, each.mtime / 1000, clock.timestamp())
+        return [_version_after(op, each) for op, each in zip(operations, answers)]
+
+    def _compare_clocks(self, before: float, server: float, after: float) -> None:
         """Notes the time at which the server made a write, between two of this machine's; all in
         seconds since 1970. Warns, once, of a difference that matters."""
         self._server_clock = server, clock.boottime()
@@ -670,16 +545,16 @@ class ZooKeeperSession:
             )
         return None
 
-    def translated(self, path: str, call: Callable[..., Any], **kwargs: Any) -> Any:
+    def _translated(self, path: str, call: Callable[..., Any], **kwargs: Any) -> Any:
         """What `call` returns, its errors as ours."""
         try:
             return call(**kwargs)
         except (KazooException, KazooTimeoutError) as exc:
-            raise self.error(path, exc) from None
+            raise self._error(path, exc) from None
         except Exception as exc:  # what kazoo's own reading of garbled bytes came to
             raise Uncertain(f"{path}: an answer that cannot be understood ({exc!r})") from None
 
-    def error(self, path: str, exc: Exception) -> Exception:
+    def _error(self, path: str, exc: Exception) -> Exception:
         """kazoo's error as ours."""
         name = type(exc).__name__
         if isinstance(exc, _CONFLICTS):
@@ -697,7 +572,7 @@ class ZooKeeperSession:
     def _over_quota(self, path: str) -> str:
         """Names the quota, not the znode that would have been written: that is no more to blame
         than others below the same quota."""
-        quota = self.quota(path)
+        quota = quota_of(self, path)
         if quota is None:
             return (
                 f"{path}: refused by ZooKeeper (QuotaExceeded): the quota of this znode, or of one "
@@ -752,11 +627,6 @@ class ZooKeeperSession:
             return answer
 
         client._connection._invoke = handshake
-
-
-def changed_path(event: object) -> str | None:
-    """The znode of which a watch tells; None: the connection is lost, so it may be any."""
-    return getattr(event, "path", None)
 
 
 @contextlib.contextmanager
@@ -937,12 +807,6 @@ def _denying(operation: Operation, answer: Exception) -> str:
     if isinstance(answer, NoAuthError) and isinstance(operation, (Create, Delete)):
         return operation.path.rpartition("/")[0] or "/"
     return operation.path
-
-
-def _numbers(data: bytes) -> dict[str, int]:
-    """Of a znode in which ZooKeeper keeps a quota."""
-    text = data.decode("ascii", "replace")
-    return {name: int(number) for name, number in re.findall(r"(\w+)=(-?[0-9]{1,18})", text)}
 
 
 def _acl(grants: Sequence[Grant]) -> list[Any]:

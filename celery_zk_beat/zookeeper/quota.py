@@ -1,0 +1,83 @@
+"""ZooKeeper's quotas: the hard limits of a znode, and how much of them is used up."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import ZkBeatError
+from .operations import Node
+
+#: Where ZooKeeper keeps quotas.
+_QUOTAS = "/zookeeper/quota"
+
+
+class Reads(Protocol):
+    """A :class:`.ZooKeeperSession`, as far as it is needed here."""
+
+    def read_all(self, paths: Sequence[str]) -> list[Node | None]: ...
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The hard limits of a znode, and what is below it, by ZooKeeper's own count.
+
+    Attributes:
+        path: the znode.
+        used: bytes and znodes.
+        most: of each, None where there is no limit.
+    """
+
+    path: str
+    used: tuple[int, int]
+    most: tuple[int | None, int | None]
+
+    @property
+    def is_tight(self) -> bool:
+        """True when not much more is to be written; a write that is refused is not counted."""
+        pairs = zip(self.used, self.most)
+        return any(most is not None and used >= 0.9 * most for used, most in pairs)
+
+    @property
+    def limits(self) -> str:
+        """For people."""
+        kinds = zip(self.most, ("bytes", "znodes"))
+        return " and ".join(f"{most} {kind}" for most, kind in kinds if most is not None)
+
+    @property
+    def remedy(self) -> str:
+        kinds = zip(self.most, ("-B BYTES", "-N ZNODES"))
+        raise_it = " ".join(option for most, option in kinds if most is not None)
+        return (
+            f"zkCli.sh setquota {raise_it} {self.path} raises it, delquota {self.path} removes it"
+        )
+
+
+def quota_of(session: Reads, path: str) -> Quota | None:
+    """That of `path`, or of a znode above it (ZooKeeper has one on a path at most); None where
+    there is none with hard limits, or it may not be read."""
+    steps = path.strip("/").split("/")
+    above = ["/" + "/".join(steps[: count + 1]) for count in range(len(steps))]
+    with contextlib.suppress(ZkBeatError):
+        nodes = session.read_all([f"{_QUOTAS}{each}/zookeeper_limits" for each in above])
+        for each, node in zip(above, nodes):
+            limits = {} if node is None else _numbers(node.data)
+            byte_limit, count_limit = (
+                limits[name] if limits.get(name, -1) >= 0 else None
+                for name in ("byteHardLimit", "countHardLimit")
+            )
+            most = byte_limit, count_limit
+            if most != (None, None):
+                (stats,) = session.read_all([f"{_QUOTAS}{each}/zookeeper_stats"])
+                used = {} if stats is None else _numbers(stats.data)
+                return Quota(each, (used.get("bytes", 0), used.get("count", 0)), most)
+    return None
+
+
+def _numbers(data: bytes) -> dict[str, int]:
+    """Of a znode in which ZooKeeper keeps a quota."""
+    text = data.decode("ascii", "replace")
+    return {name: int(number) for name, number in re.findall(r"(\w+)=(-?[0-9]{1,18})", text)}
