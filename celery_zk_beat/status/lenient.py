@@ -156,7 +156,8 @@ class LenientRecords:
 
 @dataclass(frozen=True)
 class PageContent:
-    """What a page holds; `damage` says why that is not to be understood."""
+    """The run states of a page, and the newest of their runs; `damage` says why they cannot be
+    understood."""
 
     states: dict[str, RunState]
     newest: list[tuple[PastRun, str]]

@@ -39,7 +39,7 @@ _CLAIMED_WITHIN, _WRITES_WITHIN = timedelta(seconds=5), timedelta(seconds=45)
 
 
 class Schedule(Protocol):
-    """What of the asker's scheduler a look needs."""
+    """The part of the asker's scheduler that a look needs."""
 
     @property
     def entries(self) -> Mapping[str, Any]:

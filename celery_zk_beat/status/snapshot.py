@@ -1,4 +1,4 @@
-"""What one look finds, and its JSON, which docs/status.md describes."""
+"""The snapshot that one look makes, and its JSON, which docs/status.md describes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Master:
     Attributes:
         successor: the id of the standby to whom it is handing over, if it is.
         ticked_at: when its dispatch loop last wrote the outbox, by the server's clock.
-        ticking: whether that, or its election, was less than TICKING_WITHIN ago.
+        ticking: True where that, or its election, was less than TICKING_WITHIN ago.
     """
 
     id: str
@@ -133,7 +133,7 @@ class RecentTerm:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one look found; immutable.
+    """All that one look found; immutable.
 
     Attributes:
         app: the app that the root belongs to, None where that is not written.
@@ -166,12 +166,13 @@ class Snapshot:
         return self.master is not None and self.master.ticking
 
     def to_json(self) -> dict[str, Any]:
-        """What docs/status.md describes: instants are ISO 8601 texts in UTC, seconds numbers."""
+        """Returns what docs/status.md describes: instants are ISO 8601 texts in UTC, seconds
+        numbers."""
         return {"format": FORMAT, **plain(self)}
 
 
 def plain(value: Any) -> Any:
-    """What :mod:`json` takes, of any of the above."""
+    """Turns any of the above into what :mod:`json` takes."""
     if isinstance(value, datetime):
         return to_text(value)
     if isinstance(value, (list, tuple)):

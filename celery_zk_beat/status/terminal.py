@@ -73,7 +73,7 @@ def status(
 
 
 def history(runs: Sequence[RecentRun], style: Style, width: float, with_entry: bool) -> list[str]:
-    """What ran, newest first."""
+    """A table of what ran, newest first."""
     table = Table(
         [
             Column("DUE"),
@@ -105,7 +105,7 @@ def history(runs: Sequence[RecentRun], style: Style, width: float, with_entry: b
 
 
 def masters(terms: Iterable[RecentTerm], now: datetime, style: Style, width: float) -> list[str]:
-    """The changes of master, newest first."""
+    """A table of the terms, newest first."""
     table = Table(
         [
             Column("EPOCH", right=True),
@@ -254,8 +254,8 @@ class Table:
         self._rows.append((tuple(map(safe, cells)), colour))
 
     def lines(self, style: Style, width: float) -> list[str]:
-        """As lines, the first of them with the titles. One column that is too wide for the
-        terminal is better than a name that is cut short."""
+        """Lays it out in lines, the first of them with the titles. One column that is too wide for
+        the terminal is better than a name that is cut short."""
         cells = [[column.title for column in self.columns], *(row for row, _ in self._rows)]
         widths = [min(_WIDEST, max(map(_columns, column))) for column in zip(*cells)]
         kept = [

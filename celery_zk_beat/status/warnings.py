@@ -1,4 +1,5 @@
-"""What somebody should look at, a line each; but what is wrong with a record, its reader tells."""
+"""Warnings: a line for each thing that somebody should look at. (Those about a record that cannot
+be understood come from :mod:`.lenient`.)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the probes answer, as functions of what the beat reports."""
+"""The probes: what each answers is a function of what the beat reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of ZooKeeper for all who ask over HTTP."""
+"""Readings of ZooKeeper, for all who ask over HTTP."""
 
 from __future__ import annotations
 

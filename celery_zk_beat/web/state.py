@@ -1,4 +1,4 @@
-"""What a beat reports to the process that serves HTTP for it."""
+"""The report of a beat to the process that serves HTTP for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class State:
-    """What a beat knows of itself. Times on boottime().
+    """All that a beat reports of itself. Times on boottime().
 
     Attributes:
         at: when it was so.

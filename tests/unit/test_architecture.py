@@ -41,3 +41,15 @@ def test_only_clock_knows_time_and_threads(module: Path) -> None:
         assert reached == ({"time", "threading", "queue"}, ["datetime.now"])
     else:
         assert reached == (set(), [])
+
+
+#: Of others' packages each the room, or the one module, that knows it.
+WALLS = {"waitress": "web", "prometheus_client": "web", "rich": "status/watch.py"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_walls(module: Path) -> None:
+    """What is wrong with another's package, or its next release, is a matter of one room."""
+    place = module.relative_to(PACKAGE)
+    for name in {imported.partition(".")[0] for imported in _imported(module)}.intersection(WALLS):
+        assert place == Path(WALLS[name]) or Path(WALLS[name]) in place.parents
