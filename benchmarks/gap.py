@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from typing import Any, Callable
+from unittest import mock
 
 from celery import Celery
 from redis.connection import AbstractConnection
@@ -49,14 +50,16 @@ def main() -> int:
             assure()
             looked = time.perf_counter()
 
-        beat._ledger.assure = look
-        AbstractConnection.send_packed_command = timed_send  # type: ignore[method-assign]
-        beat._election.start(PATIENCE)
-        assert beat._election.wait(PATIENCE)
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            beat._wait(beat._turn())
-        beat.close()
+        with (
+            mock.patch.object(beat._ledger, "assure", look),
+            mock.patch.object(AbstractConnection, "send_packed_command", timed_send),
+        ):
+            beat._election.start(PATIENCE)
+            assert beat._election.wait(PATIENCE)
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end:
+                beat._wait(beat._turn())
+            beat.close()
     gaps.sort()
     median, p99 = (1000 * gaps[int(len(gaps) * part)] for part in (0.5, 0.99))
     print(f"{len(gaps)} messages: median {median:.2f} ms, p99 {p99:.2f} ms")

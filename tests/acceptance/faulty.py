@@ -55,6 +55,5 @@ class Faulty(ZooKeeperScheduler):
             dies("before the last confirm", lambda: second() and not ledger.outbox)
             confirm()
 
-        ledger._send, ledger.claim, ledger.confirm = after_write, after_claim, before_confirm
-        publisher._send = after_made  # type: ignore[method-assign]
-        publisher._note_published = after_publish  # type: ignore[method-assign]
+        vars(ledger).update(_send=after_write, claim=after_claim, confirm=before_confirm)
+        vars(publisher).update(_send=after_made, _note_published=after_publish)

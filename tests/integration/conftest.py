@@ -13,6 +13,7 @@ from celery import Celery
 from celery.schedules import schedule
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.runs import RunState
 from example_project.servers import Redis, ZooKeeper, free_port
 from tests.conftest import PATIENCE
 from tests.history import Message, messages
@@ -73,6 +74,13 @@ def back(app: Celery, good: str, scheduler: ZooKeeperScheduler) -> None:
 
 def history(app: Celery) -> list[Message]:
     return messages(app.conf.broker_url)
+
+
+def state_of(scheduler: ZooKeeperScheduler, entry: str) -> RunState:
+    """The state that the master has of an entry which has one."""
+    state: RunState | None = scheduler._ledger.state(entry)
+    assert state is not None
+    return state
 
 
 def every(seconds: float, task: str = "task", **more: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from example_project.servers import wait_until
 from tests.conftest import PATIENCE
 from tests.history import check
 
-from .conftest import LONG_AGO, Make, away, every, history, turn
+from .conftest import LONG_AGO, Make, away, every, history, state_of, turn
 
 
 class Day:
@@ -78,7 +78,7 @@ def test_set_for_a_moment(
     runs(app, one, 3)
     assert time.monotonic() - before < PATIENCE / 2
     check_instants(app)
-    state = one._ledger.state("e")
+    state = state_of(one, "e")
     assert abs(state.last_run_at - datetime.now(timezone.utc)) < timedelta(seconds=5)
     side, back = ("forward", "back") if seconds > 0 else ("back", "forward")
     assert f"the clock of this machine was set {side} by" in caplog.text
@@ -114,7 +114,7 @@ def test_ahead_for_good(
     assert "which is still to come: a clock was ahead. It goes on from" in caplog.text
     runs(app, two, 3)
     check_instants(app)
-    state, entry = two._ledger.state("m"), two.schedule["m"]
+    state, entry = state_of(two, "m"), two.schedule["m"]
     assert end_of(state.done, early) is not None
     due = next_free(entry, next_run(entry, state.last_run_at), state)
     assert due is not None
@@ -150,7 +150,7 @@ def test_behind(app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixt
     turn(two)
     assert "which is still to come by the clock of this machine (360" in caplog.text
     assert "behind ZooKeeper's): it does not run here until then" in caplog.text
-    assert two._ledger.state("e").last_run_at == clock
+    assert state_of(two, "e").last_run_at == clock
     day.ahead = timedelta()
     runs(app, two, 2)
     check_instants(app)
@@ -174,7 +174,7 @@ def test_the_clock_of_zookeeper_is_wrong(
     assert f"s {'ahead of' if hours > 0 else 'behind'} that of ZooKeeper" in caplog.text
     check_instants(app)
     assert check(history(app)) == []
-    assert two._ledger.state("m").done == ()
+    assert state_of(two, "m").done == ()
 
 
 def test_ahead_from_the_start(app: Celery, make: Make, day: Day) -> None:
@@ -194,7 +194,7 @@ def test_ahead_from_the_start(app: Celery, make: Make, day: Day) -> None:
     runs(app, two, 2)
     check_instants(app)
     if "m" not in {message.task for message in history(app)}:
-        state, entry = two._ledger.state("m"), two.schedule["m"]
+        state, entry = state_of(two, "m"), two.schedule["m"]
         assert state.done == ()
         due = next_free(entry, next_run(entry, state.last_run_at), state)
         assert due is not None
@@ -225,7 +225,7 @@ def test_what_another_schedule_names(app: Celery, make: Make, day: Day) -> None:
     one.close()
     two = make(beat_schedule={"b": every(3600, "b")})
     turn(two)
-    assert two._ledger.state("idle").unnamed_since is not None
+    assert state_of(two, "idle").unnamed_since is not None
     set_for_a_moment(day, two, timedelta(hours=25))
     assert "a" in two._ledger.outbox
     set_for_a_moment(day, two, timedelta(days=31))
@@ -241,7 +241,7 @@ def test_skipped_while_it_is_ahead(app: Celery, make: Make, day: Day) -> None:
     wait_until(
         lambda: (
             turn(one) is not None
-            and one._ledger.state("m").last_run_at > day.now() - timedelta(minutes=5)
+            and state_of(one, "m").last_run_at > day.now() - timedelta(minutes=5)
         ),
         PATIENCE,
         "a skip",
@@ -249,7 +249,7 @@ def test_skipped_while_it_is_ahead(app: Celery, make: Make, day: Day) -> None:
     day.ahead = timedelta()
     turn(one)
     turn(one)
-    state, entry = one._ledger.state("m"), one.entries["m"]
+    state, entry = state_of(one, "m"), one.entries["m"]
     due = next_free(entry, next_run(entry, state.last_run_at), state)
     assert due is not None
     assert due - datetime.now(timezone.utc) <= timedelta(minutes=10)
@@ -260,19 +260,20 @@ def test_behind_while_it_does_not_name_an_entry(app: Celery, make: Make, day: Da
     that was away for as long as that clock was behind, and what is due is not lost."""
     one = make(beat_schedule={"e": every(3600, "e", last_run_at=LONG_AGO)})
     turn(one)
-    clock = one._ledger.state("e").last_run_at
+    clock = state_of(one, "e").last_run_at
     one._say_goodbye()
     one.close()
     day.ahead = timedelta(hours=-2)
     two = make(beat_schedule={"other": every(3600)})
     turn(two)
-    since = two._ledger.state("e").unnamed_since
+    since = state_of(two, "e").unnamed_since
+    assert since is not None
     assert abs(since - datetime.now(timezone.utc)) < timedelta(minutes=1)
     two.close()
     day.ahead = timedelta()
     three = make(beat_schedule={"e": every(3600, "e")})
     turn(three)
-    assert three._ledger.state("e").last_run_at == clock
+    assert state_of(three, "e").last_run_at == clock
 
 
 class SetRight(Scheduler):
@@ -303,7 +304,7 @@ def test_behind_when_another_scheduler_is_made(
     assert day.ahead == timedelta()
     two._turn()
     assert len(history(app)) == 1
-    state = two._ledger.state("e")
+    state = state_of(two, "e")
     assert state.total_run_count == 1
     assert abs(state.last_run_at - datetime.now(timezone.utc)) < timedelta(minutes=1)
     day.ahead = timedelta(minutes=30)

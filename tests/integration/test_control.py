@@ -35,7 +35,7 @@ from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 
-from .conftest import LONG_AGO, Again, Clock, Make, away, back, every, history, turn
+from .conftest import LONG_AGO, Again, Clock, Make, away, back, every, history, state_of, turn
 
 HOUR = timedelta(hours=1)
 
@@ -291,7 +291,7 @@ def test_paused_while_it_is_not_to_be_asked(app: Celery, make: Make, operator: O
         one._turn()
         one._turn()
     assert len(history(app)) == 1
-    (past,) = one._ledger.state("e").history
+    (past,) = state_of(one, "e").history
     assert past.number == 1
 
 

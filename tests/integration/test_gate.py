@@ -26,7 +26,7 @@ from tests.conftest import PATIENCE
 from tests.faults import Road
 from tests.history import check
 
-from .conftest import Make, away, back, every, history, turn
+from .conftest import Make, away, back, every, history, state_of, turn
 
 PLAIN = "celery.beat:Scheduler"
 PERSISTENT = "celery.beat:PersistentScheduler"
@@ -92,8 +92,7 @@ def turn_for(scheduler: ZooKeeperScheduler, seconds: float) -> None:
 
 def check_rhythm(scheduler: ZooKeeperScheduler) -> None:
     """Asserts that each run was due a period after the last was claimed, however late that was."""
-    state = scheduler._ledger.state("e")
-    assert state is not None
+    state = state_of(scheduler, "e")
     for one, next_one in zip(state.history, state.history[1:]):
         assert PERIOD - 0.1 < (next_one.due - one.at).total_seconds() < PERIOD + 0.5
 
@@ -123,8 +122,7 @@ def test_names_that_are_no_text(
     turn_until(second, lambda: len(history(app)) == 6)
     for task, name in (("int", "1 (int)"), ("str", "1"), ("tuple", "(2, 3)")):
         assert [run.run for run in history(app) if run.task == task] == [1, 2]
-        state = second._ledger.state(name)
-        assert state is not None
+        state = state_of(second, name)
         assert state.total_run_count == 2
 
 
@@ -355,10 +353,11 @@ def test_a_scheduler_that_fails(
     app.conf.zk_beat_scheduler = f"{__name__}:Failing"
     scheduler = start(beat_schedule={"e": every(0.5)}, zk_beat_publish_deadline=0.5)
     assert scheduler._election.wait(PATIENCE)
-    epoch = scheduler._election.term.epoch
+    term = scheduler._election.term
+    assert term is not None
     turn_until(
         scheduler,
-        lambda: scheduler._election.term and scheduler._election.term.epoch > epoch,
+        lambda: scheduler._election.term and scheduler._election.term.epoch > term.epoch,
     )
     assert "Failing failed: RuntimeError: no database" in caplog.text
     Failing.database.touch()
@@ -587,7 +586,7 @@ def test_an_entry_that_is_gone(
         entry._disable(entry.model)
     second = start(beat_schedule={"other": every(3600)})
     turn_until(second, lambda: second._gated and not second._ledger.outbox)
-    assert second._ledger.state("e").dropped == (1,)
+    assert state_of(second, "e").dropped == (1,)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
@@ -639,11 +638,11 @@ def test_an_entry_that_runs_once(
     once = every(PERIOD, options={"one_off": True})
     first = start(beat_schedule={"first": every(PERIOD / 2), "e": once})
     turn_until(first, lambda: len(history(app)) == 2)
-    turn_until(first, lambda: first._ledger.state("e").total_run_count == 1)
+    turn_until(first, lambda: state_of(first, "e").total_run_count == 1)
     crash(first)
     second = start()
     turn_for(second, PERIOD + 0.5)
-    assert second._ledger.state("e").total_run_count == 1
+    assert state_of(second, "e").total_run_count == 1
 
 
 class Unreadable(Scheduler):

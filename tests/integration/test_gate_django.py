@@ -20,7 +20,7 @@ from tests.conftest import PATIENCE
 from tests.django_database import Database
 from tests.history import check
 
-from .conftest import Make, history, turn
+from .conftest import Make, history, state_of, turn
 from .test_gate import PERIOD, Start, crash, turn_for, turn_until
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -150,8 +150,7 @@ def test_a_run_of_an_entry_that_was_made_anew(
     turn_until(scheduler, lambda: history(app))
     run = history(app)[0]
     assert (run.run, run.task) == (2, "another")
-    state = scheduler._ledger.state("e")
-    assert state is not None
+    state = state_of(scheduler, "e")
     why = "its entry was deleted or disabled while it waited"
     assert [past.note for past in state.history[:2]] == [f"dropped: {why}", None]
 
@@ -267,4 +266,4 @@ def test_an_entry_that_is_gone(
     if change == "disabled meanwhile":
         scheduler = start()
     turn_until(scheduler, lambda: scheduler._gated and not scheduler._ledger.outbox)
-    assert scheduler._ledger.state("e").dropped == (1,)
+    assert state_of(scheduler, "e").dropped == (1,)

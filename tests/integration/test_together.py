@@ -20,7 +20,7 @@ from example_project.servers import Redis, wait_until
 from tests.conftest import PATIENCE
 from tests.history import check
 
-from .conftest import LONG_AGO, Make, every, history, turn
+from .conftest import LONG_AGO, Make, every, history, state_of, turn
 
 needs_batches = pytest.mark.skipif(
     not hasattr(Producer, "supports_batch_publish"), reason="kombu before 5.7"
@@ -127,7 +127,7 @@ def test_not_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.Monke
     assert sent_after > at - timedelta(milliseconds=500)
     (message,) = history(app)
     assert message.due == at
-    assert one._ledger.state("e").last_run_at == at
+    assert state_of(one, "e").last_run_at == at
 
 
 @needs_batches
