@@ -10,7 +10,8 @@ import time
 from datetime import datetime, timezone
 
 from celery_zk_beat import MasterElection
-from celery_zk_beat.ledger import MOST_RUNS, RunLedger
+from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.limits import MOST_RUNS
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import HISTORY, HISTORY_OF_PAGE, Run
 from example_project.servers import ZooKeeper

@@ -24,7 +24,7 @@ from .zookeeper.session import ZooKeeperSession
 
 RUN, DROP_RUN, RESIGN = "run", "drop", "resign"
 
-#: Most bytes of a request, one of an entry with the longest name (ledger.LONGEST_NAME) among them:
+#: Most bytes of a request, one of an entry with the longest name (limits.LONGEST_NAME) among them:
 #: the answer, in which it is repeated, has to fit into a transaction.
 LARGEST_REQUEST = 30_000
 #: Most characters of who asks.

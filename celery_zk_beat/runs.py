@@ -30,6 +30,13 @@ Stretch = tuple[int, int]
 _MOST_STRETCHES = 3
 #: By so much a last run may be in the future without a clock being wrong that matters.
 TOLERANCE = timedelta(seconds=2)
+#: How many of an entry's dropped runs are remembered.
+DROPS_REMEMBERED = 100
+#: How long the state of an entry is kept that no master's schedule names.
+RETENTION = timedelta(days=30)
+#: How long no master's schedule may name an entry whose clock goes on when it is back: longer than
+#: a rolling deploy, in which beats disagree, takes.
+ABSENCE = timedelta(hours=1)
 #: Most characters of a time zone.
 _LONGEST_ZONE = 20
 #: Most characters of what is wrong with a run.
@@ -108,6 +115,103 @@ class RunState:
     ask: tuple[int, int] | None = None
     leaps: tuple[Stretch, ...] = ()
     done: tuple[Stretch, ...] = ()
+
+    @classmethod
+    def first(
+        cls,
+        at: datetime,
+        floor: int = 0,
+        key: str | None = None,
+        zone: str | None = None,
+        ahead: timedelta = timedelta(),
+        waiting: Run | None = None,
+    ) -> RunState:
+        """That of an entry that had none.
+
+        Args:
+            at: from when its clock runs.
+            floor: that of its page.
+            ahead: by how much the clock that says `at` is ahead of ZooKeeper's.
+            waiting: its last run, where that waits in the outbox.
+        """
+        state = cls(at, floor, key=key, zone=zone)
+        if ahead > TOLERANCE:
+            # Nothing of what is still to come by another clock has run.
+            state = replace(state, last_run_at=NEVER).moved(NEVER, at, ahead)
+        if waiting is None:
+            return state
+        return replace(
+            state,
+            last_run_at=waiting.claimed,
+            total_run_count=max(waiting.number, floor),
+            due=waiting.due,
+            key=waiting.key,
+        )
+
+    def after_claim(self, run: Run, most: int, ahead: timedelta) -> RunState:
+        """As it is once a run is claimed, with `most` past runs. A clock that was set back, or
+        another machine's, does not set it back."""
+        past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
+        changes: dict[str, Any] = {
+            "total_run_count": run.number,
+            "due": run.due,
+            "unnamed_since": None,
+            "history": self._with_past(past, most),
+            "key": run.key,
+        }
+        if run.extra:
+            return replace(self, **changes)
+        return self.moved(run.due, run.claimed, ahead, ask=run.ask, **changes)
+
+    def after_publish(
+        self, past: PastRun, goes_on_from: datetime | None, ahead: timedelta
+    ) -> RunState:
+        """As it is once a run of it is published later than its claim said: `past` is true of it,
+        and the clock goes on from another instant, where one is given."""
+        last = self.last_run_at
+        history = self._with_amended(past)
+        return self.moved(last, goes_on_from or last, ahead, history=history)
+
+    def after_drop(self, run: Run, why: str) -> RunState:
+        """As it is once a run of it is dropped."""
+        past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
+        dropped = (*self.dropped, run.number)[-DROPS_REMEMBERED:]
+        return replace(self, dropped=dropped, history=self._with_amended(past))
+
+    def after_skip(self, past: PastRun, at: datetime, most: int, ahead: timedelta) -> RunState:
+        """As it is, with `most` past runs, once an instant is skipped and its clock goes on from
+        `at`."""
+        # None of what was due until then has run.
+        return self.moved(self.last_run_at, at, ahead, history=self._with_past(past, most))
+
+    def when_named(self, now: datetime, ahead: timedelta, anew: bool) -> RunState:
+        """As it is once a master's schedule names the entry. With `anew` its clock starts from
+        `now`, where none did for longer than ABSENCE."""
+        since = self.unnamed_since
+        if since is None:
+            return self
+        state = replace(self, unnamed_since=None)
+        # A clock that is ahead, perhaps for a moment, is not to say that it is time.
+        is_late = now - max(ahead, timedelta()) - since > ABSENCE
+        if anew and is_late and now > self.last_run_at:
+            return state.moved(self.last_run_at, now, ahead, ask=None)
+        return state
+
+    def when_unnamed(self, now: datetime, ahead: timedelta) -> RunState | None:
+        """As it is while the master's schedule does not name the entry; None: none did for longer
+        than RETENTION, and it may be removed."""
+        if self.unnamed_since is None:
+            # By ZooKeeper's clock: others are to judge by it, and ours may be wrong.
+            return replace(self, unnamed_since=now - ahead)
+        is_old = now - max(ahead, timedelta()) - self.unnamed_since > RETENTION
+        return None if is_old else self
+
+    def _with_past(self, past: PastRun, most: int) -> tuple[PastRun, ...]:
+        return (*self.history, past)[-most:] if most else ()
+
+    def _with_amended(self, past: PastRun) -> tuple[PastRun, ...]:
+        """With what is said of a run replaced, as long as it is remembered."""
+        return tuple(past if each.number == past.number else each for each in self.history)
 
     def moved(self, since: datetime, at: datetime, ahead: timedelta, **changes: Any) -> RunState:
         """As after a run for the instant `since`, or none, which has the clock go on at `at`.
@@ -219,6 +323,11 @@ class Run:
     def note(self) -> str | None:
         """What the history is to say of it."""
         return "asked for" if self.extra else None
+
+    def with_error(self, error: str | None) -> Run:
+        """With so much of a text, which says what is wrong with it, as is kept; or none."""
+        error = None if error is None else error[:LONGEST_ERROR]
+        return self if error == self.error else replace(self, error=error)
 
     @cached_property
     def text(self) -> str:
@@ -362,6 +471,11 @@ def encode_outbox(runs: Iterable[Run]) -> bytes:
     """As :func:`encode_page`."""
     texts = ",".join([run.text for run in runs])
     return f'{{"format":{FORMAT},"runs":[{texts}]}}'.encode("ascii")
+
+
+def bytes_of(runs: Iterable[Run]) -> int:
+    """Those of runs in the outbox, at most: a hand-over adds to them that they are unsent."""
+    return sum(len(run.text) + 16 for run in runs)
 
 
 def decode_outbox(path: str, data: bytes) -> list[Run]:

@@ -56,7 +56,8 @@ from .errors import (
 )
 from .gate.gated import Gated, SchedulerFailed, open_gate, scheduler_class
 from .gate.stores import key_of, start_of
-from .ledger import LARGEST_OUTBOX, MOST_RUNS, RETENTION, RunLedger
+from .ledger import RunLedger
+from .limits import LARGEST_OUTBOX, MOST_RUNS
 from .log import get_logger
 from .messages import Sender, task_id
 from .metrics import Metrics
@@ -64,7 +65,7 @@ from .names import NamedByText, as_text, by_text
 from .paths import Paths, page_of
 from .publishing import Publisher
 from .records import to_text
-from .runs import NEVER, TOLERANCE, Run, RunState
+from .runs import NEVER, RETENTION, TOLERANCE, Run, RunState, bytes_of
 from .settings import DROP, Settings
 from .signals import Announcer, beat_demoted, beat_elected, run_dropped
 from .systemd import Unit
@@ -618,7 +619,6 @@ class ZooKeeperScheduler(Scheduler):
             else:
                 held[why].append(run)
         self._drop_noted(late, f"{_UNNAMED}, for longer than {UNNAMED_FOR.days} d")
-        bytes_of = self._ledger.bytes_of
         over = bytes_of(itertools.chain(*held.values())) - self._most_held
         for why, runs in held.items():
             dropped = []

@@ -14,7 +14,7 @@ from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection, ZooKeeperScheduler, election, schedulers
 from celery_zk_beat.control import Pause, Pauses, RequestRecord
-from celery_zk_beat.ledger import LARGEST_OUTBOX
+from celery_zk_beat.limits import LARGEST_OUTBOX
 from celery_zk_beat.paths import Paths, page_of
 from celery_zk_beat.records import MasterRecord, TermRecord, encode, encode_masters, to_text
 from celery_zk_beat.runs import Run, encode_outbox

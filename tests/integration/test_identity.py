@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from kazoo.client import KazooClient
 
-from celery_zk_beat import ZooKeeperScheduler, ledger
+from celery_zk_beat import ZooKeeperScheduler, runs
 from celery_zk_beat.paths import Paths, page_of
 from example_project.servers import Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE
@@ -76,7 +76,7 @@ def test_the_root_was_deleted(
 def test_an_entry_that_comes_back_after_its_retention(
     app: Celery, make: Make, more: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "RETENTION", timedelta(0))
+    monkeypatch.setattr(runs, "RETENTION", timedelta(0))
     more()
     for _ in range(2):  # it is missed first, and then removed
         without = make(beat_schedule={"other": every(3600, "other")})

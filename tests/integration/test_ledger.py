@@ -11,20 +11,12 @@ from pathlib import Path
 import pytest
 from kazoo.client import KazooClient, TransactionRequest
 
-from celery_zk_beat import MasterElection, clock
-from celery_zk_beat import ledger as module
+from celery_zk_beat import MasterElection, clock, limits
 from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
-from celery_zk_beat.ledger import (
-    LARGEST_PAGE,
-    LONGEST_NAME,
-    MOST_BYTES,
-    MOST_RUNS,
-    RETENTION,
-    SAFE_PART,
-    RunLedger,
-)
+from celery_zk_beat.ledger import SAFE_PART, RunLedger
+from celery_zk_beat.limits import LARGEST_PAGE, LONGEST_NAME, MOST_BYTES, MOST_RUNS
 from celery_zk_beat.paths import page_of
-from celery_zk_beat.runs import Run, RunState, encode_outbox, encode_page
+from celery_zk_beat.runs import ABSENCE, RETENTION, Run, RunState, encode_outbox, encode_page
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road
@@ -115,7 +107,8 @@ def test_only_the_master_writes(candidate: Candidate, ledger: RunLedger) -> None
     assert two.wait(PATIENCE)
     one._term = term  # as a paused process would
     for write in (lambda: ledger.claim([run("a")]), lambda: ledger.first_seen({"b": NOW})):
-        ledger.term, ledger._pages = term, {}
+        ledger.forget()
+        ledger.term = term
         with pytest.raises(Conflict, match=one.paths.epoch):
             write()
         assert ledger.term is None
@@ -347,7 +340,7 @@ def test_the_outbox_is_bounded_in_bytes(
     name: str,
 ) -> None:
     """[I10] However many runs wait, what was written is read, and all of them are published."""
-    monkeypatch.setattr(module, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(limits, "MOST_BYTES", 100_000)
     ledger = load(election)
     left = {f"{n}-{name}": run(f"{n}-{name}") for n in range(100)}
     ledger.first_seen(dict.fromkeys(left, NOW))
@@ -374,7 +367,7 @@ def test_an_outbox_that_is_too_large_to_claim_more(
 ) -> None:
     """As another release may write it: it is published, with and without a state of its entries,
     and gets smaller."""
-    monkeypatch.setattr(module, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(limits, "MOST_BYTES", 100_000)
     ledger = load(election)
     names = [f"{n}-" + "x" * 780 for n in range(105)]
     ledger.first_seen(dict.fromkeys(names[:70], NOW))
@@ -419,7 +412,7 @@ def test_a_page_full_of_what_is_named_no_longer(
 ) -> None:
     """[I10] It makes room for what is new, but not a state whose run waits; the numbers of runs go
     on."""
-    ledger._most_bytes = 50_000
+    ledger._limits.most_bytes = 50_000
     ledger.note_named({"nightly"}, NOW)
     ledger.first_seen({"nightly": NOW})
     names = names_on_the_page_of("nightly", 300)
@@ -448,7 +441,7 @@ def test_a_page_full_of_what_is_named(
     election: MasterElection, ledger: RunLedger, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An entry for which there is no room is left out, with one line for all of a page."""
-    ledger._most_bytes = 50_000
+    ledger._limits.most_bytes = 50_000
     names = names_on_the_page_of("a", 300)
     ledger.note_named({"a", *names}, NOW)
     ledger.first_seen({"a": NOW})
@@ -469,7 +462,7 @@ def test_a_page_full_of_what_is_named(
 
 def test_the_last_past_is_what_stays(ledger: RunLedger) -> None:
     """Of the histories on a page that has no room for them."""
-    ledger._most_bytes = 25_000
+    ledger._limits.most_bytes = 25_000
     names = ["a", *names_on_the_page_of("a", 4)]
     ledger.first_seen(dict.fromkeys(names, NOW))
     for number in range(1, 21):
@@ -520,14 +513,14 @@ def test_an_entry_that_comes_back(election: MasterElection, ledger: RunLedger) -
     ledger.published(ledger.outbox["a"], NOW)
     ledger.flush()
     ledger.note_named({"named"}, NOW + SECOND, anew=True)
-    within, after = NOW + module.ABSENCE, NOW + module.ABSENCE + 2 * SECOND
+    within, after = NOW + ABSENCE, NOW + ABSENCE + 2 * SECOND
     ledger.note_named({"named", "b"}, within, anew=True)
     ledger.note_named({"named", "a", "b"}, after, anew=True)
     again = load(election)
     assert bare(again.state("a")) == RunState(after, 5, NOW - SECOND)
     assert bare(again.state("b")) == bare(again.state("named")) == RunState(NOW)
     ledger.note_named({}, after, anew=True)
-    ledger.note_named({"a"}, after + 2 * module.ABSENCE)
+    ledger.note_named({"a"}, after + 2 * ABSENCE)
     assert bare(load(election).state("a")) == RunState(after, 5, NOW - SECOND)
 
 
@@ -633,7 +626,7 @@ def test_a_server_that_takes_less(tmp_path: Path, caplog: pytest.LogCaptureFixtu
                 except (Uncertain, NotMaster):
                     assert ledger.term is None
             assert 0 < caplog.text.count("jute.maxbuffer") < 6
-            assert 16_000 <= ledger._most_bytes < 65_536
+            assert 16_000 <= ledger._limits.most_bytes < 65_536
             again = load(election)
             assert all(again.state(name) is not None for name in [*names, *long])
 
@@ -656,7 +649,7 @@ def test_an_ordinary_failure_lowers_nothing(candidate: Candidate, road: Road) ->
         assert one.wait(PATIENCE)
         assert one.term is not None
         ledger.load(one.term)
-    assert ledger._most_bytes == module.MOST_BYTES
+    assert ledger._limits.most_bytes == MOST_BYTES
 
 
 def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> None:
@@ -682,7 +675,7 @@ def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> 
     # Each time it is twice as much.
     assert one.term is not None
     for seconds, stops in [(50, True), (80, True), (130, False)]:
-        ledger._most_bytes_since -= seconds
+        ledger._limits._since -= seconds
         ledger.load(one.term)
         assert ledger.damaged(names[0]) is stops
     assert ledger.claim([run(names[0])])

@@ -28,11 +28,12 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 from django.utils.functional import lazystr
 from kazoo.client import KazooClient
 
-from celery_zk_beat import ZooKeeperScheduler, broker, clock, election, ledger, schedulers
+from celery_zk_beat import ZooKeeperScheduler, broker, clock, election, runs, schedulers
 from celery_zk_beat.errors import NotMaster, Uncertain
-from celery_zk_beat.ledger import MOST_RUNS, RunLedger
+from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.limits import MOST_RUNS
 from celery_zk_beat.paths import page_of
-from celery_zk_beat.runs import Run
+from celery_zk_beat.runs import Run, bytes_of
 from celery_zk_beat.signals import run_dropped
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
@@ -1426,7 +1427,7 @@ def test_too_much_is_held_back(
     one.close()
     two = make(beat_schedule={f"bad{n}": every(3600, last_run_at=LONG_AGO) for n in range(2)})
     turn(two)
-    sizes = {name: two._ledger.bytes_of([run]) for name, run in two._ledger.outbox.items()}
+    sizes = {name: bytes_of([run]) for name, run in two._ledger.outbox.items()}
     assert sizes.keys() == {"old0", "old1", "bad0", "bad1"}
     for name in ("bad0", "bad1"):
         two._publisher._back_off.punish(name)
@@ -1470,7 +1471,7 @@ def test_an_entry_that_is_put_back(
 ) -> None:
     """It does not run at once for what was due while no schedule named it, also where the schedule
     changes under a living master; but it does after a short absence, as in a rolling deploy."""
-    monkeypatch.setattr(ledger, "ABSENCE", timedelta(hours=0 if is_long else 1))
+    monkeypatch.setattr(runs, "ABSENCE", timedelta(hours=0 if is_long else 1))
     entries = {"nightly": every(3600), "x": every(3600)}
     one = make(beat_schedule=entries)
     turn(one)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery_zk_beat import ledger
+from celery_zk_beat import limits
 from celery_zk_beat.control import Pauses
 from celery_zk_beat.errors import RootError
 from celery_zk_beat.paths import Paths
@@ -220,7 +220,7 @@ class Checker:
             try:
                 if path == paths.outbox:
                     decode_outbox(path, node.data)
-                    self._measure(path, node, ledger.LARGEST_OUTBOX)
+                    self._measure(path, node, limits.LARGEST_OUTBOX)
                 elif path == paths.master:
                     MasterRecord.decode(path, node.data)
                 elif path == paths.epoch:
@@ -231,7 +231,7 @@ class Checker:
                     Pauses.decode(path, node.data)
                 elif path.startswith(paths.runs + "/"):
                     decode_page(path, node.data)
-                    self._measure(path, node, ledger.LARGEST_PAGE)
+                    self._measure(path, node, limits.LARGEST_PAGE)
                 elif path.startswith(f"{paths.root}/outbox-damaged"):
                     self.fail(f"I10: an outbox is put aside as {path}")
             except RootError as exc:

@@ -15,7 +15,7 @@ from unittest import mock
 
 from celery.beat import BeatLazyFunc
 
-from celery_zk_beat import ledger, records, schedulers
+from celery_zk_beat import limits, records, runs, schedulers
 from celery_zk_beat.paths import page_of
 
 #: Bytes of a request at which a server hangs up (jute.maxbuffer).
@@ -24,7 +24,7 @@ JUTE = 0xFFFFF
 FEWER_BYTES, FEWER_RUNS = 50, 20
 #: Limits of the package, by module.
 IN_BYTES = {
-    ledger: (
+    limits: (
         "MOST_BYTES",
         "LARGEST_PAGE",
         "LARGEST_OUTBOX",
@@ -36,7 +36,7 @@ IN_BYTES = {
     records: ("LARGEST_MASTERS",),
 }
 IN_RUNS = {
-    ledger: ("MOST_RUNS",),
+    limits: ("MOST_RUNS",),
     schedulers: ("MOST_RUNS", "_MOST_CLAIMED"),
 }
 #: Letters by the bytes that JSON takes for them: 1, 6 and 12.
@@ -96,7 +96,7 @@ class Scenario:
                     stack.enter_context(mock.patch.multiple(module, **low))
         if self.retention is not None:
             low_retention = timedelta(seconds=self.retention)
-            for module in (ledger, schedulers):
+            for module in (runs, schedulers):
                 stack.enter_context(mock.patch.object(module, "RETENTION", low_retention))
             stack.enter_context(mock.patch.object(schedulers, "UNNAMED_FOR", 4 * low_retention))
         return stack

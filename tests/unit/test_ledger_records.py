@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_zk_beat.errors import RootError
-from celery_zk_beat.ledger import DROPS_REMEMBERED, _size
+from celery_zk_beat.pages import size_of
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.records import encode
 from celery_zk_beat.runs import (
+    DROPS_REMEMBERED,
     PastRun,
     Run,
     RunState,
@@ -64,7 +65,7 @@ def test_pages(states: dict[str, RunState]) -> None:
     assert decode_page(PAGE, encode_page({}, 3)).floor == 3
     for name, state in states.items():
         assert decode_page(f"/runs/{page_of(name)}", encode_page({name: state})) == {name: state}
-    reckoned = sum(_size(name, state) for name, state in states.items())
+    reckoned = sum(size_of(name, state) for name, state in states.items())
     assert len(data) <= reckoned + len(encode_page({}))
 
 
@@ -84,7 +85,7 @@ def test_outbox(runs: list[Run]) -> None:
     assert decode_outbox("/outbox", data) == runs
     states = [(run.entry, RunState(run.claimed, run.number, key=run.key)) for run in runs]
     written = sum(len(encode_page(dict([each]))) for each in states) + len(data)
-    assert written <= sum(_size(*each) for each in states) + len(encode_outbox([]))
+    assert written <= sum(size_of(*each) for each in states) + len(encode_outbox([]))
 
 
 @pytest.mark.parametrize(

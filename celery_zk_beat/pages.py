@@ -1,0 +1,366 @@
+"""The pages of run states, and what fits on them and into a transaction. No I/O: what is to be
+written, :mod:`.ledger` writes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from json.encoder import encode_basestring_ascii as _quoted
+
+from . import limits
+from .errors import RootError
+from .limits import Limits
+from .log import get_logger
+from .paths import Paths, page_of
+from .records import to_text
+from .runs import HISTORY, HISTORY_OF_PAGE, LATEST, TOLERANCE, RunState, decode_page, encode_page
+
+logger = get_logger(__name__)
+
+#: How many times as long a page may become when it is written again.
+_MOST_LONGER = 5
+#: Bytes by which a state may grow that has no history: as it runs, and is named no longer.
+_GROWTH = 250
+#: At least the bytes of a transaction, and of a run in the outbox, beside names and data.
+OVERHEAD = 300
+
+#: Says of an entry and its state that it may be removed to make room.
+MayGo = Callable[[str, RunState], bool]
+
+
+@dataclass
+class Page:
+    """A page as it is in ZooKeeper.
+
+    Attributes:
+        version: None where there is none yet.
+        size: in bytes.
+        floor: see :class:`.runs.States`.
+        most_past: how many past runs of an entry there is room for; less where it is full.
+        mtime: when it was written, as it was loaded, by ZooKeeper's clock, seconds since 1970.
+    """
+
+    states: dict[str, RunState]
+    version: int | None = None
+    size: int = 0
+    floor: int = 0
+    most_past: int = HISTORY
+    mtime: float = 0.0
+
+    @property
+    def remembers(self) -> int:
+        """How many past runs are kept of each entry."""
+        share = max(1, min(HISTORY, HISTORY_OF_PAGE // max(1, len(self.states))))
+        return min(share, self.most_past)
+
+    def change(self, entry: str, state: RunState | None) -> None:
+        """Puts a state onto it; None removes it."""
+        if state is None:
+            self.floor = max(self.floor, self.states.pop(entry).total_run_count)
+        else:
+            self.states[entry] = state
+
+    def encode(self, most: int) -> bytes:
+        """Its bytes; where they are more than `most`, without what is oldest in the histories."""
+        data = encode_page(self.states, self.floor)
+        while len(data) > most and self.most_past:
+            self.most_past //= 2
+            for entry, state in self.states.items():
+                if not self.most_past:
+                    self.states[entry] = state.bare
+                elif len(state.history) > self.most_past:
+                    self.states[entry] = replace(state, history=state.history[-self.most_past :])
+            data = encode_page(self.states, self.floor)
+        self.size = len(data)
+        return data
+
+    def room(self, most: int) -> int:
+        """How many bytes of states there is room for, on a page of at most so many."""
+        room = most - self.size - _GROWTH * len(self.states)
+        if room > 0:
+            return room  # at least, and so it is nearly always
+        return most - sum(_least(*each) for each in self.states.items())
+
+    def admit(
+        self, new: Mapping[str, RunState], most: int, may_go: MayGo
+    ) -> tuple[list[str], list[str]]:
+        """Finds room for new states, on a page of at most `most` bytes; changes nothing.
+
+        Returns:
+            the entries whose states have to go for them, and those of the new ones for which there
+            is no room all the same.
+        """
+        sizes = {entry: _least(entry, state) for entry, state in new.items()}
+        room, needed = self.room(most), sum(sizes.values())
+        removed: list[str] = []
+        if needed > room:
+            # More than is needed at the moment, so that it is not for each new one.
+            removed = self._removable(needed - room + most // 10, may_go)
+            room += sum(_least(entry, self.states[entry]) for entry in removed)
+        refused = []
+        for entry, size in sizes.items():
+            room -= size
+            if room < 0:
+                refused.append(entry)
+                room += size
+        return removed, refused
+
+    def cut(self, most: int, may_go: MayGo) -> int:
+        """Removes what need not be there, where it has more than `most` bytes otherwise. Returns
+        by how many it is too large all the same."""
+        excess = len(self.encode(most)) - most
+        if excess > 0:
+            for entry in self._removable(excess, may_go):
+                self.change(entry, None)
+            excess = len(self.encode(most)) - most
+        return excess
+
+    def _removable(self, needed: int, may_go: MayGo) -> list[str]:
+        """Of the entries that may go, as many as make room for so many bytes, if there are as
+        many: those first that no schedule has named for longest."""
+        found: list[str] = []
+        for entry, state in sorted(
+            self.states.items(), key=lambda each: each[1].unnamed_since or each[1].last_run_at
+        ):
+            if needed <= 0:
+                break
+            if may_go(entry, state):
+                found.append(entry)
+                needed -= _least(entry, state)
+        return found
+
+    def set_back(self, now: datetime, ahead: timedelta, but: Container[str]) -> dict[str, RunState]:
+        """The states of entries whose clocks a beat has set, with a clock that was ahead, to an
+        instant that is still to come, and was when the page was written, as they should be.
+
+        Args:
+            ahead: by how much the clock that says `now` is ahead of ZooKeeper's.
+            but: not those of these entries.
+        """
+        latest = now + TOLERANCE
+        found: dict[str, RunState] = {}
+        for name, state in self.states.items():
+            if state.last_run_at <= latest:
+                continue
+            written = datetime.fromtimestamp(min(self.mtime, LATEST), timezone.utc)
+            if state.last_run_at > written + TOLERANCE and name not in but:
+                at = min(written + ahead, now)
+                if state.due is not None and state.due <= now:
+                    at = max(at, state.due)
+                found[name] = state.set_back(at)
+        return found
+
+
+class Pages:
+    """All run states, as they are in ZooKeeper, or will be once what is under way is written."""
+
+    def __init__(self, paths: Paths, limits: Limits) -> None:
+        self._paths, self._limits = paths, limits
+        self._pages: dict[str, Page] = {}
+        self._damaged: set[str] = set()
+        #: Entries of which no state can be kept.
+        self._refused: set[str] = set()
+        #: What the schedule names, None when it is not known.
+        self._named: Container[str] | None = None
+
+    def __len__(self) -> int:
+        """How many states there are."""
+        return sum(len(page.states) for page in self._pages.values())
+
+    def of(self, entry: str) -> Page:
+        """The page of an entry; an empty one, where there is none yet."""
+        return self._pages.get(page_of(entry)) or Page({})
+
+    def state(self, entry: str) -> RunState | None:
+        """See :meth:`.RunLedger.state`."""
+        page = self._pages.get(page_of(entry))
+        return None if page is None or entry in self._refused else page.states.get(entry)
+
+    def damaged(self, entry: str) -> bool:
+        """See :meth:`.RunLedger.damaged`."""
+        return entry in self._refused or page_of(entry) in self._damaged
+
+    @property
+    def is_damaged(self) -> bool:
+        """True where some page cannot be understood."""
+        return bool(self._damaged)
+
+    def change(self, states: Mapping[str, RunState | None]) -> dict[str, Page]:
+        """Puts states onto their pages, and removes those that are None. Returns these pages, by
+        name."""
+        touched = {}
+        for entry, state in states.items():
+            name = page_of(entry)
+            page = touched[name] = self._pages.setdefault(name, Page({}))
+            page.change(entry, state)
+        return touched
+
+    def next_batch(
+        self, left: deque[str], states: Mapping[str, RunState | None], room: int
+    ) -> dict[str, RunState | None]:
+        """Takes from the left of `left`, entries in the order of their pages, those whose states
+        fit into one transaction, with `room` for so many bytes; at least one. Every page that is
+        touched is written whole."""
+        batch: dict[str, RunState | None] = {}
+        last = None
+        while left and len(batch) < limits.MOST_RUNS:
+            name = left[0]
+            room -= size_of(name, states[name])
+            if page_of(name) != last:
+                last = page_of(name)
+                room -= self.of(name).size + OVERHEAD
+            if batch and room < 0:
+                break
+            batch[left.popleft()] = states[name]
+        return batch
+
+    def note_named(
+        self,
+        named: Container[str],
+        now: datetime,
+        ahead: timedelta,
+        anew: bool,
+        waiting: Container[str],
+    ) -> dict[str, RunState | None]:
+        """What changes when the schedule names `named`: see :meth:`.RunLedger.note_named`. Those of
+        `waiting` are not removed."""
+        self._named = named
+        changed: dict[str, RunState | None] = {}
+        for page in self._pages.values():
+            for name, state in page.states.items():
+                if name not in named:
+                    new = state.when_unnamed(now, ahead)
+                    if new is None and name in waiting:
+                        continue
+                elif state.unnamed_since is None:
+                    continue
+                else:
+                    new = state.when_named(now, ahead, anew)
+                    if new.last_run_at != state.last_run_at:
+                        logger.info(
+                            "%s: no master's schedule has named it since %s: its clock starts anew",
+                            name,
+                            to_text(state.unnamed_since),
+                        )
+                if new is not state:
+                    changed[name] = new
+        return changed
+
+    def set_back(self, now: datetime, ahead: timedelta, but: Container[str]) -> dict[str, RunState]:
+        """As :meth:`Page.set_back`, of all pages."""
+        found: dict[str, RunState] = {}
+        for page in self._pages.values():
+            found.update(page.set_back(now, ahead, but))
+        return found
+
+    def admit(
+        self, new: Mapping[str, RunState], waiting: Container[str]
+    ) -> dict[str, RunState | None]:
+        """Those of the new states for which there is room, with None for each that makes room: the
+        schedule does not name it, and it is none of `waiting`. The others are :meth:`damaged`."""
+        by_page: dict[str, dict[str, RunState]] = {}
+        for entry, state in new.items():
+            if self._takes_name(entry):
+                by_page.setdefault(page_of(entry), {})[entry] = state
+        states: dict[str, RunState | None] = {}
+        for name, fit in by_page.items():
+            page = self._pages.get(name) or Page({})
+            may_go = self._may_go(new, waiting)
+            removed, refused = page.admit(fit, self._limits.largest_page, may_go)
+            states.update(dict.fromkeys(removed))
+            for entry in refused:
+                del fit[entry]
+            states.update(fit)
+            self._refused.difference_update(fit)
+            self._refused.update(refused)
+            count = len(page.states) - len(removed) + len(fit)
+            _report_full(self._paths.page(name), count, removed, refused)
+        return states
+
+    def _takes_name(self, entry: str) -> bool:
+        """True where an entry's name is not too long; reports it, if it is."""
+        longest = self._limits.longest_name
+        # A character has 12 bytes in JSON at most, as an emoji has.
+        if len(entry) * 12 + 2 <= longest:
+            return True
+        size = len(_quoted(entry))
+        if size <= longest:
+            return True
+        self._refused.add(entry)
+        logger.error(
+            "%.80s...: does not run, for its name is too long: %d bytes in JSON, expected at most "
+            "%d",
+            entry,
+            size,
+            longest,
+        )
+        return False
+
+    def _may_go(self, new: Container[str], waiting: Container[str]) -> MayGo:
+        """By which states may make room for others: the schedule does not name their entries."""
+
+        def may_go(entry: str, state: RunState) -> bool:
+            unnamed = state.unnamed_since if self._named is None else entry not in self._named
+            return bool(unnamed) and entry not in waiting and entry not in new
+
+        return may_go
+
+    def read(self, name: str, data: bytes, version: int, mtime: float, but: Container[str]) -> None:
+        """Takes a page as it was read; reports what cannot be understood, or written again. Where
+        it is too large, states make room that no schedule names, but not those of `but`."""
+        path, largest = self._paths.page(name), self._limits.largest_page
+        try:
+            states = decode_page(path, data)
+            page = Page(states, version, len(data), states.floor, mtime=mtime)
+            # Another hand may have written it shorter than we do: not in ASCII, for one.
+            if page.size > largest // _MOST_LONGER:
+                excess = page.cut(largest, self._may_go((), but))
+                if excess > largest // 20:
+                    raise too_large(path, page.size, largest, self._limits.is_lowered)
+            self._pages[name] = page
+            if self._limits.is_lowered:
+                for entry in page.states:
+                    self._takes_name(entry)
+        except RootError as exc:
+            self._damaged.add(name)
+            self._limits.fall_short()
+            logger.error("%s; until then the entries on this page do not run", exc)
+
+
+def _report_full(path: str, count: int, removed: list[str], refused: list[str]) -> None:
+    if removed:
+        logger.warning(
+            "%s: full, so %d states are removed that no schedule names", path, len(removed)
+        )
+    if refused:
+        logger.error(
+            "%s: full, with %d entries: there is no room for %d more, which do not run, such as "
+            "%.80r",
+            path,
+            count,
+            len(refused),
+            refused[0],
+        )
+
+
+def too_large(path: str, size: int, most: int, less: bool = False) -> RootError:
+    """`less`: the server takes less than is usual."""
+    remedy = "raise jute.maxbuffer of the servers" if less else "delete in it what is not needed"
+    return RootError(
+        f"{path}: has {size} bytes as it would be written, and more than {most} cannot be: {remedy}"
+    )
+
+
+def size_of(name: str, state: RunState | None) -> int:
+    """At least the bytes of an entry's state in its page and of its run in the outbox."""
+    size = 2 * len(_quoted(name)) + 230
+    if state is not None:
+        size += len(state.text) + len(_quoted(state.key or ""))
+    return size
+
+
+def _least(name: str, state: RunState) -> int:
+    """Bytes that an entry's state has on its page, however it grows, without its history."""
+    return len(_quoted(name)) + len(state.bare.text) + _GROWTH

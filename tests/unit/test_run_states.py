@@ -1,0 +1,129 @@
+"""What becomes of the state of an entry: with a claim, a skip, and without a name. Pure: no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from celery_zk_beat.runs import (
+    ABSENCE,
+    DROPS_REMEMBERED,
+    NEVER,
+    RETENTION,
+    PastRun,
+    Run,
+    RunState,
+)
+
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=timezone.utc)
+SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
+NONE = timedelta()
+
+RAN = RunState(NOW, 4, NOW - SECOND, history=(PastRun.of(4, NOW - SECOND, NOW, 1),))
+WAITS = Run("e", 7, NOW - SECOND, NOW, 2, key="5")
+
+
+@pytest.mark.parametrize(
+    ("claimed", "extra", "clock"),
+    [
+        (NOW + HOUR, False, NOW + HOUR),
+        (NOW - HOUR, False, NOW),  # by a clock that was set back
+        (NOW + HOUR, True, NOW),  # asked for
+    ],
+)
+def test_a_claim(claimed: datetime, extra: bool, clock: datetime) -> None:
+    """Its number and its instant are the last ones, whether or not the clock goes on."""
+    unnamed = replace(RAN, unnamed_since=NOW, key="1")
+    run = Run("e", 5, claimed, claimed, 3, extra, "1")
+    state = unnamed.after_claim(run, 20, NONE)
+    assert (state.total_run_count, state.due, state.last_run_at) == (5, claimed, clock)
+    assert (state.key, state.unnamed_since) == ("1", None)
+    note = "asked for" if extra else None
+    assert state.history == (*RAN.history, PastRun.of(5, claimed, claimed, 3, note))
+
+
+@pytest.mark.parametrize(("most", "kept"), [(20, 3), (2, 2), (0, 0)])
+def test_a_past_that_has_no_room(most: int, kept: int) -> None:
+    past = [PastRun.of(None, NOW, NOW, n, "paused") for n in (2, 3)]
+    state = RAN.after_skip(past[0], NOW, 20, NONE).after_skip(past[1], NOW, most, NONE)
+    assert state.history == (*RAN.history, *past)[3 - kept :]
+
+
+def test_a_drop_is_noted() -> None:
+    """In the history, as long as that has the run; and its number for longer."""
+    run = Run("e", 4, NOW - SECOND, NOW, 1)
+    state = RAN.after_drop(run, "nobody wants it")
+    assert [past.note for past in state.history] == ["dropped: nobody wants it"]
+    assert (state.last_run_at, state.dropped) == (NOW, (4,))
+    for number in range(5, 5 + DROPS_REMEMBERED):
+        state = state.after_drop(replace(run, number=number), "")
+    assert state.dropped == tuple(range(5, 5 + DROPS_REMEMBERED))
+
+
+def test_published_late() -> None:
+    """The history says when, by whom; the clock goes on from there only where that is said."""
+    past = PastRun.of(4, NOW - SECOND, NOW + HOUR, 2)
+    assert RAN.after_publish(past, None, NONE) == replace(RAN, history=(past,))
+    state = RAN.after_publish(past, NOW + HOUR, NONE)
+    assert (state.last_run_at, state.history) == (NOW + HOUR, (past,))
+
+
+@pytest.mark.parametrize(
+    ("absent", "anew", "clock"),
+    [
+        (ABSENCE, True, NOW),
+        (ABSENCE + SECOND, True, NOW + ABSENCE + SECOND),
+        (ABSENCE + SECOND, False, NOW),
+    ],
+)
+def test_named_again(absent: timedelta, anew: bool, clock: datetime) -> None:
+    state = replace(RAN, unnamed_since=NOW).when_named(NOW + absent, NONE, anew)
+    assert (state.last_run_at, state.unnamed_since) == (clock, None)
+
+
+def test_named_all_along() -> None:
+    assert RAN.when_named(NOW + 2 * ABSENCE, NONE, True) is RAN
+
+
+@pytest.mark.parametrize(
+    ("passed", "ahead", "stays"),
+    [
+        (RETENTION, NONE, True),
+        (RETENTION + SECOND, NONE, False),
+        (RETENTION + SECOND, HOUR, True),  # by our clock alone
+        (RETENTION + SECOND, -HOUR, False),
+    ],
+)
+def test_named_no_longer(passed: timedelta, ahead: timedelta, stays: bool) -> None:
+    """Since when is told by ZooKeeper's clock; a state goes once both clocks say it is time."""
+    unnamed = RAN.when_unnamed(NOW, HOUR)
+    assert unnamed == replace(RAN, unnamed_since=NOW - HOUR)
+    unnamed = replace(RAN, unnamed_since=NOW)
+    assert unnamed.when_unnamed(NOW + passed, ahead) is (unnamed if stays else None)
+
+
+@pytest.mark.parametrize(
+    ("floor", "ahead", "waiting", "expected"),
+    [
+        (0, NONE, None, RunState(NOW, 0, key="1", zone="+0000")),
+        (3, NONE, None, RunState(NOW, 3, key="1", zone="+0000")),
+        (0, NONE, WAITS, RunState(NOW, 7, NOW - SECOND, key="5", zone="+0000")),
+        (9, NONE, WAITS, RunState(NOW, 9, NOW - SECOND, key="5", zone="+0000")),
+    ],
+)
+def test_seen_for_the_first_time(
+    floor: int, ahead: timedelta, waiting: Run | None, expected: RunState
+) -> None:
+    """A run that waits, as after the page was deleted, is its last; numbers go on in any case."""
+    assert RunState.first(NOW, floor, "1", "+0000", ahead, waiting) == expected
+
+
+def test_seen_by_a_clock_that_is_ahead() -> None:
+    """What is still to come by ZooKeeper's clock has not run: it comes all the same."""
+    state = RunState.first(NOW, ahead=HOUR)
+    assert state.last_run_at == NOW
+    assert state.leaps == ((0, (NOW - NEVER) // timedelta(milliseconds=1)),)
+    back = state.set_back(NOW - HOUR)
+    assert back.done == ()
