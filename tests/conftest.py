@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
+from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project import processes
 from example_project.servers import PostgreSQL, Redis, ZooKeeper, missing_postgresql
 
@@ -38,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
     slow = [HealthCheck.too_slow]
     settings.register_profile("busy", settings(), deadline=None, suppress_health_check=slow)
     settings.load_profile("busy")
+
+
+def kazoo_of(session: ZooKeeperSession) -> KazooClient:
+    """The client behind the wall, for what nobody but a test does with it."""
+    assert session._client is not None
+    return session._client.kazoo
 
 
 @pytest.fixture(autouse=True, scope="session")

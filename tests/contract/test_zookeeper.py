@@ -10,6 +10,7 @@ import pytest
 from celery_zk_beat.errors import Conflict, Uncertain
 from celery_zk_beat.zookeeper.operations import Check, Create, Delete, Node, Operation, SetData
 from celery_zk_beat.zookeeper.session import ZooKeeperSession
+from tests.conftest import kazoo_of
 
 from .conftest import Backend
 
@@ -93,11 +94,11 @@ def test_a_check_is_a_write(backend: Backend, root: str) -> None:
     one.commit(Create(f"{root}/checked", b""), Create(f"{root}/caught", b""))
     for version in range(1, 21):
         one.commit(SetData(root, b""))
-        before = two._client.last_zxid
+        before = kazoo_of(two).last_zxid
         checked = two.send(Check(f"{root}/checked", 0))
         assert two.read(root) == Node(b"", version, 0)
         assert checked.result() == [0]
-        assert two._client.last_zxid > before
+        assert kazoo_of(two).last_zxid > before
         two.commit(SetData(f"{root}/caught", b""))
         one.catch_up(root)
         assert one.read(f"{root}/caught") == Node(b"", version, 0)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pytest
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError, NotEmptyError, SessionExpiredError
+from kazoo.protocol.states import KazooState
 from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
@@ -35,7 +36,7 @@ from celery_zk_beat.records import (
 )
 from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project.servers import ZooKeeper, free_port, wait_until
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.conftest import PATIENCE, SESSION_TIMEOUT, kazoo_of
 from tests.faults import Road
 
 Candidate = Callable[..., MasterElection]
@@ -74,7 +75,7 @@ def members(client: KazooClient, election: MasterElection) -> list[str]:
 def expire(hosts: str, election: MasterElection) -> None:
     """Ends the session on the server as if it had expired: another connection joins it, and closes
     it (ZooKeeper FAQ, "How should I handle SESSION_EXPIRED?", on testing)."""
-    thief = KazooClient(hosts, client_id=election.session._client.client_id)
+    thief = KazooClient(hosts, client_id=kazoo_of(election.session).client_id)
     thief.start(PATIENCE)
     thief.stop()
     thief.close()
@@ -705,9 +706,10 @@ def test_dead_client(candidate: Candidate) -> None:
     """[10] kazoo's loop can end for good; then a new client is made. An answer that comes after
     AUTH_FAILED ends it by an IndexError, which is as good an end as the other."""
     one = elect(candidate("one"))
-    kazoo = one.session._client
+    client = one.session._client
+    kazoo = kazoo_of(one.session)
     kazoo.add_auth_async("no such scheme", "x")  # the server ends the session: AUTH_FAILED
-    until(lambda: one.session._client not in (kazoo, None), "a new client")
+    until(lambda: one.session._client not in (client, None), "a new client")
     assert one.wait(PATIENCE)
 
 
@@ -779,12 +781,12 @@ def test_is_master_asks_nobody(candidate: Candidate, road: Road) -> None:
 
 def test_never_read_only(candidate: Candidate) -> None:
     """[13] A read-only server looks connected."""
-    assert elect(candidate("one")).session._client.read_only is False
+    assert kazoo_of(elect(candidate("one")).session).read_only is False
 
 
 def test_kazoo_is_kept_short(candidate: Candidate) -> None:
     """[11] [12] No pause grows beyond a second, and no request is repeated behind our back."""
-    kazoo = elect(candidate("one")).session._client
+    kazoo = kazoo_of(elect(candidate("one")).session)
     assert kazoo._conn_retry.max_delay <= 1
     assert SessionExpiredError not in kazoo._retry.retry_exceptions
     assert kazoo._retry.max_tries == 1
@@ -796,10 +798,11 @@ def test_callbacks_of_a_stopped_client(zookeeper: ZooKeeper) -> None:
     session = ZooKeeperSession(zookeeper.hosts, SESSION_TIMEOUT, lambda: news.append(1))
     session.start()
     until(lambda: session.connected, "a connection")
-    old = session._client
+    old = kazoo_of(session)
     session.stop(PATIENCE)
     before = session.connection, len(news)
-    session._on_state(old)
+    (listener,) = old.state_listeners
+    listener(KazooState.CONNECTED)
     assert (session.connection, len(news)) == before
 
 

@@ -18,7 +18,7 @@ from celery_zk_beat.limits import LARGEST_PAGE, LONGEST_NAME, MOST_BYTES, MOST_R
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import ABSENCE, RETENTION, Run, RunState, encode_outbox, encode_page
 from example_project.servers import ZooKeeper, wait_until
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, kazoo_of
 from tests.faults import Road
 
 Candidate = Callable[..., MasterElection]
@@ -689,7 +689,7 @@ def test_refused_by_quota(tmp_path: Path) -> None:
             assert election.wait(PATIENCE)
             ledger = load(election)
             ledger.first_seen({"a": NOW})
-            client = election.session._client
+            client = kazoo_of(election.session)
             client.create(
                 "/zookeeper/quota/quota/zookeeper_limits",
                 b"count=-1,bytes=-1,byteHardLimit=10",

@@ -18,8 +18,10 @@ from kazoo.security import make_acl, make_digest_acl
 from celery_zk_beat import ConnectTimeout, MasterElection
 from celery_zk_beat.errors import AccessDenied
 from celery_zk_beat.security import Access, Grant
+from celery_zk_beat.zookeeper.client import Handler
 from celery_zk_beat.zookeeper.operations import Create
-from celery_zk_beat.zookeeper.session import _Handler, connected
+from celery_zk_beat.zookeeper.servers import Servers
+from celery_zk_beat.zookeeper.session import connected
 from example_project.servers import LOOPBACK, wait_until
 from tests.conftest import PATIENCE
 from tests.secure import BEAT, Authority, SecureZooKeeper
@@ -117,9 +119,8 @@ def test_what_tls_has_read_ahead(authority: Authority) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # they come as packets, too
     context.load_cert_chain(authority.issue("two"))
-    handler = _Handler(
-        lambda: PATIENCE, Access.checked(None, None, {"ca": authority.ca}, None), lambda *_: None
-    )
+    access = Access.checked(None, None, {"ca": authority.ca}, None)
+    handler = Handler(Servers(PATIENCE, access), access)
     handler.server_name = LOOPBACK
     with socket.create_server((LOOPBACK, 0)) as listening, ThreadPoolExecutor(1) as pool:
         coming = pool.submit(handler.create_connection, address=listening.getsockname())

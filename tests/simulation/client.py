@@ -174,7 +174,7 @@ class ClientConnection:
         return self._keep_alive(server)
 
     def _invoke_again(self) -> None:
-        # Through the client's attribute, which session.py wraps to learn the time-out.
+        # Through the client's attribute, which zookeeper/client.py wraps to learn the time-out.
         self.client._connection._invoke(0, self._request)
 
     def _keep_alive(self, server: Connection) -> None:

@@ -21,7 +21,7 @@ from kombu.messaging import Producer
 from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.paths import Paths
-from celery_zk_beat.zookeeper import session
+from celery_zk_beat.zookeeper import client
 
 from . import scenario as scenarios
 from . import world as simulated
@@ -156,7 +156,7 @@ def simulation() -> Iterator[None]:
     """Within, the package runs on the world's clock, threads and network."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(clock, **simulated.CLOCK))
-        stack.enter_context(mock.patch.object(session, "KazooClient", SimulatedKazoo))
+        stack.enter_context(mock.patch.object(client, "KazooClient", SimulatedKazoo))
         # Celery orders entries that are due at the same instant by where they are in memory.
         stack.enter_context(mock.patch.object(ScheduleEntry, "__lt__", _comes_first))
         yield

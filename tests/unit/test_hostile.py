@@ -39,8 +39,8 @@ from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Snapshot
 from celery_zk_beat.web.readings import Reading
+from celery_zk_beat.zookeeper.answers import versions
 from celery_zk_beat.zookeeper.operations import Check, Node, Operation, SetData
-from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from tests import hostile
 
 ZNODE_STAT = ZnodeStat(*range(11))
@@ -301,11 +301,6 @@ def test_it_does_not_take_long(scheduler: ZooKeeperScheduler) -> None:
 def test_an_answer_that_fits_no_question(answers: list[object]) -> None:
     """It says nothing, least of all that a claim was made."""
 
-    class Answer:
-        def get(self, timeout: float) -> list[object]:
-            return answers
-
-    session = ZooKeeperSession("localhost:1", 1.0, lambda: None)
     asked: list[Operation] = [Check("/epoch", 1), SetData("/outbox", b"")]
     with pytest.raises(Uncertain, match="/epoch: an answer that fits no question"):
-        session._versions(asked, Answer(), 0.0)
+        versions(asked, answers)

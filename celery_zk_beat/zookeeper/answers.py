@@ -1,0 +1,150 @@
+"""What kazoo answers, as ours: data versions and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kazoo.exceptions import (
+    EXCEPTIONS,
+    AuthFailedError,
+    BadVersionError,
+    ConnectionClosedError,
+    ConnectionLoss,
+    NoAuthError,
+    NodeExistsError,
+    NoNodeError,
+    OperationTimeoutError,
+    RolledBackError,
+    RuntimeInconsistency,
+    SessionExpiredError,
+    SessionMovedError,
+    ZookeeperError,
+)
+from kazoo.handlers.threading import KazooTimeoutError
+from kazoo.protocol.states import ZnodeStat
+
+from ..errors import (
+    AccessDenied,
+    Conflict,
+    QuotaExceeded,
+    Uncertain,
+    ZkBeatError,
+    ZooKeeperError,
+)
+from ..security import Access
+from .operations import Check, Create, Delete, Operation, SetData
+from .quota import Quota
+
+#: Answers of ZooKeeper 3.8 (KeeperException.Code) that kazoo 2.11 does not know, and over which
+#: it would end its loop.
+_UNKNOWN_TO_KAZOO = {
+    -13: "NewConfigNoQuorum",
+    -14: "ReconfigInProgress",
+    -123: "ReconfigDisabled",
+    -124: "SessionClosedRequireSaslAuth",
+    -125: "QuotaExceeded",
+    -127: "ThrottledOp",
+}
+for _code, _name in _UNKNOWN_TO_KAZOO.items():
+    EXCEPTIONS.setdefault(_code, type(_name, (ZookeeperError,), {"code": _code}))
+
+_UNCERTAIN = (
+    ConnectionLoss,
+    ConnectionClosedError,
+    KazooTimeoutError,
+    OperationTimeoutError,
+    SessionExpiredError,
+    SessionMovedError,
+)
+_CONFLICTS = (NodeExistsError, NoNodeError, BadVersionError)
+_OVER_QUOTA = EXCEPTIONS[-125]
+#: Also what a server answers that wants all its clients to authenticate.
+_DENIALS = (NoAuthError, AuthFailedError, EXCEPTIONS[-124])
+#: What the innocent operations of a refused transaction answer.
+_BYSTANDER = (RolledBackError, RuntimeInconsistency)
+#: As what kazoo reads the answers.
+_KINDS = {Create: str, SetData: ZnodeStat, Check: bool, Delete: bool}
+
+
+def refusal(
+    operations: Sequence[Operation], answers: Sequence[Any]
+) -> tuple[str, Exception] | None:
+    """The error for which a transaction was refused, and the znode that it is about; None: it was
+    not refused."""
+    for operation, answer in zip(operations, answers):
+        if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
+            path = operation.path
+            # Making and deleting are rights on the parent.
+            if isinstance(answer, NoAuthError) and isinstance(operation, (Create, Delete)):
+                path = path.rpartition("/")[0] or "/"
+            return path, answer
+    return None
+
+
+def versions(operations: Sequence[Operation], answers: Sequence[Any]) -> list[int]:
+    """Those that :meth:`.Pending.result` returns.
+
+    Raises:
+        Uncertain: these are no answers to these operations.
+    """
+    if [type(answer) for answer in answers] != [_KINDS[type(each)] for each in operations]:
+        raise Uncertain(f"{operations[0].path}: an answer that fits no question")
+    return [_version_after(each, answer) for each, answer in zip(operations, answers)]
+
+
+def _version_after(operation: Operation, answer: Any) -> int:
+    if isinstance(operation, SetData):
+        return int(answer.version)
+    if isinstance(operation, Check):
+        return operation.version
+    return 0 if isinstance(operation, Create) else -1
+
+
+def error(
+    path: str, exc: Exception, access: Access, quota: Callable[[], Quota | None]
+) -> ZkBeatError:
+    """kazoo's error as ours.
+
+    Args:
+        path: the znode that it is about.
+        access: who was refused.
+        quota: finds the one that holds for `path`.
+    """
+    name = type(exc).__name__
+    if isinstance(exc, _CONFLICTS):
+        return Conflict(path, name)
+    if isinstance(exc, _UNCERTAIN):
+        return Uncertain(f"{path}: no answer from ZooKeeper ({name})")
+    if isinstance(exc, _DENIALS):
+        return denied(path, access, name.replace("Error", ""))
+    if isinstance(exc, _OVER_QUOTA):
+        return _over_quota(path, quota())
+    return ZooKeeperError(f"{path}: refused by ZooKeeper ({name}{f': {exc}' if str(exc) else ''})")
+
+
+def denied(path: str, access: Access, name: str = "NoAuth") -> AccessDenied:
+    """An error that names the settings that say who this is, or could."""
+    if not access.identified:
+        names = access.credentials("or")
+        return AccessDenied(f"{path}: denied by ZooKeeper ({name}), as nobody: set {names}")
+    names = access.credentials("and")
+    return AccessDenied(
+        f"{path}: denied by ZooKeeper ({name}) to the user of {names}: is that the right one, "
+        f"and is it in the znode's ACL (getAcl {path})?"
+    )
+
+
+def _over_quota(path: str, quota: Quota | None) -> QuotaExceeded:
+    """Names the quota, not the znode that would have been written: that is no more to blame than
+    others below the same quota."""
+    if quota is None:
+        return QuotaExceeded(
+            f"{path}: refused by ZooKeeper (QuotaExceeded): the quota of this znode, or of one "
+            "above it, is used up: zkCli.sh listquota shows it, setquota raises it, delquota "
+            "removes it"
+        )
+    return QuotaExceeded(
+        f"ZooKeeper refuses to write below {quota.path} (QuotaExceeded): the quota of "
+        f"{quota.limits} of that znode is used up: {quota.remedy}"
+    )

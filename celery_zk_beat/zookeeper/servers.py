@@ -1,0 +1,198 @@
+"""The servers of a connection string: where they are, and why none of them is connected to."""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+from collections.abc import Iterable
+
+from kazoo.exceptions import AuthFailedError, ConnectionDropped, SASLException, ZookeeperError
+
+from ..errors import SettingsError
+from ..security import Access
+
+#: Most servers that are named in a line.
+_MOST_NAMED = 5
+
+
+class Servers:
+    """What one client learns of its servers. Written on kazoo's thread, read on any.
+
+    Args:
+        timeout: session time-out that is asked for, seconds.
+        access: who this is to ZooKeeper, and how it is spoken to.
+    """
+
+    def __init__(self, timeout: float, access: Access) -> None:
+        self._access = access
+        #: Seconds for which a server may be silent before the next one is tried.
+        self.patience = timeout
+        #: Address and port of each server to its name in the setting.
+        self._names: dict[tuple[str, ...], str] = {}
+        #: What became of the last attempt to connect to each address, where it was answered; and
+        #: names for which there is none.
+        self._unreachable: dict[tuple[str, ...], str] = {}
+        #: Why each server was left again, while none is connected: credentials, certificates.
+        self._refusals: dict[tuple[str, ...], str] = {}
+        #: The same, where it may as well be something else.
+        self._suspicion: str | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why there is no connection, in a line, where that is known: it is about a setting, or a
+        certificate. Trying goes on."""
+        return next(iter(self._refusals.values()), self._suspicion)
+
+    @property
+    def all_refuse(self) -> bool:
+        """True when each of the servers that can be reached has shown such a reason."""
+        refusals, rest = self._refusals, self._names.keys() - self._unreachable.keys()
+        return bool(refusals) and all(key in refusals for key in rest)
+
+    @property
+    def trouble(self) -> str:
+        """Which of the servers have no address, or answer and cannot be connected to, and which
+        setting names them, for the end of a line; empty where all are silent."""
+        found = list(dict.fromkeys(self._unreachable.copy().values()))
+        if not found:
+            return ""
+        more = f" and {len(found) - _MOST_NAMED} more" if found[_MOST_NAMED:] else ""
+        said = ", ".join(found[:_MOST_NAMED])
+        return f" ({said}{more}: is {self._access.name('hosts')} right?)"
+
+    def addresses(
+        self, hosts: Iterable[tuple[str, int]], timeout: float
+    ) -> list[tuple[str, str, int]]:
+        """Name, address and port of all servers, asked for anew before each round of attempts. A
+        name may stand for several, and then each of them has its part of the session time-out, as
+        if it had a name of its own: all are tried within a session, as ZooKeeper's Java client has
+        it.
+
+        Args:
+            timeout: seconds that all of them have together.
+        """
+        found: dict[tuple[str, str, int], None] = {}
+        unreachable: dict[tuple[str, ...], str] = {}
+        for host, port in hosts:
+            try:
+                known = socket.getaddrinfo(host, port, 0, 0, socket.IPPROTO_TCP)
+            except (OSError, UnicodeError) as exc:
+                why = getattr(exc, "strerror", None) or exc
+                unreachable[(host,)] = f"{host} does not resolve: {why}"
+            else:
+                found.update({(host, str(each[4][0]), port): None for each in known})
+        names: dict[tuple[str, ...], str] = {(ip, str(port)): host for host, ip, port in found}
+        old = self._unreachable
+        unreachable.update({key: old[key] for key in names if key in old})
+        self._names, self._unreachable = names, unreachable
+        self._refusals = {key: why for key, why in self._refusals.items() if key in names}
+        self.patience = timeout / max(1, len(found))
+        addresses = list(found)
+        random.shuffle(addresses)
+        return addresses
+
+    def note_unreachable(self, ip: str, port: int, exc: Exception) -> None:
+        """What became of the attempt to connect to an address."""
+        key = ip, str(port)
+        self._unreachable.pop(key, None)
+        name = self._names.get(key, ip)
+        server = f"{name}:{port}" if name == ip else f"{name}:{port} ({ip})"
+        if isinstance(exc, ConnectionRefusedError):
+            self._unreachable[key] = f"{server} refuses connections"
+        elif not isinstance(exc, (TimeoutError, socket.timeout)) and isinstance(exc, OSError):
+            self._unreachable[key] = f"{server}: {(exc.strerror or str(exc)).lower()}"
+
+    def note_answer(self) -> None:
+        """A server has answered, whatever it thinks of us."""
+        self._unreachable = {}
+
+    def note_success(self) -> None:
+        """A server has taken us for who we are."""
+        self._refusals.clear()
+        self._suspicion = None
+
+    def note_failure(
+        self, exc: Exception, host: str, address: tuple[str, str], connected: bool
+    ) -> None:
+        """A server was left again, before it was told who we are or when it was.
+
+        Args:
+            connected: it had accepted the session, so that the connection itself may be at fault.
+        """
+        self._suspicion = None
+        self._refusals.pop(address, None)
+        why = self._why(exc, f"{host}:{address[1]}", connected)
+        if why is not None:
+            self._refusals[address] = why
+
+    def _why(self, exc: Exception, server: str, connected: bool) -> str | None:
+        """What the end of an attempt to connect says about a setting; None: nothing."""
+        access = self._access
+        if isinstance(exc, SettingsError):
+            return str(exc)
+        if isinstance(exc, TlsError):
+            if exc.certain:
+                return str(exc)
+            self._suspicion = str(exc)
+            return None
+        failure = _sasl_failure(exc)
+        if failure is not None:
+            return f"{access.name('sasl')}: {failure}"
+        if isinstance(exc, ZookeeperError):
+            names = [access.name(name) for name in ("auth", "sasl") if getattr(access, name)]
+            return f"ZooKeeper at {server} refuses {' or '.join(names)}"
+        if not connected and access.tls is not None and isinstance(exc, ConnectionDropped):
+            return self._why_hung_up(exc, server)
+        return None
+
+    def _why_hung_up(self, exc: Exception, server: str) -> str | None:
+        alert = exc.__context__
+        if isinstance(alert, ssl.SSLError):
+            return tls_refusal(self._access, server, alert)
+        self._suspicion = (
+            f"ZooKeeper at {server} hangs up after the TLS handshake: it has no quorum, or "
+            f"wants another certificate in {self._access.name('tls')}"
+        )
+        return None
+
+
+class TlsError(Exception):
+    """Not an OSError, of which kazoo would keep too little.
+
+    Attributes:
+        certain: False where the network, or the server, may just have failed.
+    """
+
+    def __init__(self, message: str, certain: bool) -> None:
+        super().__init__(message)
+        self.certain = certain
+
+
+def tls_refusal(access: Access, server: str, exc: Exception) -> str:
+    """What went wrong with TLS, in a line."""
+    name = access.name("tls")
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        why = exc.verify_message.rstrip(".")
+        return f"{name}: the certificate of ZooKeeper at {server} is not accepted: {why}"
+    reason = exc.reason if isinstance(exc, ssl.SSLError) else None
+    why = (reason or getattr(exc, "strerror", None) or str(exc)).lower().replace("_", " ")
+    if " alert " in why:
+        ours = f"the certificate of {name}" if access.tls and access.tls.certificate else name
+        return f"ZooKeeper at {server} refuses {ours}: {why}"
+    return f"{name}: no TLS with ZooKeeper at {server} ({why}): is that its secureClientPort?"
+
+
+def _sasl_failure(exc: Exception) -> str | None:
+    """What went wrong on our side of SASL, without a secret; None: nothing did."""
+    cause = exc.__cause__
+    # kazoo lets the error through when it is the look-up of a principal's ticket that fails.
+    for each in (exc, cause):
+        if each is not None and type(each).__module__ == "kerberos":
+            # Pairs of a text and a code, the general one first; 0 is no error.
+            said = [pair[0] for pair in each.args if isinstance(pair, tuple) and pair[-1]]
+            return f"Kerberos: {said[-1] if said else type(each).__name__}"
+    in_library = cause is not None and not isinstance(cause, ConnectionDropped)
+    if in_library and isinstance(exc, (SASLException, AuthFailedError)):
+        return f"{type(cause).__name__} in the SASL library"
+    return None
