@@ -44,7 +44,12 @@ def test_only_clock_knows_time_and_threads(module: Path) -> None:
 
 
 #: Of others' packages each the room, or the one module, that knows it.
-WALLS = {"waitress": "web", "prometheus_client": "web", "rich": "status/watch.py"}
+WALLS = {
+    "kazoo": "zookeeper",
+    "waitress": "web",
+    "prometheus_client": "web",
+    "rich": "status/watch.py",
+}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
