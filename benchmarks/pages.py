@@ -10,7 +10,7 @@ import time
 from datetime import datetime, timezone
 
 from celery_zk_beat import MasterElection
-from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.ledger import BELOW_ROOT, RunLedger
 from celery_zk_beat.limits import MOST_RUNS
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import HISTORY, HISTORY_OF_PAGE, Run
@@ -34,7 +34,7 @@ def main() -> int:
 def measure(count: int, hosts: str) -> list[str]:
     now = datetime.now(timezone.utc)
     names = [f"billing.customer-{n:06}.invoice" for n in range(count)]
-    with MasterElection(hosts, "/pages") as election:
+    with MasterElection(hosts, "/pages", below=BELOW_ROOT) as election:
         assert election.wait(PATIENCE)
         term = election.term
         assert term is not None

@@ -18,6 +18,7 @@ from collections import defaultdict
 from datetime import datetime, timedelta, timezone
 
 from celery_zk_beat import MasterElection
+from celery_zk_beat.ledger import BELOW_ROOT
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import (
     HISTORY,
@@ -55,7 +56,8 @@ def measure(hosts: str, times: int) -> int:
 
     names = list(many.app.conf.beat_schedule)
     rows, faults = [], []
-    with MasterElection(hosts, default_root("benchmark"), app="benchmark") as election:
+    root = default_root("benchmark")
+    with MasterElection(hosts, root, app="benchmark", below=BELOW_ROOT) as election:
         assert election.wait(PATIENCE)
         fill(election, names)
         for command in COMMANDS:

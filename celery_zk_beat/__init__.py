@@ -3,10 +3,17 @@
 The names here are the public ones; everything else may change without notice.
 """
 
-from .election import MasterElection
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import ConnectTimeout, RootError, SettingsError, UnsupportedEnvironment, ZkBeatError
-from .schedulers import ZooKeeperScheduler
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .election.public import MasterElection
+    from .schedulers import ZooKeeperScheduler
 
 __all__ = [
     "ConnectTimeout",
@@ -18,3 +25,19 @@ __all__ = [
     "ZooKeeperScheduler",
     "__version__",
 ]
+
+#: Imported when they are asked for: an election needs no Celery, and the commands of Celery none
+#: of both.
+_LARGE = {"MasterElection": ".election.public", "ZooKeeperScheduler": ".schedulers"}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if not TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LARGE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_LARGE[name], __name__), name)

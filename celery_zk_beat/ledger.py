@@ -21,7 +21,8 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, NoReturn
 
 from . import clock, limits
-from .election import MasterElection, Term
+from .election.public import MasterElection
+from .election.terms import Term
 from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
 from .limits import Limits
 from .log import get_logger
@@ -39,6 +40,8 @@ from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetDa
 
 logger = get_logger(__name__)
 
+#: What an election makes below its root for a ledger: `below` of MasterElection.
+BELOW_ROOT = ("runs",)
 #: How many times as long a page may become when it is written again.
 _MOST_LONGER = 5
 #: Bytes of an outbox that is put aside that go into one znode.

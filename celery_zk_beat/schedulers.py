@@ -45,7 +45,7 @@ from .due import (
     utc_of,
     zone_of,
 )
-from .election import MasterElection
+from .election.public import MasterElection
 from .errors import (
     AccessDenied,
     Conflict,
@@ -56,7 +56,7 @@ from .errors import (
 )
 from .gate.gated import Gated, SchedulerFailed, open_gate, scheduler_class
 from .gate.stores import key_of, start_of
-from .ledger import RunLedger
+from .ledger import BELOW_ROOT, RunLedger
 from .limits import LARGEST_OUTBOX, MOST_RUNS
 from .log import get_logger
 from .messages import Sender, task_id
@@ -381,6 +381,7 @@ class ZooKeeperScheduler(Scheduler):
             app=self.settings.app,
             schedule=self.digest(),
             broker=broker_digest(self.app),
+            below=BELOW_ROOT,
             access=self.settings.access,
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,

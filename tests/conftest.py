@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
+from celery_zk_beat.ledger import BELOW_ROOT
 from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project import processes
 from example_project.servers import PostgreSQL, Redis, ZooKeeper, missing_postgresql
@@ -155,11 +156,11 @@ def road(zookeeper: ZooKeeper) -> Iterator[Road]:
 
 @pytest.fixture
 def candidate(zookeeper: ZooKeeper, root: str) -> Iterator[Callable[..., MasterElection]]:
-    """Makes candidates of one election; stops them in the end."""
+    """Makes candidates of one election, with room for a ledger; stops them in the end."""
     made: list[MasterElection] = []
 
     def make(id: str, hosts: str = zookeeper.hosts, **options: Any) -> MasterElection:
-        options.setdefault("session_timeout", SESSION_TIMEOUT)
+        options = {"session_timeout": SESSION_TIMEOUT, "below": BELOW_ROOT, **options}
         made.append(MasterElection(hosts, options.pop("root", root), id=id, **options))
         return made[-1]
 

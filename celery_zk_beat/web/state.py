@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .. import clock
-from ..election import MasterElection
+from ..election.public import MasterElection
 from ..metrics import Histogram, Metrics
 from ..settings import Settings
 from ..status.reader import Schedule

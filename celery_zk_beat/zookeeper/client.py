@@ -32,7 +32,7 @@ _RECONNECT_PAUSE = 1.0
 _LONGEST_GRANTED = 300.0
 
 logger = get_logger(__name__)
-#: kazoo logs each attempt to connect; what matters of it is said by election.py, once.
+#: kazoo logs each attempt to connect; what matters of it is said by election/, once.
 _kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
 
 

@@ -23,7 +23,7 @@ from kazoo.protocol.states import KazooState
 from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
-from celery_zk_beat import election as election_module
+from celery_zk_beat.election import restraint
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.records import (
     TERMS_REMEMBERED,
@@ -333,7 +333,7 @@ def test_a_mistake_of_ones_own_is_a_failure(
 ) -> None:
     """It must not leave a candidate that nobody knows to be dead."""
     one = elect(candidate("one"))
-    monkeypatch.setattr(one, "_settle", lambda: 1 / 0)
+    monkeypatch.setattr(one._candidate, "turn", lambda: 1 / 0)
     one.recheck()
     until(lambda: one.failure is not None, "the failure")
     assert "ZeroDivisionError" in str(one.failure)
@@ -365,8 +365,8 @@ def test_no_release_of_a_successor(candidate: Candidate, client: KazooClient) ->
     with_successor.create(one.paths.master, b"{}")
     with_successor.set_data(one.paths.epoch, b"")
     with_successor.commit()
-    one._term = term
-    one._resign(None, "resigned")
+    one._candidate._term = term
+    one._candidate.resign(None, "resigned")
     assert client.exists(one.paths.master)
 
 
@@ -374,7 +374,7 @@ def test_resigning_in_favour_of_one(
     candidate: Candidate, client: KazooClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many standbys, the one that is named is the next master; there is no time without one."""
-    monkeypatch.setattr(election_module, "RESIGN_PAUSE", PATIENCE)
+    monkeypatch.setattr(restraint, "RESIGN_PAUSE", PATIENCE)
     one = elect(candidate("one"))
     others = [candidate(name) for name in ("two", "three", "four")]
     for other in others:
@@ -398,7 +398,7 @@ def test_a_successor_that_has_just_resigned(
     candidate: Candidate, client: KazooClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves the field to others for a while, but not when it is asked to take over."""
-    monkeypatch.setattr(election_module, "RESIGN_PAUSE", 2 * PATIENCE)
+    monkeypatch.setattr(restraint, "RESIGN_PAUSE", 2 * PATIENCE)
     one, two = elect(candidate("one")), candidate("two")
     two.start(PATIENCE)
     until(lambda: members(client, one) == ["one", "two"], "both members")
@@ -412,7 +412,7 @@ def test_a_successor_that_does_not_come(
     candidate: Candidate, client: KazooClient, road: Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The master goes on, in the same epoch: nobody else was elected."""
-    monkeypatch.setattr(election_module, "RESIGN_PAUSE", 0.2)  # all within the successor's session
+    monkeypatch.setattr(restraint, "RESIGN_PAUSE", 0.2)  # all within the successor's session
     one, two = elect(candidate("one")), candidate("two", road.hosts, session_timeout=4.0)
     two.start(PATIENCE)
     until(lambda: members(client, one) == ["one", "two"], "both members")
@@ -550,7 +550,7 @@ def test_answer_lost(candidate: Candidate, road: Road, client: KazooClient) -> N
 
     def contend() -> None:
         with contextlib.suppress(Uncertain):
-            one._elect(epoch)
+            one._candidate.elect(epoch)
 
     contending = threading.Thread(target=contend)
     contending.start()
@@ -644,7 +644,7 @@ def test_chroot(candidate: Candidate, zookeeper: ZooKeeper, client: KazooClient)
 def test_root_of_another_app(candidate: Candidate) -> None:
     elect(candidate("one", app="shop"))
     two = candidate("two", app="bank")
-    with pytest.raises(RootError, match=r"belongs to the app 'shop', and this is 'bank'.*zk_beat_"):
+    with pytest.raises(RootError, match=r"belongs to the app 'shop', and this is 'bank'.*\(root\)"):
         two.start(PATIENCE)
     assert isinstance(two.failure, RootError)
     with pytest.raises(RootError):

@@ -12,8 +12,10 @@ import pytest
 from celery import Celery
 from kazoo.client import KazooClient
 
-from celery_zk_beat import MasterElection, ZooKeeperScheduler, election, schedulers
+from celery_zk_beat import MasterElection, ZooKeeperScheduler, schedulers
 from celery_zk_beat.control import Pause, Pauses, RequestRecord
+from celery_zk_beat.election import candidate as candidate_module
+from celery_zk_beat.election import restraint
 from celery_zk_beat.limits import LARGEST_OUTBOX
 from celery_zk_beat.paths import Paths, page_of
 from celery_zk_beat.records import MasterRecord, TermRecord, encode, encode_masters, to_text
@@ -102,7 +104,7 @@ def test_where_nothing_need_be_mended(
         values += [master(EVIL[1], 10**9), master("x", 2**31 - 1, scheduler.settings.id)]
     if znode == "masters":
         term = TermRecord(2**50, EVIL[0], EVIL[1], 1, "", None, EVIL[2])
-        monkeypatch.setattr(election, "RESIGN_PAUSE", 0.0)
+        monkeypatch.setattr(restraint, "RESIGN_PAUSE", 0.0)
         growing = TermRecord(1, "€" * 130_000, "", 1, "", None, None)
         values += [encode_masters([term] * 50), encode_masters([growing])]
     for value in values:
@@ -294,7 +296,7 @@ def test_a_root_that_is_damaged_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A beat that has been fine does not end over it, nor over another app's name: it waits."""
-    monkeypatch.setattr(election, "_REMIND_EVERY", 0.1)
+    monkeypatch.setattr(candidate_module, "REMIND_EVERY", 0.1)
     beat = candidate("a", hosts=road.hosts, app="shop")
     beat.start(PATIENCE)
     assert beat.wait(PATIENCE)

@@ -13,7 +13,7 @@ from kazoo.client import KazooClient, TransactionRequest
 
 from celery_zk_beat import MasterElection, clock, limits
 from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
-from celery_zk_beat.ledger import SAFE_PART, RunLedger
+from celery_zk_beat.ledger import BELOW_ROOT, SAFE_PART, RunLedger
 from celery_zk_beat.limits import LARGEST_PAGE, LONGEST_NAME, MOST_BYTES, MOST_RUNS
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import ABSENCE, RETENTION, Run, RunState, encode_outbox, encode_page
@@ -105,7 +105,7 @@ def test_only_the_master_writes(candidate: Candidate, ledger: RunLedger) -> None
     term = one.term
     assert one.resign()
     assert two.wait(PATIENCE)
-    one._term = term  # as a paused process would
+    one._candidate._term = term  # as a paused process would
     for write in (lambda: ledger.claim([run("a")]), lambda: ledger.first_seen({"b": NOW})):
         ledger.forget()
         ledger.term = term
@@ -603,7 +603,9 @@ def test_a_server_that_takes_less(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     server = ZooKeeper(tmp_path, java=("-Djute.maxbuffer=65536",))
     with server:
         server.start()
-        with MasterElection(server.hosts, "/less", id="one", session_timeout=4.0) as election:
+        with MasterElection(
+            server.hosts, "/less", id="one", session_timeout=4.0, below=BELOW_ROOT
+        ) as election:
             assert election.wait(PATIENCE)
             ledger = RunLedger(election)
             left = {name: run(name) for name in [*names, *long]}
@@ -685,7 +687,7 @@ def test_refused_by_quota(tmp_path: Path) -> None:
     """kazoo does not know this answer, and would end its loop over it."""
     with ZooKeeper(tmp_path, config={"enforceQuota": "true"}) as server:
         server.start()
-        with MasterElection(server.hosts, "/quota", id="one") as election:
+        with MasterElection(server.hosts, "/quota", below=BELOW_ROOT) as election:
             assert election.wait(PATIENCE)
             ledger = load(election)
             ledger.first_seen({"a": NOW})

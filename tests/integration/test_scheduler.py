@@ -28,7 +28,8 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 from django.utils.functional import lazystr
 from kazoo.client import KazooClient
 
-from celery_zk_beat import ZooKeeperScheduler, broker, clock, election, runs, schedulers
+from celery_zk_beat import ZooKeeperScheduler, broker, clock, runs, schedulers
+from celery_zk_beat.election import restraint
 from celery_zk_beat.errors import NotMaster, Uncertain
 from celery_zk_beat.ledger import RunLedger
 from celery_zk_beat.limits import MOST_RUNS
@@ -1028,7 +1029,7 @@ def test_a_master_without_a_broker_resigns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After zk_beat_publish_deadline; the next one goes on with the same outbox."""
-    monkeypatch.setattr(election, "RESIGN_PAUSE", PATIENCE)
+    monkeypatch.setattr(restraint, "RESIGN_PAUSE", PATIENCE)
     caplog.set_level("INFO")
     entries = {"e": every(60, last_run_at=LONG_AGO)}
     good = app.conf.broker_url

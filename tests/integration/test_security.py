@@ -17,6 +17,7 @@ from kazoo.security import make_acl, make_digest_acl
 
 from celery_zk_beat import ConnectTimeout, MasterElection
 from celery_zk_beat.errors import AccessDenied
+from celery_zk_beat.ledger import BELOW_ROOT
 from celery_zk_beat.security import Access, Grant
 from celery_zk_beat.zookeeper.client import Handler
 from celery_zk_beat.zookeeper.operations import Create
@@ -42,7 +43,7 @@ def start(server: SecureZooKeeper, root: str) -> Iterator[Start]:
     made: list[MasterElection] = []
 
     def start(hosts: str = server.hosts, **options: Any) -> MasterElection:
-        options = {"session_timeout": 4.0, "root": root, **options}
+        options = {"session_timeout": 4.0, "root": root, "below": BELOW_ROOT, **options}
         made.append(MasterElection(hosts, **options))
         made[-1].start()
         return made[-1]

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from celery_zk_beat import MasterElection
 from celery_zk_beat.errors import ZkBeatError
-from celery_zk_beat.ledger import RunLedger
+from celery_zk_beat.ledger import BELOW_ROOT, RunLedger
 from celery_zk_beat.runs import Run
 
 from .checker import Checker
@@ -48,7 +48,9 @@ class Ledgers(RuleBasedStateMachine):
         for name in ("one", "two"):
             machine = Machine(self.world, name)
             self.links[name] = Link()
-            election = MasterElection("z1,z2,z3", ROOT, id=name, session_timeout=SESSION_TIMEOUT)
+            election = MasterElection(
+                "z1,z2,z3", ROOT, id=name, session_timeout=SESSION_TIMEOUT, below=BELOW_ROOT
+            )
             self.machines.append(machine)
             self.elections.append(election)
             self.ledgers.append(RunLedger(election))

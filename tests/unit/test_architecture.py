@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,3 +60,21 @@ def test_walls(module: Path) -> None:
     place = module.relative_to(PACKAGE)
     for name in {imported.partition(".")[0] for imported in _imported(module)}.intersection(WALLS):
         assert place == Path(WALLS[name]) or Path(WALLS[name]) in place.parents
+
+
+def test_an_election_loads_no_celery() -> None:
+    """Nor what else only a beat needs."""
+    show = "import sys, celery_zk_beat; celery_zk_beat.MasterElection; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", show], check=True, stdout=subprocess.PIPE, text=True
+    )
+    loaded = set(found.stdout.split())
+    assert "celery_zk_beat.election.public" in loaded
+    assert not loaded & {"celery", "kombu", "celery_zk_beat.schedulers", "celery_zk_beat.ledger"}
+
+
+def test_public_names() -> None:
+    """All are there, those that are imported late, too; others are not."""
+    assert {*celery_zk_beat.__all__} <= {*dir(celery_zk_beat)}
+    assert all(getattr(celery_zk_beat, name) for name in celery_zk_beat.__all__)
+    assert not hasattr(celery_zk_beat, "Scheduler")

@@ -1,0 +1,64 @@
+"""What a candidate says of trouble that may last: now and then, not each time."""
+
+from __future__ import annotations
+
+from .. import clock
+from ..errors import QuotaExceeded, ZooKeeperError
+from ..log import get_logger
+from ..zookeeper.session import ZooKeeperSession
+
+logger = get_logger(__name__)
+
+#: Seconds before something that was refused, or stands in the way, is tried again.
+RETRY_AFTER = 1.0
+#: Seconds between two log lines about a ZooKeeper that does not answer.
+REMIND_EVERY = 5.0
+#: Seconds between two log lines about a quota that is used up.
+_REMIND_OF_QUOTA_EVERY = 60.0
+
+
+class Complaints:
+    """The log lines of one candidate about what it waits for.
+
+    Attributes:
+        last: the text of the last complaint, empty where there was none.
+    """
+
+    def __init__(self, session: ZooKeeperSession, hosts: str) -> None:
+        self._session = session
+        self._hosts = hosts
+        self.last = ""
+        #: On boottime(): until when that is not said again; when it is to be said, next, that
+        #: ZooKeeper does not answer, 0 as long as it does.
+        self._silent_until = self._remind_at = 0.0
+
+    def add(self, what: str | ZooKeeperError) -> None:
+        """Logs what may come every second, now and then; a quota rarely, for to raise it may take
+        an administrator's time. Any thread."""
+        complaint = str(what)
+        every = _REMIND_OF_QUOTA_EVERY if isinstance(what, QuotaExceeded) else REMIND_EVERY
+        now = clock.boottime()
+        if complaint != self.last or now >= self._silent_until:
+            logger.warning("%s; trying again every %g s", complaint, RETRY_AFTER)
+            self.last, self._silent_until = complaint, now + every
+
+    def no_answer(self) -> float:
+        """Says, now and then, that ZooKeeper does not answer, or refuses. Returns after how many
+        seconds to call this again."""
+        now = clock.boottime()
+        refusal = self._session.refusal
+        if refusal is not None:
+            self.add(refusal)
+        if self._remind_at <= now:
+            if self._remind_at and refusal is None:
+                logger.warning(
+                    "ZooKeeper at %s does not answer; waiting for it as a standby%s",
+                    self._hosts,
+                    self._session.trouble,
+                )
+            self._remind_at = now + REMIND_EVERY
+        return max(0.1, self._remind_at - now)
+
+    def answered(self) -> None:
+        """Notes that ZooKeeper does answer."""
+        self._remind_at = 0.0

@@ -1,0 +1,192 @@
+"""The member znodes, one a candidate: announces this one, and tells of the others."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+from dataclasses import dataclass
+
+from .. import clock
+from ..errors import RootError
+from ..log import get_logger
+from ..paths import Paths, quote_name
+from ..records import MasterRecord, MemberRecord, to_text
+from ..version import __version__
+from ..zookeeper.operations import Create, Node, SetData
+from ..zookeeper.session import ZooKeeperSession
+from .notes import SessionNotes
+
+logger = get_logger(__name__)
+
+#: Seconds after which the member znode is written anew: its time shows how the clocks are apart.
+_ANNOUNCE_EVERY = 600.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How a candidate shows itself: `schedule` is a digest of what it would do as master, `broker`
+    one of where it would send it."""
+
+    id: str
+    schedule: str | None
+    broker: str | None
+
+    def as_master(self, epoch: int) -> MasterRecord:
+        """Makes the record of this candidate, master from now on."""
+        host, pid, now = socket.gethostname(), os.getpid(), to_text(clock.now())
+        return MasterRecord(
+            self.id, host, pid, now, epoch, __version__, self.schedule, None, self.broker
+        )
+
+    def as_member(self, role: str, since: str, useless: str | None) -> MemberRecord:
+        """Makes the record of this candidate, written now."""
+        return MemberRecord(
+            self.id,
+            socket.gethostname(),
+            os.getpid(),
+            role,
+            since,
+            __version__,
+            self.schedule,
+            to_text(clock.now()),
+            useless,
+            self.broker,
+        )
+
+
+class Membership:
+    """This candidate among the others."""
+
+    def __init__(self, session: ZooKeeperSession, paths: Paths, identity: Identity) -> None:
+        self._session = session
+        self._paths = paths
+        self._identity = identity
+        #: When this candidate was started, as the member znode tells it.
+        self._since = ""
+        #: The session that was seen to hold the member znode of this one's name, and on
+        #: boottime() until when it may be that of a process that is gone.
+        self._namesake, self._namesake_until = 0, math.inf
+
+    def begin(self) -> None:
+        """Notes that this candidate is started now."""
+        self._since = to_text(clock.now())
+
+    def announce(self, notes: SessionNotes, role: str, useless: str | None) -> bool:
+        """Writes the member znode when role or uselessness changed, and now and then.
+
+        Returns:
+            False where another's of the same name is in the way (an earlier session that has not
+            expired yet, usually).
+
+        Raises:
+            Conflict: the znode, or that of all members, has just been deleted.
+            Uncertain: no answer.
+            ZooKeeperError: refused.
+        """
+        told = role, useless
+        if notes.announced == told and clock.boottime() < notes.announce_at:
+            return True
+        path = self._paths.member(self._identity.id)
+        data = self._identity.as_member(role, self._since, useless).encode()
+        node = self._session.read(path)
+        if node is None:
+            self._session.commit(Create(path, data, ephemeral=True))
+        elif node.owner == self._session.id:
+            self._session.commit(SetData(path, data))
+        else:
+            self._note_namesake(path, node)
+            return False
+        notes.announced = told
+        notes.announce_at = clock.boottime() + _ANNOUNCE_EVERY
+        return True
+
+    def is_other(self, id: str) -> bool:
+        """True where another candidate of this id is there now."""
+        return (
+            id != self._identity.id
+            and id.isprintable()
+            and quote_name(id) in self._session.children(self._paths.members)
+        )
+
+    def is_another_of_use(self) -> bool:
+        """True where a candidate is there, beside this one, that is not known to be useless."""
+        others = [
+            f"{self._paths.members}/{name}"
+            for name in self._session.children(self._paths.members)
+            if name != quote_name(self._identity.id)
+        ]
+        for path, node in zip(others, self._session.read_all(others)):
+            with contextlib.suppress(RootError):
+                if node is not None and MemberRecord.decode(path, node.data).useless is None:
+                    return True
+        return False
+
+    def log_master(self, master: MasterRecord, owner: int, *, is_ours: bool) -> None:
+        """Says who is master, and warns where that would do other things than this candidate, or
+        send elsewhere.
+
+        Args:
+            owner: the session of the master znode, 0 where it is of none.
+            is_ours: as :meth:`_whose` takes it.
+        """
+        own = self._identity
+        who = f" ({self._whose(is_ours, master)})" if master.id == own.id else ""
+        logger.info("not elected because %s%s is master, epoch %d", master.id, who, master.epoch)
+        if owner == 0:
+            logger.error(
+                "%s is not ephemeral, so no beat made it, and none is master: delete it",
+                self._paths.master,
+            )
+        if master.schedule != own.schedule:
+            logger.warning(
+                "%s, the master, has another schedule than %s (digests %s and %s): is a "
+                "deploy under way?",
+                master.id,
+                own.id,
+                master.schedule,
+                own.schedule,
+            )
+        if None not in (master.broker, own.broker) and master.broker != own.broker:
+            logger.warning(
+                "%s, the master, sends to another broker than %s (digests %s and %s): are "
+                "these two environments with one %s?",
+                master.id,
+                own.id,
+                master.broker,
+                own.broker,
+                self._session.access.name("root"),
+            )
+
+    def _whose(self, is_ours: bool, held: MasterRecord | MemberRecord) -> str:
+        """Says who it is that has this candidate's id, for a log line. `is_ours`: this process
+        wrote what is `held`, if it is not another with the same host name and pid."""
+        here = held.host, held.pid
+        if is_ours and here == (socket.gethostname(), os.getpid()):
+            return "an earlier session of this process, which will expire"
+        return (
+            f"another process with the same id, pid {held.pid} on {held.host}: one that is gone, "
+            f"whose session will expire, or a beat with the same {self._session.access.name('id')}"
+        )
+
+    def _note_namesake(self, path: str, node: Node) -> None:
+        """Says, once, whose the member znode of this candidate's name is; and once more when that
+        is certain to be another's, for a session that nobody keeps is over by then."""
+        now = clock.boottime()
+        if node.owner != self._namesake:
+            self._namesake, self._namesake_until = node.owner, now + 3 * self._session.timeout
+            whose = "another process with the same id"
+            with contextlib.suppress(RootError):
+                held = MemberRecord.decode(path, node.data)
+                whose = self._whose(held.since == self._since, held)
+            logger.warning("%s is held by %s", path, whose)
+        elif now >= self._namesake_until:
+            self._namesake_until = math.inf
+            logger.warning(
+                "%s is still held by another process, so there are two beats with the id %s: give "
+                "each one of its own (%s)",
+                path,
+                self._identity.id,
+                self._session.access.name("id"),
+            )

@@ -1,0 +1,410 @@
+"""What users of an election call. The candidate decides on a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Callable
+
+from .. import clock
+from ..errors import ConnectTimeout, SettingsError, ZkBeatError, ZooKeeperError
+from ..log import get_logger
+from ..paths import Paths
+from ..records import MasterRecord
+from ..security import Access
+from ..settings import check_hosts, check_id, check_path, check_seconds, default_id
+from ..zookeeper.operations import Operation
+from ..zookeeper.session import ZooKeeperSession
+from .candidate import Candidate
+from .complaints import Complaints
+from .membership import Identity, Membership
+from .root import Root
+from .terms import Term
+
+logger = get_logger(__name__)
+
+#: Most characters of why a time as master ended.
+_LONGEST_WHY = 200
+
+
+class MasterElection:
+    """One candidate. All methods and properties may be used from any thread.
+
+    Args:
+        hosts: ZooKeeper connection string, ``host:port,host:port/chroot``.
+        root: absolute znode path of this election; made when it is missing.
+        id: how this candidate shows itself; default ``<host>:<pid>``.
+        session_timeout: seconds, asked of ZooKeeper; the time after which a crashed master is
+            replaced. The server answers within its own bounds (2 to 20 times its tickTime).
+        app: name of the program that owns the root. A root with another's name is refused.
+        schedule: a digest of what this candidate would do as master, shown to the others.
+        broker: a digest of where it would send messages, shown to them, too.
+        below: names of further znodes that are made below the root, for who keeps more there.
+        auth, sasl, tls, acl: credentials, TLS and the rights on the znodes, as the settings
+            ``zk_beat_auth`` ... take them.
+        access: the same four, checked already.
+        on_elected: called with the epoch after each election.
+        on_demoted: called with the reason, a text, when mastership ends.
+
+    The two callbacks run one after another on a thread of their own, so they may block; by the
+    time they run, things may have moved on: :attr:`is_master` tells what holds now.
+
+    Raises:
+        SettingsError: an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        hosts: str = "127.0.0.1:2181",
+        root: str = "/election",
+        *,
+        id: str | None = None,
+        session_timeout: float = 10.0,
+        app: str | None = None,
+        schedule: str | None = None,
+        broker: str | None = None,
+        below: Sequence[str] = (),
+        auth: object = None,
+        sasl: object = None,
+        tls: object = None,
+        acl: object = None,
+        access: Access | None = None,
+        on_elected: Callable[[int], object] | None = None,
+        on_demoted: Callable[[str], object] | None = None,
+    ) -> None:
+        self.hosts = _checked("hosts", check_hosts, hosts)
+        self.paths = Paths.of(self.hosts, _checked("root", check_path, root))
+        self.id = default_id() if id is None else _checked("id", check_id, id)
+        timeout = _checked("session_timeout", check_seconds, session_timeout)
+        access = access or Access.checked(auth, sasl, tls, acl)
+        self.session = ZooKeeperSession(
+            self.hosts.partition("/")[0], timeout, self._note_connection, access
+        )
+        self._callbacks = _Callbacks(on_elected, on_demoted)
+        self._inbox: clock.SimpleQueue[_Resignation | None] = clock.SimpleQueue()
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._thread: clock.Thread | None = None
+        self._stopping = False
+        self._failure: ZkBeatError | None = None
+        self._complaints = Complaints(self.session, self.hosts)
+        identity = Identity(self.id, schedule, broker)
+        self._membership = Membership(self.session, self.paths, identity)
+        self._candidate = Candidate(
+            self.session,
+            self.paths,
+            identity,
+            Root(self.session, self.hosts, self.paths, app, below),
+            self._membership,
+            self._complaints,
+            on_watch=lambda event: self.recheck(),
+            on_change=self._tell_listeners,
+            on_elected=self._callbacks.elected,
+            on_demoted=self._callbacks.demoted,
+        )
+
+    def start(self, timeout: float | None = None) -> None:
+        """Begins to contend, on a thread of its own.
+
+        Args:
+            timeout: seconds within which ZooKeeper must have answered and the role be decided;
+                None: return at once and wait for ZooKeeper as long as it takes.
+
+        Raises:
+            ConnectTimeout: not within `timeout`; the election is stopped.
+            RootError: the root is another app's, or of an unknown format.
+            RuntimeError: started before.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this election was started before: make a new MasterElection")
+        if timeout is not None:
+            timeout = _checked("timeout", check_seconds, timeout)
+        self._membership.begin()
+        self._thread = clock.thread(self._run, "zk-beat-election")
+        self._thread.start()
+        self._callbacks.start()
+        if timeout is not None and not self._wait_until(lambda: self.decided, timeout):
+            refusal = self.session.refusal or self._complaints.last
+            trouble = self.session.trouble
+            self.stop()
+            raise ConnectTimeout(
+                f"{refusal}; gave up after {timeout:g} s"
+                if refusal
+                else f"ZooKeeper at {self.hosts} did not answer within {timeout:g} s: "
+                f"is it running{'' if trouble else ', and is this its address'}?{trouble}"
+            )
+
+    @property
+    def is_master(self) -> bool:
+        """True while this candidate is master, as far as it knows. No network, cheap to ask."""
+        return self.term is not None
+
+    @property
+    def term(self) -> Term | None:
+        """The current time as master, None on a standby. No network."""
+        return self._candidate.term
+
+    @property
+    def epoch(self) -> int | None:
+        """The fencing token of this master, None on a standby. No network."""
+        term = self.term
+        return None if term is None else term.epoch
+
+    @property
+    def era(self) -> str | None:
+        """When this master was elected, ISO 8601 UTC, None on a standby. No network. Receivers that
+        compare (`era`, `epoch`) also bear the loss of ZooKeeper's data."""
+        term = self.term
+        return None if term is None else term.era
+
+    @property
+    def master(self) -> MasterRecord | None:
+        """The master that was last seen, this one included; None when there was none."""
+        return self._candidate.master
+
+    @property
+    def decided(self) -> bool:
+        """True once it has been seen, since the start, who is master. No network."""
+        return self._candidate.is_decided
+
+    @property
+    def failure(self) -> ZkBeatError | None:
+        """The error by which the election has ended, None as long as it has not."""
+        return self._failure
+
+    @property
+    def useless(self) -> str | None:
+        """Why this candidate is taken for useless as master, None when it is not. No network."""
+        return self._candidate.restraint.useless
+
+    @property
+    def clock_offset(self) -> float:
+        """Seconds by which this machine's clock is at least ahead of ZooKeeper's, below 0: behind;
+        0 as long as no answer has shown it."""
+        return self.session.clock_offset
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits to become master.
+
+        Args:
+            timeout: seconds; None: as long as it takes.
+
+        Returns:
+            True where this candidate is master; False also when the election was stopped.
+
+        Raises:
+            RootError: the root is another app's, or of an unknown format.
+        """
+        self._wait_until(lambda: self.is_master, timeout)
+        return self.is_master
+
+    def resign(
+        self,
+        timeout: float = 5.0,
+        *,
+        to: str | None = None,
+        why: str = "",
+        also: Sequence[Operation] = (),
+        useless: bool = False,
+    ) -> bool:
+        """Gives up the mastership to another candidate and stays as a standby. For a second
+        (``RESIGN_PAUSE``) it does not contend; if nobody else has by then, it does again.
+
+        Args:
+            to: id of the candidate that is to be the next master; None: whoever is first.
+            why: what is remembered of it, as one line.
+            also: is part of the transaction that gives it up.
+            useless: this candidate can do nothing as master. Until :meth:`of_use` it leaves the
+                field to others that can, for a time that grows each time it was useless.
+
+        Returns:
+            True where it gave it up; False where it was not master, `to` is no other candidate,
+            `also` was refused, or within `timeout` seconds no answer came.
+        """
+        reply: clock.SimpleQueue[bool] = clock.SimpleQueue()
+        why = why[:_LONGEST_WHY]
+        resignation = _Resignation(to, why, tuple(also), useless, reply)
+        self._inbox.put(resignation)
+        try:
+            return reply.get(timeout=timeout)
+        except clock.Empty:
+            resignation.withdrawn = True
+            return False
+
+    def of_use(self) -> None:
+        """Tells it that this candidate was useless as master, and could do something now."""
+        if self._candidate.restraint.is_of_use(as_master=self.is_master):
+            self.recheck()
+
+    def recheck(self) -> None:
+        """Has it read anew, soon, whether this candidate is master: for a holder of the epoch
+        whose write was refused."""
+        self._inbox.put(None)
+
+    def complain(self, what: str | ZooKeeperError) -> None:
+        """Logs what may come every second, now and then; a quota rarely, for to raise it may take
+        an administrator's time."""
+        self._complaints.add(what)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Ends the session, and with it a mastership at once; waits for callbacks that are still
+        to be called. Returns within `timeout` seconds. May be called twice, from a signal handler,
+        and where nothing was started."""
+        self._stopping = True
+        self._inbox.put(None)
+        deadline = clock.boottime() + timeout
+        for thread in (self._thread, self._callbacks.thread):
+            ours = clock.is_current(thread)
+            if thread is not None and thread.is_alive() and not ours:
+                thread.join(max(0.0, deadline - clock.boottime()))
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Has `listener` called whenever something may have changed, on threads that it must
+        not block: it may hand a token to another thread, no more."""
+        self._listeners += (listener,)
+
+    def unsubscribe(self, listener: Callable[[], None]) -> None:
+        """Has `listener` called no more."""
+        self._listeners = tuple(each for each in self._listeners if each != listener)
+
+    def __enter__(self) -> MasterElection:
+        if self._thread is None:
+            self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        role = f"master of epoch {self.epoch}" if self.is_master else "standby"
+        return f"<MasterElection {self.id} {role} at {self.hosts} {self.paths.root}>"
+
+    def _run(self) -> None:
+        """Turns the candidate, on the election's own thread, until it is to stop or fails."""
+        try:
+            self.session.start()
+            delay: float | None = 0.0
+            while not self._stopping:
+                self._wait_for_news(delay)
+                if not self._stopping:
+                    delay = self._candidate.turn()
+            self._candidate.resign(None, "stopped")
+        except ZkBeatError as exc:
+            self._failure = exc
+        except Exception as exc:
+            logger.exception("the election ends by a mistake of its own")
+            self._failure = ZkBeatError(f"the election ended: {exc!r}")
+        finally:
+            self._candidate.demote("stopped" if self._failure is None else str(self._failure))
+            self.session.stop(timeout=3.0)
+            self._stopping = True
+            self._callbacks.end()
+            self._tell_listeners()
+
+    def _wait_for_news(self, timeout: float | None) -> None:
+        """Waits for a token (the connection, a watch, recheck, stop) or for a request to resign,
+        and answers that."""
+        try:
+            resignation = self._inbox.get(timeout=timeout)
+        except clock.Empty:
+            return
+        if resignation is not None and not resignation.withdrawn:
+            why = f"resigned: {resignation.why}" if resignation.why else "resigned"
+            done = self._candidate.resign(resignation.to, why, resignation.also)
+            if done and resignation.useless:
+                self._candidate.restraint.is_useless(resignation.why)
+                logger.info("%s leaves it to others to be master, until it can do more", self.id)
+            resignation.reply.put(done)
+
+    def _note_connection(self) -> None:
+        self.recheck()
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _wait_until(self, holds: Callable[[], bool], timeout: float | None) -> bool:
+        """Waits without a lock of Python's, so that a signal handler may interrupt it anywhere
+        and call :meth:`stop`."""
+        news = clock.Wakeup()
+        self.subscribe(news.set)
+        deadline = None if timeout is None else clock.boottime() + timeout
+        try:
+            while not holds():
+                if self._failure is not None:
+                    raise self._failure
+                if self._stopping:
+                    return False
+                left = None if deadline is None else deadline - clock.boottime()
+                if left is not None and left <= 0:
+                    return False
+                if not news.wait(left):
+                    return holds()
+            return True
+        finally:
+            self.unsubscribe(news.set)
+
+
+class _Callbacks:
+    """Calls what users handed in, one after another, on a thread of its own."""
+
+    def __init__(
+        self,
+        on_elected: Callable[[int], object] | None,
+        on_demoted: Callable[[str], object] | None,
+    ) -> None:
+        self._on_elected = on_elected
+        self._on_demoted = on_demoted
+        self._calls: clock.SimpleQueue[Callable[[], object] | None] = clock.SimpleQueue()
+        self.thread: clock.Thread | None = None
+
+    def start(self) -> None:
+        if self._on_elected or self._on_demoted:
+            self.thread = clock.thread(self._run, "zk-beat-callbacks")
+            self.thread.start()
+
+    def elected(self, epoch: int) -> None:
+        if (call := self._on_elected) is not None:
+            self._calls.put(lambda: call(epoch))
+
+    def demoted(self, why: str) -> None:
+        if (call := self._on_demoted) is not None:
+            self._calls.put(lambda: call(why))
+
+    def end(self) -> None:
+        """Ends the thread when it has called what was to be called by now."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while True:
+            call = self._calls.get()
+            if call is None:
+                return
+            try:
+                call()
+            except Exception:
+                logger.exception("a callback of the election raised")
+
+
+@dataclass
+class _Resignation:
+    to: str | None
+    why: str
+    also: tuple[Operation, ...]
+    useless: bool
+    reply: clock.SimpleQueue[bool]
+    #: Nobody waits for it any more.
+    withdrawn: bool = False
+
+
+def _checked(name: str, check: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return check(value)
+    except SettingsError as exc:
+        raise SettingsError(f"{name} = {exc}") from None

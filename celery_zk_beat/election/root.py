@@ -1,0 +1,128 @@
+"""The root: makes what an election needs there, and refuses what is another app's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import Conflict, RootError
+from ..log import get_logger
+from ..paths import Paths
+from ..records import RootRecord
+from ..zookeeper.operations import SetData
+from ..zookeeper.session import ZooKeeperSession
+from .notes import SessionNotes
+
+logger = get_logger(__name__)
+
+
+class Root:
+    """The root of one election.
+
+    Args:
+        hosts: the connection string, for log lines.
+        app: name of the program to which the root must belong; None: it is not looked at.
+        below: names of further znodes that are made below the root.
+    """
+
+    def __init__(
+        self,
+        session: ZooKeeperSession,
+        hosts: str,
+        paths: Paths,
+        app: str | None,
+        below: Sequence[str],
+    ) -> None:
+        self._session = session
+        self._hosts = hosts
+        self._paths = paths
+        self._app = app
+        self._below = [f"{paths.root}/{name}" for name in below]
+        #: The rights of others on our znodes were looked at.
+        self._saw_rights = False
+
+    def prepare(self, notes: SessionNotes) -> None:
+        """Makes what is missing, and sees to it that the root is ours, once a session.
+
+        Raises:
+            RootError: the root is another app's, or of an unknown format.
+            Conflict: a znode was deleted meanwhile.
+            Uncertain: no answer.
+            ZooKeeperError: refused.
+        """
+        if notes.root_is_ready:
+            return
+        if not notes.is_greeted:
+            notes.is_greeted = True
+            logger.info(
+                "connected to ZooKeeper at %s, root %s, session time-out %g s%s",
+                self._hosts,
+                self._paths.root,
+                self._session.timeout,
+                self._session.granted_otherwise,
+            )
+        for path in (self._paths.root, self._paths.epoch, self._paths.members, *self._below):
+            self._session.ensure(path)
+        self._put_name()
+        # For an answer with ZooKeeper's time in it: each session may be with another server.
+        self._session.commit(SetData(self._paths.members, b""))
+        if not self._saw_rights:
+            self._look_at_rights()
+            self._saw_rights = True
+        notes.root_is_ready, notes.announced = True, None
+
+    def _put_name(self) -> None:
+        """Writes the app's name into a root that has none yet, else compares the two."""
+        if self._app is None:
+            return None
+        path = self._paths.root
+        node = self._session.read(path)
+        if node is not None and not node.data:
+            try:
+                self._session.commit(SetData(path, RootRecord(self._app).encode(), node.version))
+            except Conflict:
+                return self._put_name()  # another beat was first: see what it wrote
+        elif node is not None:
+            owner = RootRecord.decode(path, node.data).app
+            if owner != self._app:
+                raise RootError(
+                    f"{path} belongs to the app {owner!r}, and this is {self._app!r}: "
+                    f"give each app a root of its own ({self._session.access.name('root')})"
+                )
+        return None
+
+    def _look_at_rights(self) -> None:
+        """Tells what others may do with our znodes that they should not."""
+        access, root = self._session.access, self._paths.root
+        if access.tls is not None and not access.tls.verify:
+            logger.warning(
+                "%s: with verify = False anybody may pass for ZooKeeper", access.name("tls")
+            )
+        if access.open_by_default:
+            logger.warning(
+                "whoever reaches ZooKeeper at %s may change %s: set %s (docs/security.md)",
+                self._hosts,
+                root,
+                access.credentials("or"),
+            )
+            return
+        paths = [root]
+        for parent in (root, *self._below):
+            paths += sorted(f"{parent}/{name}" for name in self._session.children(parent))
+        found = [
+            (path, excess[0])
+            for path, grants in zip(paths, self._session.grants(paths))
+            if (excess := access.excess(grants))
+        ]
+        if found:
+            path, grant = found[0]
+            more = f" and {len(found) - 1} more" if found[1:] else ""
+            logger.warning(
+                "%s%s give %s, which is more than %s: zkCli.sh, as a user who may, mends it with "
+                "setAcl -R %s %s",
+                path,
+                more,
+                grant,
+                access.name("acl") if access.acl else "to the creator alone",
+                root,
+                ",".join(map(str, access.grants)),
+            )

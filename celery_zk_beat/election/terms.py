@@ -1,0 +1,100 @@
+"""Times as master: the epoch that numbers one, and the list of the last of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .. import clock
+from ..errors import RootError
+from ..log import get_logger
+from ..paths import Paths
+from ..records import (
+    EpochRecord,
+    MasterRecord,
+    TermRecord,
+    decode_masters,
+    encode_masters,
+    to_text,
+)
+from ..zookeeper.operations import Check, Create, Node, Operation, SetData
+from ..zookeeper.session import ZooKeeperSession
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One uninterrupted time as master, as seen by the master itself.
+
+    A reconnect within the same session begins a new term with the same epoch.
+
+    Attributes:
+        epoch: the fencing token; grows with every election under this root.
+        era: when it was elected, by ZooKeeper's clock, as ISO 8601 UTC; grows with every election,
+            also where the epochs begin anew: after the root was deleted, or restored from a copy.
+        connection: the connection on which ZooKeeper last said so.
+    """
+
+    epoch: int
+    era: str
+    connection: int
+
+
+def epoch_record(path: str, epoch: Node) -> EpochRecord | None:
+    """Tells who made the epoch; None where nobody has yet, or it cannot be understood."""
+    try:
+        return EpochRecord.decode(path, epoch.data) if epoch.data else None
+    except RootError as exc:
+        logger.warning("%s", exc)
+        return None
+
+
+class PastTerms:
+    """The znode with the last terms of all candidates, as this one writes it."""
+
+    def __init__(self, session: ZooKeeperSession, paths: Paths) -> None:
+        self._session = session
+        self._paths = paths
+        #: The terms as they were written down last, and for which epoch that was.
+        self._written: list[TermRecord] = []
+        self._written_for = 0
+
+    def write_down(self, term: Term, mine: MasterRecord) -> None:
+        """Writes down, once an epoch, that this candidate is master now, and the last one not.
+
+        Raises:
+            Conflict: the epoch is over, or the list was written by somebody else just now.
+            Uncertain: no answer.
+            ZooKeeperError: refused.
+        """
+        if self._written_for == term.epoch:
+            return
+        path = self._paths.masters
+        node = self._session.read(path)
+        try:
+            past = decode_masters(path, b"" if node is None else node.data)
+        except RootError as exc:
+            logger.warning("%s; the list of masters begins anew", exc)
+            past = []
+        past = [each for each in past if each.epoch < term.epoch]
+        if past and past[-1].until is None:
+            past[-1] = replace(past[-1], until=mine.since, why="its session ended")
+        past.append(TermRecord(term.epoch, mine.id, mine.host, mine.pid, mine.since, None, None))
+        data = encode_masters(past)
+        self._session.commit(
+            Check(self._paths.epoch, term.epoch),
+            Create(path, data) if node is None else SetData(path, data, node.version),
+        )
+        self._written, self._written_for = past, term.epoch
+
+    def end(self, epoch: int, why: str) -> list[Operation]:
+        """Returns what writes down that the term of `epoch` ends now: part of a transaction."""
+        if self._written_for != epoch:
+            return []  # it was too short to be written down
+        *others, mine = self._written
+        past = [*others, replace(mine, until=to_text(clock.now()), why=why)]
+        return [SetData(self._paths.masters, encode_masters(past))]
+
+    def forget(self) -> None:
+        """Has the next :meth:`write_down` read and write the list again."""
+        self._written_for = 0
