@@ -18,7 +18,7 @@ class Paths:
 
     @classmethod
     def of(cls, hosts: str, root: str) -> Paths:
-        """Those of `root` below the chroot of a connection string, if it has one."""
+        """The paths of `root` below the chroot of a connection string, if it has one."""
         chroot = hosts.partition("/")[2]
         return cls((f"/{chroot}" if chroot else "") + root)
 
@@ -38,7 +38,7 @@ class Paths:
 
     @property
     def masters(self) -> str:
-        """Persistent; the last :data:`TERMS_REMEMBERED` masters."""
+        """Persistent; the last terms, :data:`.TERMS_REMEMBERED` at most."""
         return f"{self.root}/masters"
 
     @property
@@ -79,17 +79,17 @@ class Paths:
 
 @functools.lru_cache(1 << 17)
 def page_of(entry: str) -> str:
-    """The page (``"00"`` to ``"ff"``) that holds the run state of an entry, for ever: a stable
-    hash, so that any text can be an entry's name."""
+    """Names the page (``"00"`` to ``"ff"``) that holds the run state of an entry, for ever: a
+    stable hash, so that any text can be an entry's name."""
     return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:2]
 
 
 def is_page(name: str) -> bool:
-    """Whether a znode below ``runs`` is a page."""
+    """True where a znode below ``runs`` is a page."""
     return re.fullmatch("[0-9a-f]{2}", name) is not None
 
 
 def quote_name(name: str) -> str:
-    """Any text as one component of a znode path; reversible with :func:`urllib.parse.unquote`."""
+    """Makes any text one component of a path; :func:`urllib.parse.unquote` reverses it."""
     quoted = quote(name, safe=" !$&'()*+,;=:@")
     return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted

@@ -53,7 +53,7 @@ class Record:
 
     @classmethod
     def decode(cls: type[R], path: str, data: bytes) -> R:
-        """Fields that are missing or unknown are a matter of the format, which is checked.
+        """Reads a record. Fields that are unknown are a matter of the format, which is checked.
 
         Raises:
             RootError: `data` is no such record; the message names `path`.
@@ -62,7 +62,7 @@ class Record:
 
     @classmethod
     def of(cls: type[R], path: str, fields: Any) -> R:
-        """As :meth:`decode`, of what is part of another record."""
+        """Makes a record of the fields of another one's part; raises as :meth:`decode`."""
         if not isinstance(fields, dict):
             raise RootError(f"{path}: {_repr.repr(fields)} is no {cls.__name__}; {_remedy(path)}")
         for name, kind in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ class TermRecord(Record):
 
 
 def next_era(last: str, now: float) -> str:
-    """The era of an epoch, ISO 8601 UTC to the millisecond; such texts sort as their instants.
+    """Makes the era of an epoch, ISO 8601 UTC to the millisecond; such texts sort as instants do.
 
     Args:
         last: that of the epoch before; what is none counts as none.
@@ -155,7 +155,7 @@ def next_era(last: str, now: float) -> str:
 
 
 def encode_masters(terms: Sequence[TermRecord]) -> bytes:
-    """The last of them, as many as are not too large."""
+    """Writes the last terms, as many as are not too large."""
     terms = terms[-TERMS_REMEMBERED:]
     while True:
         data = encode({"masters": [asdict(term) for term in terms]})
@@ -165,7 +165,7 @@ def encode_masters(terms: Sequence[TermRecord]) -> bytes:
 
 
 def decode_masters(path: str, data: bytes) -> list[TermRecord]:
-    """Oldest first; none where `data` is empty. Raises as :meth:`Record.decode`."""
+    """Reads terms, oldest first; none where `data` is empty. Raises as :meth:`Record.decode`."""
     if not data:
         return []
     if len(data) > LARGEST_MASTERS:
@@ -174,12 +174,12 @@ def decode_masters(path: str, data: bytes) -> list[TermRecord]:
 
 
 def encode(fields: dict[str, Any]) -> bytes:
-    """A record's bytes: compact JSON in ASCII (a lone surrogate in a name is kept as an escape)."""
+    """Writes a record: compact JSON in ASCII (a lone surrogate in a name is kept as an escape)."""
     return json.dumps({"format": FORMAT, **fields}, separators=(",", ":")).encode("ascii")
 
 
 def decode(path: str, data: bytes) -> dict[str, Any]:
-    """The fields of a record.
+    """Returns the fields of a record.
 
     Raises:
         RootError: not JSON, no object, or of a format that this release does not know.
@@ -198,7 +198,7 @@ def decode(path: str, data: bytes) -> dict[str, Any]:
 
 
 def field(path: str, fields: Any, name: str, kind: type) -> Any:
-    """The field `name` of a record that was read from `path`, of type `kind`.
+    """Returns the field `name` of a record that was read from `path`, of type `kind`.
 
     Raises:
         RootError: it is not there, or of another type; so do the next two.
@@ -213,7 +213,7 @@ def field(path: str, fields: Any, name: str, kind: type) -> Any:
 
 
 def count(path: str, fields: Any, name: str) -> int:
-    """As :func:`field`, a number that counts something."""
+    """Returns a :func:`field` that counts something."""
     value: int = field(path, fields, name, int)
     if not 0 <= value <= LARGEST_NUMBER:
         raise RootError(
@@ -223,7 +223,7 @@ def count(path: str, fields: Any, name: str) -> int:
 
 
 def instant(path: str, fields: Any, name: str) -> datetime:
-    """As :func:`field`, an instant as :func:`to_text` writes it."""
+    """Returns a :func:`field` that holds an instant as :func:`to_text` writes it."""
     text = field(path, fields, name, str)
     try:
         return from_text(text)
@@ -238,7 +238,7 @@ def _remedy(path: str) -> str:
 
 
 def to_text(instant: datetime) -> str:
-    """An aware datetime as ISO 8601 in UTC, microseconds always shown (so that texts sort)."""
+    """Writes an aware datetime as ISO 8601 in UTC, always with microseconds, so that texts sort."""
     return _utc_text(instant.astimezone(timezone.utc))
 
 
@@ -250,7 +250,7 @@ def _utc_text(instant: datetime) -> str:
 
 
 def from_text(text: str) -> datetime:
-    """The aware UTC datetime of :func:`to_text`.
+    """Reads what :func:`to_text` wrote: an aware datetime, UTC.
 
     Raises:
         ValueError: not such a text.

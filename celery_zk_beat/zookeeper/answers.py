@@ -1,4 +1,5 @@
-"""What kazoo answers, as ours: data versions and errors."""
+"""Translates kazoo's answers into ours: data versions and errors. Teaches it those that it does
+not know."""
 
 from __future__ import annotations
 
@@ -70,8 +71,7 @@ _KINDS = {Create: str, SetData: ZnodeStat, Check: bool, Delete: bool}
 def refusal(
     operations: Sequence[Operation], answers: Sequence[Any]
 ) -> tuple[str, Exception] | None:
-    """The error for which a transaction was refused, and the znode that it is about; None: it was
-    not refused."""
+    """Finds the znode and the error for which a transaction was refused; None: it was done."""
     for operation, answer in zip(operations, answers):
         if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
             path = operation.path
@@ -83,7 +83,7 @@ def refusal(
 
 
 def versions(operations: Sequence[Operation], answers: Sequence[Any]) -> list[int]:
-    """Those that :meth:`.Pending.result` returns.
+    """Returns the data versions that :meth:`.Pending.result` promises.
 
     Raises:
         Uncertain: these are no answers to these operations.
@@ -104,7 +104,7 @@ def _version_after(operation: Operation, answer: Any) -> int:
 def error(
     path: str, exc: Exception, access: Access, quota: Callable[[], Quota | None]
 ) -> ZkBeatError:
-    """kazoo's error as ours.
+    """Makes our error of one of kazoo's.
 
     Args:
         path: the znode that it is about.
@@ -124,7 +124,7 @@ def error(
 
 
 def denied(path: str, access: Access, name: str = "NoAuth") -> AccessDenied:
-    """An error that names the settings that say who this is, or could."""
+    """Makes an error that names the settings that say who this is, or could."""
     if not access.identified:
         names = access.credentials("or")
         return AccessDenied(f"{path}: denied by ZooKeeper ({name}), as nobody: set {names}")

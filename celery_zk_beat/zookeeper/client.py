@@ -72,7 +72,7 @@ class Client:
         on_refusal: called there whenever there is a :attr:`.Servers.refusal`.
 
     Attributes:
-        kazoo: for requests.
+        kazoo: its own client, which has no types: for requests.
         servers: what is known of them.
         timeout: the session time-out that the server granted, seconds; kazoo forgets it
             (kazoo#769).

@@ -1,4 +1,4 @@
-"""What is read from ZooKeeper and written to it. Pure: no I/O, no kazoo."""
+"""The words for reading from ZooKeeper and writing to it. Pure: no I/O, no kazoo."""
 
 from __future__ import annotations
 
@@ -81,5 +81,5 @@ class Pending:
 
 
 def changed_path(event: object) -> str | None:
-    """The znode of which a watch tells; None: the connection is lost, so it may be any."""
+    """Returns the znode of which a watch tells; None: the connection is lost, so it may be any."""
     return getattr(event, "path", None)

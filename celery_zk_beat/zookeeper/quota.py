@@ -43,7 +43,7 @@ class Quota:
 
     @property
     def limits(self) -> str:
-        """For people."""
+        """Names the limits for people."""
         kinds = zip(self.most, ("bytes", "znodes"))
         return " and ".join(f"{most} {kind}" for most, kind in kinds if most is not None)
 
@@ -57,8 +57,8 @@ class Quota:
 
 
 def quota_of(session: Reads, path: str) -> Quota | None:
-    """That of `path`, or of a znode above it (ZooKeeper has one on a path at most); None where
-    there is none with hard limits, or it may not be read."""
+    """Finds the quota of `path`, or of a znode above it (ZooKeeper has one on a path at most); None
+    where there is none with hard limits, or it may not be read."""
     steps = path.strip("/").split("/")
     above = ["/" + "/".join(steps[: count + 1]) for count in range(len(steps))]
     with contextlib.suppress(ZkBeatError):
@@ -78,6 +78,6 @@ def quota_of(session: Reads, path: str) -> Quota | None:
 
 
 def _numbers(data: bytes) -> dict[str, int]:
-    """Of a znode in which ZooKeeper keeps a quota."""
+    """Reads ``name=number`` pairs, as ZooKeeper writes a quota."""
     text = data.decode("ascii", "replace")
     return {name: int(number) for name, number in re.findall(r"(\w+)=(-?[0-9]{1,18})", text)}

@@ -17,7 +17,7 @@ _MOST_NAMED = 5
 
 
 class Servers:
-    """What one client learns of its servers. Written on kazoo's thread, read on any.
+    """One client's knowledge of its servers. Written on kazoo's thread, read on any.
 
     Args:
         timeout: session time-out that is asked for, seconds.
@@ -64,10 +64,9 @@ class Servers:
     def addresses(
         self, hosts: Iterable[tuple[str, int]], timeout: float
     ) -> list[tuple[str, str, int]]:
-        """Name, address and port of all servers, asked for anew before each round of attempts. A
-        name may stand for several, and then each of them has its part of the session time-out, as
-        if it had a name of its own: all are tried within a session, as ZooKeeper's Java client has
-        it.
+        """Looks up name, address and port of all servers: before each round of attempts. A name may
+        stand for several, and then each of them has its part of the session time-out, as if it had
+        a name of its own: all are tried within a session, as ZooKeeper's Java client has it.
 
         Args:
             timeout: seconds that all of them have together.
@@ -93,7 +92,7 @@ class Servers:
         return addresses
 
     def note_unreachable(self, ip: str, port: int, exc: Exception) -> None:
-        """What became of the attempt to connect to an address."""
+        """Remembers what became of the attempt to connect to an address."""
         key = ip, str(port)
         self._unreachable.pop(key, None)
         name = self._names.get(key, ip)
@@ -104,21 +103,21 @@ class Servers:
             self._unreachable[key] = f"{server}: {(exc.strerror or str(exc)).lower()}"
 
     def note_answer(self) -> None:
-        """A server has answered, whatever it thinks of us."""
+        """Forgets who was unreachable: a server has answered, whatever it thinks of us."""
         self._unreachable = {}
 
     def note_success(self) -> None:
-        """A server has taken us for who we are."""
+        """Forgets who refused: a server has taken us for who we are."""
         self._refusals.clear()
         self._suspicion = None
 
     def note_failure(
         self, exc: Exception, host: str, address: tuple[str, str], connected: bool
     ) -> None:
-        """A server was left again, before it was told who we are or when it was.
+        """Remembers why a server was left again, where that is a matter of a setting.
 
         Args:
-            connected: it had accepted the session, so that the connection itself may be at fault.
+            connected: the session had been accepted, so that the connection may have been lost.
         """
         self._suspicion = None
         self._refusals.pop(address, None)
@@ -127,7 +126,7 @@ class Servers:
             self._refusals[address] = why
 
     def _why(self, exc: Exception, server: str, connected: bool) -> str | None:
-        """What the end of an attempt to connect says about a setting; None: nothing."""
+        """Tells from the end of an attempt what is wrong with a setting; None: nothing."""
         access = self._access
         if isinstance(exc, SettingsError):
             return str(exc)
@@ -170,7 +169,7 @@ class TlsError(Exception):
 
 
 def tls_refusal(access: Access, server: str, exc: Exception) -> str:
-    """What went wrong with TLS, in a line."""
+    """Says in a line what went wrong with TLS."""
     name = access.name("tls")
     if isinstance(exc, ssl.SSLCertVerificationError):
         why = exc.verify_message.rstrip(".")
@@ -184,7 +183,7 @@ def tls_refusal(access: Access, server: str, exc: Exception) -> str:
 
 
 def _sasl_failure(exc: Exception) -> str | None:
-    """What went wrong on our side of SASL, without a secret; None: nothing did."""
+    """Says what went wrong on our side of SASL, without a secret; None: nothing did."""
     cause = exc.__cause__
     # kazoo lets the error through when it is the look-up of a principal's ticket that fails.
     for each in (exc, cause):

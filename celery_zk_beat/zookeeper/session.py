@@ -66,8 +66,8 @@ class ZooKeeperSession:
 
     @property
     def server_time(self) -> float:
-        """What the server's clock says now, seconds since 1970, going by the last write; what this
-        machine's says, as long as there was none. Any thread may ask."""
+        """Time by the server's clock, seconds since 1970, going by the last write; by that of this
+        machine as long as there was none. Any thread may ask."""
         if self._server_clock is None:
             return clock.timestamp()
         server, at = self._server_clock
@@ -75,7 +75,7 @@ class ZooKeeperSession:
 
     @property
     def connected(self) -> bool:
-        """No network: what kazoo last saw."""
+        """True while requests are answered, as far as kazoo saw. No network."""
         client = self._client
         return client is not None and client.connected
 
@@ -87,31 +87,31 @@ class ZooKeeperSession:
 
     @property
     def refusal(self) -> str | None:
-        """See :attr:`.Servers.refusal`."""
+        """Why no server is connected, if it is known: :attr:`.Servers.refusal`."""
         client = self._client
         return None if client is None else client.servers.refusal
 
     @property
     def refused(self) -> bool:
-        """See :attr:`.Servers.all_refuse`."""
+        """True when all that can be reached refuse us: :attr:`.Servers.all_refuse`."""
         client = self._client
         return client is not None and client.servers.all_refuse
 
     @property
     def trouble(self) -> str:
-        """See :attr:`.Servers.trouble`."""
+        """Which servers cannot be connected to: :attr:`.Servers.trouble`."""
         client = self._client
         return "" if client is None else client.servers.trouble
 
     @property
     def outdated(self) -> bool:
-        """See :attr:`.Client.outdated`."""
+        """True when the credentials have changed: :attr:`.Client.outdated`."""
         client = self._client
         return client is not None and client.outdated
 
     @property
     def dead(self) -> bool:
-        """See :attr:`.Client.dead`."""
+        """True when only another start helps: :attr:`.Client.dead`."""
         client = self._client
         return client is not None and client.dead
 
@@ -152,9 +152,9 @@ class ZooKeeperSession:
             client.stop(timeout)
 
     def read(self, path: str, watch: Callable[[object], None] | None = None) -> Node | None:
-        """The znode, or None where there is none. `watch` is called once, on kazoo's thread, when
-        an existing znode changes, is deleted, or the connection is lost; the same one given again
-        before that is still called once.
+        """Returns the znode, None where there is none. `watch` is called once, on kazoo's thread,
+        when an existing znode changes, is deleted, or the connection is lost; the same one given
+        again before that is still called once.
 
         Raises:
             Uncertain: no answer.
@@ -165,13 +165,13 @@ class ZooKeeperSession:
     def read_all(
         self, paths: Sequence[str], watch: Callable[[object], None] | None = None
     ) -> list[Node | None]:
-        """As :meth:`read` for many znodes, with all requests on their way at once."""
+        """Reads many znodes, with all requests on their way at once: see :meth:`read`."""
         kazoo = self._kazoo(paths[0] if paths else "")
         pending = [(path, kazoo.get_async(path, watch=watch)) for path in paths]
         nodes: list[Node | None] = []
         for path, result in pending:
             try:
-                data, stat = self._translated(path, result.get, timeout=self.timeout)
+                data, stat = self._answer(path, result)
                 nodes.append(
                     Node(data or b"", stat.version, stat.ephemeralOwner, stat.mtime / 1000)
                 )
@@ -188,17 +188,17 @@ class ZooKeeperSession:
             self.commit(Check(path, -1))
 
     def exists(self, path: str, watch: Callable[[object], None] | None = None) -> bool:
-        """Whether there is such a znode. `watch` is called as that of :meth:`read` and, other than
-        there, also when a missing znode is made. Raises as :meth:`read`."""
+        """True where there is such a znode. `watch` is called as that of :meth:`read` and, other
+        than there, also when a missing znode is made. Raises as :meth:`read`."""
         result = self._kazoo(path).exists_async(path, watch)
-        return self._translated(path, result.get, timeout=self.timeout) is not None
+        return self._answer(path, result) is not None
 
     def children(self, path: str, watch: Callable[[object], None] | None = None) -> list[str]:
-        """Names of the znodes below `path`, none where it is missing. `watch` is called as that of
+        """Names the znodes below `path`, none where it is missing. `watch` is called as that of
         :meth:`read`, when one is made or deleted. Raises as :meth:`read`."""
         try:
             result = self._kazoo(path).get_children_async(path, watch)
-            names = self._translated(path, result.get, timeout=self.timeout)
+            names = self._answer(path, result)
         except Conflict:
             return []
         # Not what garbled answers may hold, and no path is made of.
@@ -210,7 +210,7 @@ class ZooKeeperSession:
         kazoo = self._kazoo(path)
         try:
             result = kazoo.ensure_path_async(path)
-            self._translated(path, result.get, timeout=self.timeout)
+            self._answer(path, result)
         except AccessDenied:
             # To make one is a right on its parent, and to look whether there is one needs none.
             while path != "/" and not self.exists(path):
@@ -218,13 +218,13 @@ class ZooKeeperSession:
             raise answers.denied(path, self.access) from None
 
     def grants(self, paths: Sequence[str]) -> list[list[Grant]]:
-        """The ACL of each znode, empty where there is none or it may not be read. Raises as
+        """Returns the ACL of each znode, empty where there is none or it may not be read. Raises as
         :meth:`read`."""
         kazoo = self._kazoo(paths[0])
         found: list[list[Grant]] = []
         for path, result in [(path, kazoo.get_acls_async(path)) for path in paths]:
             try:
-                acls, _ = self._translated(path, result.get, timeout=self.timeout)
+                acls, _ = self._answer(path, result)
                 found.append([Grant(acl.id.scheme, acl.id.id, acl.perms) for acl in acls])
             except (Conflict, AccessDenied):
                 found.append([])
@@ -235,7 +235,7 @@ class ZooKeeperSession:
         return self.send(*operations).result()
 
     def send(self, *operations: Operation) -> Pending:
-        """As :meth:`commit`, without waiting."""
+        """Sends what :meth:`commit` does, and does not wait."""
         kazoo = self._kazoo(operations[0].path)
         transaction = kazoo.transaction()
         for op in operations:
@@ -252,8 +252,9 @@ class ZooKeeperSession:
         return Pending(sent, answer.ready, lambda: self._versions(operations, answer, sent_at))
 
     def _versions(self, operations: Sequence[Operation], answer: Any, sent_at: float) -> list[int]:
-        """See :meth:`.Pending.result`; sent when this machine's clock said `sent_at`."""
-        found = self._translated(operations[0].path, answer.get, timeout=self.timeout)
+        """Waits for the :meth:`.Pending.result` of what was sent when this machine's clock said
+        `sent_at`."""
+        found = self._answer(operations[0].path, answer)
         refusal = answers.refusal(operations, found)
         if refusal is not None:
             raise self._error(*refusal)
@@ -295,10 +296,10 @@ class ZooKeeperSession:
         self.connection += 1
         self._on_change()
 
-    def _translated(self, path: str, call: Callable[..., Any], **kwargs: Any) -> Any:
-        """What `call` returns, its errors as ours."""
+    def _answer(self, path: str, result: Any) -> Any:
+        """Waits for kazoo's answer about `path`; raises its errors as ours."""
         try:
-            return call(**kwargs)
+            return result.get(timeout=self.timeout)
         except (KazooException, KazooTimeoutError) as exc:
             raise self._error(path, exc) from None
         except Exception as exc:  # what kazoo's own reading of garbled bytes came to
@@ -316,7 +317,7 @@ def connected(
     on_change: Callable[[], None],
     access: Access | None = None,
 ) -> Iterator[ZooKeeperSession]:
-    """A session that is connected, for as long as the block lasts.
+    """Holds a session that is connected, for as long as the block lasts.
 
     Args:
         hosts: ZooKeeper connection string; a chroot in it is ignored, for paths are absolute.
