@@ -3,7 +3,6 @@ that of its :class:`~.public.MasterElection`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Callable
@@ -24,8 +23,7 @@ from ..records import EpochRecord, MasterRecord, next_era
 from ..zookeeper.operations import Check, Create, Delete, Node, Operation, SetData
 from ..zookeeper.session import ZooKeeperSession
 from .complaints import REMIND_EVERY, RETRY_AFTER, Complaints
-from .membership import Identity, Membership
-from .notes import SessionNotes
+from .membership import Identity, Membership, SessionNotes
 from .restraint import Restraint
 from .root import Root
 from .terms import PastTerms, Term, epoch_record
@@ -47,6 +45,7 @@ class Candidate:
     Attributes:
         master: the master that was seen last, this one included.
         is_decided: it has been seen, since the start, who is master.
+        membership: announces it to the others.
         restraint: holds it back where it is not to contend.
     """
 
@@ -56,7 +55,6 @@ class Candidate:
         paths: Paths,
         identity: Identity,
         root: Root,
-        membership: Membership,
         complaints: Complaints,
         *,
         on_watch: Callable[[object], None],
@@ -68,17 +66,18 @@ class Candidate:
         self._paths = paths
         self._identity = identity
         self._root = root
-        self._membership = membership
         self._complaints = complaints
         self._on_watch = on_watch
         self._on_change = on_change
         self._on_elected = on_elected
         self._on_demoted = on_demoted
+        self.membership = Membership(session, paths, identity)
         self.restraint = Restraint()
         self.master: MasterRecord | None = None
         self.is_decided = False
         self._past_terms = PastTerms(session, paths)
-        self._notes = SessionNotes(0)
+        #: Until the first session there is nothing to make ready: nobody would answer.
+        self._notes = SessionNotes(0, root_is_ready=True)
         #: The connection on which what is read is no older than what this session has written.
         self._caught_up = 0
         self._term: Term | None = None
@@ -124,7 +123,7 @@ class Candidate:
         try:
             if to is None:
                 leave: Operation = Delete(self._paths.master)
-            elif not self._membership.is_other(to):
+            elif not self.membership.is_other(to):
                 logger.warning("not resigning in favour of %r: no other beat of this name", to)
                 return False
             else:
@@ -142,7 +141,7 @@ class Candidate:
                 return self.resign(to, why, also)
             logger.warning("could not resign: %s", exc)
             return False
-        self.restraint.resigned()
+        self.restraint.resigned(clock.boottime())
         self.demote(why)
         return True
 
@@ -192,7 +191,7 @@ class Candidate:
     def _decide(self) -> float:
         self._root.prepare(self._this_session)
         while not self._read_master():
-            pause = self.restraint.seconds(clock.boottime(), self._membership.is_another_of_use)
+            pause = self.restraint.seconds(clock.boottime(), self.membership.is_another_of_use)
             if pause > 0:
                 # Whoever is elected meanwhile may have this one for its successor.
                 if self._session.exists(self._paths.master, self._on_watch):
@@ -207,14 +206,8 @@ class Candidate:
         if not self._announce():
             return RETRY_AFTER
         now = clock.boottime()
-        successors_time = self.restraint.pause(now)
-        return max(
-            0.0,
-            min(
-                self._notes.announce_at - now,
-                successors_time if successors_time > 0 else math.inf,
-            ),
-        )
+        left, pause = self._notes.announce_at - now, self.restraint.pause(now)
+        return max(0.0, min(left, pause) if pause > 0 else left)
 
     def _go_on_after(self, exc: ZkBeatError) -> float:
         """Does what an error asks for, or raises it. Returns as :meth:`turn`."""
@@ -284,7 +277,7 @@ class Candidate:
             raise Uncertain(f"{self._paths.master}: asked under a name that is not ours")
         self.demote(f"{seen.id} is master")
         if seen != self.master:
-            self._membership.log_master(seen, node.owner, is_ours=self._made == seen)
+            self.membership.log_master(seen, node.owner, is_ours=self._made == seen)
         self.master = seen
         # What was read may be old, and this be refused: then the watch that was armed tells.
         leave = Delete(self._paths.master, node.version)
@@ -341,7 +334,7 @@ class Candidate:
 
     def _announce(self) -> bool:
         role = "master" if self._term is not None else "standby"
-        return self._membership.announce(self._this_session, role, self.restraint.useless)
+        return self.membership.announce(self._this_session, role, self.restraint.useless)
 
     def _wait_for_zookeeper(self) -> float:
         if self._session.dead:

@@ -16,12 +16,32 @@ from ..records import MasterRecord, MemberRecord, to_text
 from ..version import __version__
 from ..zookeeper.operations import Create, Node, SetData
 from ..zookeeper.session import ZooKeeperSession
-from .notes import SessionNotes
 
 logger = get_logger(__name__)
 
 #: Seconds after which the member znode is written anew: its time shows how the clocks are apart.
 _ANNOUNCE_EVERY = 600.0
+
+
+@dataclass
+class SessionNotes:
+    """All that is known of one session, made anew for the next: nothing is carried over by mistake.
+
+    Attributes:
+        id: of the session.
+        is_greeted: the log tells of it.
+        root_is_ready: all that an election needs was made, and is ours.
+        made: the master znode as this session made it last.
+        announced: role and uselessness, as the member znode of this session tells them.
+        announce_at: on boottime(), when the member znode is to be written anew.
+    """
+
+    id: int
+    is_greeted: bool = False
+    root_is_ready: bool = False
+    made: MasterRecord | None = None
+    announced: tuple[str, str | None] | None = None
+    announce_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,25 +55,14 @@ class Identity:
 
     def as_master(self, epoch: int) -> MasterRecord:
         """Makes the record of this candidate, master from now on."""
-        host, pid, now = socket.gethostname(), os.getpid(), to_text(clock.now())
-        return MasterRecord(
-            self.id, host, pid, now, epoch, __version__, self.schedule, None, self.broker
-        )
+        who, now = (self.id, socket.gethostname(), os.getpid()), to_text(clock.now())
+        return MasterRecord(*who, now, epoch, __version__, self.schedule, None, self.broker)
 
     def as_member(self, role: str, since: str, useless: str | None) -> MemberRecord:
         """Makes the record of this candidate, written now."""
-        return MemberRecord(
-            self.id,
-            socket.gethostname(),
-            os.getpid(),
-            role,
-            since,
-            __version__,
-            self.schedule,
-            to_text(clock.now()),
-            useless,
-            self.broker,
-        )
+        who, doing = (self.id, socket.gethostname(), os.getpid()), (role, since, __version__)
+        now = to_text(clock.now())
+        return MemberRecord(*who, *doing, self.schedule, now, useless, self.broker)
 
 
 class Membership:
@@ -74,17 +83,9 @@ class Membership:
         self._since = to_text(clock.now())
 
     def announce(self, notes: SessionNotes, role: str, useless: str | None) -> bool:
-        """Writes the member znode when role or uselessness changed, and now and then.
-
-        Returns:
-            False where another's of the same name is in the way (an earlier session that has not
-            expired yet, usually).
-
-        Raises:
-            Conflict: the znode, or that of all members, has just been deleted.
-            Uncertain: no answer.
-            ZooKeeperError: refused.
-        """
+        """Writes the member znode when role or uselessness changed, and now and then; False where
+        another's of the same name is in the way (an earlier session that has not expired yet,
+        usually)."""
         told = role, useless
         if notes.announced == told and clock.boottime() < notes.announce_at:
             return True
@@ -124,13 +125,8 @@ class Membership:
         return False
 
     def log_master(self, master: MasterRecord, owner: int, *, is_ours: bool) -> None:
-        """Says who is master, and warns where that would do other things than this candidate, or
-        send elsewhere.
-
-        Args:
-            owner: the session of the master znode, 0 where it is of none.
-            is_ours: as :meth:`_whose` takes it.
-        """
+        """Says who is master, by a znode of the session `owner`, and warns where that would do
+        other things than this candidate, or send elsewhere. `is_ours`: as :meth:`_whose`."""
         own = self._identity
         who = f" ({self._whose(is_ours, master)})" if master.id == own.id else ""
         logger.info("not elected because %s%s is master, epoch %d", master.id, who, master.epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 from .. import clock
 from ..errors import ConnectTimeout, SettingsError, ZkBeatError, ZooKeeperError
@@ -18,11 +18,12 @@ from ..zookeeper.operations import Operation
 from ..zookeeper.session import ZooKeeperSession
 from .candidate import Candidate
 from .complaints import Complaints
-from .membership import Identity, Membership
+from .membership import Identity
 from .root import Root
 from .terms import Term
 
 logger = get_logger(__name__)
+T = TypeVar("T")
 
 #: Most characters of why a time as master ended.
 _LONGEST_WHY = 200
@@ -81,26 +82,23 @@ class MasterElection:
         self.session = ZooKeeperSession(
             self.hosts.partition("/")[0], timeout, self._note_connection, access
         )
-        self._callbacks = _Callbacks(on_elected, on_demoted)
+        self._callbacks = _Callbacks(on_elected or on_demoted)
         self._inbox: clock.SimpleQueue[_Resignation | None] = clock.SimpleQueue()
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._thread: clock.Thread | None = None
         self._stopping = False
         self._failure: ZkBeatError | None = None
         self._complaints = Complaints(self.session, self.hosts)
-        identity = Identity(self.id, schedule, broker)
-        self._membership = Membership(self.session, self.paths, identity)
         self._candidate = Candidate(
             self.session,
             self.paths,
-            identity,
+            Identity(self.id, schedule, broker),
             Root(self.session, self.hosts, self.paths, app, below),
-            self._membership,
             self._complaints,
             on_watch=lambda event: self.recheck(),
             on_change=self._tell_listeners,
-            on_elected=self._callbacks.elected,
-            on_demoted=self._callbacks.demoted,
+            on_elected=lambda epoch: self._callbacks.call(on_elected, epoch),
+            on_demoted=lambda why: self._callbacks.call(on_demoted, why),
         )
 
     def start(self, timeout: float | None = None) -> None:
@@ -119,7 +117,7 @@ class MasterElection:
             raise RuntimeError("this election was started before: make a new MasterElection")
         if timeout is not None:
             timeout = _checked("timeout", check_seconds, timeout)
-        self._membership.begin()
+        self._candidate.membership.begin()
         self._thread = clock.thread(self._run, "zk-beat-election")
         self._thread.start()
         self._callbacks.start()
@@ -233,7 +231,7 @@ class MasterElection:
 
     def of_use(self) -> None:
         """Tells it that this candidate was useless as master, and could do something now."""
-        if self._candidate.restraint.is_of_use(as_master=self.is_master):
+        if self._candidate.restraint.take_for_useful(as_master=self.is_master):
             self.recheck()
 
     def recheck(self) -> None:
@@ -317,7 +315,7 @@ class MasterElection:
             why = f"resigned: {resignation.why}" if resignation.why else "resigned"
             done = self._candidate.resign(resignation.to, why, resignation.also)
             if done and resignation.useless:
-                self._candidate.restraint.is_useless(resignation.why)
+                self._candidate.restraint.take_for_useless(resignation.why)
                 logger.info("%s leaves it to others to be master, until it can do more", self.id)
             resignation.reply.put(done)
 
@@ -354,28 +352,17 @@ class MasterElection:
 class _Callbacks:
     """Calls what users handed in, one after another, on a thread of its own."""
 
-    def __init__(
-        self,
-        on_elected: Callable[[int], object] | None,
-        on_demoted: Callable[[str], object] | None,
-    ) -> None:
-        self._on_elected = on_elected
-        self._on_demoted = on_demoted
+    def __init__(self, is_needed: object) -> None:
         self._calls: clock.SimpleQueue[Callable[[], object] | None] = clock.SimpleQueue()
-        self.thread: clock.Thread | None = None
+        self.thread = clock.thread(self._run, "zk-beat-callbacks") if is_needed else None
 
     def start(self) -> None:
-        if self._on_elected or self._on_demoted:
-            self.thread = clock.thread(self._run, "zk-beat-callbacks")
+        if self.thread is not None:
             self.thread.start()
 
-    def elected(self, epoch: int) -> None:
-        if (call := self._on_elected) is not None:
-            self._calls.put(lambda: call(epoch))
-
-    def demoted(self, why: str) -> None:
-        if (call := self._on_demoted) is not None:
-            self._calls.put(lambda: call(why))
+    def call(self, callback: Callable[[T], object] | None, argument: T) -> None:
+        if callback is not None:
+            self._calls.put(lambda: callback(argument))
 
     def end(self) -> None:
         """Ends the thread when it has called what was to be called by now."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Callable
 
-from .. import clock
-
 #: Seconds for which a master that resigned leaves the field to the others, or to its successor.
 RESIGN_PAUSE = 1.0
 #: Seconds for which a candidate that was useless as master leaves the field to others that are
@@ -16,7 +14,8 @@ _LOOK_EVERY = 1.0
 
 
 class Restraint:
-    """Holds one candidate back after it resigned, and longer where it was useless as master.
+    """Holds one candidate back after it resigned, and longer where it was useless as master. Pure:
+    `now` is what the caller read on boottime().
 
     Attributes:
         useless: why this candidate was useless, as long as it is taken for that.
@@ -30,26 +29,27 @@ class Restraint:
         self._times_useless = 0
         self._abstains_until = 0.0
 
-    def resigned(self) -> None:
+    def resigned(self, now: float) -> None:
         """Begins the pause after a resignation."""
-        self._abstains_until = clock.boottime() + RESIGN_PAUSE
+        self._abstains_until = now + RESIGN_PAUSE
 
-    def is_useless(self, why: str) -> None:
-        """Takes the candidate for useless until :meth:`is_of_use`."""
+    def take_for_useless(self, why: str) -> None:
+        """Has the candidate stand back, longer each time, until :meth:`take_for_useful`."""
         self._times_useless += 1
         self.useless = why
 
-    def is_of_use(self, as_master: bool) -> bool:
+    def take_for_useful(self, *, as_master: bool) -> bool:
         """Ends that; what it did as master also has the times begin anew. True where it was taken
         for useless. Any thread."""
         if as_master:
             self._times_useless = 0
-        was_useless, self.useless = self.useless is not None, None
-        return was_useless
+        if self.useless is None:
+            return False
+        self.useless = None
+        return True
 
     def pause(self, now: float) -> float:
-        """Seconds that are left of the pause after a resignation, below 0 where it is over; `now`
-        on boottime()."""
+        """Seconds that are left of the pause after a resignation, below 0 where it is over."""
         return self._abstains_until - now
 
     def seconds(self, now: float, is_another_of_use: Callable[[], bool]) -> float:

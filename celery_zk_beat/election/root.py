@@ -10,7 +10,7 @@ from ..paths import Paths
 from ..records import RootRecord
 from ..zookeeper.operations import SetData
 from ..zookeeper.session import ZooKeeperSession
-from .notes import SessionNotes
+from .membership import SessionNotes
 
 logger = get_logger(__name__)
 
@@ -45,9 +45,6 @@ class Root:
 
         Raises:
             RootError: the root is another app's, or of an unknown format.
-            Conflict: a znode was deleted meanwhile.
-            Uncertain: no answer.
-            ZooKeeperError: refused.
         """
         if notes.root_is_ready:
             return

@@ -8,14 +8,7 @@ from .. import clock
 from ..errors import RootError
 from ..log import get_logger
 from ..paths import Paths
-from ..records import (
-    EpochRecord,
-    MasterRecord,
-    TermRecord,
-    decode_masters,
-    encode_masters,
-    to_text,
-)
+from ..records import EpochRecord, MasterRecord, TermRecord, decode_masters, encode_masters, to_text
 from ..zookeeper.operations import Check, Create, Node, Operation, SetData
 from ..zookeeper.session import ZooKeeperSession
 
@@ -60,13 +53,7 @@ class PastTerms:
         self._written_for = 0
 
     def write_down(self, term: Term, mine: MasterRecord) -> None:
-        """Writes down, once an epoch, that this candidate is master now, and the last one not.
-
-        Raises:
-            Conflict: the epoch is over, or the list was written by somebody else just now.
-            Uncertain: no answer.
-            ZooKeeperError: refused.
-        """
+        """Writes down, once an epoch, that this candidate is master now, and the last one not."""
         if self._written_for == term.epoch:
             return
         path = self._paths.masters

@@ -226,6 +226,9 @@ def test_the_useless_take_turns(candidate: Candidate) -> None:
 def test_context_manager(zookeeper: ZooKeeper, root: str, client: KazooClient) -> None:
     with MasterElection(zookeeper.hosts, root) as election:
         assert election.wait(PATIENCE)
+        until(lambda: members(client, election) == [election.id], "all that it makes")
+        found = sorted(client.get_children(root))
+        assert found == ["epoch", "master", "masters", "members"], "and nothing of a ledger's"
     assert client.exists(election.paths.master) is None
     with pytest.raises(RuntimeError, match="make a new MasterElection"):
         election.start()
