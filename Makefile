@@ -15,7 +15,7 @@ help:
 	@echo "make test        lint, types, and all tests"
 	@echo "make test-oldest all tests, with the oldest supported Celery and kazoo"
 	@echo "make docker      the tests in containers, about 2 minutes; needs a Docker engine"
-	@echo "make simulate    10,000 simulated runs, about 20 minutes; SEEDS=first:end for others"
+	@echo "make simulate    10,000 simulated runs, about 30 minutes; SEEDS=first:end for others"
 	@echo "make chaos       five minutes of random faults on real processes; SEED=n for the same again"
 	@echo "make soak        the same for HOURS=n"
 	@echo "make kills       200 kills, 20 pauses and 20 outages, 100 kills with Django, about 30 minutes"
