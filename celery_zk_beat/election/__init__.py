@@ -10,31 +10,27 @@ znode ``epoch`` is written, and its new version numbers this term. The others wa
 try again when it goes. After every reconnect, and after every request without an answer, there is
 one way on: read ``master`` and ``epoch``, and believe what they say::
 
-          start, or the connection is lost, from wherever
-                             |
-                             v
-                        UNCONNECTED
-                             | connected: the root is ours and made ready, the server caught up
-                             v
-       +-------------> READ `master` <---------------------------------------+
-       |              /      |       \\                                       |
-       |        nobody   another's    ours, and so is `epoch`                |
-       |            /        |         \\                                     |
-       |           v         v          v                                    |
-       |        VACANT    STANDBY    MASTER of the term `epoch` --------+    |
-       |           |         |          |                               |    |
-       |           |         |          | resigns: deletes `master`     |    |
-       |           |         |          | resigns to one: names it in   |    |
-       |           |         |          | `master`, which it takes over |    |
-       |           |         |          v                               |    |
-       |           |         |      STANDBY for RESIGN_PAUSE            |    |
-       |           |         +----------+-------------------------------+----+
-       |           |                a watch fires, or a second look is due
-       +-----------+
-        contends: creates `master` and writes `epoch`, at the version it read; not before the
-        end of RESIGN_PAUSE, and later if it was useless as master and another may be of use
+                  start; the connection is lost, in whatever state
+                                      |
+                                      v
+                                 UNCONNECTED
+                                      | connected: the root is ours, and ready
+                                      v
+        +-------------------->  reads `master`  <----------------------+
+        |                 nobody's  another's  this session's, and     |
+        |                    |          |      so is `epoch`           |
+        |                    v          v             v                |
+        |                 VACANT     STANDBY <----- MASTER             |
+        |                    |          |   resigns    |               |
+        +--------------------+          +--------------+---------------+
+          contends: creates               a watch fires, or somebody
+          `master`, writes `epoch`        has it look again
+
+Who resigned does not contend for RESIGN_PAUSE; who was useless as master, for longer, if another
+may be of use. A master that resigns to a successor names it in ``master``, instead of deleting it;
+the successor deletes and makes it in one transaction, or the master goes on after RESIGN_PAUSE.
 
 The rooms: :mod:`.public` is what users call, :mod:`.candidate` decides, :mod:`.restraint` says
 when not to contend, :mod:`.root`, :mod:`.membership` and :mod:`.terms` keep the znodes beside
-``master``, :mod:`.notes` is all that holds for one session.
+``master``, :mod:`.complaints` says what it waits for.
 """
