@@ -7,11 +7,12 @@ HOURS := 1
 # test,docker: with pytest-celery, without which the tests in containers are skipped.
 EXTRAS := test
 
-.PHONY: help demo demo-django test test-oldest docker simulate chaos soak contenders bench kills lint clean
+.PHONY: help demo demo-django unit test test-oldest docker simulate chaos soak contenders bench kills lint clean
 
 help:
 	@echo "make demo        a failover to watch, about 70 seconds, on servers that it starts itself"
 	@echo "make demo-django the same of a Django project, about 40 seconds; STAY=1 to look at its admin"
+	@echo "make unit        the tests that need no server, about 20 seconds: at each save"
 	@echo "make test        lint, types, and all tests"
 	@echo "make test-oldest all tests, with the oldest supported Celery and kazoo"
 	@echo "make docker      the tests in containers, about 2 minutes; needs a Docker engine"
@@ -30,6 +31,10 @@ demo:
 demo-django:
 	@.ci/setup $(VENV) django
 	@$(BIN)/python -m example_project.django_demo $(if $(STAY),--stay)
+
+unit:
+	@.ci/setup $(VENV) $(EXTRAS)
+	$(BIN)/pytest -q tests/unit
 
 # Most tests wait most of the time: for a session to end, a beat to start, a page to load.
 test: lint
