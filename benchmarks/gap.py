@@ -42,8 +42,7 @@ def main() -> int:
         app.conf.result_expires = None  # no entry of Celery's own
         app.conf.beat_schedule = {f"e{n}": {"task": "t", "schedule": 0.05} for n in range(ENTRIES)}
         beat = ZooKeeperScheduler(app=app)
-        beat._prepare()
-        assure = beat._ledger.assure
+        assure = beat._loop.ledger.assure
 
         def look() -> None:
             nonlocal looked
@@ -51,14 +50,14 @@ def main() -> int:
             looked = time.perf_counter()
 
         with (
-            mock.patch.object(beat._ledger, "assure", look),
+            mock.patch.object(beat._loop.ledger, "assure", look),
             mock.patch.object(AbstractConnection, "send_packed_command", timed_send),
         ):
-            beat._election.start(PATIENCE)
-            assert beat._election.wait(PATIENCE)
+            beat.election.start(PATIENCE)
+            assert beat.election.wait(PATIENCE)
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
-                beat._wait(beat._turn())
+                beat._loop.wait(beat._loop.turn())
             beat.close()
     gaps.sort()
     median, p99 = (1000 * gaps[int(len(gaps) * part)] for part in (0.5, 0.99))

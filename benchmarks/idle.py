@@ -42,10 +42,9 @@ def main(scheduler: str, file: str, seconds: float) -> None:
 def _dispatch_loop(scheduler: Scheduler) -> Callable[[], object] | None:
     if not isinstance(scheduler, ZooKeeperScheduler):
         return None
-    scheduler._prepare()
-    scheduler._election.start(PATIENCE)
-    assert scheduler._election.wait(PATIENCE)
-    return scheduler._turn
+    scheduler.election.start(PATIENCE)
+    assert scheduler.election.wait(PATIENCE)
+    return scheduler._loop.turn
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from types import FunctionType, MethodType
 from typing import Any
@@ -60,6 +60,13 @@ def task_id(root: str, entry: str, number: int, due: datetime) -> str:
 @functools.lru_cache(maxsize=16)
 def _namespace(root: str) -> bytes:
     return uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{root}").bytes
+
+
+def run_id(root: str, entries: Mapping[str, Any], entry: str, number: int, due: datetime) -> str:
+    """The :func:`task_id` of a run, or that which the options of its entry give."""
+    known = entries.get(entry)
+    own = known.options.get("task_id") if known is not None else None
+    return str(own) if own else task_id(root, entry, number, due)
 
 
 def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:

@@ -6,8 +6,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
+
+from .log import get_logger
+
+logger = get_logger(__name__)
 
 _SIGN = " at 0x"
 _ADDRESS = re.compile(f"{_SIGN}[0-9a-fA-F]+")
@@ -107,3 +111,48 @@ def by_text(schedule: MutableMapping[Any, Any]) -> MutableMapping[str, Any]:
     if any(type(name) is not str or _SIGN in name for name in list(schedule)):
         return NamedByText(schedule)
     return schedule
+
+
+class Entries:
+    """The entries of a scheduler by names that are text: those of the ledger, the log and the
+    commands.
+
+    Args:
+        schedule: the scheduler's, as it is now.
+        is_replaced: the schedule may be another at each look, as that of a database is.
+    """
+
+    def __init__(self, schedule: Callable[[], Any], is_replaced: bool) -> None:
+        self._schedule, self._is_replaced = schedule, is_replaced
+        #: The schedule when it was looked at last.
+        self.known: Any = None
+        self._by_text: MutableMapping[str, Any] = {}
+        #: False where the schedule may have changed since it was looked at.
+        self.is_current = False
+        self._said: set[str] = set()
+
+    def get(self) -> MutableMapping[str, Any]:
+        """All of them; the schedule itself, where all of its names are text. Another schedule in
+        its place, and names that came, are seen after :meth:`look_anew`."""
+        if self.known is None or self._is_replaced:
+            schedule = self._schedule()
+            if self.known is not schedule:
+                self.known, self._by_text = schedule, by_text(schedule)
+        return self._by_text
+
+    def text_of(self, name: Any) -> str:
+        """The name here of what has `name` in the schedule."""
+        entries = self.get()
+        return entries.text_of(name) if isinstance(entries, NamedByText) else as_text(name)
+
+    def look_anew(self) -> None:
+        """Looks at the schedule again: names may have come that are no text."""
+        self.known = None
+        for fault in getattr(self.get(), "faults", ()):
+            self.say_once(fault)
+
+    def say_once(self, what: str) -> None:
+        """Logs a warning, unless it was logged before."""
+        if what not in self._said:
+            self._said.add(what)
+            logger.warning("%s", what)

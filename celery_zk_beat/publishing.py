@@ -40,11 +40,13 @@ _FURTHEST_AHEAD = 1.0
 _LONGEST_WHY = 150
 
 
-class Dispatcher(Protocol):
-    """What the publisher asks of the scheduler that claims the runs."""
+class Runs(Protocol):
+    """What the publisher asks of the dispatcher."""
 
     settings: Settings
     metrics: Metrics
+    #: To be called when something has been done.
+    show_progress: Callable[[], None]
 
     @property
     def entries(self) -> Mapping[str, Any]:
@@ -54,10 +56,10 @@ class Dispatcher(Protocol):
         """That of a run."""
 
     def may_publish(self, run: Run) -> bool:
-        """Whether it is this beat's to publish, and not held back."""
+        """True for what is this beat's to publish, and not held back."""
 
     def may_publish_now(self) -> bool:
-        """Whether anything is to be published at the moment."""
+        """True where anything is to be published at the moment."""
 
     def sender(self) -> Callable[[Any, Callable[[], object]], None]:
         """For messages that leave together: sends an entry that was addressed, as
@@ -70,16 +72,13 @@ class Dispatcher(Protocol):
     def drop(self, runs: list[Run], why: Mapping[str, str]) -> None:
         """Takes runs out of the outbox that cannot be published. `why`: the reason, by entry."""
 
-    def show_progress(self) -> None:
-        """Something has been done."""
-
 
 class Publisher:
     """Publishes the runs of the outbox, and takes them out of it. For the dispatch loop's thread.
     What its methods raise is the ledger's: a ZkBeatError, after which that is to be loaded anew."""
 
     def __init__(
-        self, dispatcher: Dispatcher, broker: Broker, ledger: RunLedger, announcer: Announcer
+        self, dispatcher: Runs, broker: Broker, ledger: RunLedger, announcer: Announcer
     ) -> None:
         self._dispatcher, self._broker, self._ledger = dispatcher, broker, ledger
         self._announcer, self._metrics = announcer, dispatcher.metrics

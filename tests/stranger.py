@@ -125,7 +125,7 @@ def _beat(hosts: str, redis: Redis, root: str, id: str) -> Iterator[ZooKeeperSch
         },
     )
     scheduler = ZooKeeperScheduler(app)
-    scheduler._prepare()
+    assert not scheduler.election.is_master
     scheduler._thread = threading.Thread(target=scheduler._run, daemon=True)
     scheduler._thread.start()
     try:
@@ -187,7 +187,7 @@ def meet(seed: int, zookeeper: ZooKeeper, redis: Redis) -> dict[str, int]:
             goes_on("one")
             for beat in (one, *others):
                 assert beat._failure is None
-                assert beat._election.failure is None
+                assert beat.election.failure is None
         assert not lines.bad, "".join(lines.bad)
         assert not ended, "".join(ended)
         found = history()

@@ -3,6 +3,7 @@ it dispatches for the second time."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -10,13 +11,15 @@ from datetime import datetime
 from typing import Any
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.loop import Loop
 from celery_zk_beat.runs import Run
 
 
 class Faulty(ZooKeeperScheduler):
-    def _prepare(self) -> None:
-        super()._prepare()
-        ledger, publisher = self._ledger, self._publisher
+    @functools.cached_property
+    def _loop(self) -> Loop:
+        loop = super()._loop
+        ledger, publisher = loop.ledger, loop.dispatcher.publisher
         batch: list[Run] = []
 
         def second() -> bool:
@@ -57,3 +60,4 @@ class Faulty(ZooKeeperScheduler):
 
         vars(ledger).update(_send=after_write, claim=after_claim, confirm=before_confirm)
         vars(publisher).update(_send=after_made, _note_published=after_publish)
+        return loop

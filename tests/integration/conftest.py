@@ -13,6 +13,9 @@ from celery import Celery
 from celery.schedules import schedule
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.beat_schedule import BeatSchedule, Planner
+from celery_zk_beat.gate.entries import GatedEntries
+from celery_zk_beat.gate.gated import Gated
 from celery_zk_beat.runs import RunState
 from example_project.servers import Redis, ZooKeeper, free_port
 from tests.conftest import PATIENCE
@@ -42,8 +45,7 @@ def make(app: Celery) -> Iterator[Make]:
         app.conf.update(conf)
         scheduler = ZooKeeperScheduler(app=app)
         made.append(scheduler)
-        scheduler._prepare()
-        scheduler._election.start(PATIENCE)
+        scheduler.election.start(PATIENCE)
         return scheduler
 
     yield make
@@ -53,9 +55,9 @@ def make(app: Celery) -> Iterator[Make]:
 
 def turn(scheduler: ZooKeeperScheduler) -> float:
     """One turn as master, with every entry asked anew."""
-    assert scheduler._election.wait(PATIENCE)
-    scheduler._heap_is_current = False
-    return scheduler._turn()
+    assert scheduler.election.wait(PATIENCE)
+    scheduler._names.is_current = False
+    return scheduler._loop.turn()
 
 
 def away(app: Celery) -> str:
@@ -69,7 +71,7 @@ def back(app: Celery, good: str, scheduler: ZooKeeperScheduler) -> None:
     """And be back, for a scheduler that need not wait before it tries again."""
     app.conf.broker_write_url = app.conf.broker_url = good
     scheduler._broker.drop()
-    scheduler._publisher.start_over()
+    scheduler._loop.dispatcher.publisher.start_over()
 
 
 def history(app: Celery) -> list[Message]:
@@ -78,7 +80,7 @@ def history(app: Celery) -> list[Message]:
 
 def state_of(scheduler: ZooKeeperScheduler, entry: str) -> RunState:
     """The state that the master has of an entry which has one."""
-    state: RunState | None = scheduler._ledger.state(entry)
+    state: RunState | None = scheduler._loop.ledger.state(entry)
     assert state is not None
     return state
 
@@ -110,3 +112,15 @@ class Clock:
 
     def __call__(self) -> datetime:
         return self.now.astimezone(self.zone)
+
+
+def planner_of(scheduler: ZooKeeperScheduler) -> Planner:
+    """Which of its entries are due."""
+    assert isinstance(scheduler._loop.source, BeatSchedule)
+    return scheduler._loop.source._planner
+
+
+def gated_of(scheduler: ZooKeeperScheduler) -> Gated | None:
+    """The other scheduler, behind this one; None where it is not master."""
+    assert isinstance(scheduler._loop.source, GatedEntries)
+    return scheduler._loop.source._opened

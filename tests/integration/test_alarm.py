@@ -34,7 +34,7 @@ def turn_until(scheduler: ZooKeeperScheduler, true: Callable[[], object]) -> Non
     while not true():
         assert time.monotonic() < deadline
         begun = time.monotonic()
-        left = scheduler._turn()
+        left = scheduler._loop.turn()
         assert time.monotonic() - begun < 2.0  # not the time-out of the socket
         time.sleep(min(max(left, 0), 0.05))
 
@@ -52,20 +52,22 @@ def test_one_message_for_each_run(
     rabbitmq.set_alarm()
     one.update_from_dict(schedule)
     turn_until(one, lambda: one.metrics.failed >= 1)
-    since = one._publisher.failing_since
+    since = one._loop.dispatcher.publisher.failing_since
     connection = one.connection
     end = time.monotonic() + 6.0  # longer than a time-out of the socket
     turn_until(one, lambda: time.monotonic() > end)
-    assert one._publisher.failing_since == since is not None  # so it would make way in time
+    assert (
+        one._loop.dispatcher.publisher.failing_since == since is not None
+    )  # so it would make way in time
     assert one.metrics.published == has_published
     rabbitmq.clear_alarm()
-    turn_until(one, lambda: not one._ledger.outbox)
+    turn_until(one, lambda: not one._loop.ledger.outbox)
     assert one.connection is connection
     assert Counter(message.task for message in messages(rabbitmq.url())) == dict.fromkeys(
         ("first", *ENTRIES), 1
     )
     assert one.metrics.resent == 0
-    assert one._publisher.failing_since is None
+    assert one._loop.dispatcher.publisher.failing_since is None
 
 
 def test_stopped_meanwhile(app: Celery, make: Make, rabbitmq: RabbitMQ) -> None:
@@ -75,14 +77,14 @@ def test_stopped_meanwhile(app: Celery, make: Make, rabbitmq: RabbitMQ) -> None:
     one = make(beat_schedule=schedule)
     rabbitmq.set_alarm()
     turn(one)
-    assert one._ledger.outbox.keys() == {"a"}
+    assert one._loop.ledger.outbox.keys() == {"a"}
     begun = time.monotonic()
     one.close()
     assert time.monotonic() - begun < 4.0
     rabbitmq.clear_alarm()
     two = make(beat_schedule=schedule)
     turn(two)
-    turn_until(two, lambda: not two._ledger.outbox)
+    turn_until(two, lambda: not two._loop.ledger.outbox)
     sent = messages(rabbitmq.url())
     assert len({message.id for message in sent}) == 1
     assert len(sent) <= 2
@@ -93,10 +95,10 @@ def test_it_dies_meanwhile(app: Celery, make: Make, rabbitmq: RabbitMQ) -> None:
     one = make(beat_schedule={name: every(36000, name, last_run_at=LONG_AGO) for name in ENTRIES})
     rabbitmq.set_alarm()
     turn(one)
-    assert one._publisher._on_its_way is not None
+    assert one._loop.dispatcher.publisher._on_its_way is not None
     rabbitmq.kill()
     rabbitmq.start()  # without the alarm
-    turn_until(one, lambda: not one._ledger.outbox)
+    turn_until(one, lambda: not one._loop.ledger.outbox)
     assert Counter(message.task for message in messages(rabbitmq.url())) == dict.fromkeys(
         ENTRIES, 1
     )
@@ -115,6 +117,6 @@ def test_its_entry_is_removed_meanwhile(app: Celery, make: Make, rabbitmq: Rabbi
     turn_until(one, lambda: one.metrics.failed >= 1)
     del one.schedule["a"]
     rabbitmq.clear_alarm()
-    turn_until(one, lambda: not one._ledger.outbox)
+    turn_until(one, lambda: not one._loop.ledger.outbox)
     event = told.get(timeout=PATIENCE)
     assert (event["entry"], event["task"]) == ("a", None)

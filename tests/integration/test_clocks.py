@@ -50,7 +50,7 @@ def runs(app: Celery, scheduler: ZooKeeperScheduler, count: int) -> None:
     """Turns it until there are so many more."""
     count += len(history(app))
     wait_until(
-        lambda: scheduler._turn() is not None and len(history(app)) >= count, PATIENCE, "runs"
+        lambda: scheduler._loop.turn() is not None and len(history(app)) >= count, PATIENCE, "runs"
     )
 
 
@@ -72,7 +72,7 @@ def test_set_for_a_moment(
     if seconds > 0:
         runs(app, one, 3)
     else:
-        one._turn()
+        one._loop.turn()
     day.ahead = timedelta()
     before = time.monotonic()
     runs(app, one, 3)
@@ -100,12 +100,12 @@ def test_ahead_for_good(
     minute = (now + timedelta(minutes=40)).replace(second=59, microsecond=0)
     day.ahead = minute - now
     wait_until(
-        lambda: one._turn() is not None and [m.task for m in history(app)].count("m") >= 2,
+        lambda: one._loop.turn() is not None and [m.task for m in history(app)].count("m") >= 2,
         PATIENCE,
         "a run in the minute after",
     )
     early = max(message.due for message in history(app) if message.task == "m")
-    one._say_goodbye()
+    one._loop.say_goodbye()
     one.close()
     day.ahead = timedelta()
     caplog.clear()
@@ -126,7 +126,7 @@ def test_ahead_for_good(
     # When that minute comes.
     day.ahead = early - timedelta(seconds=1) - datetime.now(timezone.utc)
     wait_until(
-        lambda: two._turn() is not None and day.now() > early + timedelta(seconds=1),
+        lambda: two._loop.turn() is not None and day.now() > early + timedelta(seconds=1),
         PATIENCE,
         "the minute",
     )
@@ -141,7 +141,7 @@ def test_behind(app: Celery, make: Make, day: Day, caplog: pytest.LogCaptureFixt
     one = make(beat_schedule={"e": every(0.3)})
     turn(one)
     runs(app, one, 2)
-    one._say_goodbye()
+    one._loop.say_goodbye()
     clock = one.schedule["e"].last_run_at
     one.close()
     day.ahead = timedelta(hours=-1)
@@ -165,7 +165,7 @@ def test_the_clock_of_zookeeper_is_wrong(
     one = make(beat_schedule={"e": every(0.3), "m": {"task": "m", "schedule": crontab()}})
     turn(one)
     runs(app, one, 3)
-    one._say_goodbye()
+    one._loop.say_goodbye()
     one.close()
     two = make()
     turn(two)
@@ -186,7 +186,7 @@ def test_ahead_from_the_start(app: Celery, make: Make, day: Day) -> None:
     )
     turn(one)
     runs(app, one, 1)
-    one._say_goodbye()
+    one._loop.say_goodbye()
     one.close()
     day.ahead = timedelta()
     two = make()
@@ -203,10 +203,10 @@ def test_ahead_from_the_start(app: Celery, make: Make, day: Day) -> None:
 
 def set_for_a_moment(day: Day, scheduler: ZooKeeperScheduler, ahead: timedelta) -> None:
     day.ahead = ahead
-    scheduler._turn()
-    scheduler._turn()
+    scheduler._loop.turn()
+    scheduler._loop.turn()
     day.ahead = timedelta()
-    scheduler._turn()
+    scheduler._loop.turn()
 
 
 def test_what_another_schedule_names(app: Celery, make: Make, day: Day) -> None:
@@ -221,15 +221,15 @@ def test_what_another_schedule_names(app: Celery, make: Make, day: Day) -> None:
     )
     away(app)
     turn(one)
-    assert list(one._ledger.outbox) == ["a"]
+    assert list(one._loop.ledger.outbox) == ["a"]
     one.close()
     two = make(beat_schedule={"b": every(3600, "b")})
     turn(two)
     assert state_of(two, "idle").unnamed_since is not None
     set_for_a_moment(day, two, timedelta(hours=25))
-    assert "a" in two._ledger.outbox
+    assert "a" in two._loop.ledger.outbox
     set_for_a_moment(day, two, timedelta(days=31))
-    assert two._ledger.state("idle") is not None
+    assert two._loop.ledger.state("idle") is not None
 
 
 def test_skipped_while_it_is_ahead(app: Celery, make: Make, day: Day) -> None:
@@ -262,7 +262,7 @@ def test_behind_while_it_does_not_name_an_entry(app: Celery, make: Make, day: Da
     one = make(beat_schedule={"e": every(3600, "e", last_run_at=LONG_AGO)})
     turn(one)
     clock = state_of(one, "e").last_run_at
-    one._say_goodbye()
+    one._loop.say_goodbye()
     one.close()
     day.ahead = timedelta(hours=-2)
     two = make(beat_schedule={"other": every(3600)})
@@ -294,7 +294,7 @@ def test_behind_when_another_scheduler_is_made(
     app.conf.zk_beat_scheduler = "celery.beat:Scheduler"
     one = make(beat_schedule={"e": every(1800, "e", last_run_at=LONG_AGO)})
     turn(one)
-    one._say_goodbye()
+    one._loop.say_goodbye()
     assert len(history(app)) == 1
     one.close()
     day.ahead = timedelta(hours=-1)
@@ -303,7 +303,7 @@ def test_behind_when_another_scheduler_is_made(
     two = make(beat_schedule={"e": every(1800, "e")})
     turn(two)
     assert day.ahead == timedelta()
-    two._turn()
+    two._loop.turn()
     assert len(history(app)) == 1
     state = state_of(two, "e")
     assert state.total_run_count == 1

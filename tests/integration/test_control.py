@@ -14,8 +14,13 @@ from celery.schedules import schedstate, schedule
 from kazoo.client import KazooClient
 from kazoo.security import READ_ACL_UNSAFE
 
-from celery_zk_beat import ZooKeeperScheduler, ledger, schedulers
-from celery_zk_beat.clock import boottime
+from celery_zk_beat import (
+    ZooKeeperScheduler,
+    beat_schedule,
+    dispatcher,
+    ledger,
+    operators,
+)
 from celery_zk_beat.control import (
     RUN,
     Answer,
@@ -84,8 +89,8 @@ def entries(app: Celery, clock: Clock) -> dict[str, Any]:
 
 def heard(scheduler: ZooKeeperScheduler) -> None:
     """A turn after it knows that something was written."""
-    wait_until(lambda: scheduler._control.stale, PATIENCE, "the watch")
-    while scheduler._control.stale:  # again, where more news came in the middle
+    wait_until(lambda: scheduler._loop.control.stale, PATIENCE, "the watch")
+    while scheduler._loop.control.stale:  # again, where more news came in the middle
         turn(scheduler)
 
 
@@ -148,12 +153,12 @@ def test_the_log_says_who_paused(
     def said(scheduler: ZooKeeperScheduler) -> list[str]:
         caplog.clear()
         turn(scheduler)
-        scheduler._ledger.forget()
+        scheduler._loop.ledger.forget()
         turn(scheduler)
         return [each.getMessage() for each in caplog.records if "is paused" in each.getMessage()]
 
     def wait_for(*lines: str) -> None:
-        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
         assert said(one) == list(lines)
 
     at = to_text(clock.now)
@@ -203,26 +208,26 @@ def test_resumed_without_catching_up(
     turn(one)
     begun = clock.now
     clock.now += HOUR
-    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
-    assert set(one._ledger.outbox) == {"a", "b"}
-    del one._publisher.publish
+    assert set(one._loop.ledger.outbox) == {"a", "b"}
+    del one._loop.dispatcher.publisher.publish
     operator.pause("a", clock.now)
     heard(one)
-    assert set(one._ledger.outbox) == {"a"}
+    assert set(one._loop.ledger.outbox) == {"a"}
     clock.now += 2.5 * HOUR
     resumed = clock.now
     operator.resume("a", resumed, skip=True)
     heard(one)
     assert runs(app, "a") == []
-    assert one._ledger.outbox == {}
+    assert one._loop.ledger.outbox == {}
     assert (one.metrics.skipped, one.metrics.dropped) == (1, 1)
     dropped, skipped = past(client, root, "a")
     why = "an operator resumed without catching up"
     assert (dropped.number, dropped.note) == (1, f"dropped: {why}")
     assert skipped == PastRun.of(None, begun + 2 * HOUR, resumed, 1, f"skipped: {why}")
     assert f"a: run 1, due {to_text(begun + HOUR)}, is dropped: {why}" in caplog.messages
-    assert not one._control.pauses.skips
+    assert not one._loop.control.pauses.skips
     clock.now += HOUR
     published(one, 4)
     assert runs(app, "a") == [(2, resumed + HOUR)]
@@ -279,17 +284,17 @@ def test_paused_while_it_is_not_to_be_asked(app: Celery, make: Make, operator: O
     """An entry whose class said in how many seconds to ask it again has missed nothing until then,
     and does not run at the end of the pause."""
     one = make(beat_schedule={"e": {"task": "e", "schedule": Again(60, 3600)}})
-    one._turn()
-    wait_until(lambda: one._turn() is not None and len(history(app)) == 1, PATIENCE, "a run")
+    one._loop.turn()
+    wait_until(lambda: one._loop.turn() is not None and len(history(app)) == 1, PATIENCE, "a run")
     for skip in (True, False):
         now = datetime.now(timezone.utc)
         operator.pause("e", now)
-        one._control.forget()
-        one._turn()
+        one._loop.control.forget()
+        one._loop.turn()
         operator.resume("e", now + timedelta(minutes=10), skip)
-        one._control.forget()
-        one._turn()
-        one._turn()
+        one._loop.control.forget()
+        one._loop.turn()
+        one._loop.turn()
     assert len(history(app)) == 1
     (past,) = state_of(one, "e").history
     assert past.number == 1
@@ -358,7 +363,7 @@ def test_skipped_by_a_master_that_knows_it(
     clock.now += 2.5 * HOUR
     operator.resume("a", clock.now, skip=True)
     heard(two)
-    assert two._control.pauses.skips
+    assert two._loop.control.pauses.skips
     two.close()
     three = make(beat_schedule=entries)
     turn(three)
@@ -402,12 +407,14 @@ def test_run_of_what_is_claimed_ahead_of_time(
     app: Celery, make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """It is due in a moment, or just now: then both are published."""
-    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
     one = make(beat_schedule={"e": every(3600)})
-    assert one._election.wait(PATIENCE)
+    assert one.election.wait(PATIENCE)
     at = datetime.now(timezone.utc) + timedelta(seconds=0.9)
     one.schedule["e"].last_run_at = at - HOUR
-    wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a claim")
+    wait_until(
+        lambda: one._loop.turn() is not None and one._loop.ledger.outbox, PATIENCE, "a claim"
+    )
     if late:
         wait_until(lambda: datetime.now(timezone.utc) > at, PATIENCE, "the instant")
     with operator.ask("run", "e") as asking:
@@ -440,13 +447,13 @@ def test_a_broker_that_is_back(
 ) -> None:
     """What failed meanwhile is held back, or skipped: then nothing tells any more of a broker that
     is away, and what comes due is published."""
-    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
     bad = every(3600, "bad", last_run_at=LONG_AGO)
     policy = {"zk_beat_recovery": "drop", "zk_beat_publish_deadline": 0.5}
     one = make(beat_schedule={"bad": bad}, **policy)
     broker, app.conf.broker_url = app.conf.broker_url, f"redis://127.0.0.1:{free_port()}/0"
     turn(one)
-    assert one._publisher.failing_since is not None
+    assert one._loop.dispatcher.publisher.failing_since is not None
     operator.pause("bad", datetime.now(timezone.utc))
     if skipped:
         operator.resume("bad", datetime.now(timezone.utc), skip=True)
@@ -455,12 +462,14 @@ def test_a_broker_that_is_back(
     one._broker.drop()
     at = datetime.now(timezone.utc) + timedelta(seconds=1.2)
     one.update_from_dict({"e": every(3600, "e", last_run_at=at - HOUR)})
-    wait_until(lambda: one._turn() is not None and "e" in one._ledger.outbox, PATIENCE, "a claim")
+    wait_until(
+        lambda: one._loop.turn() is not None and "e" in one._loop.ledger.outbox, PATIENCE, "a claim"
+    )
     if then == "goes on":
-        wait_until(lambda: one._turn() is not None and history(app), PATIENCE, "a run")
+        wait_until(lambda: one._loop.turn() is not None and history(app), PATIENCE, "a run")
     elif then == "stops":
-        one._closing, one._publish_until = True, boottime() + 60
-        one._say_goodbye()
+        one._loop.dispatcher.close(60)
+        one._loop.say_goodbye()
     else:
         with operator.ask("run", "e") as asking:
             heard(one)
@@ -475,15 +484,16 @@ def test_resigns_in_time(
     app: Celery, make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However slow the broker is, and however much waits: the rest is left to the next."""
-    monkeypatch.setattr(schedulers, "_LAST_PUBLISHING", 0.0)
+    monkeypatch.setattr(operators, "LAST_PUBLISHING", 0.0)
     one = make(beat_schedule={name: every(3600, last_run_at=LONG_AGO) for name in "abc"})
-    publish, one._publisher.publish = one._publisher.publish, lambda runs: None  # type: ignore[method-assign]
+    publish = one._loop.dispatcher.publisher.publish
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
-    one._publisher.publish = publish  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = publish  # type: ignore[method-assign]
     make()
     with operator.ask("resign") as asking:
-        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
-        one._turn()
+        wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
+        one._loop.turn()
         assert asking.answer() == Answer(True, "resigned")
     assert history(app) == []
 
@@ -531,9 +541,9 @@ def test_drop(
     turn(one)
     clock.now += HOUR
     turn(one)
-    assert one._ledger.outbox.keys() == {"a", "b", "old"}
+    assert one._loop.ledger.outbox.keys() == {"a", "b", "old"}
     one.close()
-    client.delete(one._election.paths.page(page_of("old")))
+    client.delete(one.election.paths.page(page_of("old")))
     two = make(beat_schedule=entries)
     turn(two)
     for entry, waited in (("a", "it waited for the broker"), ("old", "no schedule names it")):
@@ -543,7 +553,7 @@ def test_drop(
         assert answer is not None
         assert (answer.ok, answer.run) == (True, 1)
         assert answer.text == "perhaps published before"
-        assert entry not in two._ledger.outbox
+        assert entry not in two._loop.ledger.outbox
         notes = [each.note for each in past(client, root, entry)]
         assert notes == ([f"dropped: the test asked for it; {waited}"] if entry == "a" else [])
     back(app, good, two)
@@ -560,16 +570,16 @@ def test_a_drop_that_is_taken_back(
     one = make(beat_schedule=entries)
     turn(one)
     clock.now += HOUR
-    one._publisher._publish_all = lambda *_: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher._publish_all = lambda *_: None  # type: ignore[method-assign]
     turn(one)
     with operator.ask("drop", "a") as asking:
-        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
-        (request,) = one._control.read()
+        wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
+        (request,) = one._loop.control.read()
         assert asking.take_back()
         with pytest.raises(ZkBeatError):
-            one._answer(request)
+            one._loop.operators._answer(request)
     turn(one)
-    assert one._ledger.outbox.keys() == {"a", "b"}
+    assert one._loop.ledger.outbox.keys() == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -599,7 +609,7 @@ def test_refused(
     one = make(beat_schedule=entries)
     turn(one)
     clock.now += HOUR
-    one._publisher._publish_all = lambda *_: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher._publish_all = lambda *_: None  # type: ignore[method-assign]
     turn(one)
     with operator.ask(do, entry, to) as asking:
         heard(one)
@@ -607,7 +617,7 @@ def test_refused(
     assert answer is not None
     assert not answer.ok
     assert says in answer.text
-    assert one._election.is_master
+    assert one.election.is_master
 
 
 def test_taken_back(
@@ -621,11 +631,11 @@ def test_taken_back(
     one = make(beat_schedule=entries)
     turn(one)
     with operator.ask("run", "a") as asking:
-        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
-        requests = one._control.read()
+        wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
+        requests = one._loop.control.read()
         assert asking.take_back()
         with pytest.raises(ZkBeatError):
-            one._answer(requests[0])
+            one._loop.operators._answer(requests[0])
     turn(one)
     assert history(app) == []
     with operator.ask("run", "a") as asking:
@@ -641,17 +651,17 @@ def test_resignation_taken_back(
     one = make(beat_schedule=entries)
     turn(one)
     with operator.ask("resign") as asking:
-        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
-        (request,) = one._control.read()
+        wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
+        (request,) = one._loop.control.read()
         assert asking.take_back()
-        one._answer(request)
-    assert one._election.is_master
+        one._loop.operators._answer(request)
+    assert one.election.is_master
     two = make(zk_beat_id="two")
-    session = one._election.session
+    session = one.election.session
     commit: Callable[..., list[int]] = session.commit
     with operator.ask("resign") as asking:
-        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
-        (request,) = one._control.read()
+        wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
+        (request,) = one._loop.control.read()
 
         def commit_elsewhere(*operations: Operation) -> list[int]:
             assert threading.current_thread() is not threading.main_thread()
@@ -659,10 +669,10 @@ def test_resignation_taken_back(
 
         with monkeypatch.context() as patch:
             patch.setattr(session, "commit", commit_elsewhere)
-            one._answer(request)
+            one._loop.operators._answer(request)
         turn(two)
         assert asking.answer() == Answer(True, "resigned")
-    assert two._election.is_master
+    assert two.election.is_master
 
 
 def test_hostile_requests(
@@ -681,7 +691,7 @@ def test_hostile_requests(
         client.create(paths.request(str(number)), data)
     client.set(paths.requests, b"")
     heard(one)
-    assert one._election.is_master
+    assert one.election.is_master
     assert [client.get(paths.request(str(number)))[0] for number in range(5)] == hostile
 
 
@@ -697,21 +707,22 @@ def test_many_requests_hold_nothing_up(
     """What is due is dispatched, though whenever the master has heard one there is another."""
     one = make(beat_schedule=entries)
     turn(one)
-    read: Callable[[], list[Request]] = one._control.read
+    read: Callable[[], list[Request]] = one._loop.control.read
 
     def read_and_more() -> list[Request]:
         requests = read()
         client.set(Paths(root).requests, b"")
-        wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+        wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
         return requests
 
     client.set(Paths(root).requests, b"")
-    wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+    wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
     clock.now += HOUR
-    one._build_heap()
+    one._names.is_current = False
+    one._loop.source.refresh()
     with monkeypatch.context() as patch:
-        patch.setattr(one._control, "read", read_and_more)
-        one._turn()
+        patch.setattr(one._loop.control, "read", read_and_more)
+        one._loop.turn()
     assert {each.task for each in history(app)} == {"a", "b"}
 
 
@@ -731,7 +742,7 @@ def test_a_request_that_cannot_be_answered(
     request = RequestRecord(do, "a", None, "", "").encode()
     client.create(Paths(root).request("x"), request, acl=READ_ACL_UNSAFE)
     client.set(Paths(root).requests, b"")
-    wait_until(lambda: one._control.stale, PATIENCE, "the watch")
+    wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
     clock.now += HOUR
     wait_until(lambda: turn(one) and len(history(app)) == 2, PATIENCE, "the runs")
     assert runs(app, "a")[0][0] == 1
@@ -786,13 +797,13 @@ def test_what_is_remembered(
     assert [run.number for run in remembered] == list(range(11, 31))
     assert remembered[-1].due == begun + 30 * HOUR
     clock.now += HOUR
-    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     one.close()
     two = make()
     before = datetime.now(timezone.utc) - timedelta(milliseconds=1)
     turn(two)
-    two._ledger.flush()
+    two._loop.ledger.flush()
     last = past(client, root, "a")[-1]
     assert (last.number, last.due, last.epoch) == (31, begun + 31 * HOUR, 2)
     assert last.at >= before
@@ -816,14 +827,14 @@ def test_more_pauses_than_the_master_reads(operator: Operator, make: Make) -> No
     with pytest.raises(TooLarge, match="resume some"):
         change_pauses(operator.session, operator.paths, too_many)
     heard(one)
-    assert one._control.damage is None
-    assert one._control.holds(names[0])
+    assert one._loop.control.damage is None
+    assert one._loop.control.holds(names[0])
     operator.pause(None, LONG_AGO)
     operator.resume(names[0], LONG_AGO, skip=True, by="\U0001f600" * 200)
     operator.resume(None, LONG_AGO)
     heard(one)
-    assert one._control.damage is None
-    assert not one._control.holds(names[0])
+    assert one._loop.control.damage is None
+    assert not one._loop.control.holds(names[0])
 
 
 def test_requests_of_long_names(app: Celery, operator: Operator, make: Make) -> None:
@@ -848,27 +859,27 @@ def test_what_is_held_back_fills_no_outbox(
 ) -> None:
     """Entries that are paused one after another, while the broker is away: others are claimed all
     the same, and what there is no room for is dropped, with a note."""
-    monkeypatch.setattr(schedulers, "MOST_RUNS", 4)
-    monkeypatch.setattr(schedulers, "MOST_HELD", 1000)
+    monkeypatch.setattr(dispatcher, "MOST_RUNS", 4)
+    monkeypatch.setattr(dispatcher, "MOST_HELD", 1000)
     entries = {f"e{n}": every(60, last_run_at=LONG_AGO) for n in range(20)}
     one = make(beat_schedule=entries)
-    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     for claimed in range(4, 24, 4):
         wait_until(
             lambda number=claimed: turn(one) is not None and one.metrics.claimed == number,  # type: ignore[misc]
             PATIENCE,
             "a claim",
         )
-        for name in list(one._ledger.outbox):
+        for name in list(one._loop.ledger.outbox):
             operator.pause(name, datetime.now(timezone.utc))
         heard(one)
     turn(one)
-    assert sum(len(run.text) + 1 for run in one._ledger.outbox.values()) <= 1000
+    assert sum(len(run.text) + 1 for run in one._loop.ledger.outbox.values()) <= 1000
     (note,) = {
-        past(client, root, name)[-1].note for name in entries if name not in one._ledger.outbox
+        past(client, root, name)[-1].note for name in entries if name not in one._loop.ledger.outbox
     }
     assert note == "dropped: it is paused, and no more is kept of what is held back"
-    assert one.metrics.dropped + len(one._ledger.outbox) == len(entries)
+    assert one.metrics.dropped + len(one._loop.ledger.outbox) == len(entries)
 
 
 def test_a_master_without_work_shows_that_it_lives(
@@ -883,12 +894,12 @@ def test_a_master_without_work_shows_that_it_lives(
     path = Paths(root).outbox
     wait_until(lambda: client.get(path)[1].version >= 1, PATIENCE, "the first sign of life")
     turn(one)
-    one._ledger.flush()
+    one._loop.ledger.flush()
     version = client.get(path)[1].version
     turn(one)
     assert client.get(path)[1].version == version
     monkeypatch.setattr(ledger, "TOUCH_EVERY", 0.0)
     turn(one)
-    one._ledger.flush()
+    one._loop.ledger.flush()
     assert client.get(path)[1].version > version
     assert json.loads(client.get(path)[0])["runs"] == []

@@ -33,8 +33,8 @@ def turn_until(scheduler: ZooKeeperScheduler, true: Callable[[], object]) -> Non
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
-        time.sleep(min(max(scheduler._turn(), 0), 0.05))
-        assert scheduler._publisher.failing_since is None
+        time.sleep(min(max(scheduler._loop.turn(), 0), 0.05))
+        assert scheduler._loop.dispatcher.publisher.failing_since is None
 
 
 def refuse(error: Exception) -> Any:
@@ -86,7 +86,7 @@ def test_an_instant_is_skipped(
     turn_until(one, lambda: len(history(app)) >= 4)
     assert {message.task for message in history(app)} == {"good"}
     assert [message.run for message in history(app)][:4] == [1, 2, 3, 4]
-    one._ledger.flush()
+    one._loop.ledger.flush()
     for entry, said in [
         ("value", "ValueError: bad day"),
         ("json", "Object of type object is not JSON serializable"),
@@ -94,7 +94,7 @@ def test_an_instant_is_skipped(
         ("long", "KeyError: 'xxx"),
         ("queue", "Object of type object is not JSON serializable"),
     ]:
-        state = one._ledger.state(entry)
+        state = one._loop.ledger.state(entry)
         assert state is not None
         assert state.total_run_count >= 2  # it runs on at its instants
         notes = [past.note for past in state.history if past.number in (1, 2)]
@@ -162,7 +162,7 @@ def test_a_task_that_sends_by_itself(app: Celery, make: Make) -> None:
     schedule = {"own": every(3600, "own", last_run_at=LONG_AGO), "good": every(0.2, "good")}
     one = make(beat_schedule=schedule)
     turn_until(one, lambda: len(history(app)) >= 3)
-    assert "own" in one._ledger.outbox
+    assert "own" in one._loop.ledger.outbox
     assert {message.task for message in history(app)} == {"good"}
 
 
@@ -173,7 +173,7 @@ def test_redis_refuses(app: Celery, make: Make, redis_server: Redis) -> None:
         bad = every(3600, "bad", options={"queue": "odd"}, last_run_at=LONG_AGO)
         one = make(beat_schedule={"bad": bad, "good": every(0.2, "good")})
         turn_until(one, lambda: len(history(app)) >= 3)
-        assert "bad" in one._ledger.outbox
+        assert "bad" in one._loop.ledger.outbox
         server.delete("odd")
         turn_until(one, lambda: server.exists("odd"))
         (text,) = server.lrange("odd", 0, -1)
@@ -217,20 +217,20 @@ def test_rabbitmq_refuses(
     turn(one)
     assert {message.task for message in messages(url)} == rest.keys()
     turn_until(one, lambda: caplog.text.count("could not be published") >= 4 * len(bad))
-    assert one._ledger.outbox.keys() == bad.keys()
+    assert one._loop.ledger.outbox.keys() == bad.keys()
     assert (
         "does not take the message (basic.nack), perhaps because its queue is full" in caplog.text
     )
-    assert one._election.term is not None
+    assert one.election.term is not None
     with kombu.Connection(url) as connection:
         channel = connection.channel()
         assert [channel.basic_get("full", no_ack=True).body] == ["x"]
         channel.queue_delete("another")
         channel.exchange_declare("nowhere", "fanout", durable=True, auto_delete=False)
-    turn_until(one, lambda: one._ledger.outbox.keys() == {"immediate"})
+    turn_until(one, lambda: one._loop.ledger.outbox.keys() == {"immediate"})
     assert [message.task for message in messages(url, "full")] == ["full"]
     assert [message.task for message in messages(url, "another")] == ["another"]
-    assert one._election.epoch == 1
+    assert one.election.epoch == 1
 
 
 @pytest.mark.parametrize("what", ["no memory", "a replica"])
@@ -246,12 +246,18 @@ def test_redis_takes_nothing_of_anybody(
         else:
             server.execute_command("REPLICAOF", "127.0.0.1", "1")
         wait_until(
-            lambda: turn(one) is not None and one._publisher.failing_since, PATIENCE, "a refusal"
+            lambda: turn(one) is not None and one._loop.dispatcher.publisher.failing_since,
+            PATIENCE,
+            "a refusal",
         )
-        assert not any(run.error for run in one._ledger.outbox.values())
+        assert not any(run.error for run in one._loop.ledger.outbox.values())
         server.config_set("maxmemory", 0)
         server.execute_command("REPLICAOF", "NO", "ONE")
-        wait_until(lambda: one._turn() is not None and not one._ledger.outbox, PATIENCE, "the runs")
+        wait_until(
+            lambda: one._loop.turn() is not None and not one._loop.ledger.outbox,
+            PATIENCE,
+            "the runs",
+        )
     assert one.metrics.dropped == 0
     assert {message.entry for message in history(app)} == {f"e{n}" for n in range(20)}
 
@@ -268,8 +274,8 @@ def test_a_wrong_setting_of_the_broker(app: Celery, make: Make, conf: dict[str, 
     """It is no entry's fault either."""
     one = make(beat_schedule={"e": every(3600, last_run_at=LONG_AGO)}, **conf)
     wait_until(lambda: turn(one) is not None and one.metrics.failed > 1, PATIENCE, "two attempts")
-    assert list(one._ledger.outbox) == ["e"]
-    assert one._publisher.failing_since is not None
+    assert list(one._loop.ledger.outbox) == ["e"]
+    assert one._loop.dispatcher.publisher.failing_since is not None
 
 
 def test_one_of_two_queues_refuses(app: Celery, make: Make, rabbitmq: RabbitMQ) -> None:
@@ -286,9 +292,9 @@ def test_one_of_two_queues_refuses(app: Celery, make: Make, rabbitmq: RabbitMQ) 
         connection.Producer(channel).publish("x", exchange="", routing_key="taken")
     options = {"exchange": "fan", "exchange_type": "fanout", "routing_key": ""}
     one = make(beat_schedule={"e": every(3600, "e", options=options, last_run_at=LONG_AGO)})
-    turn_until(one, lambda: one._ledger.outbox["e"].error)
+    turn_until(one, lambda: one._loop.ledger.outbox["e"].error)
     assert [message.entry for message in messages(url, "free")] == ["e"]
-    assert one._publisher.unsent() == []
+    assert one._loop.dispatcher.publisher.unsent() == []
 
 
 def test_one_of_several_that_leave_together_is_refused(
@@ -307,13 +313,13 @@ def test_one_of_several_that_leave_together_is_refused(
                 "bad": every(3600, "bad", options=options, last_run_at=LONG_AGO),
             }
         )
-        note, unsent = one._publisher._note_failed, []
+        note, unsent = one._loop.dispatcher.publisher._note_failed, []
 
         def noted(runs: list[Run], *args: Any) -> None:
             note(runs, *args)
-            unsent.append(one._publisher.unsent())
+            unsent.append(one._loop.dispatcher.publisher.unsent())
 
-        one._publisher._note_failed = noted  # type: ignore[assignment]
+        one._loop.dispatcher.publisher._note_failed = noted  # type: ignore[assignment]
         turn_until(one, lambda: unsent)
     assert "good" not in unsent[0]
 
@@ -326,9 +332,9 @@ def test_what_was_refused_holds_nobody_up_at_a_take_over(
     options = {"exchange": "nowhere", "routing_key": "x"}
     entries = {f"bad{n}": every(36000, options=options, last_run_at=LONG_AGO) for n in range(50)}
     one = make(beat_schedule={**entries, "good": every(0.5, "good")})
-    turn_until(one, lambda: sum(bool(run.error) for run in one._ledger.outbox.values()) >= 50)
-    one._say_goodbye()
-    one._election.stop()
+    turn_until(one, lambda: sum(bool(run.error) for run in one._loop.ledger.outbox.values()) >= 50)
+    one._loop.say_goodbye()
+    one.election.stop()
     two = make()
     turn_until(two, lambda: two.metrics.published > 0)
     assert two.metrics.failed < 50

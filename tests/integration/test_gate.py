@@ -26,7 +26,7 @@ from tests.conftest import PATIENCE
 from tests.faults import Road
 from tests.history import check
 
-from .conftest import Make, away, back, every, history, state_of, turn
+from .conftest import Make, away, back, every, gated_of, history, state_of, turn
 
 PLAIN = "celery.beat:Scheduler"
 PERSISTENT = "celery.beat:PersistentScheduler"
@@ -72,22 +72,22 @@ def start(app: Celery, make: Make, tmp_path: Path) -> Callable[..., ZooKeeperSch
 
 
 def crash(scheduler: ZooKeeperScheduler) -> None:
-    scheduler._election.stop()
-    assert scheduler._gated is not None
+    scheduler.election.stop()
+    assert gated_of(scheduler) is not None
 
 
 def turn_until(scheduler: ZooKeeperScheduler, true: Callable[[], object]) -> None:
-    assert scheduler._election.wait(PATIENCE)
+    assert scheduler.election.wait(PATIENCE)
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
-        scheduler._wait(min(scheduler._turn(), 0.2))
+        scheduler._loop.wait(min(scheduler._loop.turn(), 0.2))
 
 
 def turn_for(scheduler: ZooKeeperScheduler, seconds: float) -> None:
     end = time.monotonic() + seconds
     turn_until(scheduler, lambda: time.monotonic() > end)
-    scheduler._turn()  # perhaps the first, where the machine was slow
+    scheduler._loop.turn()  # perhaps the first, where the machine was slow
 
 
 def check_rhythm(scheduler: ZooKeeperScheduler) -> None:
@@ -182,8 +182,8 @@ def test_a_clock_that_is_set_back_while_it_dispatches(app: Celery, start: Start)
 def test_a_run_that_was_claimed_and_not_published(app: Celery, start: Start, behind: str) -> None:
     broker = app.conf.broker_url
     first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
-    turn_until(first, lambda: first._ledger.outbox)
-    claimed = dict(first._ledger.outbox)
+    turn_until(first, lambda: first._loop.ledger.outbox)
+    claimed = dict(first._loop.ledger.outbox)
     crash(first)
     app.conf.broker_url = broker
     app.amqp.__dict__.pop("_producer_pool", None)
@@ -200,7 +200,7 @@ def test_one_run_for_all_that_was_missed(app: Celery, start: Start, behind: str)
     good = away(app)
     app.amqp.__dict__.pop("_producer_pool", None)
     first = start(beat_schedule={"e": every(PERIOD)})
-    turn_until(first, lambda: first._ledger.outbox)
+    turn_until(first, lambda: first._loop.ledger.outbox)
     turn_for(first, 2 * PERIOD + 0.5)
     back(app, good, first)
     app.amqp.__dict__.pop("_producer_pool", None)
@@ -213,13 +213,13 @@ def test_pauses(app: Celery, start: Start, behind: str) -> None:
     """What was due while an entry was paused runs once; or, where that is skipped, does not."""
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn(scheduler)
-    election = scheduler._election
+    election = scheduler.election
 
     def pauses(change: Callable[[Pauses], Pauses]) -> int:
         """The runs before it was heard of."""
-        before = scheduler._control._version
+        before = scheduler._loop.control._version
         change_pauses(election.session, election.paths, change)
-        turn_until(scheduler, lambda: scheduler._control._version > before)
+        turn_until(scheduler, lambda: scheduler._loop.control._version > before)
         return len(history(app))
 
     before = pauses(lambda pauses: pauses.pause("e", datetime.now(timezone.utc)))
@@ -249,15 +249,15 @@ def test_a_demoted_beat_writes_nothing(
     before = stored(tmp_path)
     assert before.total_run_count < 2
     crash(scheduler)
-    assert scheduler._election.term is None
-    scheduler._turn()
-    assert scheduler._gated is None
+    assert scheduler.election.term is None
+    scheduler._loop.turn()
+    assert gated_of(scheduler) is None
     assert stored(tmp_path) == before
     assert stored(tmp_path).total_run_count == before.total_run_count
 
     second = start()
     turn_until(second, lambda: len(history(app)) > 4)
-    second._say_goodbye()
+    second._loop.say_goodbye()
     assert stored(tmp_path).total_run_count > 2
 
 
@@ -314,7 +314,7 @@ class Reached(Failing):
     """Only one beat reaches its database."""
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:
-        if self.gate.settings.id != "good":
+        if self.gate._dispatcher.settings.id != "good":
             raise RuntimeError("no database")
         return Scheduler.tick(self, *args, **kwargs)
 
@@ -331,12 +331,12 @@ def test_only_one_reaches_the_database(app: Celery, start: Start, road: Road) ->
 
     def turn_all() -> bool:
         for scheduler in (*bad, good):
-            scheduler._turn()
+            scheduler._loop.turn()
         return len(history(app)) > 3
 
     begun = time.monotonic()
     wait_until(turn_all, PATIENCE, "runs")
-    assert good._election.is_master
+    assert good.election.is_master
     assert time.monotonic() - begun < 10.0
 
 
@@ -352,18 +352,18 @@ def test_a_scheduler_that_fails(
     monkeypatch.setattr(Failing, "database", tmp_path / "database")
     app.conf.zk_beat_scheduler = f"{__name__}:Failing"
     scheduler = start(beat_schedule={"e": every(0.5)}, zk_beat_publish_deadline=0.5)
-    assert scheduler._election.wait(PATIENCE)
-    term = scheduler._election.term
+    assert scheduler.election.wait(PATIENCE)
+    term = scheduler.election.term
     assert term is not None
     turn_until(
         scheduler,
-        lambda: scheduler._election.term and scheduler._election.term.epoch > term.epoch,
+        lambda: scheduler.election.term and scheduler.election.term.epoch > term.epoch,
     )
     assert "Failing failed: RuntimeError: no database" in caplog.text
     Failing.database.touch()
     turn_until(scheduler, lambda: len(history(app)) == 1)
     Failing.database.unlink()
-    turn_until(scheduler, lambda: scheduler._gated is None)
+    turn_until(scheduler, lambda: gated_of(scheduler) is None)
     Failing.database.touch()
     turn_until(scheduler, lambda: len(history(app)) == 3)
     assert [run.run for run in history(app)] == [1, 2, 3]
@@ -416,7 +416,7 @@ def test_two_messages_while_the_broker_is_away(app: Celery, start: Start) -> Non
     broker = app.conf.broker_url
     app.conf.zk_beat_scheduler = f"{__name__}:Rewriting"
     first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
-    turn_until(first, lambda: first._ledger.outbox)
+    turn_until(first, lambda: first._loop.ledger.outbox)
     turn_for(first, 0.5)
     crash(first)
     app.conf.broker_url = broker
@@ -435,10 +435,10 @@ def test_a_claim_says_that_the_entry_is_named(
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn_until(scheduler, lambda: len(history(app)) == 1)
     month_ago = datetime.now(timezone.utc) - timedelta(days=31)
-    scheduler._ledger.note_named({}, month_ago)
+    scheduler._loop.ledger.note_named({}, month_ago)
     turn_until(scheduler, lambda: len(history(app)) == 2)
-    scheduler._ledger.note_named({}, datetime.now(timezone.utc))
-    assert scheduler._ledger.state("e") is not None
+    scheduler._loop.ledger.note_named({}, datetime.now(timezone.utc))
+    assert scheduler._loop.ledger.state("e") is not None
 
 
 def test_run_of_an_entry_that_was_added(
@@ -451,8 +451,9 @@ def test_run_of_an_entry_that_was_added(
 
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn_until(scheduler, lambda: len(history(app)) == 1)
-    assert scheduler._gated is not None
-    session = scheduler._gated.Session()
+    gated = gated_of(scheduler)
+    assert gated is not None
+    session = gated.Session()
     interval = IntervalSchedule(every=3600, period=Period.SECONDS)
     session.add(interval)
     session.commit()
@@ -460,7 +461,7 @@ def test_run_of_an_entry_that_was_added(
     session.commit()
     session.close()
     turn_until(scheduler, lambda: "added" in scheduler.schedule)
-    assert scheduler._ledger.state("added") is not None
+    assert scheduler._loop.ledger.state("added") is not None
 
 
 def test_redbeat_entry_deleted(
@@ -493,7 +494,7 @@ def test_its_store_is_lost(
     first = start(beat_schedule={"e": every(PERIOD)})
     turn_until(first, lambda: len(history(app)) == 1)
     crash(first)
-    first._turn()
+    first._loop.turn()
     with redis.Redis.from_url(redis_server.url(1)) as server:
         server.flushdb()
     for path in tmp_path.glob("schedule*"):
@@ -515,8 +516,9 @@ def test_a_change_that_is_read_when_the_entry_is_due(
 
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn_until(scheduler, lambda: len(history(app)) == 1)
-    assert scheduler._gated is not None
-    session = scheduler._gated.Session()
+    gated = gated_of(scheduler)
+    assert gated is not None
+    session = gated.Session()
     row = session.query(PeriodicTask).filter_by(name="e").one()
     row.task = "changed"
     session.commit()
@@ -577,7 +579,7 @@ def test_an_entry_that_is_gone(
     """Its run that waits for the broker is dropped: nobody wants it any more."""
     configure(app, name, redis_server, tmp_path)
     first = start(beat_schedule={"e": every(PERIOD)}, broker_url=f"redis://127.0.0.1:{free_port()}")
-    turn_until(first, lambda: first._ledger.outbox)
+    turn_until(first, lambda: first._loop.ledger.outbox)
     entry = first.schedule["e"]
     crash(first)
     if name == REDBEAT:
@@ -585,7 +587,7 @@ def test_an_entry_that_is_gone(
     else:
         entry._disable(entry.model)
     second = start(beat_schedule={"other": every(3600)})
-    turn_until(second, lambda: second._gated and not second._ledger.outbox)
+    turn_until(second, lambda: gated_of(second) and not second._loop.ledger.outbox)
     assert state_of(second, "e").dropped == (1,)
 
 
@@ -600,10 +602,10 @@ def test_zone_of_the_app(
     first = start(beat_schedule={"e": every(PERIOD)})
     turn_until(first, lambda: len(history(app)) == 2)
     crash(first)
-    first._turn()
+    first._loop.turn()
     second = start()
-    turn_until(second, lambda: second._gated)
-    second._say_goodbye()
+    turn_until(second, lambda: gated_of(second))
+    second._loop.say_goodbye()
     second.close()
     third = start()
     turn_for(third, 1.5 * PERIOD)
@@ -682,7 +684,7 @@ def test_a_run_that_is_still_to_come(
     first = start(beat_schedule={"e": every(PERIOD)})
     turn(first)
     now = datetime.now(timezone.utc)
-    first._ledger.skip({"e": (now, now + timedelta(days=1))}, "a clock was wrong")
+    first._loop.ledger.skip({"e": (now, now + timedelta(days=1))}, "a clock was wrong")
     crash(first)
     second = start()
     turn_until(second, lambda: history(app))

@@ -20,7 +20,7 @@ from tests.conftest import PATIENCE
 from tests.django_database import Database
 from tests.history import check
 
-from .conftest import Make, history, state_of, turn
+from .conftest import Make, gated_of, history, state_of, turn
 from .test_gate import PERIOD, Start, crash, turn_for, turn_until
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -60,7 +60,7 @@ class Broker:
         self.app.conf.broker_url = self.url
         self.app.amqp.__dict__.pop("_producer_pool", None)
         scheduler._broker.drop()
-        scheduler._publisher.start_over()
+        scheduler._loop.dispatcher.publisher.start_over()
 
 
 def soon(seconds: float) -> datetime:
@@ -74,7 +74,7 @@ def test_a_one_off_waits_for_the_broker(
     broker.is_away()
     database.add("e", PERIOD, one_off=True)
     scheduler = start()
-    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    turn_until(scheduler, lambda: scheduler._loop.ledger.outbox)
     database.add("other", 3600)
     turn_until(scheduler, lambda: "other" in scheduler.schedule)
     turn_for(scheduler, 0.5)
@@ -131,8 +131,8 @@ def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Start, database
     scheduler = start()
     turn(scheduler)
     assert "nightly" in scheduler.schedule
-    assert scheduler._ledger.state("nightly") is not None
-    assert scheduler._ledger.note_named(scheduler.schedule, soon(100 * 86400)) == []
+    assert scheduler._loop.ledger.state("nightly") is not None
+    assert scheduler._loop.ledger.note_named(scheduler.schedule, soon(100 * 86400)) == []
 
 
 def test_a_run_of_an_entry_that_was_made_anew(
@@ -142,10 +142,10 @@ def test_a_run_of_an_entry_that_was_made_anew(
     broker.is_away()
     database.add("e", PERIOD)
     scheduler = start()
-    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    turn_until(scheduler, lambda: scheduler._loop.ledger.outbox)
     database.get("e").delete()
     database.add("e", PERIOD, task="another")
-    turn_until(scheduler, lambda: [r.number for r in scheduler._ledger.outbox.values()] != [1])
+    turn_until(scheduler, lambda: [r.number for r in scheduler._loop.ledger.outbox.values()] != [1])
     broker.is_back(scheduler)
     turn_until(scheduler, lambda: history(app))
     run = history(app)[0]
@@ -164,7 +164,7 @@ def test_without_time_zones(app: Celery, start: Start, database: Database) -> No
         first = start(beat_sync_every=1)
         turn_until(first, lambda: len(history(app)) == 2)
         crash(first)
-        first._turn()
+        first._loop.turn()
         second = start()
         turn_until(second, lambda: len(history(app)) == 4)
     assert [run.run for run in history(app)] == [1, 2, 3, 4]
@@ -185,12 +185,12 @@ def test_added_while_another_is_due(app: Celery, start: Start, database: Databas
     """It has a state all the same."""
     database.add("e", PERIOD)
     scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated)
+    turn_until(scheduler, lambda: gated_of(scheduler))
     time.sleep(PERIOD)
     database.add("added", 3600)
     turn_until(scheduler, lambda: "added" in scheduler.schedule)
     assert history(app)
-    assert scheduler._ledger.state("added") is not None
+    assert scheduler._loop.ledger.state("added") is not None
 
 
 def test_a_run_that_our_own_scheduler_claimed(
@@ -200,8 +200,8 @@ def test_a_run_that_our_own_scheduler_claimed(
     broker.is_away()
     app.conf.zk_beat_scheduler = None
     first = start(beat_schedule={"e": {"task": "e", "schedule": PERIOD}})
-    turn_until(first, lambda: first._ledger.outbox)
-    first._election.stop()
+    turn_until(first, lambda: first._loop.ledger.outbox)
+    first.election.stop()
     app.conf.zk_beat_scheduler = SCHEDULER
     second = start(broker_url=broker.url)
     broker.is_back(second)
@@ -217,16 +217,16 @@ def test_a_run_whose_page_is_damaged(
     broker.is_away()
     database.add("e", PERIOD)
     first = start()
-    turn_until(first, lambda: first._ledger.outbox)
+    turn_until(first, lambda: first._loop.ledger.outbox)
     crash(first)
     database.get("e").delete()
     database.add("e", 3600)
     second = start()
-    assert second._election.wait(PATIENCE)
-    page = second._election.paths.page(page_of("e"))
-    second._election.session.commit(SetData(page, b"damaged"))
-    second._turn()
-    assert second._gated is not None
+    assert second.election.wait(PATIENCE)
+    page = second.election.paths.page(page_of("e"))
+    second.election.session.commit(SetData(page, b"damaged"))
+    second._loop.turn()
+    assert gated_of(second) is not None
 
 
 def test_resumed_without_catching_up(app: Celery, start: Start, database: Database) -> None:
@@ -235,8 +235,8 @@ def test_resumed_without_catching_up(app: Celery, start: Start, database: Databa
     start_time = before + timedelta(seconds=PERIOD)
     database.add("e", 3600, one_off=True, start_time=start_time)
     scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated)
-    election = scheduler._election
+    turn_until(scheduler, lambda: gated_of(scheduler))
+    election = scheduler.election
     for change in (
         lambda pauses: pauses.pause(None, before),
         lambda pauses: pauses.resume(None, before, True),
@@ -256,7 +256,7 @@ def test_an_entry_that_is_gone(
     database.add("e", PERIOD)
     database.add("other", 3600)
     scheduler = start()
-    turn_until(scheduler, lambda: scheduler._ledger.outbox)
+    turn_until(scheduler, lambda: scheduler._loop.ledger.outbox)
     if change == "disabled meanwhile":
         crash(scheduler)
     if change == "deleted":
@@ -265,5 +265,5 @@ def test_an_entry_that_is_gone(
         database.change("e", enabled=False)
     if change == "disabled meanwhile":
         scheduler = start()
-    turn_until(scheduler, lambda: scheduler._gated and not scheduler._ledger.outbox)
+    turn_until(scheduler, lambda: gated_of(scheduler) and not scheduler._loop.ledger.outbox)
     assert state_of(scheduler, "e").dropped == (1,)

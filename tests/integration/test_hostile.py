@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from kazoo.client import KazooClient
 
-from celery_zk_beat import MasterElection, ZooKeeperScheduler, schedulers
+from celery_zk_beat import MasterElection, ZooKeeperScheduler, loop
 from celery_zk_beat.control import Pause, Pauses, RequestRecord
 from celery_zk_beat.election import candidate as candidate_module
 from celery_zk_beat.election import restraint
@@ -70,7 +70,7 @@ def goes_on(scheduler: ZooKeeperScheduler, app: Celery, *tasks: str) -> None:
     before = len(history(app))
 
     def ran() -> bool:
-        assert scheduler._election.failure is None
+        assert scheduler.election.failure is None
         turn(scheduler)
         return {message.task for message in history(app)[before:]} >= {*(tasks or SCHEDULE)}
 
@@ -89,7 +89,7 @@ def _no_traceback(caplog: pytest.LogCaptureFixture) -> object:
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedulers, "_LOOK_AT_DAMAGE_EVERY", -math.inf)
+    monkeypatch.setattr(loop, "_LOOK_AT_DAMAGE_EVERY", -math.inf)
 
 
 @pytest.mark.parametrize("znode", ["root", "master", "epoch", "members", "masters", "requests"])
@@ -110,7 +110,7 @@ def test_where_nothing_need_be_mended(
     for value in values:
         stranger.write(path, value)
         if znode == "masters":
-            scheduler._election.resign()  # it is read at an election
+            scheduler.election.resign()  # it is read at an election
         goes_on(scheduler, app)
     check(history(app))
 
@@ -128,7 +128,9 @@ def test_pages(app: Celery, make: Make, stranger: Stranger) -> None:
     for value in values:
         before = stranger.write(path, value)
         goes_on(scheduler, app, "other")
-        scheduler._publisher.publish_soon(scheduler._ledger.outbox.values())  # claimed before
+        scheduler._loop.dispatcher.publisher.publish_soon(
+            scheduler._loop.ledger.outbox.values()
+        )  # claimed before
         ran = [message.task for message in history(app)].count("e")
         goes_on(scheduler, app, "other")
         assert [message.task for message in history(app)].count("e") == ran
@@ -183,7 +185,7 @@ def test_the_outbox(app: Celery, make: Make, stranger: Stranger) -> None:
     ]
     for value in values:
         # Else what is claimed already may go with the outbox, or be all that goes on.
-        scheduler._publisher.publish_soon(scheduler._ledger.outbox.values())
+        scheduler._loop.dispatcher.publisher.publish_soon(scheduler._loop.ledger.outbox.values())
         stranger.write(path, value)
         goes_on(scheduler, app)
         aside = [n for n in stranger.client.get_children(stranger.paths.root) if "damaged" in n]
@@ -194,7 +196,7 @@ def test_the_outbox(app: Celery, make: Make, stranger: Stranger) -> None:
     check(history(app))
     stranger.write(path, encode_outbox([unknown, unknown]))
     goes_on(scheduler, app)
-    assert scheduler._ledger.outbox == {unknown.entry: unknown}
+    assert scheduler._loop.ledger.outbox == {unknown.entry: unknown}
 
 
 def test_pauses(app: Celery, make: Make, stranger: Stranger) -> None:
@@ -213,7 +215,7 @@ def test_pauses(app: Celery, make: Make, stranger: Stranger) -> None:
 
         def hears() -> bool:
             turn(scheduler)
-            return bool(scheduler._control.holds("e"))
+            return bool(scheduler._loop.control.holds("e"))
 
         wait_until(hears, PATIENCE, "the pause")
         before = len(history(app))
@@ -258,7 +260,7 @@ def test_odd_children(app: Celery, make: Make, stranger: Stranger) -> None:
     scheduler = make(beat_schedule=SCHEDULE)
     turn(scheduler)
     goes_on(scheduler, app)
-    assert not scheduler._ledger.is_damaged
+    assert not scheduler._loop.ledger.is_damaged
 
 
 def test_a_znode_below_ours(app: Celery, make: Make, stranger: Stranger) -> None:
@@ -268,7 +270,7 @@ def test_a_znode_below_ours(app: Celery, make: Make, stranger: Stranger) -> None
     for path in (stranger.paths.outbox, stranger.paths.epoch, stranger.paths.page(PAGE)):
         stranger.write(f"{path}/x", b"x")
     goes_on(scheduler, app)
-    scheduler._election.resign()
+    scheduler.election.resign()
     goes_on(scheduler, app)
 
 
@@ -324,6 +326,6 @@ def test_a_pause_that_ends_in_the_future(app: Celery, make: Make, stranger: Stra
     turn(scheduler)
     stranger.write(stranger.paths.pauses, Pauses(entries={"e": Pause(None, END)}).encode())
     goes_on(scheduler, app)
-    found = scheduler._ledger.state("e")
+    found = scheduler._loop.ledger.state("e")
     assert found is not None
     assert found.last_run_at - datetime.now(timezone.utc) < timedelta(seconds=5)

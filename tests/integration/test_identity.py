@@ -111,8 +111,7 @@ def test_zookeeper_was_restored(tmp_path: Path, redis_server: Redis, root: str) 
 
         def beat(count: int) -> None:
             scheduler = ZooKeeperScheduler(app=app)
-            scheduler._prepare()
-            scheduler._election.start(PATIENCE)
+            scheduler.election.start(PATIENCE)
             wanted = len(history(app)) + count
             try:
                 wait_until(lambda: turn(scheduler) and len(history(app)) >= wanted, PATIENCE, "x")

@@ -28,7 +28,14 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 from django.utils.functional import lazystr
 from kazoo.client import KazooClient
 
-from celery_zk_beat import ZooKeeperScheduler, broker, clock, runs, schedulers
+from celery_zk_beat import (
+    ZooKeeperScheduler,
+    broker,
+    clock,
+    dispatcher,
+    loop,
+    runs,
+)
 from celery_zk_beat.election import restraint
 from celery_zk_beat.errors import NotMaster, Uncertain
 from celery_zk_beat.ledger import RunLedger
@@ -41,7 +48,19 @@ from tests.conftest import PATIENCE
 from tests.faults import Road
 from tests.history import check
 
-from .conftest import LONG_AGO, Again, Clock, Make, away, back, every, history, state_of, turn
+from .conftest import (
+    LONG_AGO,
+    Again,
+    Clock,
+    Make,
+    away,
+    back,
+    every,
+    history,
+    planner_of,
+    state_of,
+    turn,
+)
 
 
 class Colour(enum.Enum):
@@ -135,7 +154,7 @@ def test_added_later(app: Celery, make: Make) -> None:
         before = len(history(app))
 
         def ran(before: int = before) -> bool:
-            scheduler._turn()
+            scheduler._loop.turn()
             return len(history(app)) > before
 
         wait_until(ran, PATIENCE, "a run")
@@ -205,15 +224,15 @@ def test_changed_by_a_program(
     """Celery sees what was put into the schedule, and taken out, at its next tick; so does ours,
     and what was changed in an entry."""
     one = make(beat_schedule={"e": {"task": "e", "schedule": kind}, "other": every(3600)})
-    assert one._election.wait(PATIENCE)
+    assert one.election.wait(PATIENCE)
     before = datetime.now(timezone.utc)
     for _ in range(3):
-        one._turn()
+        one._loop.turn()
     assert history(app) == []
     change(one)
     time.sleep(0.002)
-    one._turn()
-    one._turn()  # which waits for what is due in a moment
+    one._loop.turn()
+    one._loop.turn()  # which waits for what is due in a moment
     assert [message.task for message in history(app)][:1] == ["e"]
     assert before <= history(app)[0].due <= datetime.now(timezone.utc)
 
@@ -221,25 +240,25 @@ def test_changed_by_a_program(
 def test_a_crontab_that_a_program_has_changed(app: Celery, make: Make) -> None:
     nightly = crontab(minute=0, hour=3)
     one = make(beat_schedule={"e": {"task": "e", "schedule": nightly}})
-    assert one._election.wait(PATIENCE)
-    one._turn()
-    before = one._agenda.next_at
-    one._turn()
-    assert one._agenda.next_at == before
+    assert one.election.wait(PATIENCE)
+    one._loop.turn()
+    before = planner_of(one)._agenda.next_at
+    one._loop.turn()
+    assert planner_of(one)._agenda.next_at == before
     one.schedule["e"].schedule.hour = set(range(24))
-    one._turn()
-    assert one._agenda.next_at < before or before - time.time() < 3600
+    one._loop.turn()
+    assert planner_of(one)._agenda.next_at < before or before - time.time() < 3600
 
 
 def test_a_replaced_entry_keeps_its_clock_and_numbers(app: Celery, make: Make) -> None:
     """They are those of its name; a new object, which has none, does not begin to count anew."""
     one = make(beat_schedule={"e": every(0.05, "e", last_run_at=LONG_AGO)})
-    assert one._election.wait(PATIENCE)
+    assert one.election.wait(PATIENCE)
 
     def wait_for(runs: int) -> None:
         def ran() -> bool:
-            scheduler_left = one._turn()
-            one._wait(max(0.0, min(scheduler_left, 0.05)))
+            scheduler_left = one._loop.turn()
+            one._loop.wait(max(0.0, min(scheduler_left, 0.05)))
             return len(history(app)) >= runs
 
         wait_until(ran, PATIENCE, "runs")
@@ -259,22 +278,22 @@ def test_removed_while_it_is_claimed(
     """By another thread: the loop goes on, and so does the run, when the entry is back."""
     entries = {name: every(0.001, name, last_run_at=LONG_AGO) for name in ("a", "b")}
     one = make(beat_schedule=entries)
-    assert one._election.wait(PATIENCE)
+    assert one.election.wait(PATIENCE)
     claim = RunLedger.claim
     removed: list[ScheduleEntry] = []
 
     def remove_meanwhile(*args: Any, **more: Any) -> Any:
-        claimed = claim(one._ledger, *args, **more)
+        claimed = claim(one._loop.ledger, *args, **more)
         if not removed:
             removed.append(one.schedule.pop("a"))
         return claimed
 
-    monkeypatch.setattr(one._ledger, "claim", remove_meanwhile)
+    monkeypatch.setattr(one._loop.ledger, "claim", remove_meanwhile)
     for _ in range(3):
-        one._turn()
+        one._loop.turn()
     assert {message.task for message in history(app)} == {"b"}
     one.schedule["a"] = removed[0]
-    wait_until(lambda: one._turn() and _tasks(app) == {"a", "b"}, PATIENCE, "the other")
+    wait_until(lambda: one._loop.turn() and _tasks(app) == {"a", "b"}, PATIENCE, "the other")
     assert check(history(app)) == []
 
 
@@ -286,7 +305,7 @@ def test_a_schedule_that_is_made_anew_at_each_look(app: Celery) -> None:
     """By a class of the user's: it is compared, as Celery does, and its numbers go on."""
 
     class Fresh(ZooKeeperScheduler):
-        builds, period = 0, 0.05
+        period = 0.05
 
         def setup_schedule(self) -> None:
             pass
@@ -295,26 +314,30 @@ def test_a_schedule_that_is_made_anew_at_each_look(app: Celery) -> None:
         def schedule(self) -> Any:
             return {"e": self.Entry(name="e", task="e", schedule=self.period, app=self.app)}
 
-        def _build_heap(self) -> None:
-            self.builds += 1
-            super()._build_heap()
-
     one = Fresh(app=app)
-    one._prepare()
-    one._election.start(PATIENCE)
+    builds: list[int] = []
+    seen = planner_of(one).seen
+    take = seen.take
+
+    def counted(entries: Any, count: int) -> set[str]:
+        builds.append(count)
+        return take(entries, count)
+
+    vars(seen).update(take=counted)
+    one.election.start(PATIENCE)
     try:
-        assert one._election.wait(PATIENCE)
+        assert one.election.wait(PATIENCE)
 
         def ran() -> bool:
-            one._wait(max(0.0, min(one._turn(), 0.05)))
+            one._loop.wait(max(0.0, min(one._loop.turn(), 0.05)))
             return len(history(app)) >= 4
 
         wait_until(ran, PATIENCE, "runs")
-        assert one.builds == 1
+        assert len(builds) == 1
         one.period = 3600.0
-        one._turn()
-        assert one.builds == 2
-        assert one._agenda.next_at > time.time() + 3000
+        one._loop.turn()
+        assert len(builds) == 2
+        assert planner_of(one)._agenda.next_at > time.time() + 3000
     finally:
         one.close()
     runs = history(app)
@@ -383,7 +406,7 @@ def test_is_due_raises(app: Celery, make: Make, caplog: pytest.LogCaptureFixture
     }
     one = make(beat_schedule=entries)
     turn(one)
-    one._turn()  # the first claims it, and has seen that it is due again
+    one._loop.turn()  # the first claims it, and has seen that it is due again
     assert "broken: cannot tell when it is due" in caplog.text
     assert {message.task for message in history(app)} == {"good"}
 
@@ -413,10 +436,10 @@ def test_asked_once(app: Celery, make: Make, road: Road) -> None:
     assert len(history(app)) == 1
     turn(one)
     road.cut()
-    wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
+    wait_until(lambda: not one.election.is_master, PATIENCE, "the cut")
     road.open()
     turn(one)
-    one._loaded_at = -schedulers._LOOK_EVERY
+    one._loop._loaded_at = -loop._LOOK_EVERY
     turn(one)
     one.close()
     two = make()
@@ -438,9 +461,9 @@ def test_asked_again_after_anything(app: Celery, make: Make, delay: Any) -> None
     """Whatever a class says, it can be written, and read."""
     one = make(beat_schedule={"e": {"task": "e", "schedule": Again(60, delay)}})
     turn(one)
-    term = one._election.term
+    term = one.election.term
     assert term is not None
-    one._ledger.load(term)
+    one._loop.ledger.load(term)
     state = state_of(one, "e")
     assert state.total_run_count == 1
     kept = delay in (timedelta(hours=1), math.inf, 1e300)
@@ -524,7 +547,7 @@ def test_a_naive_clock_of_the_app(app: Celery, make: Make, zone: str) -> None:
     one = make(beat_schedule={"e": every(0.5), "m": {"task": "m", "schedule": crontab()}})
     turn(one)
     assert history(app) == []
-    wait_until(lambda: one._turn() and len(history(app)) >= 3, PATIENCE, "runs")
+    wait_until(lambda: one._loop.turn() and len(history(app)) >= 3, PATIENCE, "runs")
     for message in history(app):
         assert began <= message.due <= datetime.now(timezone.utc) + timedelta(seconds=1)
     for name in "em":
@@ -537,10 +560,10 @@ def test_a_naive_clock_that_is_set_back_in_autumn(app: Celery, make: Make) -> No
     ahead = timedelta(hours=2)
     app.now = lambda: datetime.now(timezone.utc).replace(tzinfo=None) + ahead
     one = make(beat_schedule={"e": every(0.3)})
-    wait_until(lambda: one._turn() is not None and history(app), PATIENCE, "a run")
+    wait_until(lambda: one._loop.turn() is not None and history(app), PATIENCE, "a run")
     ahead = timedelta(hours=1)
     before = len(history(app))
-    wait_until(lambda: one._turn() and len(history(app)) >= before + 3, PATIENCE, "runs")
+    wait_until(lambda: one._loop.turn() and len(history(app)) >= before + 3, PATIENCE, "runs")
     assert check(history(app)) == []
 
 
@@ -571,7 +594,7 @@ def test_a_state_with_a_last_run_that_cannot_be(
     app.conf.timezone = "America/New_York"
     one = make(beat_schedule={"e": every(60)})
     turn(one)
-    path = one._election.paths.page(page_of("e"))
+    path = one.election.paths.page(page_of("e"))
     one.close()
     fields = json.loads(client.get(path)[0])
     fields["entries"]["e"]["last_run_at"] = "0001-01-01T00:00:00.000000+00:00"
@@ -642,7 +665,7 @@ def test_eager_tasks_that_fail(
     for _ in range(6):
         turn(one)
     assert sorted(calls) == ["a", "c", "slow"]
-    assert one._ledger.outbox == {}
+    assert one._loop.ledger.outbox == {}
     assert (one.metrics.published, one.metrics.dropped) == (3, 1)
     lines = [line for line in caplog.messages if "the task's own" in line]
     assert len(lines) == 2
@@ -668,17 +691,18 @@ def test_one_publish_is_one_attempt(app: Celery, make: Make) -> None:
     one.producer.publish = publish
     turn(one)
     assert attempts == [False]
-    assert list(one._ledger.outbox) == ["e"]
+    assert list(one._loop.ledger.outbox) == ["e"]
 
 
 def test_expires_and_countdown(app: Celery, make: Make) -> None:
     """They count from the publishing, as in Celery, also of a run that waited in the outbox."""
     options = {"expires": 60, "countdown": 30}
     one = make(beat_schedule={"e": every(60, options=options, last_run_at=LONG_AGO)})
-    publish, one._publisher.publish = one._publisher.publish, lambda runs: None  # type: ignore[method-assign]
+    publish = one._loop.dispatcher.publisher.publish
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     published = datetime.now(timezone.utc)
-    one._publisher.publish = publish  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = publish  # type: ignore[method-assign]
     turn(one)
     with redis.Redis.from_url(app.conf.broker_url) as server:
         headers = json.loads(server.lindex("celery", 0))["headers"]
@@ -695,8 +719,8 @@ def test_starting_deadline(app: Celery, make: Make, deadline: int | None, runs: 
     entry = crontab(minute="0", nowfun=clock, app=app)
     one = make(beat_schedule={"e": {"task": "e", "schedule": entry}})
     app.conf.beat_cron_starting_deadline = deadline
-    one._ledger.load(wait_until(lambda: one._election.term, PATIENCE, "a term"))
-    one._ledger.first_seen({"e": clock.now - timedelta(hours=1)})
+    one._loop.ledger.load(wait_until(lambda: one.election.term, PATIENCE, "a term"))
+    one._loop.ledger.first_seen({"e": clock.now - timedelta(hours=1)})
     turn(one)
     assert len(history(app)) == runs
     clock.now += timedelta(minutes=30)
@@ -749,9 +773,9 @@ def test_claimed_and_not_published(
 ) -> None:
     """The next master publishes what the last one had claimed, with its number and its due."""
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
-    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
-    (run,) = one._ledger.outbox.values()
+    (run,) = one._loop.ledger.outbox.values()
     assert history(app) == []
     two = make()
     one.close()
@@ -761,7 +785,7 @@ def test_claimed_and_not_published(
     assert "e: run 1, due 2020-01-01T00:01:00" in caplog.text
     turn(two)
     assert len(history(app)) == 1
-    assert two._ledger.outbox == {}
+    assert two._loop.ledger.outbox == {}
 
 
 @pytest.mark.parametrize("who", ["it", "the next", "the next, of one that died"])
@@ -780,17 +804,17 @@ def test_one_run_for_all_that_was_missed(
     good = away(app)
     clock.now += timedelta(hours=1)
     turn(one)
-    assert list(one._ledger.outbox) == ["e"]
+    assert list(one._loop.ledger.outbox) == ["e"]
     clock.now += timedelta(hours=3)
     turn(one)
     back(app, good, one)
     if who == "the next, of one that died":
-        monkeypatch.setattr(one._ledger, "confirm", lambda: None)
+        monkeypatch.setattr(one._loop.ledger, "confirm", lambda: None)
         turn(one)
-        one._election.stop()
+        one.election.stop()
         clock.now += timedelta(hours=1)
     elif who == "the next":
-        one._hand_over()
+        one._loop.hand_over()
         one.close()
     last = one if who == "it" else make()
     for _ in range(3):
@@ -802,7 +826,7 @@ def test_one_run_for_all_that_was_missed(
     )
     assert [(run.run, run.due) for run in runs] == expected
     assert {run.id for run in runs[:2]} >= {last.task_id("e", 1, first)}
-    last._ledger.flush()
+    last._loop.ledger.flush()
     state = state_of(last, "e")
     assert state.last_run_at == clock.now
     clock.now += timedelta(hours=1)
@@ -817,13 +841,13 @@ def test_what_certainly_has_not_left_is_not_dropped(app: Celery, make: Make) -> 
     one = make(beat_schedule=sched, zk_beat_recovery="drop", zk_beat_publish_deadline=None)
     good = away(app)
     turn(one)
-    one._say_goodbye()
-    one._election.stop()
+    one._loop.say_goodbye()
+    one.election.stop()
     two = make()
     turn(two)
-    two._ledger.forget()
+    two._loop.ledger.forget()
     turn(two)
-    assert two._ledger.unsent == {"e"}
+    assert two._loop.ledger.unsent == {"e"}
     back(app, good, two)
     turn(two)
     assert [message.entry for message in history(app)] == ["e"]
@@ -850,7 +874,7 @@ def test_the_answer_of_the_broker_was_lost(
     monkeypatch.setattr(one._broker, "_begin", lost)
     turn(one)
     monkeypatch.undo()
-    assert list(one._ledger.outbox) == ["e"]
+    assert list(one._loop.ledger.outbox) == ["e"]
     with redis.Redis.from_url(app.conf.broker_url) as server:
         server.delete("celery")
     clock.now += timedelta(hours=2)
@@ -881,8 +905,8 @@ def test_a_schedule_is_not_asked_for_a_run_that_is_late(app: Celery, make: Make)
     one = make(beat_schedule={"e": {"task": "e", "schedule": Events(events)}})
     events.append("one")
     good = away(app)
-    wait_until(lambda: turn(one) is not None and one._ledger.outbox, PATIENCE, "a claim")
-    claimed = one._ledger.outbox["e"].claimed
+    wait_until(lambda: turn(one) is not None and one._loop.ledger.outbox, PATIENCE, "a claim")
+    claimed = one._loop.ledger.outbox["e"].claimed
     wait_until(
         lambda: datetime.now(timezone.utc) - claimed > timedelta(seconds=0.3), PATIENCE, "late"
     )
@@ -919,15 +943,17 @@ def test_no_second_run_when_the_broker_is_back(app: Celery, make: Make) -> None:
     one = make(beat_schedule={"e": every(0.7)})
     good = away(app)
     turn(one)
-    wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a run")
-    claimed = one._ledger.outbox["e"].claimed
+    wait_until(lambda: one._loop.turn() is not None and one._loop.ledger.outbox, PATIENCE, "a run")
+    claimed = one._loop.ledger.outbox["e"].claimed
     wait_until(
-        lambda: one._turn() and datetime.now(timezone.utc) - claimed > timedelta(seconds=1.5),
+        lambda: one._loop.turn() and datetime.now(timezone.utc) - claimed > timedelta(seconds=1.5),
         PATIENCE,
         "the next two to come due",
     )
     back(app, good, one)
-    wait_until(lambda: one._turn() is not None and len(history(app)) == 3, PATIENCE, "three runs")
+    wait_until(
+        lambda: one._loop.turn() is not None and len(history(app)) == 3, PATIENCE, "three runs"
+    )
     past = state_of(one, "e").history
     assert all(then.due > run.at - timedelta(seconds=0.5) for run, then in zip(past, past[1:]))
     assert past[0].at - past[0].due > timedelta(seconds=1.5)
@@ -940,7 +966,7 @@ def test_a_run_that_was_asked_for_stands_for_no_other(app: Celery, make: Make) -
     begun, good = clock.now, away(app)
     state = state_of(one, "e")
     now = datetime.now(timezone.utc)
-    one._claim_runs([Run("e", state.total_run_count + 1, now, now, 1, True, state.key)])
+    one._loop.dispatcher.claim([Run("e", state.total_run_count + 1, now, now, 1, True, state.key)])
     clock.now += timedelta(hours=2)
     turn(one)
     back(app, good, one)
@@ -955,7 +981,7 @@ def test_a_run_that_was_asked_for_stands_for_no_other(app: Celery, make: Make) -
 def test_dropped(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """zk_beat_recovery = "drop": what an earlier master left is noted and not published."""
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_recovery="drop")
-    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     one.close()
     two = make()
@@ -970,7 +996,7 @@ def test_dropped(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> N
     assert "e: run 1, due 2020-01-01T00:01:00" in caplog.text
     assert "it is dropped" in caplog.text
     assert state_of(two, "e").dropped == (1,)
-    assert two._ledger.outbox == {}
+    assert two._loop.ledger.outbox == {}
     assert told.get(timeout=PATIENCE) == {
         "signal": run_dropped,
         "sender": two,
@@ -990,11 +1016,12 @@ def test_ones_own_runs_are_not_dropped(app: Celery, make: Make, road: Road) -> N
         zk_beat_recovery="drop",
         zk_beat_hosts=road.hosts,
     )
-    publish, one._publisher.publish = one._publisher.publish, lambda runs: None  # type: ignore[method-assign]
+    publish = one._loop.dispatcher.publisher.publish
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
-    one._publisher.publish = publish  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = publish  # type: ignore[method-assign]
     road.cut()
-    wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
+    wait_until(lambda: not one.election.is_master, PATIENCE, "the cut")
     road.open()
     turn(one)
     assert [message.run for message in history(app)] == [1]
@@ -1003,19 +1030,19 @@ def test_ones_own_runs_are_not_dropped(app: Celery, make: Make, road: Road) -> N
 def test_a_lost_confirmation_repeats_nothing(app: Celery, make: Make, road: Road) -> None:
     """[I3] Published, then cut off before ZooKeeper knew: the same process knows."""
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_hosts=road.hosts)
-    send = one._publisher._send
+    send = one._loop.dispatcher.publisher._send
 
     def send_and_cut(*args: Any) -> None:
         send(*args)
         road.cut()
-        wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
+        wait_until(lambda: not one.election.is_master, PATIENCE, "the cut")
 
-    one._publisher._send = send_and_cut  # type: ignore[assignment]
+    one._loop.dispatcher.publisher._send = send_and_cut  # type: ignore[assignment]
     turn(one)
     road.open()
-    one._publisher._send = send  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher._send = send  # type: ignore[method-assign]
     turn(one)
-    one._say_goodbye()
+    one._loop.say_goodbye()
     one.close()
     turn(make())
     assert [message.run for message in history(app)] == [1]
@@ -1034,13 +1061,13 @@ def test_a_master_without_a_broker_resigns(
     entries = {"e": every(60, last_run_at=LONG_AGO)}
     good = app.conf.broker_url
     one = make(beat_schedule=entries, zk_beat_publish_deadline=0.2, zk_beat_id="one")
-    assert one._election.wait(PATIENCE)
+    assert one.election.wait(PATIENCE)
     app.conf.broker_write_url = app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
     two = make(zk_beat_id="two")
 
     def resigned() -> bool:
-        one._turn()
-        return bool(two._election.is_master)
+        one._loop.turn()
+        return bool(two.election.is_master)
 
     wait_until(resigned, PATIENCE, "another master")
     assert "zk_beat_publish_deadline = 0.2" in caplog.text
@@ -1056,23 +1083,23 @@ def test_a_mended_page_is_noticed(app: Celery, make: Make, client: KazooClient) 
     """Without a restart."""
     one = make(beat_schedule={"e": every(0.001, "e")})
     wait_until(lambda: turn(one) and history(app), PATIENCE, "a run")
-    path = f"{one._election.paths.runs}/{page_of('e')}"
+    path = f"{one.election.paths.runs}/{page_of('e')}"
     good = client.get(path)[0]
     client.set(path, b"{")
-    one._ledger.forget()
+    one._loop.ledger.forget()
     turn(one)
-    one._publisher.publish_soon(one._ledger.outbox.values())  # claimed before
+    one._loop.dispatcher.publisher.publish_soon(one._loop.ledger.outbox.values())  # claimed before
     before = len(history(app))
     client.set(path, good)
     turn(one)
     assert len(history(app)) == before
-    one._loaded_at = -1e9  # long ago
+    one._loop._loaded_at = -1e9  # long ago
     wait_until(lambda: turn(one) and len(history(app)) > before, PATIENCE, "a run")
 
 
 def test_another_schedule(app: Celery, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """Seen by the standby, when it sees the master."""
-    make(beat_schedule={"a": every(60)}, zk_beat_id="one")._election.wait(PATIENCE)
+    make(beat_schedule={"a": every(60)}, zk_beat_id="one").election.wait(PATIENCE)
     make(beat_schedule={"b": every(60)}, zk_beat_id="two")
     assert "one, the master, has another schedule than two" in caplog.text
 
@@ -1086,12 +1113,12 @@ def test_a_clock_that_is_off(
     says: str,
 ) -> None:
     """Noticed by a standby, too: ZooKeeper's answers bear its time."""
-    make(zk_beat_id="one")._election.wait(PATIENCE)
+    make(zk_beat_id="one").election.wait(PATIENCE)
     now = clock.timestamp
     monkeypatch.setattr(clock, "timestamp", lambda: now() + shift)
     two = make(zk_beat_id="two")
-    wait_until(lambda: two._election.clock_offset, PATIENCE, "an offset")
-    assert abs(two._election.clock_offset - shift) < 2
+    wait_until(lambda: two.election.clock_offset, PATIENCE, "an offset")
+    assert abs(two.election.clock_offset - shift) < 2
     assert f"s {says} that of ZooKeeper" in caplog.text
 
 
@@ -1110,20 +1137,20 @@ def test_clocks_apart(app: Celery, make: Make, shift: float) -> None:
     one = make(beat_schedule=entries)
     app.__class__ = Shifted
     wait_until(lambda: turn(one) and len(history(app)) >= 1, PATIENCE, "a run")
-    one._say_goodbye()
+    one._loop.say_goodbye()
     one.close()
     off = timedelta(seconds=shift)
     two = make()
     before = len(history(app))
     wait_until(lambda: turn(two) and len(history(app)) >= before + 2, PATIENCE, "two runs")
     assert check(history(app)) == []
-    two._say_goodbye()
+    two._loop.say_goodbye()
 
 
 def test_claimed_by_a_newer_release(app: Celery, make: Make) -> None:
     """A run of an entry that this beat does not know stays in the outbox, for one that does."""
     one = make(beat_schedule={"new": every(60, last_run_at=LONG_AGO)})
-    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
     one.close()
     two = make(beat_schedule={"old": every(60, "old", last_run_at=LONG_AGO)})
@@ -1141,17 +1168,17 @@ def test_cut_off_between_claim_and_publish(
     """[1] [2] What is claimed is not published by a beat that cannot be sure any more; once it is
     again, it is, once."""
     one = make(zk_beat_hosts=road.hosts, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
-    publish = one._publisher.publish
+    publish = one._loop.dispatcher.publisher.publish
 
     def cut_and_publish(runs: Iterable[Run]) -> None:
         road.cut()
-        wait_until(lambda: not one._election.session.connected, PATIENCE, "the cut")
+        wait_until(lambda: not one.election.session.connected, PATIENCE, "the cut")
         publish(runs)
 
-    one._publisher.publish = cut_and_publish  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = cut_and_publish  # type: ignore[method-assign]
     turn(one)
     assert history(app) == []
-    one._publisher.publish = publish  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = publish  # type: ignore[method-assign]
     road.open()
     turn(one)
     assert [message.run for message in history(app)] == [1]
@@ -1163,18 +1190,18 @@ def test_woken_after_a_long_pause(app: Celery, make: Make, road: Road) -> None:
     """[2] [I4] As after a suspend: the claim is older than what the session time-out allows, so the
     server is asked before anything is published."""
     one = make(zk_beat_hosts=road.hosts, beat_schedule={"e": every(60, last_run_at=LONG_AGO)})
-    publish = one._publisher.publish
+    publish = one._loop.dispatcher.publisher.publish
 
     def pause_and_publish(runs: Iterable[Run]) -> None:
         if not runs:
             return
-        one._ledger._entitled_until = 0.0  # the pause
+        one._loop.ledger._entitled_until = 0.0  # the pause
         road.block()
         with pytest.raises((NotMaster, Uncertain)):
-            one._ledger.assure()
+            one._loop.ledger.assure()
         publish(runs)
 
-    one._publisher.publish = pause_and_publish  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = pause_and_publish  # type: ignore[method-assign]
     turn(one)
     assert history(app) == []
 
@@ -1183,12 +1210,12 @@ def test_woken_while_the_message_is_made(app: Celery, make: Make, road: Road) ->
     """[I4] As before, but the pause falls between the check and the sending: it is checked once
     more at the last moment."""
     one = make(zk_beat_hosts=road.hosts)
-    wait_until(lambda: one._election.is_master, PATIENCE, "a master")
+    wait_until(lambda: one.election.is_master, PATIENCE, "a master")
 
     def pause() -> str:
-        one._ledger._entitled_until = 0.0
+        one._loop.ledger._entitled_until = 0.0
         road.cut()
-        wait_until(lambda: not one._election.is_master, PATIENCE, "the cut")
+        wait_until(lambda: not one.election.is_master, PATIENCE, "the cut")
         return "argument"
 
     lazy = BeatLazyFunc(pause)
@@ -1206,9 +1233,9 @@ def test_damaged_page(app: Celery, make: Make, client: KazooClient) -> None:
     names = {"a": every(0.001, "a"), "b": every(0.001, "b")}
     one = make(beat_schedule=names)
     wait_until(lambda: turn(one) and len(history(app)) > 2, PATIENCE, "runs")
-    one._say_goodbye()
+    one._loop.say_goodbye()
     one.close()
-    path = f"{one._election.paths.runs}/{page_of('a')}"
+    path = f"{one.election.paths.runs}/{page_of('a')}"
     good = client.get(path)[0]
     client.set(path, b"{")
     before = len(history(app))
@@ -1216,7 +1243,7 @@ def test_damaged_page(app: Celery, make: Make, client: KazooClient) -> None:
     wait_until(lambda: turn(two) and len(history(app)) > before + 2, PATIENCE, "runs")
     assert {message.task for message in history(app)[before:]} == {"b"}
     client.set(path, good)
-    two._say_goodbye()
+    two._loop.say_goodbye()
     two.close()
     three = make()
     before = len(history(app))
@@ -1257,8 +1284,8 @@ def days(make: Make, clock: Clock, hours: float, spec: dict[str, str], failover:
     entries = {"e": {"task": "e", "schedule": crontab(nowfun=clock, **spec)}}
     scheduler = make(beat_schedule=entries)
     # The clock of the scheduler itself is years away from the one of the schedule.
-    scheduler._ledger.load(wait_until(lambda: scheduler._election.term, PATIENCE, "a term"))
-    scheduler._ledger.first_seen({"e": clock.now})
+    scheduler._loop.ledger.load(wait_until(lambda: scheduler.election.term, PATIENCE, "a term"))
+    scheduler._loop.ledger.first_seen({"e": clock.now})
     for _ in range(int(hours * 12)):
         clock.now += timedelta(minutes=5)
         if failover:
@@ -1320,7 +1347,7 @@ def test_the_kernel_gives_up_before_the_session_ends(app: Celery, make: Make) ->
     turn(one)
     (connection,) = one.producer.channel.client.connection_pool._available_connections
     held = connection._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-    assert held / 1000 == pytest.approx(one._election.session.timeout / 3, abs=0.001)
+    assert held / 1000 == pytest.approx(one.election.session.timeout / 3, abs=0.001)
 
 
 def test_progress_is_seen(app: Celery) -> None:
@@ -1329,8 +1356,8 @@ def test_progress_is_seen(app: Celery) -> None:
     scheduler = ZooKeeperScheduler(app=app)
     try:
         assert [scheduler.tick() for _ in range(2)] == [0, 0]
-        scheduler._turn = lambda: 1 / 0  # type: ignore[method-assign]
-        scheduler._wake()
+        scheduler._loop.turn = lambda: 1 / 0  # type: ignore[method-assign]
+        scheduler._loop.wake()
         with pytest.raises(ZeroDivisionError):
             collections.deque(iter(scheduler.tick, None), maxlen=0)
     finally:
@@ -1348,7 +1375,7 @@ def test_one_that_looks_like_a_broker_that_is_away(app: Celery, make: Make) -> N
     one = make(beat_schedule={"bad": bad, "good": every(0.05, "good")})
     wait_until(lambda: turn(one) and len(history(app)) >= 3, PATIENCE, "runs of the good one")
     assert {message.task for message in history(app)} == {"good"}
-    assert "bad" in one._ledger.outbox
+    assert "bad" in one._loop.ledger.outbox
 
 
 def test_a_broker_away_under_many_entries(
@@ -1362,13 +1389,13 @@ def test_a_broker_away_under_many_entries(
     one = make(beat_schedule={name: every(3600, name, last_run_at=LONG_AGO) for name in names})
     turn(one)
     for _ in range(5):
-        assert 0 < one._turn() < PATIENCE
-        assert len(one._ledger.outbox) == MOST_RUNS
+        assert 0 < one._loop.turn() < PATIENCE
+        assert len(one._loop.ledger.outbox) == MOST_RUNS
     app.conf.broker_write_url = app.conf.broker_url = good
     one._broker.drop()
 
     def all_sent() -> bool:
-        one._turn()
+        one._loop.turn()
         return len(history(app)) >= len(names)
 
     wait_until(all_sent, 3 * PATIENCE, "all of them")
@@ -1380,19 +1407,21 @@ def test_what_no_schedule_names_takes_no_room(
     app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """[I12] Deploys that rename entries while the broker is away."""
-    monkeypatch.setattr(schedulers, "MOST_RUNS", 10)
+    monkeypatch.setattr(dispatcher, "MOST_RUNS", 10)
     good = away(app)
     for version in ("a", "b", "c"):
         names = [f"{version}{n}" for n in range(10)]
         one = make(beat_schedule={name: every(3600, last_run_at=LONG_AGO) for name in names})
         turn(one)
-        assert one._ledger.outbox.keys() >= set(names)
+        assert one._loop.ledger.outbox.keys() >= set(names)
         one.close()
     app.conf.broker_write_url = app.conf.broker_url = good
     two = make(beat_schedule={f"now{n}": every(3600, last_run_at=LONG_AGO) for n in range(10)})
     turn(two)
-    wait_until(lambda: two._turn() is not None and len(history(app)) == 10, PATIENCE, "its runs")
-    assert len(two._ledger.outbox) == 30
+    wait_until(
+        lambda: two._loop.turn() is not None and len(history(app)) == 10, PATIENCE, "its runs"
+    )
+    assert len(two._loop.ledger.outbox) == 30
     assert two.metrics.dropped == 0
 
 
@@ -1405,13 +1434,13 @@ def test_what_no_schedule_names_is_dropped(
         one = make(beat_schedule={name: every(3600, last_run_at=LONG_AGO)})
         turn(one)
         one.close()
-    monkeypatch.setattr(schedulers, "_LOOK_AT_HELD_EVERY", 0.0)
+    monkeypatch.setattr(dispatcher, "_LOOK_AT_HELD_EVERY", 0.0)
     two = make(beat_schedule={"other": every(3600)})
     turn(two)
-    assert two._ledger.outbox.keys() == {"renamed", "other"}
-    monkeypatch.setattr(schedulers, "UNNAMED_FOR", timedelta(0))
-    two._turn()
-    assert two._ledger.outbox.keys() == {"other"}
+    assert two._loop.ledger.outbox.keys() == {"renamed", "other"}
+    monkeypatch.setattr(dispatcher, "UNNAMED_FOR", timedelta(0))
+    two._loop.turn()
+    assert two._loop.ledger.outbox.keys() == {"other"}
     why = "no schedule names it, for longer than 0 d"
     assert [past.note for past in state_of(two, "renamed").history] == [f"dropped: {why}"]
     assert "renamed: run 1" in caplog.text
@@ -1428,16 +1457,16 @@ def test_too_much_is_held_back(
     one.close()
     two = make(beat_schedule={f"bad{n}": every(3600, last_run_at=LONG_AGO) for n in range(2)})
     turn(two)
-    sizes = {name: bytes_of([run]) for name, run in two._ledger.outbox.items()}
+    sizes = {name: bytes_of([run]) for name, run in two._loop.ledger.outbox.items()}
     assert sizes.keys() == {"old0", "old1", "bad0", "bad1"}
     for name in ("bad0", "bad1"):
-        two._publisher._back_off.punish(name)
-    client.delete(two._election.paths.page(page_of("old0")))  # there is no state for the note
-    two._ledger.forget()
+        two._loop.dispatcher.publisher._back_off.punish(name)
+    client.delete(two.election.paths.page(page_of("old0")))  # there is no state for the note
+    two._loop.ledger.forget()
     for left in (["old1", "bad0", "bad1"], ["bad0", "bad1"], []):
-        monkeypatch.setattr(schedulers, "MOST_HELD", sum(sizes[name] for name in left))
+        monkeypatch.setattr(dispatcher, "MOST_HELD", sum(sizes[name] for name in left))
         turn(two)
-        assert sorted(two._ledger.outbox) == sorted(left)
+        assert sorted(two._loop.ledger.outbox) == sorted(left)
     (past,) = state_of(two, "bad0").history
     assert past.note == "dropped: it cannot be published, and no more is kept of what is held back"
     assert state_of(two, "old0").dropped == (1,)
@@ -1448,22 +1477,24 @@ def test_what_cannot_be_published_holds_no_other_up(
     app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
     """[I12] However many there are."""
-    monkeypatch.setattr(schedulers, "MOST_RUNS", 10)
-    monkeypatch.setattr(schedulers, "_MOST_CLAIMED", 5)
+    monkeypatch.setattr(dispatcher, "MOST_RUNS", 10)
+    monkeypatch.setattr(dispatcher, "_MOST_CLAIMED", 5)
     queue = {"queue": "refused", "routing_key": "refused"}
     entries = {f"bad{n}": every(3600, last_run_at=LONG_AGO, options=queue) for n in range(bad)}
     one = make(beat_schedule={**entries, "good": every(0.3, "good")})
-    send = one._publisher._send
+    send = one._loop.dispatcher.publisher._send
 
     def refuse(run: Run, *args: Any) -> None:
         if run.entry != "good":
             raise OSError("refused")
         send(run, *args)
 
-    one._publisher._send = refuse  # type: ignore[assignment]
-    wait_until(lambda: one._turn() is not None and len(history(app)) == 10, PATIENCE, "ten runs")
+    one._loop.dispatcher.publisher._send = refuse  # type: ignore[assignment]
+    wait_until(
+        lambda: one._loop.turn() is not None and len(history(app)) == 10, PATIENCE, "ten runs"
+    )
     assert {message.task for message in history(app)} == {"good"}
-    assert len(one._ledger.outbox) == bad
+    assert len(one._loop.ledger.outbox) == bad
 
 
 @pytest.mark.parametrize("is_long", [True, False])
@@ -1478,7 +1509,7 @@ def test_an_entry_that_is_put_back(
     turn(one)
     state = state_of(one, "nightly")
     long_ago = state.last_run_at - timedelta(days=10)
-    one._ledger.rewrite({"nightly": replace(state, last_run_at=long_ago, total_run_count=7)})
+    one._loop.ledger.rewrite({"nightly": replace(state, last_run_at=long_ago, total_run_count=7)})
     removed = one.schedule.pop("nightly")
     turn(one)
     one.schedule["nightly"] = removed
@@ -1500,7 +1531,7 @@ def test_a_long_list_is_not_told_at_each_take_over(
     """Without a broker, beats take turns, and each finds the same outbox."""
     entries = {f"e{number}": every(3600, last_run_at=LONG_AGO) for number in range(100)}
     one = make(beat_schedule=entries)
-    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
 
     def told(words: str) -> list[str]:
@@ -1508,13 +1539,13 @@ def test_a_long_list_is_not_told_at_each_take_over(
         return [message for message in found if words in message]
 
     caplog.clear()
-    one._ledger.forget()
+    one._loop.ledger.forget()
     turn(one)
     assert told("perhaps") == []  # they were not: it claimed them itself
     assert told("claimed") == ["100 runs were claimed before and are still to be published"]
-    one._election.stop()
+    one.election.stop()
     two = make()
-    two._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    two._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(two)
     assert 0 < len(told("perhaps not published")) < 50
     assert told("perhaps not published")[-1].startswith("100 runs in all")
@@ -1539,18 +1570,18 @@ def test_progress_is_seen_in_a_long_turn(
     app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker that is slow, but takes each message, is no reason to end."""
-    monkeypatch.setattr(schedulers, "SHOWN_EVERY", 0.0)
+    monkeypatch.setattr(loop, "SHOWN_EVERY", 0.0)
     entries = {name: every(3600, name, last_run_at=LONG_AGO) for name in ("a", "b", "c")}
     one = make(beat_schedule=entries)
     seen: list[object] = []
-    send = one._publisher._send
+    send = one._loop.dispatcher.publisher._send
     one._progress.wait(0)
 
     def slow(*args: Any) -> None:
         seen.append(one._progress.wait(0))
         send(*args)
 
-    one._publisher._send = slow  # type: ignore[assignment]
+    one._loop.dispatcher.publisher._send = slow  # type: ignore[assignment]
     turn(one)
     assert seen == [False, True, True]  # after the first, and after the second
 
@@ -1558,9 +1589,9 @@ def test_progress_is_seen_in_a_long_turn(
 def test_dropped_without_a_state(app: Celery, make: Make, client: KazooClient) -> None:
     """There is nothing to note it in: then it is published, and the log says so."""
     one = make(beat_schedule={"e": every(60, last_run_at=LONG_AGO)}, zk_beat_recovery="drop")
-    one._publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    one._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
     turn(one)
-    client.delete(one._election.paths.page(page_of("e")))
+    client.delete(one.election.paths.page(page_of("e")))
     one.close()
     two = make()
     turn(two)
@@ -1580,17 +1611,17 @@ def test_an_entry_that_cannot_be_scheduled(app: Celery, make: Make) -> None:
 def test_added_while_the_heap_is_built(app: Celery, make: Make) -> None:
     """By another thread: it is not forgotten."""
     one = make(beat_schedule={"a": every(3600, "a", last_run_at=LONG_AGO)})
-    assert one._election.wait(PATIENCE)
+    assert one.election.wait(PATIENCE)
     first_seen = RunLedger.first_seen
 
     def add_meanwhile(*args: Any, **more: Any) -> None:
-        del vars(one._ledger)["first_seen"]
-        first_seen(one._ledger, *args, **more)
+        del vars(one._loop.ledger)["first_seen"]
+        first_seen(one._loop.ledger, *args, **more)
         one.update_from_dict({"b": every(3600, "b", last_run_at=LONG_AGO)})
 
-    vars(one._ledger)["first_seen"] = add_meanwhile
-    one._turn()
-    one._turn()
+    vars(one._loop.ledger)["first_seen"] = add_meanwhile
+    one._loop.turn()
+    one._loop.turn()
     assert {message.task for message in history(app)} == {"a", "b"}
 
 

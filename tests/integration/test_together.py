@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 from kombu import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, clock, publishing, schedulers
+from celery_zk_beat import ZooKeeperScheduler, beat_schedule, publishing
 from celery_zk_beat.broker import MOST_TOGETHER
 from celery_zk_beat.messages import Sender
 from celery_zk_beat.signals import run_published
@@ -47,7 +47,7 @@ def test_all_of_them(app: Celery, make: Make) -> None:
     try:
         assert one._broker.most_together == MOST_TOGETHER
         wait_until(
-            lambda: one._turn() is not None and len(announced) == len(names),
+            lambda: one._loop.turn() is not None and len(announced) == len(names),
             PATIENCE,
             "all signals",
         )
@@ -56,7 +56,7 @@ def test_all_of_them(app: Celery, make: Make) -> None:
     assert sorted(announced) == sorted(names)
     assert sorted(message.task for message in history(app)) == sorted(["first", *names])
     assert check(history(app)) == []
-    assert one._ledger.outbox == {}
+    assert one._loop.ledger.outbox == {}
 
 
 @needs_batches
@@ -67,7 +67,7 @@ def test_one_that_cannot_be_made(app: Celery, make: Make) -> None:
     one.update_from_dict({**due("a", "b"), **due("bad", args=[object()]), **due("y", "z")})
     turn(one)
     assert sorted(message.task for message in history(app)) == ["a", "b", "first", "y", "z"]
-    assert one._ledger.outbox == {}
+    assert one._loop.ledger.outbox == {}
     assert one.metrics.dropped == 1
 
 
@@ -79,9 +79,9 @@ def test_a_queue_that_is_nowhere(app: Celery, make: Make) -> None:
     one.update_from_dict({**due("a", "z"), **due("bad", options={"queue": "nowhere"})})
     turn(one)
     assert sorted(message.task for message in history(app)) == ["a", "first", "z"]
-    assert one._ledger.outbox == {}
+    assert one._loop.ledger.outbox == {}
     assert one.metrics.dropped == 1
-    assert one._publisher.failing_since is None
+    assert one._loop.dispatcher.publisher.failing_since is None
     assert one.producer is producer
 
 
@@ -96,7 +96,9 @@ def test_one_that_the_broker_refuses(app: Celery, make: Make, redis_server: Redi
     good = {f"e{number}" for number in range(5)}
     one.update_from_dict({**due(*good), **due("bad", options={"queue": "refusing"})})
     wait_until(
-        lambda: one._turn() is not None and list(one._ledger.outbox) == ["bad"], PATIENCE, "others"
+        lambda: one._loop.turn() is not None and list(one._loop.ledger.outbox) == ["bad"],
+        PATIENCE,
+        "others",
     )
     sent = [message for message in history(app) if message.task in good]
     assert {message.task for message in sent} == good
@@ -109,20 +111,22 @@ def claimed_ahead(
 ) -> tuple[ZooKeeperScheduler, datetime]:
     """A scheduler that has claimed a run which is due in a moment: then, and not before."""
     one = make(beat_schedule={"e": every(3600), **(also or {})}, **conf)
-    assert one._election.wait(PATIENCE)
+    assert one.election.wait(PATIENCE)
     # Only now, for a beat that is made after it was due publishes at once.
     at = datetime.now(timezone.utc) + timedelta(seconds=0.9)
     one.schedule["e"].last_run_at = at - timedelta(hours=1)
-    wait_until(lambda: one._turn() is not None and one._ledger.outbox, PATIENCE, "a claim")
+    wait_until(
+        lambda: one._loop.turn() is not None and one._loop.ledger.outbox, PATIENCE, "a claim"
+    )
     return one, at
 
 
 def test_not_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
     one, at = claimed_ahead(make)
     while history(app) == []:
         sent_after = datetime.now(timezone.utc)
-        one._turn()
+        one._loop.turn()
     assert datetime.now(timezone.utc) >= at
     assert sent_after > at - timedelta(milliseconds=500)
     (message,) = history(app)
@@ -133,7 +137,7 @@ def test_not_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.Monke
 @needs_batches
 def test_made_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message is made by then, and leaves then."""
-    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
     monkeypatch.setattr(publishing, "_MAKE_AHEAD", 0.5)
     made = []
     one, at = claimed_ahead(make, due("first"))
@@ -144,7 +148,7 @@ def test_made_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.Monk
         made.append((datetime.now(timezone.utc), len(history(app))))
 
     monkeypatch.setattr(Sender, "_send", note)
-    wait_until(lambda: one._turn() is not None and made, PATIENCE, "a message")
+    wait_until(lambda: one._loop.turn() is not None and made, PATIENCE, "a message")
     assert datetime.now(timezone.utc) >= at
     ((when, sent),) = made
     assert when < at
@@ -156,13 +160,13 @@ def test_a_stop_leaves_nothing_that_was_claimed_ahead(
     app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """The next master would take it for one that was perhaps published, and may drop it."""
-    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
     one, at = claimed_ahead(make, zk_beat_recovery="drop")
     assert history(app) == []
     if late:  # and its turn had not come yet
         wait_until(lambda: datetime.now(timezone.utc) > at, PATIENCE, "the instant")
-    one._closing, one._publish_until = True, clock.boottime() + 60
-    one._say_goodbye()
+    one._loop.dispatcher.close(60)
+    one._loop.say_goodbye()
     assert datetime.now(timezone.utc) >= at
     one.close()
     turn(make())
@@ -173,21 +177,21 @@ def test_a_stop_does_not_publish_for_ever(
     app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker that is slow costs the time in which to note what was published."""
-    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
     one, _ = claimed_ahead(make)
-    one._closing, one._publish_until = True, clock.boottime()
-    one._say_goodbye()
+    one._loop.dispatcher.close(0)
+    one._loop.say_goodbye()
     one.close()
     assert history(app) == []
     two = make()
-    wait_until(lambda: two._turn() is not None and history(app), PATIENCE, "the next master")
+    wait_until(lambda: two._loop.turn() is not None and history(app), PATIENCE, "the next master")
 
 
 def test_one_of_a_clock_that_was_ahead(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that another master claimed for an instant far away is not held back until then."""
-    monkeypatch.setattr(schedulers, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
     one, _ = claimed_ahead(make)
-    (run,) = one._ledger.outbox.values()
+    (run,) = one._loop.ledger.outbox.values()
     far = datetime.now(timezone.utc) + timedelta(seconds=30)
     assert publishing.early(run, run.due - timedelta(seconds=0.5)) == pytest.approx(0.5)
     assert publishing.early(run, run.due - timedelta(seconds=30)) == 0.0

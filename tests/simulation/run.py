@@ -218,11 +218,12 @@ class Beat:
 
     @property
     def is_master(self) -> bool:
-        election = self.scheduler and self.scheduler._election
-        return election is not None and election.is_master
+        # Not by the attribute, which would make one.
+        loop = self.scheduler and vars(self.scheduler).get("_loop")
+        return loop is not None and loop.election.is_master
 
     def _serve(self, scheduler: ZooKeeperScheduler) -> None:
-        while not scheduler._closing:
+        while scheduler._patience_ends is None:
             scheduler.tick()
 
     def stop(self) -> None:
@@ -459,8 +460,8 @@ class Run:
 
     def __repr__(self) -> str:
         beats = ", ".join(
-            f"{beat.name}: {beat.scheduler and beat.scheduler._election!r} "
-            f"{beat.scheduler and beat.scheduler._ledger!r} "
+            f"{beat.name}: {beat.scheduler and beat.scheduler.election!r} "
+            f"{beat.scheduler and beat.scheduler._loop.ledger!r} "
             f"{beat.machine.failures if beat.machine else ''}"
             for beat in self.beats.values()
         )

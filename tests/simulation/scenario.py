@@ -15,7 +15,7 @@ from unittest import mock
 
 from celery.beat import BeatLazyFunc
 
-from celery_zk_beat import limits, records, runs, schedulers
+from celery_zk_beat import dispatcher, limits, records, runs, source
 from celery_zk_beat.paths import page_of
 
 #: Bytes of a request at which a server hangs up (jute.maxbuffer).
@@ -32,12 +32,12 @@ IN_BYTES = {
         "_ENOUGH",
         "_LEAST_BYTES",
     ),
-    schedulers: ("MOST_HELD",),
+    dispatcher: ("MOST_HELD",),
     records: ("LARGEST_MASTERS",),
 }
 IN_RUNS = {
     limits: ("MOST_RUNS",),
-    schedulers: ("MOST_RUNS", "_MOST_CLAIMED"),
+    dispatcher: ("MOST_RUNS", "_MOST_CLAIMED"),
 }
 #: Letters by the bytes that JSON takes for them: 1, 6 and 12.
 LETTERS = ("x", "\u0436", "\U0001f600")
@@ -96,9 +96,9 @@ class Scenario:
                     stack.enter_context(mock.patch.multiple(module, **low))
         if self.retention is not None:
             low_retention = timedelta(seconds=self.retention)
-            for module in (runs, schedulers):
+            for module in (runs, source):
                 stack.enter_context(mock.patch.object(module, "RETENTION", low_retention))
-            stack.enter_context(mock.patch.object(schedulers, "UNNAMED_FOR", 4 * low_retention))
+            stack.enter_context(mock.patch.object(dispatcher, "UNNAMED_FOR", 4 * low_retention))
         return stack
 
     def options(self, entry: str) -> dict[str, Any]:

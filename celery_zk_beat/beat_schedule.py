@@ -1,0 +1,508 @@
+"""The entries of ``beat_schedule``: which are due, decided without I/O, and what is done then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+from celery.beat import Scheduler
+
+from . import clock
+from .agenda import Agenda, Item, Seen
+from .control import Control
+from .dispatcher import Dispatcher, Send
+from .due import (
+    as_of,
+    ask_at,
+    at_one_instant,
+    checksum,
+    due_by_celery,
+    due_instant,
+    is_ahead,
+    is_free,
+    is_interval,
+    last_run,
+    next_free,
+    utc_of,
+    zone_of,
+)
+from .election.public import MasterElection
+from .log import get_logger
+from .messages import Sender
+from .names import Entries
+from .runs import Run, RunState
+from .source import Source, no_collector, only_logged
+
+logger = get_logger(__name__)
+
+#: Most seconds for which an entry's word is kept that it need not be asked: ten years.
+_LONGEST_DELAY = 3.2e8
+#: Least seconds after which an entry that is not due is asked again.
+SHORTEST_WAIT = 0.01
+#: Seconds before an entry at fault, whose last run waits, is looked at again.
+_RETRY_AFTER = 1.0
+#: Seconds before it is due that a run is claimed, so that it is published on time, also where
+#: hundreds are; and those for which claims wait for each other, for one of many costs little more
+#: than one of one.
+_CLAIM_AHEAD, _CLAIM_TOGETHER = 0.025, 0.02
+#: Most entries of which it is looked, in a turn, whether they were changed by another hand; the
+#: part of the time that this may take, but for looks that are shorter than this, and the longest
+#: rest in between. In seconds.
+_MOST_SEEN = 1000
+_SEEN_PART, _SHORT_LOOK, _LONGEST_REST = 0.02, 0.00002, 0.05
+#: Most entries that are asked before what is due among them is claimed.
+_MOST_LOOKED_AT = 1000
+
+
+class Known(Protocol):
+    """What a plan goes by, apart from the entries and the clock."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the master that claims."""
+
+    def state(self, name: str) -> RunState | None:
+        """What the ledger knows of an entry."""
+
+    def waits(self, name: str) -> float | None:
+        """Seconds after which to look again at an entry whose last run waits for the broker; None
+        where none does."""
+
+    def holds(self, name: str) -> bool:
+        """True for what an operator holds back."""
+
+
+class _Asked(NamedTuple):
+    """What an entry's own class says of it when it is due: the entry after the run, and in how many
+    seconds to ask that."""
+
+    following: Any
+    delay: Any
+
+
+@dataclass
+class Plan:
+    """What is to be done now.
+
+    Attributes:
+        runs: to be claimed.
+        skipped: entry to the instant for which it has no run, and from which its clock goes on.
+        why: of what is skipped, for the history.
+        look_again: when something may be due, seconds since 1970; in the past: at once.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    skipped: dict[str, tuple[datetime, datetime]] = field(default_factory=dict)
+    why: str = "older than beat_cron_starting_deadline"
+    look_again: float = math.inf
+
+
+class Planner:
+    """Which entries are due. No I/O, and no clock but the one it is told.
+
+    Args:
+        names: the entries; marked as not current where they turn out to be others.
+        is_due: asks an entry, as ``Scheduler.is_due`` does.
+        max_interval: seconds after which to ask an entry that does not say when.
+    """
+
+    def __init__(
+        self, names: Entries, known: Known, is_due: Callable[[Any], Any], max_interval: float
+    ) -> None:
+        self._names, self._known, self._is_due = names, known, is_due
+        self._max_interval = max_interval
+        self._agenda = Agenda()
+        self.seen = Seen()
+        #: Seconds; of beat_cron_starting_deadline.
+        self._starting_deadline: float | None = None
+        #: True where a class of the user's says when an entry is due; where Celery alone does.
+        self._is_own, self._is_computed = False, True
+        #: What is planned and not claimed yet, in order.
+        self._planned: dict[str, tuple[Item, _Asked | None]] = {}
+
+    def build(
+        self,
+        now: datetime,
+        changed: set[str],
+        starting_deadline: float | None,
+        is_own: bool = False,
+    ) -> list[str]:
+        """Takes all entries with their states, in the order of when to ask them.
+
+        Args:
+            changed: names of the entries that are to be asked whatever they said before.
+            is_own: a class of the user's says when an entry is due.
+
+        Returns:
+            the entries that ran in the future, as their states say. They wait until then.
+        """
+        self._agenda.clear()
+        self._planned.clear()
+        self._starting_deadline = starting_deadline
+        self._is_own, self._is_computed = is_own, not is_own and starting_deadline is None
+        ahead = []
+        for name, entry in list(self._names.get().items()):
+            state = self._known.state(name)
+            if state is None or self._known.holds(name):
+                continue
+            if not hasattr(entry.schedule, "is_due"):
+                what = "missing" if entry.schedule is None else f"{entry.schedule!r}"[:200]
+                self._names.say_once(f"{name}: its schedule is {what}, so it is never due")
+                continue
+            if is_ahead(state.last_run_at, now):
+                ahead.append(name)
+                continue
+            try:  # not only_logged(): there may be a hundred thousand
+                self._take(name, entry, state, name in changed)
+            except Exception:
+                logger.exception("%s: cannot be scheduled, left out", name)
+        return ahead
+
+    def _take(self, name: str, entry: Any, state: RunState, is_changed: bool) -> None:
+        entry.last_run_at = as_of(entry, state.last_run_at)
+        entry.total_run_count = state.total_run_count
+        asked_at = None if is_changed else ask_at(entry, state)
+        if asked_at is not None:
+            self._agenda.put(name, asked_at.timestamp())
+        else:
+            # A crontab takes its time to tell: not before others are dispatched.
+            self._put(name, entry if is_interval(entry.schedule) else None)
+
+    def plan(self, now: datetime, room: int) -> Plan:
+        """Says what to do at `now`.
+
+        Where there are runs, :meth:`went_on` is to be called before the next plan.
+
+        Args:
+            room: how many runs may be claimed at once.
+        """
+        plan, entries = Plan(), self._names.get()
+        for _ in range(_MOST_LOOKED_AT):
+            item = None
+            if len(plan.runs) < room:
+                item = self._agenda.take(now.timestamp(), _CLAIM_TOGETHER)
+            if item is None:
+                break
+            entry = entries.get(item.name)
+            if entry is None:
+                continue
+            if not self.seen.has(item.name, entry):  # and so it does not know of its last run
+                self._names.is_current = False
+                continue
+            # Its last run waits for the broker, and so does the next: not a flood afterwards.
+            left = self._known.waits(item.name)
+            if left is not None:
+                self._agenda.put(item.name, now.timestamp() + left, item.due)
+            else:
+                self._look_at(item, entry, now, plan)
+        plan.look_again = self._agenda.next_at
+        return plan
+
+    def _look_at(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
+        """Plans a run where the entry is due; else puts it back for later."""
+        instant = item.due
+        if instant is None or utc_of(entry, entry.last_run_at) >= instant:
+            # Its last run stood for it, too.
+            instant = self._due(item.name, entry)
+        if instant is None:
+            self._ask(item, entry, now, plan)
+            return
+        ahead = _CLAIM_AHEAD + _CLAIM_TOGETHER
+        if instant.timestamp() - now.timestamp() > ahead:
+            self._agenda.put(item.name, instant.timestamp() - _CLAIM_AHEAD, instant)
+            return
+        number, claimed = entry.total_run_count + 1, last_run(entry, instant, now)
+        plan.runs.append(Run(item.name, number, instant, claimed, self._known.epoch))
+        self._planned[item.name] = item, None
+
+    def _ask(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
+        """Has the entry's own class say whether it is due."""
+        try:
+            with at_one_instant(entry.schedule):
+                state = self._known.state(item.name)
+                if state is not None and entry.last_run_at.tzinfo is None:
+                    # Naive clocks are set back in autumn.
+                    entry.last_run_at = as_of(entry, state.last_run_at)
+                is_due, delay = self._is_due(entry)
+                if is_due:
+                    self._plan_asked(item, entry, delay, now, plan)
+                    return
+                missed = self._too_late(entry)
+                if missed is not None:
+                    plan.skipped[item.name] = missed
+        except Exception:
+            logger.exception("%s: cannot tell when it is due, trying again later", item.name)
+            delay = self._max_interval
+        delay = max(SHORTEST_WAIT, delay) if _is_number(delay) else delay
+        self._put_later(item.name, delay, now)
+        self.seen.put(item.name, entry)  # being asked may have changed it
+
+    def _plan_asked(self, item: Item, entry: Any, delay: Any, now: datetime, plan: Plan) -> None:
+        """Plans the run of an entry that says that it is due."""
+        following = next(entry)
+        claimed = utc_of(following, following.last_run_at)
+        run = Run(
+            item.name,
+            following.total_run_count,
+            due_instant(entry),
+            claimed,
+            self._known.epoch,
+        )
+        state = self._known.state(item.name)
+        free = run.due if state is None else next_free(entry, run.due, state)
+        if free is None or free > max(run.due, run.claimed):
+            # What is due has run already.
+            at = now if free is None else free
+            self._put_later(item.name, (at - now).total_seconds() or None, now)
+            return
+        plan.runs.append(replace(run, due=free, ask=self._ask_again(entry, delay, now)))
+        self._planned[item.name] = item, _Asked(following, delay)
+
+    def _too_late(self, entry: Any) -> tuple[datetime, datetime] | None:
+        """The instant that Celery does not start any more because of beat_cron_starting_deadline:
+        it only says that the entry is not due."""
+        if self._starting_deadline is None:
+            return None
+        at, missed = utc_of(entry, entry.default_now()), due_instant(entry)
+        if (at - missed).total_seconds() <= self._starting_deadline:
+            return None
+        entry.last_run_at = as_of(entry, at)
+        return missed, at
+
+    def _ask_again(self, entry: Any, delay: Any, now: datetime) -> tuple[int, int] | None:
+        """For the state of an entry that was due, and said in how many seconds to ask it again."""
+        if not (is_free(entry) or self._is_own):
+            return None
+        seconds = _seconds(delay)
+        if seconds is None or seconds <= 0:
+            return None
+        at = now.timestamp() + min(seconds, _LONGEST_DELAY)
+        return int(at * 1000), checksum(entry.schedule)
+
+    def went_on(self, claimed: list[Run], now: datetime) -> float:
+        """Has the clocks of the entries go on of which runs were claimed; the others that were
+        planned are due still.
+
+        Returns:
+            when something may be due, as :attr:`Plan.look_again`.
+        """
+        for run in claimed:
+            _, asked = self._planned.pop(run.entry)
+            self._go_on(run, asked, now)
+        self._agenda.put_back(item for item, _ in self._planned.values())
+        self._planned.clear()
+        return self._agenda.next_at
+
+    def _go_on(self, run: Run, asked: _Asked | None, now: datetime) -> None:
+        entries = self._names.get()
+        entry = entries.get(run.entry)
+        if entry is None or not self.seen.has(run.entry, entry):
+            self._names.is_current = False  # it was replaced, or removed, just now
+        elif asked is None:
+            entry.last_run_at, entry.total_run_count = as_of(entry, run.claimed), run.number
+            self._put(run.entry, entry)
+        else:
+            entries[run.entry] = asked.following
+            self._put_later(run.entry, asked.delay, now)
+            self.seen.put(run.entry, asked.following)
+
+    def _due(self, name: str, entry: Any) -> datetime | None:
+        """When an entry is due, None if it is to be asked."""
+        due = due_by_celery(entry) if self._is_computed else None
+        state = self._known.state(name)
+        return due if state is None else next_free(entry, due, state)
+
+    def _put(self, name: str, entry: Any) -> None:
+        """Onto the agenda: for when the entry is due; if that is not known, or it is None, to be
+        asked now."""
+        due = None if entry is None else self._due(name, entry)
+        self._agenda.put(name, 0.0 if due is None else due.timestamp() - _CLAIM_AHEAD, due)
+
+    def _put_later(self, name: str, delay: Any, now: datetime) -> None:
+        """Onto the agenda, to be asked after `delay`, as Celery's schedules say it."""
+        seconds = _seconds(delay)
+        seconds = self._max_interval if seconds is None else seconds
+        self._agenda.put(name, now.timestamp() + seconds)
+
+
+class BeatSchedule(Source):
+    """The entries of ``beat_schedule``, with their states from the ledger.
+
+    Args:
+        made_at: before the scheduler made any entry.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        names: Entries,
+        election: MasterElection,
+        dispatcher: Dispatcher,
+        control: Control,
+        made_at: datetime,
+    ) -> None:
+        super().__init__(scheduler, names, election, dispatcher)
+        self._control, self._made_at = control, made_at
+        self._planner = Planner(names, self, scheduler.is_due, scheduler.max_interval)
+        #: On boottime(): not before then is it looked what was changed.
+        self._look_again = 0.0
+
+    # What the plan goes by ------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        return self._dispatcher.epoch
+
+    def state(self, name: str) -> RunState | None:
+        return self._ledger.state(name)
+
+    def waits(self, name: str) -> float | None:
+        if name not in self._ledger.outbox:
+            return None
+        publisher = self._dispatcher.publisher
+        least = _RETRY_AFTER if publisher.is_at_fault(name) else SHORTEST_WAIT
+        return max(least, publisher.back_off(name))
+
+    def holds(self, name: str) -> bool:
+        return self._control.holds(name)
+
+    # What the loop asks ---------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Nothing: the entries are there before the term begins."""
+
+    def close(self) -> None:
+        """Nothing: they stay."""
+
+    def write(self) -> None:
+        """Nothing: all is in the ledger."""
+
+    def sender(self) -> Send:
+        return Sender(self._scheduler, self._scheduler.producer).send
+
+    def has_run_extra(self, name: str, number: int) -> None:
+        self.entries[name].total_run_count = number
+
+    def refresh(self) -> None:
+        if self._names.is_current:
+            self._look_for_changes()
+        if not self._names.is_current:
+            with no_collector():
+                self._build()
+
+    def turn(self) -> float:
+        """Claims what is due, or will be in a moment, and publishes it when it is, as long as not
+        too much waits for the broker: the outbox is written whole. What is not claimed stays due.
+        Returns the seconds after which something may be."""
+        if self._control.pauses_stale:
+            return 0.0
+        now, dispatcher = clock.now(), self._dispatcher
+        plan = self._planner.plan(now, dispatcher.room())
+        look_again = plan.look_again
+        dispatcher.skip(plan.skipped, plan.why)
+        if plan.runs:
+            unchanged = self._control.unchanged
+            claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=dispatcher.publish_waiting)
+            look_again = self._planner.went_on(claimed, clock.now())
+        if not plan.runs or look_again > now.timestamp():
+            dispatcher.publish_waiting()  # else it is, while what comes next is claimed
+        if not self._names.is_current:
+            return 0.0
+        left = look_again - clock.timestamp() if dispatcher.room() > 0 else math.inf
+        if left > 0 and self._planner.seen.is_midway:
+            left = min(left, max(SHORTEST_WAIT, self._look_again - clock.boottime()))
+        return left
+
+    def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
+        entry.last_run_at = as_of(entry, last_run_at)
+
+    # Changes of the schedule ----------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """All entries with their states from the ledger, in the order of when to ask them."""
+        names, ledger, app = self._names, self._ledger, self._scheduler.app
+        names.is_current = True  # now, for an entry may be added meanwhile
+        names.look_anew()
+        self._note_named(anew=True)
+        entries = list(self.entries.items())
+        changed = self._planner.seen.take(entries, len(names.known))
+        self._dispatcher.metrics.entries = len(entries)
+        unseen, zones = {}, {}
+        for name, entry in entries:
+            if ledger.state(name) is None and not ledger.damaged(name):
+                with only_logged(name):
+                    unseen[name] = self._clock_starts(entry)
+                    zones[name] = zone_of(entry)
+        ledger.first_seen(unseen, zones=zones)
+        self._start_anew_in_another_zone(entries)
+        deadline, is_own = app.conf.beat_cron_starting_deadline, self._asks_another_class
+        self._note_ahead(self._planner.build(clock.now(), changed, deadline, is_own))
+
+    @property
+    def _asks_another_class(self) -> bool:
+        """True where a class derived from ours says when an entry is due."""
+        return type(self._scheduler).is_due is not Scheduler.is_due
+
+    def _look_for_changes(self) -> None:
+        """Has entries that a program has changed by itself, or put into the schedule or taken out
+        of it, find their places."""
+        begun, known, scheduler = clock.boottime(), self._names.known, self._scheduler
+        schedule = scheduler.schedule
+        if schedule is not known and (
+            # Else it is made anew whenever it is asked for.
+            schedule is scheduler.schedule or not scheduler.schedules_equal(known, schedule)
+        ):
+            self._names.is_current = False
+        if begun < self._look_again:
+            return
+        if self._planner.seen.is_changed(self.entries, len(known), _MOST_SEEN):
+            self._names.is_current = False
+        took = clock.boottime() - begun
+        self._look_again = begun
+        if took > _SHORT_LOOK:
+            self._look_again += min(took / _SEEN_PART, _LONGEST_REST)
+
+    def _clock_starts(self, entry: Any) -> datetime:
+        """The `last_run_at` of an entry that is seen for the first time: now, whenever this beat
+        was started, unless the configuration gives one."""
+        given = utc_of(entry, entry.last_run_at)
+        # A time before the scheduler was made cannot be Celery's default.
+        return given if given < self._made_at else utc_of(entry, entry.default_now())
+
+    def _start_anew_in_another_zone(self, entries: list[tuple[str, Any]]) -> None:
+        """What ran last by the hours of another time zone may be due at once by those of this: its
+        clock starts anew, as in Celery."""
+        now, changed, anew = clock.now(), {}, []
+        for name, entry in entries:
+            state = self._ledger.state(name)
+            zone = None if state is None else zone_of(entry)
+            if state is None or zone is None or zone == state.zone:
+                continue
+            changed[name] = replace(state, zone=zone)
+            if state.zone is not None:
+                anew.append(name)
+                ahead = timedelta(seconds=self._election.clock_offset)
+                changed[name] = changed[name].moved(state.last_run_at, now, ahead)
+        self._ledger.rewrite(changed)
+        if anew:
+            logger.warning(
+                "%d entries ran last by the hours of another time zone (%s is now at %s), such as "
+                "%s: their clocks start anew",
+                len(anew),
+                self._scheduler.app.timezone,
+                changed[anew[0]].zone,
+                anew[0],
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _seconds(delay: Any) -> float | None:
+    """Of what a schedule says; None where it is no number."""
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    return float(seconds) if _is_number(seconds) and not math.isnan(seconds) else None

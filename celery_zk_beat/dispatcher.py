@@ -1,0 +1,275 @@
+"""Claims runs, has them published, drops and skips them: what all sources of entries, and the
+operators, do with runs. A claim passes loop, source, dispatcher, ledger."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from . import clock
+from .broker import Broker
+from .control import Control
+from .election.public import MasterElection
+from .ledger import RunLedger
+from .limits import LARGEST_OUTBOX, MOST_RUNS
+from .log import get_logger
+from .messages import run_id
+from .metrics import Metrics
+from .publishing import Publisher
+from .records import to_text
+from .runs import NEVER, Run, bytes_of
+from .settings import Settings
+from .signals import Announcer, run_dropped
+from .zookeeper.operations import Operation
+
+logger = get_logger(__name__)
+
+#: Most runs of one claim, so that one can be on its way while those before are published.
+_MOST_CLAIMED = MOST_RUNS // 2
+#: Most bytes in the outbox of runs that are held back, each for a reason of its own.
+MOST_HELD = LARGEST_OUTBOX // 2
+#: How long a run waits for a master whose schedule names it, and seconds between two looks at that.
+UNNAMED_FOR = timedelta(days=1)
+_LOOK_AT_HELD_EVERY = 60.0
+#: Why a run is held back; what is first is dropped first, where there is no room for all.
+_UNNAMED, _AT_FAULT, _PAUSED = "no schedule names it", "it cannot be published", "it is paused"
+#: Most runs, or changes, that are logged one by one.
+MOST_LOGGED = 20
+
+Send = Callable[[Any, Callable[[], object]], None]
+
+
+class Entries(Protocol):
+    """What the dispatcher asks of the source of entries: see source.py."""
+
+    @property
+    def entries(self) -> Mapping[str, Any]:
+        """By name."""
+
+    def sender(self) -> Send:
+        """For messages that leave together: sends an entry that was addressed, as
+        :meth:`messages.Sender.send` does."""
+
+    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
+        """The next `last_run_at` of the entry of a run that is published at `at`, where that is
+        another than of the claim: it came due again meanwhile, and one run stands for all."""
+
+
+class Dispatcher:
+    """What becomes of runs. For the dispatch loop's thread, but for :meth:`close`.
+
+    Methods raise a ZkBeatError where ZooKeeper does not answer or refuses: the ledger is to be
+    loaded anew then.
+
+    Attributes:
+        source: of the entries; to be set before anything else is asked.
+        is_closing: this beat stops.
+    """
+
+    source: Entries
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        root: str,
+        election: MasterElection,
+        ledger: RunLedger,
+        control: Control,
+        broker: Broker,
+        announcer: Announcer,
+        show_progress: Callable[[], None],
+    ) -> None:
+        self.settings, self.metrics, self.ledger = settings, metrics, ledger
+        self.show_progress = show_progress
+        self._root, self._election, self._control = root, election, control
+        self._announcer = announcer
+        self.publisher = Publisher(self, broker, ledger, announcer)
+        self.is_closing = False
+        #: On boottime(): until when something is published.
+        self._publish_until = math.inf
+        #: On boottime(): when it was looked at what is held back.
+        self._held_looked_at = -math.inf
+
+    def close(self, seconds: float) -> None:
+        """Has nothing be published after so many seconds. For any thread and signal handler."""
+        self._publish_until = clock.boottime() + seconds
+        self.is_closing = True
+
+    def start_over(self) -> None:
+        """Forgets what was known of another load of the ledger."""
+        self._held_looked_at = -math.inf
+
+    @property
+    def epoch(self) -> int:
+        """Of the master's term for which the ledger is loaded."""
+        assert self.ledger.term is not None
+        return self.ledger.term.epoch
+
+    @property
+    def is_master(self) -> bool:
+        """True while the term for which the ledger is loaded goes on."""
+        return self.ledger.term is not None and self.ledger.term == self._election.term
+
+    # What the publisher asks: see publishing.py ---------------------------------------------------
+
+    @property
+    def entries(self) -> Mapping[str, Any]:
+        return self.source.entries
+
+    def sender(self) -> Send:
+        return self.source.sender()
+
+    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
+        return self.source.goes_on_from(run, at)
+
+    def task_id(self, entry: str, number: int, due: datetime) -> str:
+        """The same for the same run, whoever publishes it, and whoever asks."""
+        return run_id(self._root, self.entries, entry, number, due)
+
+    def may_publish(self, run: Run) -> bool:
+        """True for what is this beat's to publish, and not held back."""
+        return run.entry in self.entries and (run.extra or not self._control.holds(run.entry))
+
+    def may_publish_now(self) -> bool:
+        """True where anything is to be published at the moment."""
+        is_late = self.is_closing and clock.boottime() > self._publish_until
+        return not (is_late or self._control.pauses_stale)
+
+    # What sources and operators ask ---------------------------------------------------------------
+
+    def claim(
+        self,
+        runs: list[Run],
+        *also: Operation,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> list[Run]:
+        """Claims runs, and returns those that were.
+
+        Args:
+            also: is part of the transaction.
+            meanwhile: called while the claim is on its way.
+        """
+        begun = clock.boottime()
+        claimed = self.ledger.claim(runs, *also, meanwhile=meanwhile)
+        self.metrics.claim_seconds.observe(clock.boottime() - begun)
+        self.metrics.claimed += len(claimed)
+        return claimed
+
+    def publish_waiting(self) -> None:
+        """Publishes of the outbox what may be published now."""
+        self.publisher.publish(self.ledger.outbox.values())
+
+    def room(self) -> int:
+        """How many runs may be claimed at once: what waits for the broker is bounded. What is held
+        back for a reason of its own takes none of this room: :meth:`drop_held` bounds it."""
+        outbox = self.ledger.outbox
+        if self.ledger.full:
+            return 0
+        if len(outbox) <= MOST_RUNS - _MOST_CLAIMED:
+            return _MOST_CLAIMED  # without a look at each
+        left = MOST_RUNS - sum(self.held_because(run) is None for run in outbox.values())
+        return min(left, _MOST_CLAIMED)
+
+    def held_because(self, run: Run) -> str | None:
+        """Why a run waits though the broker may be there; None where it does not."""
+        if run.entry not in self.entries:
+            return _UNNAMED
+        if not self.may_publish(run):
+            return _PAUSED
+        return _AT_FAULT if run.error or self.publisher.is_at_fault(run.entry) else None
+
+    def drop(self, runs: list[Run], why: str | Mapping[str, str], *also: Operation) -> None:
+        """Takes runs out of the outbox that will not be published.
+
+        Args:
+            why: for the history, the same for all or by entry.
+            also: is part of the transaction.
+        """
+        self.ledger.drop(runs, why, *also)
+        self.metrics.dropped += len(runs)
+        if len(runs) > MOST_LOGGED:
+            logger.warning("%d runs in all are dropped", len(runs))
+        for number, run in enumerate(runs):
+            reason = why if isinstance(why, str) else why[run.entry]
+            logger.log(
+                logging.WARNING if number < MOST_LOGGED else logging.DEBUG,
+                "%s: run %d, due %s, is dropped: %s",
+                run.entry,
+                run.number,
+                to_text(run.due),
+                reason,
+            )
+            self._announcer.send(
+                run_dropped,
+                entry=run.entry,
+                run=run.number,
+                due=run.due,
+                epoch=self.epoch,
+                reason=reason,
+            )
+
+    def skip(
+        self, missed: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
+    ) -> None:
+        """Notes that instants have no run.
+
+        Args:
+            missed: entry to the instant that it was due, and from which its clock goes on.
+            why: for the history.
+            also: is part of the transaction.
+        """
+        if missed:
+            self.ledger.skip(missed, f"skipped: {why}", *also)
+            self.metrics.skipped += len(missed)
+            for name, (due, _) in missed.items():
+                logger.warning("%s: due %s, is skipped: %s", name, to_text(due), why)
+
+    def drop_held(self) -> None:
+        """Drops, now and then and where they take much, the runs that no schedule has named for
+        too long and, of all that are held back, those for which there is no room."""
+        is_time = clock.boottime() - self._held_looked_at > _LOOK_AT_HELD_EVERY
+        if not is_time and self.ledger.outbox_bytes <= self._most_held:
+            return
+        self._held_looked_at = clock.boottime()
+        held: dict[str, list[Run]] = {_UNNAMED: [], _AT_FAULT: [], _PAUSED: []}
+        late = []
+        for run in self.ledger.outbox.values():
+            why = self.held_because(run)
+            if why is None or self.ledger.damaged(run.entry):
+                continue
+            if why == _UNNAMED and self._is_long_unnamed(run):
+                late.append(run)
+            else:
+                held[why].append(run)
+        self._drop_noted(late, f"{_UNNAMED}, for longer than {UNNAMED_FOR.days} d")
+        over = bytes_of(itertools.chain(*held.values())) - self._most_held
+        for why, runs in held.items():
+            dropped = []
+            for run in sorted(runs, key=lambda run: run.claimed):
+                if over > 0:
+                    dropped.append(run)
+                    over -= bytes_of([run])
+            self._drop_noted(dropped, f"{why}, and no more is kept of what is held back")
+
+    @property
+    def _most_held(self) -> int:
+        return min(MOST_HELD, self.ledger.largest_outbox // 2)
+
+    def _is_long_unnamed(self, run: Run) -> bool:
+        state = self.ledger.state(run.entry)
+        since = run.claimed if state is None else max(run.claimed, state.unnamed_since or NEVER)
+        # Neither a clock that is ahead, for a moment, says that it is time, nor ZooKeeper's.
+        ahead = timedelta(seconds=max(0.0, self._election.clock_offset))
+        return clock.now() - ahead - since > UNNAMED_FOR
+
+    def _drop_noted(self, runs: Iterable[Run], why: str) -> None:
+        """Drops them; what has no state gets one, for the note, if there is room for it."""
+        unseen = {run.entry: run.claimed for run in runs if self.ledger.state(run.entry) is None}
+        self.ledger.first_seen(unseen)
+        noted = [run for run in runs if self.ledger.state(run.entry) is not None]
+        self.drop(noted, why, self._control.unchanged)

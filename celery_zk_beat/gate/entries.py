@@ -1,0 +1,193 @@
+"""Another scheduler as a source of entries: the master makes it, and it decides what is due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from celery.beat import Scheduler
+
+from ..control import Control
+from ..dispatcher import Dispatcher, Send
+from ..due import at_one_instant, next_free, utc_of
+from ..election.public import MasterElection
+from ..log import get_logger
+from ..names import Entries
+from ..runs import NEVER, TOLERANCE, Run, RunState
+from ..source import Source, no_collector
+from .gated import Gated, open_gate
+from .stores import key_of, start_of
+
+logger = get_logger(__name__)
+
+#: Seconds after which an entry that is held back is asked again: for long, until there is room for
+#: its run, and at least.
+_HELD_FOR, _RETRY_AFTER, _SHORTEST_WAIT = 5.0, 1.0, 0.01
+
+
+class GatedEntries(Source):
+    """The entries of another scheduler, while this beat is master; none else.
+
+    Args:
+        kind: the class of that scheduler.
+        arguments: with which Celery makes a scheduler.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        names: Entries,
+        election: MasterElection,
+        dispatcher: Dispatcher,
+        control: Control,
+        kind: type[Scheduler],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        super().__init__(scheduler, names, election, dispatcher)
+        self._control, self._kind, self._arguments = control, kind, arguments
+        self._opened: Gated | None = None
+        #: Its entries when they were looked at last.
+        self._taken: Any = None
+        #: True where there is no room for one more run.
+        self._is_full = False
+
+    @property
+    def _gated(self) -> Gated:
+        assert self._opened is not None, "used outside of a term"
+        return self._opened
+
+    # What the loop asks ---------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Makes the scheduler.
+
+        Raises:
+            SchedulerFailed: its constructor raised.
+        """
+        self._opened = open_gate(self._kind, self, **self._arguments)
+        self._scheduler.data = self._opened.entries
+
+    def close(self) -> None:
+        """Throws it away, with all that it had cached."""
+        if self._opened is not None:
+            self._opened.throw_away()
+            self._opened = None
+            self._scheduler.data = {}
+
+    def write(self) -> None:
+        if self._opened is not None:
+            self._opened.write()
+
+    def sender(self) -> Send:
+        return self._gated.send
+
+    def has_run_extra(self, name: str, number: int) -> None:
+        """Nothing: its count is its own."""
+
+    def refresh(self) -> None:
+        if not self._names.is_current:
+            with no_collector():
+                self._names.is_current = True  # now, for an entry may be added meanwhile
+                self._gated.read_anew()
+                self._take_entries()
+                self._note_ahead([name for name in self.entries if self._is_ahead(name)])
+
+    def turn(self) -> float:
+        """Publishes what waits, and has the scheduler dispatch what is due; returns the seconds
+        after which something may be.
+
+        Raises:
+            SchedulerFailed: it raised something.
+        """
+        self._dispatcher.publish_waiting()
+        self.refresh()  # some run may stand for what has come due since
+        self._is_full = self._dispatcher.room() <= 0
+        left = 0.0 if self._control.pauses_stale else self._gated.turn()
+        if self._gated.entries is not self._taken:
+            self._take_entries()
+        return left
+
+    def _knows_better(self, entry: Any, state: RunState) -> bool:
+        """It was enabled again, or made anew."""
+        return utc_of(entry, entry.last_run_at or NEVER) >= state.last_run_at
+
+    def _start_of(self, entry: Any) -> datetime | None:
+        return start_of(entry)
+
+    def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
+        self.outdated()  # it is to know
+
+    def _take_entries(self) -> None:
+        gated, ledger = self._gated, self._ledger
+        self._scheduler.data = self._taken = gated.entries
+        self._names.look_anew()
+        self._dispatcher.metrics.entries = len(self.entries)
+        lost = [
+            run
+            for name, run in ledger.outbox.items()
+            if ledger.state(name) is not None and gated.has_lost(name, run.key)
+        ]
+        self._dispatcher.drop(lost, "its entry was deleted or disabled while it waited")
+        # The clock of an entry is its own.
+        self._note_named(anew=False)
+        unseen = {
+            name: entry
+            for name, entry in self.entries.items()
+            if ledger.state(name) is None and not ledger.damaged(name)
+        }
+        ledger.first_seen(
+            {name: utc_of(entry, entry.last_run_at or NEVER) for name, entry in unseen.items()},
+            {name: key_of(entry) for name, entry in unseen.items()},
+        )
+
+    # What the gated scheduler asks: see gated.py --------------------------------------------------
+
+    @property
+    def producer(self) -> Any:
+        return self._scheduler.producer
+
+    def state(self, name: str) -> RunState | None:
+        return self._ledger.state(self._names.text_of(name))
+
+    def is_open(self) -> bool:
+        return self._dispatcher.is_master
+
+    def holds_back(self, name: str) -> float | None:
+        name, ledger, dispatcher = self._names.text_of(name), self._ledger, self._dispatcher
+        waiting = ledger.outbox.get(name)
+        if waiting is not None and dispatcher.may_publish(waiting):
+            return max(_SHORTEST_WAIT, dispatcher.publisher.back_off(name))
+        held = waiting is not None or self._control.holds(name) or ledger.damaged(name)
+        if held or self._control.pauses_stale or dispatcher.is_closing:
+            return _HELD_FOR
+        if self.is_ahead and self._is_ahead(name):
+            return _HELD_FOR
+        return _RETRY_AFTER if self._is_full else None
+
+    def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
+        self._scheduler.data = self._gated.entries  # in this very turn it may have read them anew
+        name, ledger = self._names.text_of(entry.name), self._ledger
+        if name in ledger.outbox:
+            logger.error("%s: its last run waits for the broker: another is not kept", name)
+            return
+        state = ledger.state(name)
+        if state is None:  # it was read in this very turn
+            last_run_at = utc_of(entry, entry.last_run_at or NEVER)
+            ledger.first_seen({name: last_run_at}, {name: key_of(entry)})
+            state = ledger.state(name)
+            if state is None:
+                return  # the ledger has said why
+        with at_one_instant(entry.schedule):
+            free = next_free(entry, due, state)
+        if free is None or free > max(due, claimed):
+            return  # it ran already, by a clock that was ahead
+        if key_of(entry) is None and due < state.last_run_at - TOLERANCE:
+            # By a clock that was behind, and is right again. (A row of a database may be enabled
+            # again, to run as if it never had.)
+            return
+        number, epoch = state.total_run_count + 1, self._dispatcher.epoch
+        run = Run(name, number, free, claimed, epoch, key=key_of(entry))
+        claims = self._dispatcher.claim([run], self._control.unchanged)
+        self._dispatcher.publisher.publish(claims)
+        self._is_full = self._dispatcher.room() <= 0

@@ -1,0 +1,323 @@
+"""The dispatch loop: what a beat does in a turn, as standby and as master."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from celery.beat import Scheduler
+
+from . import clock
+from .beat_schedule import BeatSchedule
+from .broker import Broker
+from .control import Control
+from .dispatcher import MOST_LOGGED, Dispatcher
+from .election.public import MasterElection
+from .election.terms import Term
+from .errors import AccessDenied, QuotaExceeded, ZkBeatError
+from .gate.entries import GatedEntries
+from .gate.gated import SchedulerFailed
+from .ledger import RunLedger
+from .log import get_logger
+from .metrics import Metrics
+from .names import Entries
+from .operators import LAST_PUBLISHING, Operators
+from .paths import page_of
+from .records import to_text
+from .runs import TOLERANCE
+from .settings import DROP, Settings
+from .signals import Announcer
+from .source import Source, no_collector
+from .usefulness import Usefulness
+
+logger = get_logger(__name__)
+
+#: Most seconds between two turns, and so between two ticks: `celery inspect ping` takes a beat for
+#: hung whose last tick is a minute old.
+_LONGEST_WAIT = 5.0
+#: Least seconds between two signs of progress.
+SHOWN_EVERY = 0.1
+#: Seconds before what was published is noted, when a note is already under way.
+_CONFIRM_AFTER = 0.005
+#: Seconds before ZooKeeper is asked again after it refused something.
+_RETRY_AFTER = 1.0
+#: Seconds after which the run states are read anew, as after a take-over; and where one is damaged.
+_LOOK_EVERY, _LOOK_AT_DAMAGE_EVERY = 86400.0, 60.0
+
+
+class Loop:
+    """Makes the rooms of a dispatching beat, and goes through them turn by turn. For one thread,
+    but for :meth:`close` and :meth:`wake`, which any thread and signal handler may call.
+
+    Args:
+        scheduler: what Celery knows for its scheduler.
+        names: the entries of that.
+        gated: the class of another scheduler, whose entries are to be dispatched instead.
+        arguments: with which Celery makes a scheduler.
+        made_at: before the scheduler made any entry.
+        progress: set now and then, while something moves.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        settings: Settings,
+        metrics: Metrics,
+        election: MasterElection,
+        broker: Broker,
+        announcer: Announcer,
+        names: Entries,
+        gated: type[Scheduler] | None,
+        arguments: Mapping[str, Any],
+        made_at: datetime,
+        progress: clock.Wakeup,
+    ) -> None:
+        self._scheduler, self._settings, self._metrics = scheduler, settings, metrics
+        self._progress = progress
+        self._wakeup = clock.Wakeup()
+        self.election = election
+        self.ledger = ledger = RunLedger(election)
+        self.control = control = Control(election.session, election.paths, self.wake)
+        self.dispatcher = dispatcher = Dispatcher(
+            settings,
+            metrics,
+            election.paths.root,
+            election,
+            ledger,
+            control,
+            broker,
+            announcer,
+            self.show_progress,
+        )
+        self.source: Source
+        if gated is None:
+            self.source = BeatSchedule(scheduler, names, election, dispatcher, control, made_at)
+        else:
+            self.source = GatedEntries(
+                scheduler, names, election, dispatcher, control, gated, arguments
+            )
+        dispatcher.source = self.source
+        self.operators = Operators(self, election, control, dispatcher, self.source)
+        self._usefulness = Usefulness(
+            settings.publish_deadline,
+            election,
+            metrics,
+            lambda: Broker(scheduler.app, lambda: election.session.timeout, lambda: None),
+            self._resign_as_useless,
+            lambda: dispatcher.is_closing or dispatcher.is_master,
+        )
+        self._dispatching_epoch = 0
+        #: On boottime(): when the run states were read.
+        self._loaded_at = 0.0
+        #: By how many seconds the clock of day was ahead of boottime() at the last turn.
+        self._clock: float | None = None
+        election.subscribe(self.wake)
+
+    def run(self) -> None:
+        """Turns until it is closed.
+
+        Raises:
+            ZkBeatError: something that waiting does not cure, such as a root of another app.
+        """
+        self.election.start(self._settings.connect_timeout)
+        while not self.dispatcher.is_closing:
+            wait = self.turn()
+            self.show_progress()
+            self.wait(wait)
+        self.say_goodbye()
+
+    def close(self) -> None:
+        """Has it end soon: what is claimed is published first, as far as that is quick."""
+        if not self.dispatcher.is_closing:
+            self.dispatcher.close(LAST_PUBLISHING)
+        self.wake()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until it is woken, at most so many seconds."""
+        self._wakeup.wait(min(seconds, _LONGEST_WAIT, self._scheduler.max_interval))
+
+    def wake(self) -> None:
+        """Has the next turn begin at once."""
+        self._wakeup.set()
+
+    def show_progress(self) -> None:
+        """Something has been done."""
+        now = clock.boottime()
+        # Each time the main thread wakes up, and this one has to wait for it.
+        if now - self._metrics.ticked >= SHOWN_EVERY:
+            self._metrics.ticked = now
+            if not self._progress.is_set():
+                self._progress.set()
+
+    def turn(self) -> float:
+        """Does what is due if this is the master; says for how many seconds nothing will be."""
+        if self.election.failure is not None:
+            raise self.election.failure
+        self._look_at_clock()
+        term = self.election.term
+        if term is None:
+            self.forget()
+            self._usefulness.term_is_over()
+            self._metrics.outbox = 0
+            return _LONGEST_WAIT
+        try:
+            if self.ledger.term != term or self._is_time_to_look_again():
+                with no_collector():
+                    self._take_over(term)
+            return self._dispatch()
+        except ZkBeatError as exc:
+            # The one recovery path: the ledger has forgotten all, and is loaded anew if this
+            # beat is master still.
+            if self.dispatcher.is_closing or self.election.term is None:
+                return 0.0
+            if isinstance(exc, (AccessDenied, QuotaExceeded)):
+                self.election.complain(exc)
+            else:
+                logger.warning("%s; reading the run states anew", exc)
+            self.forget()
+            if isinstance(exc, SchedulerFailed):
+                self._usefulness.scheduler_failed()
+            self.election.recheck()
+            return _RETRY_AFTER
+
+    def _dispatch(self) -> float:
+        requests = self.operators.hear() if self.control.stale else []
+        self.source.refresh()
+        if requests:
+            self.operators.answer(requests)
+            if not self.dispatcher.is_master:
+                return 0.0  # they had it resign
+        self.dispatcher.drop_held()
+        left = self.source.turn()
+        self.ledger.confirm()
+        self._metrics.outbox = len(self.ledger.outbox)
+        publisher = self.dispatcher.publisher
+        self._usefulness.has_turned(publisher.failing_since)
+        # Where the write before is still on its way: come back for this one, for it is what a
+        # crash would repeat.
+        if left <= 0:
+            return left
+        confirm = _CONFIRM_AFTER if self.ledger.unconfirmed else math.inf
+        return min(left, confirm, publisher.left())
+
+    def _look_at_clock(self) -> None:
+        """Where it was set, all that was put on the agenda is for other instants; and what ran
+        while it was wrong has set the clocks of entries."""
+        since = clock.boottime()
+        before, self._clock = self._clock, clock.now().timestamp() - since
+        moved = 0.0 if before is None else self._clock - before
+        if abs(moved) > TOLERANCE.total_seconds():
+            side = "forward" if moved > 0 else "back"
+            logger.warning("the clock of this machine was set %s by %.1f s", side, abs(moved))
+            self.election.session.clock_moved(moved)
+            self._loaded_at = -math.inf
+
+    def _is_time_to_look_again(self) -> bool:
+        """A state that was damaged may have been mended; and once a day states grow old."""
+        age = clock.boottime() - self._loaded_at
+        damaged = self.ledger.is_damaged or self.source.is_ahead
+        return age > (_LOOK_AT_DAMAGE_EVERY if damaged else _LOOK_EVERY)
+
+    # The beginning and the end of a term ----------------------------------------------------------
+
+    def _take_over(self, term: Term) -> None:
+        """Goes on where the last master left off."""
+        self.forget()
+        self.ledger.load(term)
+        self._set_back_clocks()
+        self.source.open()
+        self.control.forget()
+        self.dispatcher.start_over()
+        self._loaded_at = clock.boottime()
+        self.source.outdated()
+        self._recover(term.epoch)
+        logger.info(
+            "dispatching %d entries as master, epoch %d", len(self.source.entries), term.epoch
+        )
+        if term.epoch != self._dispatching_epoch:
+            self._dispatching_epoch = term.epoch
+            self.dispatcher.publisher.start_over()
+            self._metrics.elections += 1
+
+    def _set_back_clocks(self) -> None:
+        before = self.ledger.set_back(clock.now())
+        for name in sorted(before)[:1]:
+            state = self.ledger.state(name)
+            assert state is not None
+            logger.warning(
+                "%s ran last at %s, says %s, which is still to come: a clock was ahead. It goes on "
+                "from %s%s; what has run already does not run again",
+                name,
+                to_text(before[name].last_run_at),
+                self.election.paths.page(page_of(name)),
+                to_text(state.last_run_at),
+                f", and so for {len(before) - 1} more" if len(before) > 1 else "",
+            )
+
+    def _recover(self, epoch: int) -> None:
+        """Decides what becomes of the runs that an earlier master claimed and perhaps did not
+        publish. Those of this epoch were certainly not, nor were those of which the last master
+        knew that when it handed over: they are published in any case."""
+        certain = self.ledger.unsent.union(
+            name for name, run in self.ledger.outbox.items() if run.epoch == epoch
+        )
+        drop = []
+        for number, run in enumerate(self.ledger.outbox.values()):
+            if run.entry not in self.source.entries:
+                fate = "kept, for this beat's schedule does not name it"
+            elif self._settings.recovery != DROP or run.entry in certain:
+                fate = "published"
+            elif self.ledger.state(run.entry) is None:
+                fate = "published, for there is no state in which to note that it is dropped"
+            else:
+                fate = "dropped"
+                drop.append(run)
+            # Where there are many, as after an outage, the first will do; and what is certain is no
+            # news.
+            told = fate == "dropped" or (run.entry not in certain and number < MOST_LOGGED)
+            logger.log(
+                logging.WARNING if told else logging.DEBUG,
+                "%s: run %d, due %s, was claimed in epoch %d and perhaps not published: it is %s",
+                run.entry,
+                run.number,
+                to_text(run.due),
+                run.epoch,
+                fate,
+            )
+        others = len(self.ledger.outbox) - len(certain)
+        if others > MOST_LOGGED:
+            logger.warning("%d runs in all were perhaps not published", others)
+        if certain:
+            logger.warning(
+                "%d runs were claimed before and are still to be published", len(certain)
+            )
+        why = f"zk_beat_recovery, perhaps published in epoch {epoch - 1} or before"
+        self.dispatcher.drop(drop, why)
+
+    def _resign_as_useless(self, why: str) -> None:
+        self.hand_over()
+        self.election.resign(why=why, useless=True)
+        self.forget()
+
+    def say_goodbye(self) -> None:
+        """Publishes what is claimed, as far as that is quick, and hands over."""
+        try:
+            self.dispatcher.publisher.publish_soon(self.ledger.outbox.values())
+            self.hand_over()
+        except ZkBeatError as exc:
+            logger.warning("the next master may repeat a run: %s", exc)
+        self.forget()
+
+    def hand_over(self) -> None:
+        """Notes all that the next master should find. Nothing more is to be published then."""
+        if self.ledger.term is not None:
+            self.ledger.hand_over(self.dispatcher.publisher.unsent())
+        self.source.write()
+
+    def forget(self) -> None:
+        """Has the ledger be loaded anew before anything is dispatched."""
+        self.ledger.forget()
+        self.source.close()

@@ -1,0 +1,185 @@
+"""What operators ask of the master, and what is done about it; control.py is their wire."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import datetime
+from typing import Protocol
+
+from . import clock
+from .control import DROP_RUN, RESIGN, RUN, Answer, Control, Pauses, Request
+from .dispatcher import MOST_LOGGED, Dispatcher
+from .election.public import MasterElection
+from .errors import Conflict, ZooKeeperError
+from .log import get_logger
+from .runs import Run
+from .source import Source, only_logged
+
+logger = get_logger(__name__)
+
+#: Seconds that a master which is to resign gives to publishing what it has claimed.
+LAST_PUBLISHING = 1.5
+
+
+class Master(Protocol):
+    """What operators ask of the loop."""
+
+    def hand_over(self) -> None:
+        """Notes all that the next master should find."""
+
+    def forget(self) -> None:
+        """Has the ledger be loaded anew."""
+
+
+class Operators:
+    """The requests and pauses of operators. For the dispatch loop's thread.
+
+    Methods raise a ZkBeatError where ZooKeeper does not answer or refuses.
+    """
+
+    def __init__(
+        self,
+        master: Master,
+        election: MasterElection,
+        control: Control,
+        dispatcher: Dispatcher,
+        source: Source,
+    ) -> None:
+        self._master, self._election, self._control = master, election, control
+        self._dispatcher, self._source = dispatcher, source
+        self._ledger = dispatcher.ledger
+        #: The pauses that the log has told of.
+        self._logged = Pauses()
+
+    def hear(self) -> list[Request]:
+        """Reads what they hold back, and returns what they ask for: to be given to :meth:`answer`
+        when the source has been refreshed."""
+        control = self._control
+        before = control.pauses, control.damage, control.unchanged
+        requests = control.read()
+        if (control.pauses, control.damage, control.unchanged) != before:
+            self._source.outdated()
+            news, self._logged = control.pauses.news(self._logged), control.pauses
+            for line in news[:MOST_LOGGED]:
+                logger.warning("%s", line)
+            if len(news) > MOST_LOGGED:
+                logger.warning("%d changes of pauses in all", len(news))
+        if control.damage is not None:
+            logger.error("%s; until then nothing is dispatched", control.damage)
+        if control.pauses.skips:
+            self._source.outdated()
+            self._skip_missed()
+            control.skipped(self._dispatcher.epoch, self._is_known)
+        return requests
+
+    def answer(self, requests: list[Request]) -> None:
+        """Does what they ask for, as long as this beat is master."""
+        for request in requests:
+            if self._dispatcher.is_master:
+                try:
+                    self._answer(request)
+                except ZooKeeperError:
+                    self._control.give_up(request)
+                    raise
+
+    def _is_known(self, entry: str) -> bool:
+        """True where this beat can tell what the entry missed: else another master may have to."""
+        return entry in self._source.entries and not self._ledger.damaged(entry)
+
+    def _skip_missed(self) -> None:
+        """What was due while entries were held back, and is not to be caught up with."""
+        why = "an operator resumed without catching up"
+        missed: dict[str, tuple[datetime, datetime]] = {}
+        pauses, unchanged = self._control.pauses, self._control.unchanged
+        for name in list(self._source.entries):
+            until, state = pauses.skip_until(name), self._ledger.state(name)
+            if until is not None and state is not None:
+                with only_logged(name):
+                    if found := self._source.missed(name, state, until):
+                        missed[name] = found
+        waiting = [
+            run
+            for name, run in self._ledger.outbox.items()
+            if not run.extra and self._ledger.state(name) is not None
+            for until in [pauses.skip_until(name)]
+            if until is not None and run.claimed <= until
+        ]
+        self._dispatcher.drop(waiting, why, unchanged)
+        self._dispatcher.skip(missed, why, unchanged)
+
+    def _answer(self, request: Request) -> None:
+        record = request.record
+        of = f" {record.entry}" if record.entry else f" to {record.to}" if record.to else ""
+        logger.info("asked by %s to %s%s", record.by, record.do, of)
+        answer: Answer | None
+        if record.do == RUN:
+            answer = self._run_now(request, record.entry or "")
+        elif record.do == DROP_RUN:
+            answer = self._drop_now(request, record.entry or "")
+        elif record.do == RESIGN:
+            answer = self._resign(request)
+        else:
+            answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
+        if answer is not None and answer.run is None:
+            with contextlib.suppress(Conflict):  # it was taken back
+                self._election.session.commit(request.answer(answer))
+
+    def _resign(self, request: Request) -> Answer | None:
+        """Resigns; None where that has answered the request."""
+        record = request.record
+        self._dispatcher.publisher.publish_soon(self._ledger.outbox.values(), LAST_PUBLISHING)
+        self._master.hand_over()
+        # In one transaction: the next master must not find the request still open.
+        if self._election.resign(
+            to=record.to,
+            why=f"asked by {record.by}",
+            also=[request.answer(Answer(True, "resigned"))],
+        ):
+            return None
+        self._master.forget()
+        return Answer(False, "could not resign: see the master's log")
+
+    def _run_now(self, request: Request, name: str) -> Answer:
+        """An extra run; of one that is claimed, the answer is part of the claim."""
+        dispatcher, state = self._dispatcher, self._ledger.state(name)
+        if name not in self._source.entries:
+            return Answer(False, f"the master's schedule has no entry {name!r}")
+        waiting = self._ledger.outbox.get(name)
+        if waiting is not None:
+            # Else one that is due in a moment would be in the way.
+            dispatcher.publisher.publish_soon([waiting])
+            waiting = self._ledger.outbox.get(name)
+        if waiting is not None:
+            why = "the end of the pause" if self._control.holds(name) else "the broker"
+            return Answer(False, f"run {waiting.number} waits for {why}")
+        if state is None:
+            return Answer(False, "its run state is missing or damaged: see the master's log")
+        if self._ledger.full:
+            return Answer(False, "too many runs wait for the broker")
+        now = clock.now()
+        number = state.total_run_count + 1
+        run = Run(name, number, now, now, dispatcher.epoch, True, state.key)
+        answer = Answer(True, "claimed", number, dispatcher.task_id(name, number, now))
+        dispatcher.claim([run], request.answer(answer))
+        self._source.has_run_extra(name, number)
+        dispatcher.publisher.publish([run])
+        return answer
+
+    def _drop_now(self, request: Request, name: str) -> Answer:
+        """Drops a run that waits; the answer is part of the transaction."""
+        run = self._ledger.outbox.get(name)
+        if run is None:
+            return Answer(False, "no run of it waits")
+        if self._ledger.state(name) is None:
+            if not self._ledger.damaged(name):
+                self._ledger.first_seen({name: run.claimed})
+            if self._ledger.state(name) is None:
+                return Answer(False, "its run state is missing or damaged: see the master's log")
+        is_unsent = self._dispatcher.publisher.is_unsent(run)
+        text = "not published" if is_unsent else "perhaps published before"
+        task_id = self._dispatcher.task_id(name, run.number, run.due)
+        answer = Answer(True, text, run.number, task_id)
+        waited = self._dispatcher.held_because(run) or "it waited for the broker"
+        why = f"{request.record.by[:100]} asked for it; {waited}"
+        self._dispatcher.drop([run], why, request.answer(answer))
+        return answer

@@ -1,0 +1,188 @@
+"""A source of entries: what the loop, the dispatcher and the operators ask of it. There are two,
+the entries of ``beat_schedule`` and those of another scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from celery.beat import Scheduler
+
+from . import clock
+from .dispatcher import Dispatcher, Send
+from .due import as_of, ask_at, is_ahead, last_run, missed_instant, next_free
+from .election.public import MasterElection
+from .log import get_logger
+from .names import Entries
+from .paths import page_of
+from .records import to_text
+from .runs import RETENTION, Run, RunState
+
+logger = get_logger(__name__)
+
+#: So late a run is published that its entry may have come due again.
+_LATE = timedelta(seconds=0.1)
+
+
+class Source(ABC):
+    """Entries, and when they are due. For the dispatch loop's thread.
+
+    Its methods raise a ZkBeatError where ZooKeeper does not answer or refuses.
+
+    Args:
+        scheduler: what Celery knows for its scheduler.
+        names: the entries of that.
+
+    Attributes:
+        is_ahead: an entry's state says that it ran in the future.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        names: Entries,
+        election: MasterElection,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._scheduler, self._names = scheduler, names
+        self._election, self._dispatcher = election, dispatcher
+        self._ledger = dispatcher.ledger
+        self.is_ahead = False
+
+    @property
+    def entries(self) -> Mapping[str, Any]:
+        """By names that are text."""
+        return self._names.get()
+
+    def outdated(self) -> None:
+        """Has all entries be looked at anew by the next :meth:`refresh`."""
+        self._names.is_current = False
+
+    @abstractmethod
+    def open(self) -> None:
+        """Begins a term: the ledger is loaded."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends it; nothing is written."""
+
+    @abstractmethod
+    def write(self) -> None:
+        """Writes what another master should find, apart from the ledger."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Looks what has changed."""
+
+    @abstractmethod
+    def turn(self) -> float:
+        """Claims what is due and publishes it; returns the seconds after which something may be."""
+
+    @abstractmethod
+    def sender(self) -> Send:
+        """As of :meth:`.dispatcher.Entries.sender`."""
+
+    @abstractmethod
+    def has_run_extra(self, name: str, number: int) -> None:
+        """An operator had the entry run: its clock stays as it is."""
+
+    @abstractmethod
+    def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
+        """Has the entry go on from another instant."""
+
+    def _knows_better(self, entry: Any, state: RunState) -> bool:
+        """True where the entry's clock counts, and not that of its state."""
+        return False
+
+    def _start_of(self, entry: Any) -> datetime | None:
+        """The instant before which it does not run, UTC, where it has one."""
+        return None
+
+    def missed(
+        self, name: str, state: RunState, until: datetime, ask: bool = True
+    ) -> tuple[datetime, datetime] | None:
+        """The first instant after its last run, until then, for which an entry has no run, and the
+        instant from which it goes on; None where there is none. `ask`: also where only the class
+        of its schedule can tell."""
+        entry = self.entries[name]
+        if not hasattr(entry.schedule, "is_due"):
+            return None
+        if not self._knows_better(entry, state):
+            entry.last_run_at = as_of(entry, state.last_run_at)
+        start = self._start_of(entry)
+        if (start is not None and start > until) or (ask_at(entry, state) or until) > until:
+            return None
+        found = missed_instant(entry, until, ask)
+        if found is None:
+            return None
+        due, until = next_free(entry, found[0], state), found[1]
+        return (due, until) if due is not None and due <= until else None
+
+    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
+        """As of :meth:`.dispatcher.Entries.goes_on_from`."""
+        state = self._ledger.state(run.entry)
+        if run.extra or state is None or at - run.claimed < _LATE:
+            return None
+        found = None
+        with only_logged(run.entry):
+            # A class that does not say when it was due will say so itself.
+            found = self.missed(run.entry, state, at, ask=False)
+        if found is None:
+            return None
+        entry = self.entries[run.entry]
+        last_run_at = last_run(entry, *found)
+        self._set_clock(entry, last_run_at)
+        return last_run_at
+
+    def _note_named(self, *, anew: bool) -> None:
+        """Tells the ledger what the schedule names, whenever that may have changed. `anew`: the
+        clock of what was away for long starts anew."""
+        for name in self._ledger.note_named(self.entries, clock.now(), anew=anew):
+            logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
+
+    def _is_ahead(self, name: str) -> bool:
+        state = self._ledger.state(name)
+        return state is not None and is_ahead(state.last_run_at, clock.now())
+
+    def _note_ahead(self, names: list[str]) -> None:
+        """Those that the clock of this machine has wait, because it is behind."""
+        self.is_ahead = bool(names)
+        for name in names[:1]:
+            state = self._ledger.state(name)
+            assert state is not None
+            logger.error(
+                "%s ran last at %s, says %s, which is still to come by the clock of this machine "
+                "(%.1f s %s ZooKeeper's)%s: it does not run here until then",
+                name,
+                to_text(state.last_run_at),
+                self._election.paths.page(page_of(name)),
+                abs(self._election.clock_offset),
+                "behind" if self._election.clock_offset < 0 else "ahead of",
+                f", and so for {len(names) - 1} more" if len(names) > 1 else "",
+            )
+
+
+@contextlib.contextmanager
+def only_logged(name: str) -> Iterator[None]:
+    """What goes wrong with one entry must not harm the others."""
+    try:
+        yield
+    except Exception:
+        logger.exception("%s: cannot be scheduled, left out", name)
+
+
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    """While much is made that stays, Python's collector looks through all of it again and again: a
+    quarter of the time of a take-over with 100,000 entries."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
