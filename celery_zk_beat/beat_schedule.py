@@ -12,8 +12,7 @@ from celery.beat import Scheduler
 
 from . import clock
 from .agenda import Agenda, Item, Seen
-from .control import Control
-from .dispatcher import Dispatcher, Send
+from .dispatcher import Dispatcher
 from .due import (
     as_of,
     ask_at,
@@ -29,10 +28,10 @@ from .due import (
     utc_of,
     zone_of,
 )
-from .election.public import MasterElection
 from .log import get_logger
 from .messages import Sender
 from .names import Entries
+from .publishing import Send
 from .runs import Run, RunState
 from .source import Source, no_collector, only_logged
 
@@ -329,23 +328,10 @@ class Planner:
 
 
 class BeatSchedule(Source):
-    """The entries of ``beat_schedule``, with their states from the ledger.
+    """The entries of ``beat_schedule``, with their states from the ledger."""
 
-    Args:
-        made_at: before the scheduler made any entry.
-    """
-
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        names: Entries,
-        election: MasterElection,
-        dispatcher: Dispatcher,
-        control: Control,
-        made_at: datetime,
-    ) -> None:
-        super().__init__(scheduler, names, election, dispatcher)
-        self._control, self._made_at = control, made_at
+    def __init__(self, scheduler: Scheduler, names: Entries, dispatcher: Dispatcher) -> None:
+        super().__init__(scheduler, names, dispatcher)
         self._planner = Planner(names, self, scheduler.is_due, scheduler.max_interval)
         #: On boottime(): not before then is it looked what was changed.
         self._look_again = 0.0
@@ -470,7 +456,7 @@ class BeatSchedule(Source):
         was started, unless the configuration gives one."""
         given = utc_of(entry, entry.last_run_at)
         # A time before the scheduler was made cannot be Celery's default.
-        return given if given < self._made_at else utc_of(entry, entry.default_now())
+        return given if given < self._names.made_at else utc_of(entry, entry.default_now())
 
     def _start_anew_in_another_zone(self, entries: list[tuple[str, Any]]) -> None:
         """What ran last by the hours of another time zone may be due at once by those of this: its

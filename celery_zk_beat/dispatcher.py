@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Protocol
 
 from . import clock
 from .broker import Broker
@@ -19,7 +18,7 @@ from .limits import LARGEST_OUTBOX, MOST_RUNS
 from .log import get_logger
 from .messages import run_id
 from .metrics import Metrics
-from .publishing import Publisher
+from .publishing import Entries, Publisher
 from .records import to_text
 from .runs import NEVER, Run, bytes_of
 from .settings import Settings
@@ -40,30 +39,16 @@ _UNNAMED, _AT_FAULT, _PAUSED = "no schedule names it", "it cannot be published",
 #: Most runs, or changes, that are logged one by one.
 MOST_LOGGED = 20
 
-Send = Callable[[Any, Callable[[], object]], None]
-
-
-class Entries(Protocol):
-    """What the dispatcher asks of the source of entries: see source.py."""
-
-    @property
-    def entries(self) -> Mapping[str, Any]:
-        """By name."""
-
-    def sender(self) -> Send:
-        """For messages that leave together: sends an entry that was addressed, as
-        :meth:`messages.Sender.send` does."""
-
-    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
-        """The next `last_run_at` of the entry of a run that is published at `at`, where that is
-        another than of the claim: it came due again meanwhile, and one run stands for all."""
-
 
 class Dispatcher:
     """What becomes of runs. For the dispatch loop's thread, but for :meth:`close`.
 
     Methods raise a ZkBeatError where ZooKeeper does not answer or refuses: the ledger is to be
     loaded anew then.
+
+    Args:
+        wake: called on kazoo's thread when an operator wrote something.
+        show_progress: to be called when something has been done.
 
     Attributes:
         source: of the entries; to be set before anything else is asked.
@@ -76,19 +61,17 @@ class Dispatcher:
         self,
         settings: Settings,
         metrics: Metrics,
-        root: str,
         election: MasterElection,
-        ledger: RunLedger,
-        control: Control,
         broker: Broker,
         announcer: Announcer,
+        wake: Callable[[], None],
         show_progress: Callable[[], None],
     ) -> None:
-        self.settings, self.metrics, self.ledger = settings, metrics, ledger
-        self.show_progress = show_progress
-        self._root, self._election, self._control = root, election, control
-        self._announcer = announcer
-        self.publisher = Publisher(self, broker, ledger, announcer)
+        self.settings, self.metrics, self.show_progress = settings, metrics, show_progress
+        self.election, self._announcer = election, announcer
+        self.ledger = RunLedger(election)
+        self.control = Control(election.session, election.paths, wake)
+        self.publisher = Publisher(self, broker, self.ledger, announcer)
         self.is_closing = False
         #: On boottime(): until when something is published.
         self._publish_until = math.inf
@@ -113,32 +96,22 @@ class Dispatcher:
     @property
     def is_master(self) -> bool:
         """True while the term for which the ledger is loaded goes on."""
-        return self.ledger.term is not None and self.ledger.term == self._election.term
+        return self.ledger.term is not None and self.ledger.term == self.election.term
 
     # What the publisher asks: see publishing.py ---------------------------------------------------
 
-    @property
-    def entries(self) -> Mapping[str, Any]:
-        return self.source.entries
-
-    def sender(self) -> Send:
-        return self.source.sender()
-
-    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
-        return self.source.goes_on_from(run, at)
-
     def task_id(self, entry: str, number: int, due: datetime) -> str:
         """The same for the same run, whoever publishes it, and whoever asks."""
-        return run_id(self._root, self.entries, entry, number, due)
+        return run_id(self.election.paths.root, self.source.entries, entry, number, due)
 
     def may_publish(self, run: Run) -> bool:
         """True for what is this beat's to publish, and not held back."""
-        return run.entry in self.entries and (run.extra or not self._control.holds(run.entry))
+        return run.entry in self.source.entries and (run.extra or not self.control.holds(run.entry))
 
     def may_publish_now(self) -> bool:
         """True where anything is to be published at the moment."""
         is_late = self.is_closing and clock.boottime() > self._publish_until
-        return not (is_late or self._control.pauses_stale)
+        return not (is_late or self.control.pauses_stale)
 
     # What sources and operators ask ---------------------------------------------------------------
 
@@ -177,7 +150,7 @@ class Dispatcher:
 
     def held_because(self, run: Run) -> str | None:
         """Why a run waits though the broker may be there; None where it does not."""
-        if run.entry not in self.entries:
+        if run.entry not in self.source.entries:
             return _UNNAMED
         if not self.may_publish(run):
             return _PAUSED
@@ -264,7 +237,7 @@ class Dispatcher:
         state = self.ledger.state(run.entry)
         since = run.claimed if state is None else max(run.claimed, state.unnamed_since or NEVER)
         # Neither a clock that is ahead, for a moment, says that it is time, nor ZooKeeper's.
-        ahead = timedelta(seconds=max(0.0, self._election.clock_offset))
+        ahead = timedelta(seconds=max(0.0, self.election.clock_offset))
         return clock.now() - ahead - since > UNNAMED_FOR
 
     def _drop_noted(self, runs: Iterable[Run], why: str) -> None:
@@ -272,4 +245,4 @@ class Dispatcher:
         unseen = {run.entry: run.claimed for run in runs if self.ledger.state(run.entry) is None}
         self.ledger.first_seen(unseen)
         noted = [run for run in runs if self.ledger.state(run.entry) is not None]
-        self.drop(noted, why, self._control.unchanged)
+        self.drop(noted, why, self.control.unchanged)

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable
 
 from celery.beat import Scheduler
 
 from . import clock
-from .beat_schedule import BeatSchedule
 from .broker import Broker
-from .control import Control
 from .dispatcher import MOST_LOGGED, Dispatcher
 from .election.public import MasterElection
 from .election.terms import Term
 from .errors import AccessDenied, QuotaExceeded, ZkBeatError
-from .gate.entries import GatedEntries
 from .gate.gated import SchedulerFailed
-from .ledger import RunLedger
 from .log import get_logger
 from .metrics import Metrics
-from .names import Entries
 from .operators import LAST_PUBLISHING, Operators
 from .paths import page_of
 from .records import to_text
@@ -54,10 +47,7 @@ class Loop:
 
     Args:
         scheduler: what Celery knows for its scheduler.
-        names: the entries of that.
-        gated: the class of another scheduler, whose entries are to be dispatched instead.
-        arguments: with which Celery makes a scheduler.
-        made_at: before the scheduler made any entry.
+        make_source: of the entries that are to be dispatched.
         progress: set now and then, while something moves.
     """
 
@@ -69,38 +59,18 @@ class Loop:
         election: MasterElection,
         broker: Broker,
         announcer: Announcer,
-        names: Entries,
-        gated: type[Scheduler] | None,
-        arguments: Mapping[str, Any],
-        made_at: datetime,
+        make_source: Callable[[Dispatcher], Source],
         progress: clock.Wakeup,
     ) -> None:
         self._scheduler, self._settings, self._metrics = scheduler, settings, metrics
-        self._progress = progress
-        self._wakeup = clock.Wakeup()
+        self._progress, self._wakeup = progress, clock.Wakeup()
         self.election = election
-        self.ledger = ledger = RunLedger(election)
-        self.control = control = Control(election.session, election.paths, self.wake)
         self.dispatcher = dispatcher = Dispatcher(
-            settings,
-            metrics,
-            election.paths.root,
-            election,
-            ledger,
-            control,
-            broker,
-            announcer,
-            self.show_progress,
+            settings, metrics, election, broker, announcer, self.wake, self.show_progress
         )
-        self.source: Source
-        if gated is None:
-            self.source = BeatSchedule(scheduler, names, election, dispatcher, control, made_at)
-        else:
-            self.source = GatedEntries(
-                scheduler, names, election, dispatcher, control, gated, arguments
-            )
-        dispatcher.source = self.source
-        self.operators = Operators(self, election, control, dispatcher, self.source)
+        self.ledger, self.control = dispatcher.ledger, dispatcher.control
+        dispatcher.source = self.source = make_source(dispatcher)
+        self.operators = Operators(self, dispatcher, self.source)
         self._usefulness = Usefulness(
             settings.publish_deadline,
             election,

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+from . import clock
 from .log import get_logger
 
 logger = get_logger(__name__)
@@ -129,6 +130,8 @@ class Entries:
         self._by_text: MutableMapping[str, Any] = {}
         #: False where the schedule may have changed since it was looked at.
         self.is_current = False
+        #: No entry was made earlier.
+        self.made_at = clock.now()
         self._said: set[str] = set()
 
     def get(self) -> MutableMapping[str, Any]:

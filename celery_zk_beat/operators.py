@@ -7,9 +7,8 @@ from datetime import datetime
 from typing import Protocol
 
 from . import clock
-from .control import DROP_RUN, RESIGN, RUN, Answer, Control, Pauses, Request
+from .control import DROP_RUN, RESIGN, RUN, Answer, Pauses, Request
 from .dispatcher import MOST_LOGGED, Dispatcher
-from .election.public import MasterElection
 from .errors import Conflict, ZooKeeperError
 from .log import get_logger
 from .runs import Run
@@ -37,17 +36,10 @@ class Operators:
     Methods raise a ZkBeatError where ZooKeeper does not answer or refuses.
     """
 
-    def __init__(
-        self,
-        master: Master,
-        election: MasterElection,
-        control: Control,
-        dispatcher: Dispatcher,
-        source: Source,
-    ) -> None:
-        self._master, self._election, self._control = master, election, control
-        self._dispatcher, self._source = dispatcher, source
-        self._ledger = dispatcher.ledger
+    def __init__(self, master: Master, dispatcher: Dispatcher, source: Source) -> None:
+        self._master, self._dispatcher, self._source = master, dispatcher, source
+        self._election, self._ledger = dispatcher.election, dispatcher.ledger
+        self._control = dispatcher.control
         #: The pauses that the log has told of.
         self._logged = Pauses()
 

@@ -40,17 +40,33 @@ _FURTHEST_AHEAD = 1.0
 _LONGEST_WHY = 150
 
 
+Send = Callable[[Any, Callable[[], object]], None]
+
+
+class Entries(Protocol):
+    """What is asked of the source of entries: see source.py."""
+
+    @property
+    def entries(self) -> Mapping[str, Any]:
+        """By name."""
+
+    def sender(self) -> Send:
+        """For messages that leave together: sends an entry that was addressed, as
+        :meth:`messages.Sender.send` does."""
+
+    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
+        """The next `last_run_at` of the entry of a run that is published at `at`, where that is
+        another than of the claim: it came due again meanwhile, and one run stands for all."""
+
+
 class Runs(Protocol):
     """What the publisher asks of the dispatcher."""
 
     settings: Settings
     metrics: Metrics
+    source: Entries
     #: To be called when something has been done.
     show_progress: Callable[[], None]
-
-    @property
-    def entries(self) -> Mapping[str, Any]:
-        """By name."""
 
     def task_id(self, entry: str, number: int, due: datetime) -> str:
         """That of a run."""
@@ -60,14 +76,6 @@ class Runs(Protocol):
 
     def may_publish_now(self) -> bool:
         """True where anything is to be published at the moment."""
-
-    def sender(self) -> Callable[[Any, Callable[[], object]], None]:
-        """For messages that leave together: sends an entry that was addressed, as
-        :meth:`messages.Sender.send` does."""
-
-    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
-        """The next `last_run_at` of the entry of a run that is published at `at`, where that is
-        another than of the claim: it came due again meanwhile, and one run stands for all."""
 
     def drop(self, runs: list[Run], why: Mapping[str, str]) -> None:
         """Takes runs out of the outbox that cannot be published. `why`: the reason, by entry."""
@@ -265,7 +273,7 @@ class Publisher:
 
         try:
             with self._broker.together(until_due):
-                send = self._dispatcher.sender()
+                send = self._dispatcher.source.sender()
                 for run in runs:
                     try:
                         self._send(run, send)
@@ -291,7 +299,7 @@ class Publisher:
             for run, error in failed:
                 self._note_failed([run], error, begun)
 
-    def _send(self, run: Run, send: Callable[[Any, Callable[[], object]], None]) -> None:
+    def _send(self, run: Run, send: Send) -> None:
         number, term = run.number, self._ledger.term
         assert term is not None
         header = {
@@ -303,7 +311,7 @@ class Publisher:
             "master": self._dispatcher.settings.id,
         }
         task_id = self._dispatcher.task_id(run.entry, number, run.due)
-        entry = addressed(self._dispatcher.entries[run.entry], task_id, header)
+        entry = addressed(self._dispatcher.source.entries[run.entry], task_id, header)
         logger.info("Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, number)
         send(entry, lambda: _wait_until_due([run]))
 
@@ -322,7 +330,9 @@ class Publisher:
                 self._metrics.resent += 1
             self._metrics.published += 1
             self._metrics.lateness.observe((at - run.due).total_seconds())
-            goes_on_from = self._dispatcher.goes_on_from(run, left) if self.is_unsent(run) else None
+            goes_on_from = None
+            if self.is_unsent(run):
+                goes_on_from = self._dispatcher.source.goes_on_from(run, left)
             self._may_have_left.pop(run.entry, None)
             self._ledger.published(run, at, goes_on_from)
             self._announce_published(run, term.epoch)
@@ -334,7 +344,7 @@ class Publisher:
         self._announcer.send(
             run_published,
             entry=run.entry,
-            task=getattr(self._dispatcher.entries.get(run.entry), "task", None),
+            task=getattr(self._dispatcher.source.entries.get(run.entry), "task", None),
             run=run.number,
             due=run.due,
             epoch=epoch,

@@ -21,10 +21,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery.beat import Scheduler
 
 from . import clock
+from .beat_schedule import BeatSchedule
 from .broker import Broker, broker_digest
+from .dispatcher import Dispatcher
 from .due import shown
 from .election.public import MasterElection
 from .errors import SettingsError, ZkBeatError
+from .gate.entries import GatedEntries
 from .gate.gated import scheduler_class
 from .ledger import BELOW_ROOT
 from .log import get_logger
@@ -35,6 +38,7 @@ from .names import Entries
 from .paths import Paths
 from .settings import Settings
 from .signals import Announcer, beat_demoted, beat_elected
+from .source import Source
 from .systemd import Unit
 
 if TYPE_CHECKING:
@@ -74,7 +78,6 @@ class ZooKeeperScheduler(Scheduler):
             raise SystemExit(f"celery beat: {exc}") from None
         #: With which Celery makes a scheduler.
         self._arguments = {"app": app, **kwargs, "lazy": False}
-        self._made_at = clock.now()
         self._names = Entries(lambda: self.schedule, self._gated_class is not None)
         #: What this beat has done so far; for any thread to read.
         self.metrics = Metrics()
@@ -237,12 +240,14 @@ class ZooKeeperScheduler(Scheduler):
             election,
             self._broker,
             self._announcer,
-            self._names,
-            self._gated_class,
-            self._arguments,
-            self._made_at,
+            self._make_source,
             self._progress,
         )
+
+    def _make_source(self, dispatcher: Dispatcher) -> Source:
+        if self._gated_class is None:
+            return BeatSchedule(self, self._names, dispatcher)
+        return GatedEntries(self, self._names, dispatcher, self._gated_class, self._arguments)
 
     def _run(self) -> None:
         try:

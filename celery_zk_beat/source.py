@@ -13,12 +13,12 @@ from typing import Any
 from celery.beat import Scheduler
 
 from . import clock
-from .dispatcher import Dispatcher, Send
+from .dispatcher import Dispatcher
 from .due import as_of, ask_at, is_ahead, last_run, missed_instant, next_free
-from .election.public import MasterElection
 from .log import get_logger
 from .names import Entries
 from .paths import page_of
+from .publishing import Send
 from .records import to_text
 from .runs import RETENTION, Run, RunState
 
@@ -41,16 +41,10 @@ class Source(ABC):
         is_ahead: an entry's state says that it ran in the future.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        names: Entries,
-        election: MasterElection,
-        dispatcher: Dispatcher,
-    ) -> None:
-        self._scheduler, self._names = scheduler, names
-        self._election, self._dispatcher = election, dispatcher
-        self._ledger = dispatcher.ledger
+    def __init__(self, scheduler: Scheduler, names: Entries, dispatcher: Dispatcher) -> None:
+        self._scheduler, self._names, self._dispatcher = scheduler, names, dispatcher
+        self._election, self._ledger = dispatcher.election, dispatcher.ledger
+        self._control = dispatcher.control
         self.is_ahead = False
 
     @property
@@ -84,7 +78,7 @@ class Source(ABC):
 
     @abstractmethod
     def sender(self) -> Send:
-        """As of :meth:`.dispatcher.Entries.sender`."""
+        """As of :meth:`.publishing.Entries.sender`."""
 
     @abstractmethod
     def has_run_extra(self, name: str, number: int) -> None:
@@ -123,7 +117,7 @@ class Source(ABC):
         return (due, until) if due is not None and due <= until else None
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
-        """As of :meth:`.dispatcher.Entries.goes_on_from`."""
+        """As of :meth:`.publishing.Entries.goes_on_from`."""
         state = self._ledger.state(run.entry)
         if run.extra or state is None or at - run.claimed < _LATE:
             return None

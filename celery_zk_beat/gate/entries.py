@@ -8,12 +8,11 @@ from typing import Any
 
 from celery.beat import Scheduler
 
-from ..control import Control
-from ..dispatcher import Dispatcher, Send
+from ..dispatcher import Dispatcher
 from ..due import at_one_instant, next_free, utc_of
-from ..election.public import MasterElection
 from ..log import get_logger
 from ..names import Entries
+from ..publishing import Send
 from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
 from .gated import Gated, open_gate
@@ -38,14 +37,12 @@ class GatedEntries(Source):
         self,
         scheduler: Scheduler,
         names: Entries,
-        election: MasterElection,
         dispatcher: Dispatcher,
-        control: Control,
         kind: type[Scheduler],
         arguments: Mapping[str, Any],
     ) -> None:
-        super().__init__(scheduler, names, election, dispatcher)
-        self._control, self._kind, self._arguments = control, kind, arguments
+        super().__init__(scheduler, names, dispatcher)
+        self._kind, self._arguments = kind, arguments
         self._opened: Gated | None = None
         #: Its entries when they were looked at last.
         self._taken: Any = None
