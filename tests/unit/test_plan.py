@@ -1,0 +1,206 @@
+"""What a master does at an instant, by table: which entries are due, and when to look again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.beat import ScheduleEntry
+from celery.schedules import crontab, schedstate, schedule
+
+from celery_zk_beat.beat_schedule import Planner
+from celery_zk_beat.names import Entries
+from celery_zk_beat.runs import RunState
+
+NOON = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc)
+EPOCH = 7
+NEVER = math.inf
+MAX_INTERVAL = 5.0
+
+
+class _Celery(Celery):
+    def now(self) -> datetime:
+        return NOON
+
+
+APP, STRICT = _Celery("plan", set_as_current=False), _Celery("strict", set_as_current=False)
+STRICT.conf.beat_cron_starting_deadline = 60
+
+
+def ago(seconds: float) -> datetime:
+    return NOON - timedelta(seconds=seconds)
+
+
+class Raises(schedule):
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        raise RuntimeError("a schedule of the user's")
+
+
+class OnlyIsDue:
+    """A schedule that says nothing but whether it is due, and when to ask again."""
+
+    def __init__(self, is_due: bool, seconds: float) -> None:
+        self.answer = schedstate(is_due, seconds)
+        self.app = APP
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        return self.answer
+
+    def now(self) -> datetime:
+        return NOON
+
+
+@dataclass
+class Known:
+    """What the ledger and the operators say."""
+
+    states: Mapping[str, RunState]
+    waiting: Mapping[str, float]
+    held: tuple[str, ...]
+    epoch: int = EPOCH
+
+    def state(self, name: str) -> RunState | None:
+        return self.states.get(name)
+
+    def waits(self, name: str) -> float | None:
+        return self.waiting.get(name)
+
+    def holds(self, name: str) -> bool:
+        return name in self.held
+
+
+@dataclass
+class Case:
+    """Entries, each with the seconds since it ran last, and what is expected of them."""
+
+    name: str
+    entries: Mapping[str, tuple[Any, float]]
+    #: Entry to the instant that is due.
+    claims: Mapping[str, datetime] = field(default_factory=dict)
+    skips: Mapping[str, datetime] = field(default_factory=dict)
+    #: Seconds until something else may be due; None: it is already.
+    again: float | None = NEVER
+    room: int = 100
+    waiting: Mapping[str, float] = field(default_factory=dict)
+    held: tuple[str, ...] = ()
+    deadline: float | None = None
+
+
+MINUTELY = schedule(60, app=APP)
+CASES = [
+    Case("nothing is due", {"a": (MINUTELY, 20)}, again=40),
+    Case(
+        "several are due",
+        {"a": (MINUTELY, 60), "b": (MINUTELY, 61), "c": (MINUTELY, 10)},
+        claims={"a": NOON, "b": ago(1)},
+        again=50,
+    ),
+    Case(
+        "what is due in a moment is claimed ahead",
+        {"a": (MINUTELY, 60 - 0.02)},
+        claims={"a": NOON + timedelta(seconds=0.02)},
+        again=NEVER,
+    ),
+    Case("its last run waits", {"a": (MINUTELY, 60)}, waiting={"a": 3.0}, again=3),
+    Case(
+        "one waits, another does not",
+        {"a": (MINUTELY, 60), "b": (MINUTELY, 60)},
+        waiting={"a": 3.0},
+        claims={"b": NOON},
+        again=3,
+    ),
+    Case("it is paused", {"a": (MINUTELY, 60)}, held=("a",), again=NEVER),
+    Case(
+        "late: one run stands for all that was missed",
+        {"a": (MINUTELY, 600)},
+        claims={"a": ago(540)},
+        again=NEVER,
+    ),
+    Case(
+        "a crontab that is due",
+        {"a": (crontab(minute="*/5", app=APP), 299)},
+        claims={"a": NOON},
+        again=NEVER,
+    ),
+    Case(
+        "too late to be started",
+        {"a": (crontab(minute="0", hour="11", app=STRICT), 7200)},
+        skips={"a": ago(3600)},
+        deadline=60,
+        again=23 * 3600,
+    ),
+    Case(
+        "a schedule that raises",
+        {"a": (Raises(60, app=APP), 60), "b": (MINUTELY, 60)},
+        claims={"b": NOON},
+        again=MAX_INTERVAL,
+    ),
+    Case(
+        "one that only has is_due: it is", {"a": (OnlyIsDue(True, 9), 1)}, {"a": NOON}, again=NEVER
+    ),
+    Case("one that only has is_due: not yet", {"a": (OnlyIsDue(False, 9), 1)}, again=9),
+    Case(
+        "room for fewer",
+        {"a": (MINUTELY, 60), "b": (MINUTELY, 60), "c": (MINUTELY, 60)},
+        claims={"b": NOON, "c": NOON},
+        room=2,
+        again=None,
+    ),
+    Case("no room: it stays due", {"a": (MINUTELY, 60)}, room=0, again=0),
+    Case("no schedule at all", {"a": (None, 60)}, again=NEVER),
+    Case("its clock is ahead", {"a": (MINUTELY, -3600)}, again=NEVER),
+]
+
+
+def planner_of(case: Case) -> Planner:
+    entries = {}
+    for name, (when, since) in case.entries.items():
+        entries[name] = entry = ScheduleEntry(name, name, ago(since), 3, app=APP)
+        entry.schedule = when
+    states = {name: RunState(entry.last_run_at, 3) for name, entry in entries.items()}
+    names = Entries(lambda: entries, is_replaced=False)
+    known = Known(states, case.waiting, case.held)
+    planner = Planner(names, known, lambda entry: entry.is_due(), MAX_INTERVAL)
+    planner.seen.take(names.get().items(), len(entries))
+    planner.build(NOON, set(), case.deadline)
+    return planner
+
+
+def seconds_until(look_again: float) -> float | None:
+    return None if look_again < 0 else look_again - NOON.timestamp()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_plan(case: Case) -> None:
+    plan = planner_of(case).plan(NOON, case.room)
+    assert {run.entry: run.due for run in plan.runs} == case.claims
+    assert all((run.number, run.epoch) == (4, EPOCH) for run in plan.runs)
+    assert {name: due for name, (due, _) in plan.skipped.items()} == case.skips
+    # Somewhat before it is due, for the claim takes its time.
+    assert seconds_until(plan.look_again) == pytest.approx(case.again, abs=0.05)
+
+
+def test_what_is_not_claimed_is_due_still() -> None:
+    planner = planner_of(Case("", dict.fromkeys("abc", (MINUTELY, 60))))
+    first = planner.plan(NOON, 100).runs
+    assert len(first) == 3
+    assert seconds_until(planner.went_on(first[:1], NOON)) is None
+    again = planner.plan(NOON, 100).runs
+    assert [run.entry for run in again] == [run.entry for run in first[1:]]
+    # And that of which a run was claimed is due after its period.
+    assert seconds_until(planner.went_on(again, NOON)) == pytest.approx(60, abs=0.05)
+
+
+def test_an_entry_in_the_place_of_another_is_looked_at_first() -> None:
+    case = Case("", {"a": (MINUTELY, 60), "b": (MINUTELY, 60)})
+    planner = planner_of(case)
+    entries = planner._names.get()
+    entries["a"] = ScheduleEntry("a", "a", ago(60), 3, MINUTELY, app=APP)
+    planner._names.is_current = True
+    assert [run.entry for run in planner.plan(NOON, 100).runs] == ["b"]
+    assert not planner._names.is_current
