@@ -385,7 +385,7 @@ class RunLedger:
         any time, and takes what has gathered meanwhile. Where there is nothing to write, and has
         not been for a while, it writes all the same: the time of the outbox tells others that
         this master is at work."""
-        if self._confirming is not None and self._confirming.pending.answered:
+        if self._confirming is not None and self._confirming.pending.answered():
             self._finish_confirming()
         if self._confirming is None and (
             self.unconfirmed or clock.boottime() - self._written_at > TOUCH_EVERY

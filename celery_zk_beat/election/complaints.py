@@ -46,7 +46,7 @@ class Complaints:
         """Says, now and then, that ZooKeeper does not answer, or refuses. Returns after how many
         seconds to call this again."""
         now = clock.boottime()
-        refusal = self._session.refusal
+        refusal = self._session.servers.refusal
         if refusal is not None:
             self.add(refusal)
         if self._remind_at <= now:
@@ -54,7 +54,7 @@ class Complaints:
                 logger.warning(
                     "ZooKeeper at %s does not answer; waiting for it as a standby%s",
                     self._hosts,
-                    self._session.trouble,
+                    self._session.servers.trouble,
                 )
             self._remind_at = now + REMIND_EVERY
         return max(0.1, self._remind_at - now)

@@ -122,8 +122,8 @@ class MasterElection:
         self._thread.start()
         self._callbacks.start()
         if timeout is not None and not self._wait_until(lambda: self.decided, timeout):
-            refusal = self.session.refusal or self._complaints.last
-            trouble = self.session.trouble
+            refusal = self.session.servers.refusal or self._complaints.last
+            trouble = self.session.servers.trouble
             self.stop()
             raise ConnectTimeout(
                 f"{refusal}; gave up after {timeout:g} s"

@@ -82,7 +82,7 @@ class Mirror:
                 names = self._session.children(parent, watch)
                 if parent != self._paths.root:
                     wanted |= self._follow(parent, names, everything)
-        self.quota = quota_of(self._session, self._paths.root)
+        self.quota = quota_of(self._paths.root, self._session.read_all)
         # The outbox after the pages: what it says is then never older than what they say.
         paths = sorted(wanted, key=lambda path: (path == self._paths.outbox, path))
         for path, node in zip(paths, self._session.read_all(paths, watch) if paths else ()):

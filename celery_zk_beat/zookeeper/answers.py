@@ -25,14 +25,7 @@ from kazoo.exceptions import (
 from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.protocol.states import ZnodeStat
 
-from ..errors import (
-    AccessDenied,
-    Conflict,
-    QuotaExceeded,
-    Uncertain,
-    ZkBeatError,
-    ZooKeeperError,
-)
+from ..errors import AccessDenied, Conflict, QuotaExceeded, Uncertain, ZkBeatError, ZooKeeperError
 from ..security import Access
 from .operations import Check, Create, Delete, Operation, SetData
 from .quota import Quota
@@ -104,13 +97,8 @@ def _version_after(operation: Operation, answer: Any) -> int:
 def error(
     path: str, exc: Exception, access: Access, quota: Callable[[], Quota | None]
 ) -> ZkBeatError:
-    """Makes our error of one of kazoo's.
-
-    Args:
-        path: the znode that it is about.
-        access: who was refused.
-        quota: finds the one that holds for `path`.
-    """
+    """Makes our error of one of kazoo's, about the znode `path`; `quota` finds the one that holds
+    for it."""
     name = type(exc).__name__
     if isinstance(exc, _CONFLICTS):
         return Conflict(path, name)

@@ -68,12 +68,12 @@ class Client:
         hosts: ``host:port,host:port``.
         asked: session time-out to ask for, seconds.
         granted: the one that was granted to the client before this, seconds; else `asked`.
+        servers: takes down what becomes known of them.
         on_state: called on kazoo's thread whenever the connection came or went.
         on_refusal: called there whenever there is a :attr:`.Servers.refusal`.
 
     Attributes:
         kazoo: its own client, which has no types: for requests.
-        servers: what is known of them.
         timeout: the session time-out that the server granted, seconds; kazoo forgets it
             (kazoo#769).
 
@@ -87,6 +87,7 @@ class Client:
         asked: float,
         granted: float,
         access: Access,
+        servers: Servers,
         on_state: Callable[[], None],
         on_refusal: Callable[[], None],
     ) -> None:
@@ -104,8 +105,8 @@ class Client:
         self._fingerprint: bytes | None = None
         #: Since when servers hang up on us, on boottime(); None while they do not.
         self._refused_since: float | None = None
-        self.servers = Servers(asked, access)
-        self._handler = Handler(self.servers, access)
+        self._servers = servers
+        self._handler = Handler(servers, access)
         self.kazoo: Any = KazooClient(
             hosts=hosts,
             timeout=asked,
@@ -182,14 +183,14 @@ class Client:
             self._on_state()
 
     def _addresses(self) -> list[tuple[str, str, int]]:
-        return self.servers.addresses(self.kazoo.hosts, min(self._asked, self.timeout))
+        return self._servers.addresses(self.kazoo.hosts, min(self._asked, self.timeout))
 
     def _shake_hands(self, timeout: float, request: Any, xid: int | None = None) -> Any:
         """Notes what a server grants; and begins anew where servers hang up."""
         if not isinstance(request, Connect):
             return self._invoke(timeout, request, xid)
         # kazoo's own is for as many servers as there are names.
-        timeout = min(timeout, self.servers.patience)
+        timeout = min(timeout, self._servers.patience)
         try:
             answer = self._invoke(timeout, request, xid)
         except ConnectionDropped:
@@ -202,7 +203,7 @@ class Client:
                 self.kazoo.last_zxid = 0
             raise
         self._refused_since = None
-        self.servers.note_answer()
+        self._servers.note_answer()
         granted = answer[0].time_out / 1000
         if granted > max(self._asked, _LONGEST_GRANTED):
             raise ConnectionDropped(f"a session time-out of {granted:g} s cannot be meant")
@@ -226,8 +227,8 @@ class Client:
         except SessionExpiredError:
             raise
         except Exception as exc:
-            self.servers.note_failure(exc, host, (address, str(port)), kazoo.connected)
-            if self.servers.refusal is not None and not self._stopped:
+            self._servers.note_failure(exc, host, (address, str(port)), kazoo.connected)
+            if self._servers.refusal is not None and not self._stopped:
                 self._on_refusal()
             if isinstance(exc, (ConnectionDropped, KazooTimeoutError)):
                 raise
@@ -235,7 +236,7 @@ class Client:
         finally:
             kazoo.auth_data = set()
             connection.sasl_options = None
-        self.servers.note_success()
+        self._servers.note_success()
         if not self._authenticated:
             self._authenticated = True
             self._hear(None)

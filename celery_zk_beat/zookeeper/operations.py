@@ -47,37 +47,24 @@ class Delete:
 Operation = Union[Create, SetData, Check, Delete]
 
 
+@dataclass(frozen=True)
 class Pending:
     """A transaction on its way. Answers of one connection come in the order of the requests.
 
-    Args:
+    Attributes:
         sent: just before it was sent, on :func:`.clock.boottime`: the server has heard of us since
             then. Not just after, for a process may be stopped in between.
-        is_answered: tells without waiting.
-        wait: is :meth:`result`.
+        answered: tells without waiting.
+        result: waits for the answer: the new data version of each operation's znode, in order (0
+            for a created one, the checked one for a check, -1 for a deleted one). It raises
+            Conflict where a znode was not as the transaction said, and another ZooKeeperError where
+            it was refused for another reason (rights, quota): then nothing was done. With
+            Uncertain, no answer, it may or may not have been done.
     """
 
-    def __init__(
-        self, sent: float, is_answered: Callable[[], bool], wait: Callable[[], list[int]]
-    ) -> None:
-        self.sent = sent
-        self._is_answered = is_answered
-        self._wait = wait
-
-    @property
-    def answered(self) -> bool:
-        return self._is_answered()
-
-    def result(self) -> list[int]:
-        """Waits for the answer: the new data version of each operation's znode, in order (0 for
-        a created one, the checked one for a check, -1 for a deleted one).
-
-        Raises:
-            Conflict: a znode was not as the transaction said; nothing was done.
-            Uncertain: no answer, so it may or may not have been done.
-            ZooKeeperError: refused for another reason (rights, quota); nothing was done.
-        """
-        return self._wait()
+    sent: float
+    answered: Callable[[], bool]
+    result: Callable[[], list[int]]
 
 
 def changed_path(event: object) -> str | None:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ..errors import ZkBeatError
 from .operations import Node
 
 #: Where ZooKeeper keeps quotas.
 _QUOTAS = "/zookeeper/quota"
-
-
-class Reads(Protocol):
-    """A :class:`.ZooKeeperSession`, as far as it is needed here."""
-
-    def read_all(self, paths: Sequence[str]) -> list[Node | None]: ...
 
 
 @dataclass(frozen=True)
@@ -56,13 +49,13 @@ class Quota:
         )
 
 
-def quota_of(session: Reads, path: str) -> Quota | None:
+def quota_of(path: str, read_all: Callable[[Sequence[str]], list[Node | None]]) -> Quota | None:
     """Finds the quota of `path`, or of a znode above it (ZooKeeper has one on a path at most); None
     where there is none with hard limits, or it may not be read."""
     steps = path.strip("/").split("/")
     above = ["/" + "/".join(steps[: count + 1]) for count in range(len(steps))]
     with contextlib.suppress(ZkBeatError):
-        nodes = session.read_all([f"{_QUOTAS}{each}/zookeeper_limits" for each in above])
+        nodes = read_all([f"{_QUOTAS}{each}/zookeeper_limits" for each in above])
         for each, node in zip(above, nodes):
             limits = {} if node is None else _numbers(node.data)
             byte_limit, count_limit = (
@@ -71,7 +64,7 @@ def quota_of(session: Reads, path: str) -> Quota | None:
             )
             most = byte_limit, count_limit
             if most != (None, None):
-                (stats,) = session.read_all([f"{_QUOTAS}{each}/zookeeper_stats"])
+                (stats,) = read_all([f"{_QUOTAS}{each}/zookeeper_stats"])
                 used = {} if stats is None else _numbers(stats.data)
                 return Quota(each, (used.get("bytes", 0), used.get("count", 0)), most)
     return None

@@ -18,6 +18,7 @@ from . import answers
 from .client import Client
 from .operations import Check, Create, Node, Operation, Pending, SetData
 from .quota import quota_of
+from .servers import Servers
 
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
@@ -52,6 +53,8 @@ class ZooKeeperSession:
         self._on_change = on_change
         self.access = access or Access()
         self._client: Client | None = None
+        #: Where they are, and why none is connected: what is known since the last start.
+        self.servers = Servers(timeout, self.access)
         #: The session time-out that was granted last, while there is no client.
         self._granted = timeout
         #: Changes whenever the connection comes or goes: what was learned under another number
@@ -84,24 +87,6 @@ class ZooKeeperSession:
         """The session time-out that the server granted, seconds; what is asked for, before."""
         client = self._client
         return self._granted if client is None else client.timeout
-
-    @property
-    def refusal(self) -> str | None:
-        """Why no server is connected, if it is known: :attr:`.Servers.refusal`."""
-        client = self._client
-        return None if client is None else client.servers.refusal
-
-    @property
-    def refused(self) -> bool:
-        """True when all that can be reached refuse us: :attr:`.Servers.all_refuse`."""
-        client = self._client
-        return client is not None and client.servers.all_refuse
-
-    @property
-    def trouble(self) -> str:
-        """Which servers cannot be connected to: :attr:`.Servers.trouble`."""
-        client = self._client
-        return "" if client is None else client.servers.trouble
 
     @property
     def outdated(self) -> bool:
@@ -138,6 +123,7 @@ class ZooKeeperSession:
             self._asked,
             self._granted,
             self.access,
+            self.servers,
             on_state=self._on_state,
             on_refusal=self._on_change,
         )
@@ -149,6 +135,7 @@ class ZooKeeperSession:
         client = self._client
         if client is not None:
             self._granted, self._client = client.timeout, None
+            self.servers = Servers(self._asked, self.access)
             client.stop(timeout)
 
     def read(self, path: str, watch: Callable[[object], None] | None = None) -> Node | None:
@@ -306,7 +293,7 @@ class ZooKeeperSession:
             raise Uncertain(f"{path}: an answer that cannot be understood ({exc!r})") from None
 
     def _error(self, path: str, exc: Exception) -> ZkBeatError:
-        return answers.error(path, exc, self.access, lambda: quota_of(self, path))
+        return answers.error(path, exc, self.access, lambda: quota_of(path, self.read_all))
 
 
 @contextlib.contextmanager
@@ -339,18 +326,16 @@ def connected(
     try:
         deadline = clock.boottime() + timeout
         while not session.connected:
-            if session.refused:
-                raise ConnectTimeout(str(session.refusal))
-            if not news.wait(deadline - clock.boottime()):
-                if session.refusal is not None:
-                    raise ConnectTimeout(session.refusal) from None
-                setting = (
-                    "" if session.trouble else f", and is {session.access.name('hosts')} right"
-                )
+            in_time = not session.servers.all_refuse and news.wait(deadline - clock.boottime())
+            if not in_time and session.servers.refusal is not None:
+                raise ConnectTimeout(session.servers.refusal)
+            if not in_time:
+                trouble = session.servers.trouble
+                setting = "" if trouble else f", and is {session.access.name('hosts')} right"
                 raise ConnectTimeout(
                     f"ZooKeeper at {hosts} did not answer within {timeout:g} s: is it running"
-                    f"{setting}?{session.trouble}"
-                ) from None
+                    f"{setting}?{trouble}"
+                )
         yield session
     finally:
         session.stop(_CLOSE_WITHIN)

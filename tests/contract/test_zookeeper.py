@@ -82,7 +82,7 @@ def test_answers_come_in_order(backend: Backend, root: str) -> None:
     session.commit(Create(root, b""))
     sent = [session.send(SetData(root, str(n).encode(), n)) for n in range(10)]
     assert sent[-1].result() == [10]
-    assert all(pending.answered for pending in sent)
+    assert all(pending.answered() for pending in sent)
     assert session.read(root) == Node(b"9", 10, 0)
 
 

@@ -91,7 +91,7 @@ def test_a_name_gets_another_address(
     assert trouble in caplog.text
     addresses.append(SERVER)
     assert one.wait(PATIENCE)
-    assert one.session.trouble == ""
+    assert one.session.servers.trouble == ""
 
 
 def test_a_server_that_refuses(candidate: Candidate, addresses: list[str]) -> None:
