@@ -6,15 +6,16 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Callable
+from typing import Callable, Generic, TypeVar
 
 from ..log import safe as safe
-from .snapshot import Entry, RecentRun, RecentTerm, Snapshot
+from .snapshot import Entry, Member, RecentRun, RecentTerm, Snapshot
 
 #: Gives a text a colour by name, or None for none.
 Style = Callable[[str, str], str]
+Row = TypeVar("Row")
 
 _GAP = "  "
 #: Most columns to which others are filled up: one name of a megabyte must not make a hundred.
@@ -62,72 +63,54 @@ def status(
     """
     lines = [*_head(snapshot, now, style), ""]
     if snapshot.members:
-        lines += [*_members(snapshot, now).lines(style, width), ""]
+        lines += [*_members(snapshot, now, style, width), ""]
     entries = sorted(snapshot.entries, key=_by_next_run)
     room = height - len(lines) - 1  # for the titles
     shown = entries if len(entries) <= room else entries[: max(0, int(room) - 1)]
-    lines += _entries(shown, now).lines(style, width)
+    lines += _entries(shown, now, style, width)
     if len(shown) < len(entries):
         lines.append(f"... and {len(entries) - len(shown)} more")
     return lines
 
 
-def history(runs: Sequence[RecentRun], style: Style, width: float, with_entry: bool) -> list[str]:
+def history(runs: Iterable[RecentRun], style: Style, width: float, with_entry: bool) -> list[str]:
     """A table of what ran, newest first."""
-    table = Table(
-        [
-            Column("DUE"),
-            Column("DISPATCHED", drop=1),
-            Column("LATE", right=True),
-            Column("RUN", right=True),
-            Column("EPOCH", right=True, drop=2),
-            Column("BY"),
-            Column("TASK ID", drop=3),
-            *([Column("ENTRY")] if with_entry else []),
-            Column("NOTE", needed=False),
-        ]
-    )
-    for run in runs:
-        late = (run.at - run.due).total_seconds()
-        table.add(
-            iso(run.due),
-            iso(run.at) if run.run is not None else "skipped",
-            duration(late) if run.run is not None else "-",
-            "-" if run.run is None else str(run.run),
-            str(run.epoch),
-            run.by or "?",
-            run.task_id or "-",
-            *([run.entry] if with_entry else []),
-            run.note or "",
-            colour="yellow" if run.note or late > _LATE else "",
-        )
-    return table.lines(style, width)
+    columns: list[Column[RecentRun]] = [
+        Column("DUE", lambda run: iso(run.due)),
+        Column("DISPATCHED", lambda run: "skipped" if run.run is None else iso(run.at), drop=1),
+        Column("LATE", lambda run: "-" if run.run is None else duration(_late(run)), right=True),
+        Column("RUN", lambda run: "-" if run.run is None else str(run.run), right=True),
+        Column("EPOCH", lambda run: str(run.epoch), right=True, drop=2),
+        Column("BY", lambda run: run.by or "?"),
+        Column("TASK ID", lambda run: run.task_id or "-", drop=3),
+        *([Column[RecentRun]("ENTRY", lambda run: run.entry)] if with_entry else []),
+        Column("NOTE", lambda run: run.note or "", needed=False),
+    ]
+    shown = [(run, "yellow" if run.note or _late(run) > _LATE else "") for run in runs]
+    return table(columns, shown, style, width)
+
+
+def _late(run: RecentRun) -> float:
+    return (run.at - run.due).total_seconds()
 
 
 def masters(terms: Iterable[RecentTerm], now: datetime, style: Style, width: float) -> list[str]:
     """A table of the terms, newest first."""
-    table = Table(
-        [
-            Column("EPOCH", right=True),
-            Column("SINCE"),
-            Column("UNTIL", drop=1),
-            Column("FOR", right=True),
-            Column("MASTER"),
-            Column("ENDED"),
-        ]
-    )
-    for term in terms:
+
+    def length(term: RecentTerm) -> str:
         end = term.until or now
-        table.add(
-            str(term.epoch),
-            iso(term.since),
-            iso(term.until),
-            "-" if term.since is None else duration((end - term.since).total_seconds()),
-            term.id,
-            "-" if term.until is None else term.why or "?",
-            colour="green" if term.until is None else "",
-        )
-    return table.lines(style, width)
+        return "-" if term.since is None else duration((end - term.since).total_seconds())
+
+    columns: list[Column[RecentTerm]] = [
+        Column("EPOCH", lambda term: str(term.epoch), right=True),
+        Column("SINCE", lambda term: iso(term.since)),
+        Column("UNTIL", lambda term: iso(term.until), drop=1),
+        Column("FOR", length, right=True),
+        Column("MASTER", lambda term: term.id),
+        Column("ENDED", lambda term: "-" if term.until is None else term.why or "?"),
+    ]
+    shown = [(term, "green" if term.until is None else "") for term in terms]
+    return table(columns, shown, style, width)
 
 
 # The parts of a status ---------------------------------------------------------------------------
@@ -154,76 +137,60 @@ def _head(snapshot: Snapshot, now: datetime, style: Style) -> Iterator[str]:
         yield f"{style('warning', 'yellow')}   {safe(warning)}"
 
 
-def _members(snapshot: Snapshot, now: datetime) -> Table:
-    table = Table(
-        [
-            Column("STATE"),
-            Column("STARTED AT", drop=1),
-            Column("STARTED", drop=3),
-            Column("CLOCK", right=True),
-            Column("VERSION", drop=4),
-            Column("SCHEDULE"),
-            Column("HOST", drop=5),
-            Column("PID", right=True, drop=2),
-            Column("MEMBER"),
-        ]
-    )
-    for member in snapshot.members:
+def _members(snapshot: Snapshot, now: datetime, style: Style, width: float) -> list[str]:
+    def schedule(member: Member) -> str:
         same = member.schedule == snapshot.schedule
-        offset = member.clock_offset
-        table.add(
-            member.state,
-            iso(member.since),
-            age(member.since, now),
-            "-" if offset is None else f"{round(offset, 2) or 0.0:+} s",
-            member.version or "-",
-            "same" if same else f"{member.schedule or '?'} differs",
-            member.host,
-            str(member.pid),
-            member.id,
-            colour="green" if member.state == "master" else "" if same else "yellow",
-        )
-    return table
+        return "same" if same else f"{member.schedule or '?'} differs"
+
+    def colour(member: Member) -> str:
+        if member.state == "master":
+            return "green"
+        return "" if member.schedule == snapshot.schedule else "yellow"
+
+    columns: list[Column[Member]] = [
+        Column("STATE", lambda member: member.state),
+        Column("STARTED AT", lambda member: iso(member.since), drop=1),
+        Column("STARTED", lambda member: age(member.since, now), drop=3),
+        Column("CLOCK", _clock, right=True),
+        Column("VERSION", lambda member: member.version or "-", drop=4),
+        Column("SCHEDULE", schedule),
+        Column("HOST", lambda member: member.host, drop=5),
+        Column("PID", lambda member: str(member.pid), right=True, drop=2),
+        Column("MEMBER", lambda member: member.id),
+    ]
+    return table(columns, [(each, colour(each)) for each in snapshot.members], style, width)
 
 
-def _entries(entries: Iterable[Entry], now: datetime) -> Table:
-    table = Table(
-        [
-            Column("NEXT RUN AT", drop=2),
-            Column("NEXT RUN"),
-            Column("LAST RUN AT", drop=1),
-            Column("LAST RUN"),
-            Column("RUNS", right=True),
-            Column("SCHEDULE"),
-            Column("STATE", needed=False),
-            Column("ENTRY"),
-        ]
-    )
-    for entry in entries:
-        late = entry.next_run_at is not None and (now - entry.next_run_at).total_seconds() > _LATE
-        notes = [
-            *_paused(entry),
-            *([f"run {entry.waiting} waits"] if entry.waiting is not None else []),
-            *([] if entry.in_schedule else ["not in schedule"]),
-            *(["late"] if late else []),
-        ]
-        table.add(
-            iso(entry.next_run_at),
-            age(entry.next_run_at, now),
-            iso(entry.last_run_at),
-            age(entry.last_run_at, now),
-            str(entry.total_run_count),
-            entry.schedule or "-",
-            ", ".join(notes),
-            entry.name,
-            colour="yellow" if notes else "",
-        )
-    return table
+def _clock(member: Member) -> str:
+    offset = member.clock_offset
+    return "-" if offset is None else f"{round(offset, 2) or 0.0:+} s"
 
 
-def _paused(entry: Entry) -> list[str]:
+def _entries(entries: Iterable[Entry], now: datetime, style: Style, width: float) -> list[str]:
+    columns: list[Column[Entry]] = [
+        Column("NEXT RUN AT", lambda entry: iso(entry.next_run_at), drop=2),
+        Column("NEXT RUN", lambda entry: age(entry.next_run_at, now)),
+        Column("LAST RUN AT", lambda entry: iso(entry.last_run_at), drop=1),
+        Column("LAST RUN", lambda entry: age(entry.last_run_at, now)),
+        Column("RUNS", lambda entry: str(entry.total_run_count), right=True),
+        Column("SCHEDULE", lambda entry: entry.schedule or "-"),
+        Column("STATE", lambda entry: ", ".join(_notes(entry, now)), needed=False),
+        Column("ENTRY", lambda entry: entry.name),
+    ]
+    shown = [(entry, "yellow" if _notes(entry, now) else "") for entry in entries]
+    return table(columns, shown, style, width)
+
+
+def _notes(entry: Entry, now: datetime) -> list[str]:
+    late = entry.next_run_at is not None and (now - entry.next_run_at).total_seconds() > _LATE
     by = "" if entry.paused_by is None else f" by {entry.paused_by}"
-    return [] if entry.paused is None else [f"paused{by}"]
+    notes = (
+        (f"paused{by}", entry.paused is not None),
+        (f"run {entry.waiting} waits", entry.waiting is not None),
+        ("not in schedule", not entry.in_schedule),
+        ("late", late),
+    )
+    return [note for note, holds in notes if holds]
 
 
 def _by_next_run(entry: Entry) -> tuple[float, str]:
@@ -235,55 +202,44 @@ def _by_next_run(entry: Entry) -> tuple[float, str]:
 
 
 @dataclass(frozen=True)
-class Column:
-    """`drop`: above 0 it may be left out where the terminal is narrow, those with lower numbers
-    first; not `needed`: it is left out where it is empty."""
+class Column(Generic[Row]):
+    """`cell`: its text for a row. `drop`: above 0 it may be left out where the terminal is narrow,
+    those with lower numbers first; not `needed`: it is left out where it is empty."""
 
     title: str
+    cell: Callable[[Row], str]
     right: bool = False
     drop: int = 0
     needed: bool = True
 
 
-@dataclass
-class Table:
-    columns: Sequence[Column]
-    _rows: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
+def table(
+    columns: Sequence[Column[Row]], rows: Iterable[tuple[Row, str]], style: Style, width: float
+) -> list[str]:
+    """Lays out rows, each with its colour, in lines, the first of them with the titles. One column
+    that is too wide for the terminal is better than a name that is cut short."""
+    coloured = [([safe(column.cell(row)) for column in columns], colour) for row, colour in rows]
+    coloured.insert(0, ([column.title for column in columns], "bold"))
+    cells = [row for row, _ in coloured]
+    widths = [min(_WIDEST, max(map(_columns, column))) for column in zip(*cells)]
+    kept = [
+        number
+        for number, column in enumerate(columns)
+        if column.needed or any(row[number] for row in cells[1:])
+    ]
+    for number in sorted(kept, key=lambda number: columns[number].drop):
+        total = sum(widths[each] + len(_GAP) for each in kept) - len(_GAP)
+        if columns[number].drop and total > width:
+            kept.remove(number)
 
-    def add(self, *cells: str, colour: str = "") -> None:
-        self._rows.append((tuple(map(safe, cells)), colour))
-
-    def lines(self, style: Style, width: float) -> list[str]:
-        """Lays it out in lines, the first of them with the titles. One column that is too wide for
-        the terminal is better than a name that is cut short."""
-        cells = [[column.title for column in self.columns], *(row for row, _ in self._rows)]
-        widths = [min(_WIDEST, max(map(_columns, column))) for column in zip(*cells)]
-        kept = [
-            number
-            for number, column in enumerate(self.columns)
-            if column.needed or any(row[number] for row, _ in self._rows)
-        ]
-        for number in sorted(kept, key=lambda number: self.columns[number].drop):
-            total = sum(widths[each] + len(_GAP) for each in kept) - len(_GAP)
-            if self.columns[number].drop and total > width:
-                kept.remove(number)
-        titles = self._line(cells[0], kept, widths)
-        return [
-            style(titles, "bold"),
-            *(
-                style(line, colour) if colour else line
-                for row, colour in self._rows
-                for line in [self._line(row, kept, widths)]
-            ),
-        ]
-
-    def _line(self, row: Sequence[str], kept: Sequence[int], widths: Sequence[int]) -> str:
+    def line(row: Sequence[str]) -> str:
         parts = []
         for number in kept:
             room = " " * (widths[number] - _columns(row[number]))
-            right = self.columns[number].right
-            parts.append(room + row[number] if right else row[number] + room)
+            parts.append(room + row[number] if columns[number].right else row[number] + room)
         return _GAP.join(parts).rstrip()
+
+    return [style(line(row), colour) if colour else line(row) for row, colour in coloured]
 
 
 def _columns(text: str) -> int:

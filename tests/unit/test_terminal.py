@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_zk_beat.log import safe
-from celery_zk_beat.status.terminal import Column, Table, age, duration
+from celery_zk_beat.status.terminal import Column, age, duration, table
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 
@@ -60,12 +61,13 @@ def test_age(seconds: float, text: str) -> None:
 
 def test_columns_are_aligned() -> None:
     """Also where a character takes two columns, or none."""
-    table = Table([Column("NAME"), Column("N", right=True), Column("LAST")])
     names = ["日本語", "e\u0301", "x\x1b", "plain"]
-    for number, name in enumerate(names):
-        table.add(name, str(10**number), "end")
-    lines = table.lines(plain, math.inf)
-    assert lines == [
+    columns: list[Column[str]] = [
+        Column("NAME", str),
+        Column("N", lambda name: str(10 ** names.index(name)), right=True),
+        Column("LAST", lambda name: "end"),
+    ]
+    assert table(columns, [(name, "") for name in names], plain, math.inf) == [
         "NAME       N  LAST",
         "日本語     1  end",
         "e\u0301         10  end",
@@ -76,16 +78,20 @@ def test_columns_are_aligned() -> None:
 
 def test_a_narrow_terminal() -> None:
     """What may be left out is left out, in its order, and only as far as needed; names never."""
-    optional = [Column("A", drop=2), Column("B", drop=1)]
-    table = Table([*optional, Column("C"), Column("D", needed=False)])
-    table.add("a" * 10, "b" * 10, "c" * 10, "")
+    columns: list[Column[Sequence[str]]] = [
+        Column("A", lambda row: row[0], drop=2),
+        Column("B", lambda row: row[1], drop=1),
+        Column("C", lambda row: row[2]),
+        Column("D", lambda row: row[3], needed=False),
+    ]
+    rows: list[tuple[Sequence[str], str]] = [(("a" * 10, "b" * 10, "c" * 10, ""), "")]
 
     def titles(width: float) -> list[str]:
-        return table.lines(plain, width)[0].split()
+        return table(columns, rows, plain, width)[0].split()
 
     assert titles(34) == ["A", "B", "C"]
     assert titles(33) == ["A", "C"]
     assert titles(21) == ["C"]
-    assert table.lines(plain, 1) == ["C", "c" * 10]
-    table.add("a", "b", "c", "d")
+    assert table(columns, rows, plain, 1) == ["C", "c" * 10]
+    rows.append(("abcd", ""))
     assert titles(math.inf) == ["A", "B", "C", "D"]
