@@ -75,31 +75,25 @@ class Pauses:
 
     @property
     def skips(self) -> bool:
-        """Whether there is something to be skipped."""
+        """True when there is something to be skipped."""
         return any(each.skip is not None for each in (self.everything, *self.entries.values()))
 
     def without_skips(self, of: Callable[[str], bool]) -> Pauses:
-        """Once what is to be skipped of these entries, and of everything, was."""
-        entries = {
-            name: replace(each, skip=None) if of(name) else each
-            for name, each in self.entries.items()
-        }
-        return replace(
-            self,
-            everything=replace(self.everything, skip=None),
-            entries={name: each for name, each in entries.items() if each != _NONE},
-        )
+        """Returns them once what is to be skipped of these entries, and of everything, was."""
+        done = {k: replace(v, skip=None) if of(k) else v for k, v in self.entries.items()}
+        entries = {k: v for k, v in done.items() if v != _NONE}
+        return replace(self, everything=replace(self.everything, skip=None), entries=entries)
 
     def pause(self, entry: str | None, at: datetime, by: str | None = None) -> Pauses:
-        """With an entry, or None: everything, held back from `at` on; as it is where it is so
-        already."""
+        """Returns them with an entry, or None: everything, held back from `at` on; as they are
+        where it is so already."""
         before = self.of(entry)
         if before.since is not None:
             return self
         return self._with(entry, replace(before, since=at, by=by), by)
 
     def resume(self, entry: str | None, at: datetime, skip: bool, by: str | None = None) -> Pauses:
-        """With an entry, or None: everything, held back no longer."""
+        """Returns them with an entry, or None: everything, held back no longer."""
         before = self.of(entry)
         if before.since is None:
             return self
@@ -115,11 +109,8 @@ class Pauses:
         """What was paused since, and what goes on again: a line each."""
         lines = []
         for entry in (None, *sorted({*before.entries, *self.entries})):
-            what, was, now = (
-                "everything" if entry is None else entry,
-                before.of(entry),
-                self.of(entry),
-            )
+            what = "everything" if entry is None else entry
+            was, now = before.of(entry), self.of(entry)
             if now.since is not None and now.since != was.since:
                 lines.append(f"{what}: is paused since {to_text(now.since)} by {now.by or '?'}")
             elif now.since is None and was.since is not None:
@@ -151,9 +142,8 @@ class Pauses:
 
 
 def _pause_fields(pause: Pause) -> dict[str, Any]:
-    instants = {"since": pause.since, "skip": pause.skip}
-    texts = {name: None if at is None else to_text(at) for name, at in instants.items()}
-    return {**texts, "by": pause.by}
+    fields = vars(pause).items()
+    return {name: to_text(at) if isinstance(at, datetime) else at for name, at in fields}
 
 
 def _pause(path: str, fields: Any) -> Pause:
@@ -261,7 +251,7 @@ class Control:
         ]
 
     def holds(self, entry: str) -> bool:
-        """Whether nothing of the entry is to be dispatched."""
+        """True when nothing of the entry is to be dispatched."""
         return self.damage is not None or self.pauses.since(entry) is not None
 
     @property
@@ -272,14 +262,10 @@ class Control:
     def skipped(self, epoch: int, of: Callable[[str], bool]) -> None:
         """Writes down that what is to be skipped of these entries, and of everything, was."""
         pauses = self.pauses.without_skips(of)
-        if pauses == self.pauses:
-            return
-        self._session.commit(
-            Check(self._paths.epoch, epoch),
-            SetData(self._paths.pauses, pauses.encode(), self._version),
-        )
-        self.pauses = pauses
-        self._version += 1
+        if pauses != self.pauses:
+            written = SetData(self._paths.pauses, pauses.encode(), self._version)
+            self._session.commit(Check(self._paths.epoch, epoch), written)
+            self.pauses, self._version = pauses, self._version + 1
 
     def give_up(self, request: Request) -> None:
         """Has it be left alone."""
@@ -368,10 +354,7 @@ class Asking:
                 f"the request has {len(data)} bytes, and the master reads at most "
                 f"{LARGEST_REQUEST}: no entry has so long a name"
             )
-        self._session.commit(
-            Create(self._path, data, ephemeral=True),
-            SetData(self._requests, b""),
-        )
+        self._session.commit(Create(self._path, data, ephemeral=True), SetData(self._requests, b""))
         return self
 
     def answer(self) -> Answer | None:
@@ -390,7 +373,7 @@ class Asking:
         )
 
     def take_back(self) -> bool:
-        """Whether there was no answer yet, so that nothing will be done."""
+        """Returns True where there was no answer yet, so that nothing will be done."""
         try:
             self._session.commit(Delete(self._path, version=0))
         except ZkBeatError:
