@@ -7,10 +7,11 @@ understood is named.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from ..control import Pauses
 from ..errors import RootError
@@ -29,6 +30,8 @@ MOST_RECENT = 50
 #: Most characters of an id and the like.
 _LONGEST_TEXT = 200
 
+T = TypeVar("T", Master, Member, RecentTerm)
+
 
 class LenientRecords:
     """Decodes for one look what a mirror holds.
@@ -39,11 +42,9 @@ class LenientRecords:
 
     def __init__(self, mirror: Mirror, paths: Paths) -> None:
         self._mirror = mirror
+        self._node = mirror.nodes.get
         self._paths = paths
         self.warnings: list[str] = []
-
-    def _node(self, path: str) -> Node | None:
-        return self._mirror.nodes.get(path)
 
     def app(self, expected: str | None) -> str | None:
         """Whose root it is; None where that is not written.
@@ -73,55 +74,28 @@ class LenientRecords:
         if node is None:
             return None
         outbox = self._node(self._paths.outbox)
-        ticked_at = None if outbox is None else _server_time(outbox.mtime)
         # One that was elected just now may not have ticked yet.
         alive_at = max(node.mtime, 0.0 if outbox is None else outbox.mtime)
-        return Master(
-            id=_text(fields.get("id")),
-            host=_text(fields.get("host")),
-            pid=_number(fields.get("pid")),
-            epoch=_number(fields.get("epoch")),
-            since=_instant(fields.get("since")),
-            version=_text(fields.get("version")),
-            schedule=_text_or_none(fields.get("schedule")),
-            successor=_text_or_none(fields.get("successor")),
-            ticked_at=ticked_at,
+        return _made(
+            Master,
+            fields,
+            ticked_at=None if outbox is None else _server_time(outbox.mtime),
             ticking=now.timestamp() - alive_at < TICKING_WITHIN,
         )
 
     def members(self) -> list[Member]:
-        members = []
-        for path, node in self._mirror.below(self._paths.members):
-            if fields := self._record(path):
-                members.append(
-                    Member(
-                        id=_text(fields.get("id")),
-                        host=_text(fields.get("host")),
-                        pid=_number(fields.get("pid")),
-                        state=_text(fields.get("state")),
-                        since=_instant(fields.get("since")),
-                        version=_text_or_none(fields.get("version")),
-                        schedule=_text_or_none(fields.get("schedule")),
-                        clock_offset=_offset(_instant(fields.get("written")), node),
-                        useless=_text_or_none(fields.get("useless")),
-                        broker=_text_or_none(fields.get("broker")),
-                    )
-                )
+        members = [
+            _made(Member, fields, clock_offset=_offset(_instant(fields.get("written")), node))
+            for path, node in self._mirror.below(self._paths.members)
+            if (fields := self._record(path))
+        ]
         return sorted(members, key=lambda member: (member.state != "master", member.id))
 
     def masters(self) -> list[RecentTerm]:
         """Newest first."""
         listed = self._record(self._paths.masters).get("masters")
         return [
-            RecentTerm(
-                epoch=_number(fields.get("epoch")),
-                id=_text(fields.get("id")),
-                host=_text(fields.get("host")),
-                pid=_number(fields.get("pid")),
-                since=_instant(fields.get("since")),
-                until=_instant(fields.get("until")),
-                why=_text_or_none(fields.get("why")),
-            )
+            _made(RecentTerm, fields)
             for fields in reversed(listed[-TERMS_REMEMBERED:] if isinstance(listed, list) else [])
             if isinstance(fields, dict)
         ]
@@ -205,3 +179,17 @@ def _text(value: Any) -> str:
 
 def _text_or_none(value: Any) -> str | None:
     return _text(value) if isinstance(value, str) else None
+
+
+_KINDS: dict[Any, Callable[[Any], Any]] = {
+    "int": _number,
+    "str": _text,
+    "str | None": _text_or_none,
+    "datetime | None": _instant,
+}
+
+
+def _made(cls: type[T], fields: dict[str, Any], **others: Any) -> T:
+    """Makes a `cls` of a record's fields, except `others`."""
+    kinds = {each.name: each.type for each in dataclass_fields(cls) if each.name not in others}
+    return cls(**{name: _KINDS[kind](fields.get(name)) for name, kind in kinds.items()}, **others)

@@ -84,9 +84,8 @@ class Mirror:
                     wanted |= self._follow(parent, names, everything)
         self.quota = quota_of(self._paths.root, self._session.read_all)
         # The outbox after the pages: what it says is then never older than what they say.
-        paths = sorted(wanted, key=lambda path: (path == self._paths.outbox, path))
-        for path, node in zip(paths, self._session.read_all(paths, watch) if paths else ()):
-            self.nodes[path] = node
+        if paths := sorted(wanted, key=lambda path: (path == self._paths.outbox, path)):
+            self.nodes.update(zip(paths, self._session.read_all(paths, watch)))
 
     def _take_changed(self) -> set[str | None]:
         changed = set()

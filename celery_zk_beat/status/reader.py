@@ -115,8 +115,7 @@ class Reader:
         members = records.members()
         runs = records.outbox()
         pages = self._read_pages()
-        damage = [page.damage for page in pages if page.damage]
-        records.warnings += damage
+        records.warnings += [page.damage for page in pages if page.damage]
         masters = records.masters()
         pauses = records.pauses()
         everything = pauses.everything
@@ -156,11 +155,7 @@ class Reader:
         return [page for _, page in self._pages.values()]
 
     def _entries(
-        self,
-        pages: Iterable[PageContent],
-        outbox: Iterable[Run],
-        pauses: Pauses,
-        now: datetime,
+        self, pages: Iterable[PageContent], outbox: Iterable[Run], pauses: Pauses, now: datetime
     ) -> list[Entry]:
         schedule = dict(self._schedule.entries)
         waiting = {run.entry: run.number for run in outbox}

@@ -16,10 +16,7 @@ WAITS_QUIETLY = timedelta(seconds=10)
 
 
 def warnings_of(
-    snapshot: Snapshot,
-    quota: Quota | None,
-    remarks: Iterable[str],
-    ahead: Mapping[str, datetime],
+    snapshot: Snapshot, quota: Quota | None, remarks: Iterable[str], ahead: Mapping[str, datetime]
 ) -> Iterator[str]:
     """All that a snapshot, whose own `warnings` are not there yet, gives reason for.
 
