@@ -65,9 +65,9 @@ class Application:
         self._pid = pid
         folder = files(__package__) / "page"
         self._handlers: dict[str, Callable[[dict[str, Any]], Response]] = {
-            "/livez": self._livez,
-            "/readyz": self._readyz,
-            "/leader": self._leader,
+            "/livez": lambda environ: _probe(alive(ask().state, clock.boottime())),
+            "/readyz": lambda environ: _probe(*ready(ask())),
+            "/leader": lambda environ: _probe(leads(ask())),
             "/metrics": self._metrics,
             "/status.json": self._status,
             "/page.json": self._page,
@@ -94,15 +94,6 @@ class Application:
         if method not in ("GET", "HEAD"):
             return Response(405, _TEXT, b"GET and HEAD only\n", (("Allow", "GET, HEAD"),))
         return handler(environ)
-
-    def _livez(self, environ: dict[str, Any]) -> Response:
-        return _probe(alive(self._ask().state, clock.boottime()))
-
-    def _readyz(self, environ: dict[str, Any]) -> Response:
-        return _probe(*ready(self._ask()))
-
-    def _leader(self, environ: dict[str, Any]) -> Response:
-        return _probe(leads(self._ask()))
 
     def _metrics(self, environ: dict[str, Any]) -> Response:
         state, answers = self._ask()

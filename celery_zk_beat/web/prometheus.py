@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -34,9 +34,6 @@ def exposition(state: State, pid: int, accept: str) -> tuple[str, bytes]:
 class _Collector(Collector):
     def __init__(self, state: State) -> None:
         self._state = state
-
-    def describe(self) -> Iterable[Metric]:
-        return []
 
     def collect(self) -> Iterator[Metric]:
         state = self._state

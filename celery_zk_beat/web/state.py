@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import clock
 from ..election.public import MasterElection
@@ -80,16 +80,10 @@ class State:
     def decode(cls, line: bytes) -> State:
         """Reads what :meth:`encode` wrote."""
         fields = json.loads(line)
-        metrics = Metrics(**fields.pop("metrics"))
-        metrics.lateness = _decode_histogram(metrics.lateness)
-        metrics.claim_seconds = _decode_histogram(metrics.claim_seconds)
-        return cls(metrics=metrics, **fields)
-
-
-def _decode_histogram(fields: Any) -> Histogram:
-    histogram = Histogram(fields["bounds"])
-    histogram.counts, histogram.sum = fields["counts"], fields["sum"]
-    return histogram
+        metrics = fields.pop("metrics")
+        for name in ("lateness", "claim_seconds"):
+            metrics[name] = Histogram(**metrics[name])
+        return cls(metrics=Metrics(**metrics), **fields)
 
 
 class Report(NamedTuple):
