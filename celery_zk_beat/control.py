@@ -195,11 +195,8 @@ class Request:
 
 
 class Control:
-    """The master's side. For one thread; all but `wake` raises as :meth:`ZooKeeperSession.read`.
-
-    Args:
-        wake: called on kazoo's thread when an operator wrote something: :meth:`read` it.
-    """
+    """The master's side. For one thread; all but `wake`, which is called on kazoo's thread when an
+    operator wrote something to :meth:`read`, raises as :meth:`ZooKeeperSession.read`."""
 
     def __init__(self, session: ZooKeeperSession, paths: Paths, wake: Callable[[], None]) -> None:
         self._session = session
@@ -323,11 +320,8 @@ def change_pauses(
 
 
 class Asking:
-    """A request, from making it to taking it back; a context manager.
-
-    Args:
-        on_change: called on kazoo's thread when there may be an answer.
-    """
+    """A request, from making it to taking it back; a context manager. `on_change` is called on
+    kazoo's thread when there may be an answer."""
 
     def __init__(
         self,

@@ -74,9 +74,6 @@ class Announcer:
     """Sends signals on a thread of its own, which it starts at the first event that has a receiver.
 
     Any thread may use it, and signal handlers may: nothing here takes a lock that it waits for.
-
-    Args:
-        sender: what receivers are told that it comes from.
     """
 
     def __init__(self, sender: object) -> None:

@@ -15,10 +15,7 @@ from ..zookeeper.session import ZooKeeperSession
 
 class Mirror:
     """Keeps the znodes of an election as they were read last, and with watches asks only for what
-    has changed. For one thread at a time.
-
-    Args:
-        on_change: as that of :class:`.reader.Reader`.
+    has changed. For one thread at a time. `on_change` is as that of :class:`.reader.Reader`.
 
     Attributes:
         nodes: by path; None for what is missing and may come.

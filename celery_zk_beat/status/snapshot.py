@@ -81,12 +81,8 @@ FOR_RESUME, FOR_SCHEDULE = "the end of a pause", "a schedule that names it"
 
 @dataclass(frozen=True)
 class WaitingRun:
-    """A run of the outbox; as :class:`.runs.Run`.
-
-    Attributes:
-        waits_for: what it waits for.
-        error: what was wrong when it was to be published last, where that was its own fault.
-    """
+    """A run of the outbox; as :class:`.runs.Run`. `error`: what was wrong when it was to be
+    published last, where that was its own fault."""
 
     entry: str
     run: int

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Callable, Generic, TypeVar
 
-from ..log import safe as safe
+from ..log import safe
 from .snapshot import Entry, Member, RecentRun, RecentTerm, Snapshot
 
 #: Gives a text a colour by name, or None for none.

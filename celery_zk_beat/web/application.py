@@ -51,13 +51,7 @@ class Response(NamedTuple):
 
 
 class Application:
-    """The WSGI application.
-
-    Args:
-        ask: asks the beat.
-        readings: who reads ZooKeeper.
-        pid: of the beat, whose process's metrics are shown, too.
-    """
+    """The WSGI application. It shows the metrics of the beat's process, `pid`, too."""
 
     def __init__(self, ask: Callable[[], Report], readings: Readings, pid: int) -> None:
         self._ask = ask

@@ -55,11 +55,7 @@ def address_text(host: str, port: int) -> str:
 
 
 class Listener:
-    """waitress, with less patience.
-
-    Args:
-        sockets: bound and listening.
-    """
+    """waitress, with less patience, on sockets that are bound and listening."""
 
     def __init__(
         self, application: Callable[..., Iterable[bytes]], sockets: list[socket.socket]

@@ -40,9 +40,6 @@ class Server:
     Forks: to be made before there is a connection, or a thread of ours, that a child would have a
     half of.
 
-    Args:
-        host, port: where to listen.
-
     Raises:
         SettingsError: it cannot listen there.
     """

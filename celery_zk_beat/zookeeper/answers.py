@@ -6,22 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kazoo.exceptions import (
-    EXCEPTIONS,
-    AuthFailedError,
-    BadVersionError,
-    ConnectionClosedError,
-    ConnectionLoss,
-    NoAuthError,
-    NodeExistsError,
-    NoNodeError,
-    OperationTimeoutError,
-    RolledBackError,
-    RuntimeInconsistency,
-    SessionExpiredError,
-    SessionMovedError,
-    ZookeeperError,
-)
+from kazoo import exceptions
 from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.protocol.states import ZnodeStat
 
@@ -41,22 +26,23 @@ _UNKNOWN_TO_KAZOO = {
     -127: "ThrottledOp",
 }
 for _code, _name in _UNKNOWN_TO_KAZOO.items():
-    EXCEPTIONS.setdefault(_code, type(_name, (ZookeeperError,), {"code": _code}))
+    _class = type(_name, (exceptions.ZookeeperError,), {"code": _code})
+    exceptions.EXCEPTIONS.setdefault(_code, _class)
 
 _UNCERTAIN = (
-    ConnectionLoss,
-    ConnectionClosedError,
+    exceptions.ConnectionLoss,
+    exceptions.ConnectionClosedError,
     KazooTimeoutError,
-    OperationTimeoutError,
-    SessionExpiredError,
-    SessionMovedError,
+    exceptions.OperationTimeoutError,
+    exceptions.SessionExpiredError,
+    exceptions.SessionMovedError,
 )
-_CONFLICTS = (NodeExistsError, NoNodeError, BadVersionError)
-_OVER_QUOTA = EXCEPTIONS[-125]
+_CONFLICTS = (exceptions.NodeExistsError, exceptions.NoNodeError, exceptions.BadVersionError)
+_OVER_QUOTA = exceptions.EXCEPTIONS[-125]
 #: Also what a server answers that wants all its clients to authenticate.
-_DENIALS = (NoAuthError, AuthFailedError, EXCEPTIONS[-124])
+_DENIALS = (exceptions.NoAuthError, exceptions.AuthFailedError, exceptions.EXCEPTIONS[-124])
 #: What the innocent operations of a refused transaction answer.
-_BYSTANDER = (RolledBackError, RuntimeInconsistency)
+_BYSTANDER = (exceptions.RolledBackError, exceptions.RuntimeInconsistency)
 #: As what kazoo reads the answers.
 _KINDS = {Create: str, SetData: ZnodeStat, Check: bool, Delete: bool}
 
@@ -69,7 +55,8 @@ def refusal(
         if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
             path = operation.path
             # Making and deleting are rights on the parent.
-            if isinstance(answer, NoAuthError) and isinstance(operation, (Create, Delete)):
+            on_parent = isinstance(operation, (Create, Delete))
+            if on_parent and isinstance(answer, exceptions.NoAuthError):
                 path = path.rpartition("/")[0] or "/"
             return path, answer
     return None

@@ -17,12 +17,8 @@ _MOST_NAMED = 5
 
 
 class Servers:
-    """One client's knowledge of its servers. Written on kazoo's thread, read on any.
-
-    Args:
-        timeout: session time-out that is asked for, seconds.
-        access: who this is to ZooKeeper, and how it is spoken to.
-    """
+    """One client's knowledge of its servers. Written on kazoo's thread, read on any. `timeout` is
+    the session time-out that is asked for, seconds."""
 
     def __init__(self, timeout: float, access: Access) -> None:
         self._access = access
@@ -65,12 +61,9 @@ class Servers:
         self, hosts: Iterable[tuple[str, int]], timeout: float
     ) -> list[tuple[str, str, int]]:
         """Looks up name, address and port of all servers: before each round of attempts. A name may
-        stand for several, and then each of them has its part of the session time-out, as if it had
-        a name of its own: all are tried within a session, as ZooKeeper's Java client has it.
-
-        Args:
-            timeout: seconds that all of them have together.
-        """
+        stand for several, and then each of them has its part of the session time-out, `timeout`
+        seconds, as if it had a name of its own: all are tried within a session, as ZooKeeper's Java
+        client has it."""
         found: dict[tuple[str, str, int], None] = {}
         unreachable: dict[tuple[str, ...], str] = {}
         for host, port in hosts:
@@ -92,7 +85,6 @@ class Servers:
         return addresses
 
     def note_unreachable(self, ip: str, port: int, exc: Exception) -> None:
-        """Remembers what became of the attempt to connect to an address."""
         key = ip, str(port)
         self._unreachable.pop(key, None)
         name = self._names.get(key, ip)
@@ -114,11 +106,8 @@ class Servers:
     def note_failure(
         self, exc: Exception, host: str, address: tuple[str, str], connected: bool
     ) -> None:
-        """Remembers why a server was left again, where that is a matter of a setting.
-
-        Args:
-            connected: the session had been accepted, so that the connection may have been lost.
-        """
+        """Remembers why a server was left again, where that is a matter of a setting; one that had
+        accepted the session (`connected`) may just have been lost."""
         self._suspicion = None
         self._refusals.pop(address, None)
         why = self._why(exc, f"{host}:{address[1]}", connected)
