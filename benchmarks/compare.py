@@ -448,7 +448,10 @@ def failovers(folder: Path, plan: Plan) -> Iterator[Result]:
 CASES = ("burst", "idle", "start", "takeover", "spread", "drift", "failover")
 
 
-def run(site: Site, plan: Plan, cases: Sequence[str], names: Sequence[str]) -> Iterator[Result]:
+# One after another what is measured; each case is a line or two.
+def run(  # noqa: C901
+    site: Site, plan: Plan, cases: Sequence[str], names: Sequence[str]
+) -> Iterator[Result]:
     """All that is measured, as it comes: which case, who, how many entries, and the values."""
 
     def each(

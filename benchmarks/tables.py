@@ -82,7 +82,8 @@ class Values:
         return mine / theirs if mine is not None and theirs else None
 
 
-def bounds(results: Sequence[Result]) -> list[Bound]:
+# A list, of which each row is there only where it was measured; so are text() and plots().
+def bounds(results: Sequence[Result]) -> list[Bound]:  # noqa: C901
     """What the numbers of ours are held against."""
     values, found = Values(results), []
     least = {1000: 10.0, 10_000: 50.0}
@@ -137,7 +138,9 @@ def write(folder: Path) -> str:
     return content
 
 
-def text(about: Iterable[str], results: Sequence[Result], images: Sequence[str] = ()) -> str:
+def text(  # noqa: C901
+    about: Iterable[str], results: Sequence[Result], images: Sequence[str] = ()
+) -> str:
     """Markdown. `images`: the plots that are in the same folder."""
     values = Values(results)
     parts = ["# Measured\n", "Made by `make bench`; see [benchmarks](../README.md).\n", *about, ""]
@@ -319,7 +322,7 @@ def _requests(values: Values) -> Iterable[list[str]]:
         yield ["its standby, a second, pings", number(value)]
 
 
-def plots(results: Sequence[Result], folder: Path) -> list[str]:
+def plots(results: Sequence[Result], folder: Path) -> list[str]:  # noqa: C901
     """SVG files; their names."""
     try:
         import matplotlib

@@ -292,7 +292,8 @@ class Broker:
             self.most_together = MOST_TOGETHER
         return producer
 
-    def _heeding_alarms(self, channel: Any) -> Callable[..., Any]:
+    # Six functions, none of them complex, that share what is known of one channel.
+    def _heeding_alarms(self, channel: Any) -> Callable[..., Any]:  # noqa: C901
         """The channel's way to publish, that does not wait for an alarm to end. RabbitMQ tells of
         one when something is published, which it takes when the alarm is over: so another copy,
         over another connection, would arrive then, too."""

@@ -286,14 +286,7 @@ class Publisher:
                         made.append(run)
                     self._dispatcher.show_progress()
         except Exception as exc:
-            error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
-            if isinstance(error, ZkBeatError):
-                raise error from None  # that of the look at the clock, perhaps in Celery's wrapping
-            # Of several, Redis takes some and refuses others; and of the queues of one.
-            is_refused = len(runs) == 1 and self._broker.has_wholly_refused(exc)
-            if self._broker.may_have_left and not is_refused:
-                self._may_have_left.update({run.entry: run.number for run in runs})
-            self._note_failed(runs, exc, begun)
+            self._note_all_failed(runs, exc, begun)
         else:
             self._note_published(made, left)
             for run, error in failed:
@@ -350,6 +343,17 @@ class Publisher:
             epoch=epoch,
             task_id=self._dispatcher.task_id(run.entry, run.number, run.due),
         )
+
+    def _note_all_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
+        """Of runs that were to leave together. Raises the error of the look at the election."""
+        error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
+        if isinstance(error, ZkBeatError):
+            raise error from None  # perhaps in Celery's wrapping
+        # Of several, Redis takes some and refuses others; and of the queues of one.
+        is_refused = len(runs) == 1 and self._broker.has_wholly_refused(exc)
+        if self._broker.may_have_left and not is_refused:
+            self._may_have_left.update({run.entry: run.number for run in runs})
+        self._note_failed(runs, exc, begun)
 
     def _note_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
         """Of runs of which each, or none, may have been published."""

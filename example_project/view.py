@@ -227,7 +227,8 @@ def _beats(board: Board) -> Table:
     return table
 
 
-def _timeline(board: Board, now: float, width: int) -> Text:
+# A picture is painted layer by layer: a loop for each.
+def _timeline(board: Board, now: float, width: int) -> Text:  # noqa: C901
     """A lane for the master and one for each entry, coloured by who was master or dispatched."""
     label = max(len(entry.name) for entry in board.entries) + 2
     columns = width - label

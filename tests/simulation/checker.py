@@ -162,7 +162,8 @@ class Checker:
         if failures:
             self.fail(f"I6: {who} ended by itself: {failures!r}")
 
-    def on_write(self, write: Write, session: int) -> None:
+    # One write is told of in many znodes, and is judged by what all of them say.
+    def on_write(self, write: Write, session: int) -> None:  # noqa: C901
         changes = write.changes
         self._read_all(changes)
         if self._paths.epoch in changes:
@@ -211,7 +212,8 @@ class Checker:
             assert node is not None
             self.pauses = Pauses.decode(self._paths.pauses, node.data)
 
-    def _read_all(self, changes: Mapping[str, Znode | None]) -> None:
+    # A branch for each kind of znode.
+    def _read_all(self, changes: Mapping[str, Znode | None]) -> None:  # noqa: C901
         """As the package would: what a beat wrote is understood, and can be written again."""
         paths = self._paths
         for path, node in changes.items():
@@ -250,7 +252,8 @@ class Checker:
         if any(entry == each for each, _ in self.outbox):
             self.fail(f"I2: the state of {entry} is removed, and its run waits")
 
-    def _on_state(self, entry: str, state: RunState, written: float) -> set[tuple[str, int]]:
+    # What may follow on what, case by case, in the order in which one excludes the next.
+    def _on_state(self, entry: str, state: RunState, written: float) -> set[tuple[str, int]]:  # noqa: C901
         """`written`: when it was so before, by ZooKeeper's clock."""
         before = self.states.get(entry)
         self.states[entry] = state

@@ -498,7 +498,8 @@ class Run:
                 beat.kill()
             beat.start()
 
-    def _verb(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:
+    # A table of faults, and the small functions that its rows need.
+    def _verb(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:  # noqa: C901
         """How a fault begins, and how it ends."""
         beat = self.beats.get(fault.who)
         ensemble, set_mood = self.ensemble, self.broker.set_mood
