@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -9,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+import celery_zk_beat
 from benchmarks import tables
+from celery_zk_beat import ZooKeeperScheduler
 from example_project.processes import REPOSITORY
 
 PAGES = sorted(
     path for pattern in ("*.md", "*/*.md", "docs/*/*.md") for path in REPOSITORY.glob(pattern)
 )
+PACKAGE = Path(celery_zk_beat.__file__).parent
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 
 def anchors(page: Path) -> set[str]:
@@ -32,6 +37,28 @@ def test_links(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_architecture_names_each_module(module: Path) -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    table = page[page.index("## Modules") : page.index("## Znodes")]
+    place = module.relative_to(PACKAGE)
+    if place.parent == Path():
+        assert f"`{place}`" in table
+    else:
+        (row,) = re.findall(rf"^\| `{place.parent}/` .*$", table, re.M)
+        assert f"`{place.stem}`" in row
+
+
+def test_the_page_of_the_api_names_all_of_it() -> None:
+    """Of the scheduler also what is no API, with who looks at it."""
+    page = (REPOSITORY / "docs" / "api.md").read_text()
+    attributes = re.findall(r"self\.(\w+)[^=\n]* = ", inspect.getsource(ZooKeeperScheduler))
+    names = {*celery_zk_beat.__all__, *vars(ZooKeeperScheduler), *attributes}
+    assert {"settings", "election"} <= names
+    for name in names:
+        assert name.startswith("_") or f"`{name}`" in page, name
 
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
