@@ -90,8 +90,7 @@ class Dispatcher:
     @property
     def epoch(self) -> int:
         """Of the master's term for which the ledger is loaded."""
-        assert self.ledger.term is not None
-        return self.ledger.term.epoch
+        return self.ledger.epoch
 
     @property
     def is_master(self) -> bool:

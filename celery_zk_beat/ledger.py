@@ -161,9 +161,17 @@ class RunLedger:
         Raises:
             NotMaster: it is not loaded.
         """
+        return self._loaded().epoch
+
+    @property
+    def era(self) -> str:
+        """As :attr:`epoch`."""
+        return self._loaded().era
+
+    def _loaded(self) -> Term:
         if self.term is None:
             raise NotMaster(f"{self._paths.root}: the run states are not loaded")
-        return self.term.epoch
+        return self.term
 
     def state(self, entry: str) -> RunState | None:
         """The state of an entry, None if it was never seen, or is :meth:`damaged`."""

@@ -293,33 +293,32 @@ class Publisher:
                 self._note_failed([run], error, begun)
 
     def _send(self, run: Run, send: Send) -> None:
-        number, term = run.number, self._ledger.term
-        assert term is not None
         header = {
             "entry": run.entry,
-            "era": term.era,
-            "epoch": term.epoch,
-            "run": number,
+            "era": self._ledger.era,
+            "epoch": self._ledger.epoch,
+            "run": run.number,
             "due": to_text(run.due),
             "master": self._dispatcher.settings.id,
         }
-        task_id = self._dispatcher.task_id(run.entry, number, run.due)
+        task_id = self._dispatcher.task_id(run.entry, run.number, run.due)
         entry = addressed(self._dispatcher.source.entries[run.entry], task_id, header)
-        logger.info("Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, number)
+        logger.info(
+            "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
+        )
         send(entry, lambda: _wait_until_due([run]))
 
     def _note_published(self, runs: list[Run], left: datetime) -> None:
         """Of runs whose messages left at `left`, or a moment later."""
         if not runs:
             return
-        term, at = self._ledger.term, clock.now()
-        assert term is not None
+        epoch, at = self._ledger.epoch, clock.now()
         self._failing_since = None
         for run in runs:
             self._back_off.forgive(run.entry)
             self._unreached.pop(run.entry, None)
             in_doubt = self._in_doubt.pop(run.entry, None) == run.number
-            if in_doubt or run.epoch != term.epoch:
+            if in_doubt or run.epoch != epoch:
                 self._metrics.resent += 1
             self._metrics.published += 1
             self._metrics.lateness.observe((at - run.due).total_seconds())
@@ -328,7 +327,7 @@ class Publisher:
                 goes_on_from = self._dispatcher.source.goes_on_from(run, left)
             self._may_have_left.pop(run.entry, None)
             self._ledger.published(run, at, goes_on_from)
-            self._announce_published(run, term.epoch)
+            self._announce_published(run, epoch)
         self._ledger.confirm()
 
     def _announce_published(self, run: Run, epoch: int) -> None:

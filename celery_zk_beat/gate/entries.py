@@ -16,7 +16,6 @@ from ..publishing import Send
 from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
 from .gated import Gated, open_gate
-from .stores import key_of, start_of
 
 logger = get_logger(__name__)
 
@@ -110,13 +109,13 @@ class GatedEntries(Source):
         return utc_of(entry, entry.last_run_at or NEVER) >= state.last_run_at
 
     def _start_of(self, entry: Any) -> datetime | None:
-        return start_of(entry)
+        return self._gated.adapter.start(entry)
 
     def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
         self.outdated()  # it is to know
 
     def _take_entries(self) -> None:
-        gated, ledger = self._gated, self._ledger
+        gated, ledger, key_of = self._gated, self._ledger, self._gated.adapter.key
         self._scheduler.data = self._taken = gated.entries
         self._names.look_anew()
         self._dispatcher.metrics.entries = len(self.entries)
@@ -165,13 +164,14 @@ class GatedEntries(Source):
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
         self._scheduler.data = self._gated.entries  # in this very turn it may have read them anew
         name, ledger = self._names.text_of(entry.name), self._ledger
+        key = self._gated.adapter.key(entry)
         if name in ledger.outbox:
             logger.error("%s: its last run waits for the broker: another is not kept", name)
             return
         state = ledger.state(name)
         if state is None:  # it was read in this very turn
             last_run_at = utc_of(entry, entry.last_run_at or NEVER)
-            ledger.first_seen({name: last_run_at}, {name: key_of(entry)})
+            ledger.first_seen({name: last_run_at}, {name: key})
             state = ledger.state(name)
             if state is None:
                 return  # the ledger has said why
@@ -179,12 +179,12 @@ class GatedEntries(Source):
             free = next_free(entry, due, state)
         if free is None or free > max(due, claimed):
             return  # it ran already, by a clock that was ahead
-        if key_of(entry) is None and due < state.last_run_at - TOLERANCE:
+        if key is None and due < state.last_run_at - TOLERANCE:
             # By a clock that was behind, and is right again. (A row of a database may be enabled
             # again, to run as if it never had.)
             return
         number, epoch = state.total_run_count + 1, self._dispatcher.epoch
-        run = Run(name, number, free, claimed, epoch, key=key_of(entry))
+        run = Run(name, number, free, claimed, epoch, key=key)
         claims = self._dispatcher.claim([run], self._control.unchanged)
         self._dispatcher.publisher.publish(claims)
         self._is_full = self._dispatcher.room() <= 0

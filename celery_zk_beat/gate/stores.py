@@ -201,17 +201,3 @@ def adapter_of(scheduler: type[Scheduler]) -> type[StoreAdapter]:
     if hasattr(scheduler.Entry, "model_schedules"):
         return DjangoAdapter if hasattr(scheduler.Model, "objects") else SQLAlchemyAdapter
     return FileAdapter if hasattr(scheduler, "_store") else StoreAdapter
-
-
-def key_of(entry: Any) -> str | None:
-    """The primary key of an entry's row, where it has one: another entry of the same name, made
-    after this one was deleted, has another."""
-    model = getattr(entry, "model", None)
-    key = getattr(model, "pk", None) or getattr(model, "id", None)
-    return None if key is None else str(key)
-
-
-def start_of(entry: Any) -> datetime | None:
-    """The instant before which it does not run, UTC, where it has one."""
-    start = getattr(getattr(entry, "model", None), "start_time", None)
-    return None if start is None else to_utc(start)
