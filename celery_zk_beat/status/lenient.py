@@ -30,6 +30,7 @@ MOST_RECENT = 50
 #: Most characters of an id and the like.
 _LONGEST_TEXT = 200
 
+D = TypeVar("D")
 T = TypeVar("T", Master, Member, RecentTerm)
 
 
@@ -101,31 +102,25 @@ class LenientRecords:
         ]
 
     def outbox(self) -> list[Run]:
-        node = self._node(self._paths.outbox)
-        try:
-            return [] if node is None else decode_outbox(self._paths.outbox, node.data)
-        except RootError as exc:
-            self.warnings.append(str(exc))
-            return []
+        return self._decoded(self._paths.outbox, decode_outbox, [])
 
     def pauses(self) -> Pauses:
-        node = self._node(self._paths.pauses)
-        try:
-            return Pauses() if node is None else Pauses.decode(self._paths.pauses, node.data)
-        except RootError as exc:
-            self.warnings.append(f"{exc}; until then nothing is dispatched")
-            return Pauses()
+        then = "; until then nothing is dispatched"
+        return self._decoded(self._paths.pauses, Pauses.decode, Pauses(), then)
 
     def _record(self, path: str) -> dict[str, Any]:
-        """The fields of a record; none, and perhaps a warning, where there is no such record."""
+        return self._decoded(path, lambda path, data: decode(path, data) if data else {}, {})
+
+    def _decoded(
+        self, path: str, decoder: Callable[[str, bytes], D], otherwise: D, then: str = ""
+    ) -> D:
+        """Has a znode decoded; returns `otherwise`, and perhaps warns, where it cannot be."""
         node = self._node(path)
-        if node is None or not node.data:
-            return {}
         try:
-            return decode(path, node.data)
+            return otherwise if node is None else decoder(path, node.data)
         except RootError as exc:
-            self.warnings.append(str(exc))
-            return {}
+            self.warnings.append(f"{exc}{then}")
+            return otherwise
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ def warnings_of(
     yield from _about_master(snapshot.master, now)
     yield from _about_quota(quota)
     yield from remarks
-    yield from _about_pause(snapshot.paused, snapshot.paused_by)
-    yield from _about_clocks(snapshot.members)
-    yield from _about_useless(snapshot.members)
+    if snapshot.paused is not None:
+        by = "" if snapshot.paused_by is None else f" by {snapshot.paused_by}"
+        yield f"everything is paused since {_short(snapshot.paused)}{by}"
+    yield from _about_single_members(snapshot.members)
     yield from _about_schedules(snapshot.schedule, snapshot.members)
     yield from _about_brokers(snapshot.members)
     yield from _about_outbox(snapshot.outbox, now)
@@ -59,21 +60,12 @@ def _about_quota(quota: Quota | None) -> Iterator[str]:
         )
 
 
-def _about_pause(paused: datetime | None, paused_by: str | None) -> Iterator[str]:
-    if paused is not None:
-        by = "" if paused_by is None else f" by {paused_by}"
-        yield f"everything is paused since {_short(paused)}{by}"
-
-
-def _about_clocks(members: Iterable[Member]) -> Iterator[str]:
+def _about_single_members(members: Iterable[Member]) -> Iterator[str]:
     for member in members:
         offset = member.clock_offset
         if offset is not None and abs(offset) > CLOCK_TOLERANCE:
             side = "ahead of" if offset > 0 else "behind"
             yield f"the clock of {member.id} is {abs(offset):.1f} s {side} ZooKeeper's"
-
-
-def _about_useless(members: Iterable[Member]) -> Iterator[str]:
     for member in members:
         if member.useless is not None and member.state != "master":
             yield f"{member.id} leaves it to others to be master, for as master: {member.useless}"

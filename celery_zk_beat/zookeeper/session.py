@@ -32,7 +32,7 @@ class ZooKeeperSession:
     """ZooKeeper sessions, one after another, for as long as the object is started.
 
     Args:
-        servers: ``host:port,host:port``, without a chroot: paths are always absolute.
+        hosts: ``host:port,host:port``, without a chroot: paths are always absolute.
         timeout: session time-out to ask for, seconds.
         on_change: called on kazoo's thread whenever the connection came or went. It must never
             block (kazoo#381, #426): it may only hand a token to another thread.
@@ -43,12 +43,12 @@ class ZooKeeperSession:
 
     def __init__(
         self,
-        servers: str,
+        hosts: str,
         timeout: float,
         on_change: Callable[[], None],
         access: Access | None = None,
     ) -> None:
-        self._servers = servers
+        self._hosts = hosts
         self._asked = timeout
         self._on_change = on_change
         self.access = access or Access()
@@ -119,7 +119,7 @@ class ZooKeeperSession:
             UnsupportedEnvironment: gevent or eventlet has patched this process.
         """
         self._client = client = Client(
-            self._servers,
+            self._hosts,
             self._asked,
             self._granted,
             self.access,
@@ -264,7 +264,7 @@ class ZooKeeperSession:
                 "much too %s; is NTP running on both?",
                 abs(self.clock_offset),
                 "ahead of" if self.clock_offset > 0 else "behind",
-                self._servers,
+                self._hosts,
                 "early" if self.clock_offset > 0 else "late",
             )
 
@@ -276,7 +276,7 @@ class ZooKeeperSession:
         client = self._client
         if client is None or not client.connected:
             # Asked while disconnected, kazoo would queue the request for an unknown time.
-            raise Uncertain(f"{path}: no connection to ZooKeeper ({self._servers})")
+            raise Uncertain(f"{path}: no connection to ZooKeeper ({self._hosts})")
         return client.kazoo
 
     def _on_state(self) -> None:
