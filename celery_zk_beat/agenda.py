@@ -40,12 +40,12 @@ class Agenda:
         heapq.heappush(self._heap, Item(at, next(self._order), name, due))
 
     def put_back(self, items: Iterable[Item]) -> None:
-        """Items that were taken, of which the first is to be taken next."""
+        """Puts back what was taken off; the first is to come off next."""
         self._come.extend(reversed(list(items)))
 
-    def take(self, now: float, together: float = 0.0) -> Item | None:
-        """What has come by `now`, one by one; and with it what comes within `together` seconds, if
-        it is known when that is due."""
+    def pop_come(self, now: float, together: float = 0.0) -> Item | None:
+        """Takes off the next entry whose time has come by `now`; None where there is none. With the
+        first come those of the next `together` seconds, if it is known when they are due."""
         if not self._come and self._heap and self._heap[0].at <= now:
             while self._heap and self._heap[0].at <= now + (together if self._heap[0].due else 0.0):
                 self._come.append(heapq.heappop(self._heap))
@@ -55,7 +55,7 @@ class Agenda:
 
     @property
     def next_at(self) -> float:
-        """When :meth:`take` has something, in the past where it has now, infinite for never."""
+        """When :meth:`pop_come` has something, in the past where it has now, infinite for never."""
         if self._come:
             return -math.inf
         return self._heap[0].at if self._heap else math.inf
@@ -73,9 +73,9 @@ class Seen:
         #: Whether a round has begun and is not at its end.
         self.is_midway = False
 
-    def take(self, entries: Iterable[tuple[str, Any]], count: int) -> set[str]:
-        """All of a schedule, which has `count` of them, with those that have no name as text.
-        Returns the names of those that were there and have changed."""
+    def replace_all(self, entries: Iterable[tuple[str, Any]], count: int) -> set[str]:
+        """Remembers all of a schedule, which has `count` of them, with those that have no name as
+        text. Returns the names of those that were there and have changed."""
         before, self._rows = self._rows, {name: (entry, _timing(entry)) for name, entry in entries}
         self._count, self._round, self.is_midway = count, iter(self._rows.items()), False
         return {
@@ -84,17 +84,17 @@ class Seen:
             if name in before and (before[name][0] is not entry or before[name][1] != at)
         }
 
-    def put(self, name: str, entry: Any) -> None:
-        """One of them, which is as it should be."""
+    def note(self, name: str, entry: Any) -> None:
+        """Remembers one of them as it is now."""
         if name in self._rows:
             self._rows[name] = entry, _timing(entry)
 
-    def has(self, name: str, entry: Any) -> bool:
-        """Whether it is this very entry."""
+    def is_same(self, name: str, entry: Any) -> bool:
+        """True where it is this very entry."""
         return name in self._rows and self._rows[name][0] is entry
 
     def is_changed(self, entries: Mapping[str, Any], count: int, most: int) -> bool:
-        """Looks at some, at most so many: whether any is not as it was, or whether there are more
+        """Looks at some, at most so many; true where any is not as it was, or where there are more
         or fewer of them."""
         if count != self._count:
             return True

@@ -57,14 +57,14 @@ _MOST_LOOKED_AT = 1000
 
 
 class Known(Protocol):
-    """What a plan goes by, apart from the entries and the clock."""
+    """Tells a plan what neither the entries nor the clock do."""
 
     @property
     def epoch(self) -> int:
         """Of the master that claims."""
 
     def state(self, name: str) -> RunState | None:
-        """What the ledger knows of an entry."""
+        """The ledger's state of an entry; None where it has none."""
 
     def waits(self, name: str) -> float | None:
         """Seconds after which to look again at an entry whose last run waits for the broker; None
@@ -75,8 +75,8 @@ class Known(Protocol):
 
 
 class _Asked(NamedTuple):
-    """What an entry's own class says of it when it is due: the entry after the run, and in how many
-    seconds to ask that."""
+    """An entry's own class said that it is due: `following` is the entry after the run, `delay`
+    when to ask that, in seconds."""
 
     following: Any
     delay: Any
@@ -84,7 +84,7 @@ class _Asked(NamedTuple):
 
 @dataclass
 class Plan:
-    """What is to be done now.
+    """Says what to do at an instant.
 
     Attributes:
         runs: to be claimed.
@@ -149,7 +149,7 @@ class Planner:
                 continue
             if not hasattr(entry.schedule, "is_due"):
                 what = "missing" if entry.schedule is None else f"{entry.schedule!r}"[:200]
-                self._names.say_once(f"{name}: its schedule is {what}, so it is never due")
+                self._names.warn_once(f"{name}: its schedule is {what}, so it is never due")
                 continue
             if is_ahead(state.last_run_at, now):
                 ahead.append(name)
@@ -168,12 +168,12 @@ class Planner:
             self._agenda.put(name, asked_at.timestamp())
         else:
             # A crontab takes its time to tell: not before others are dispatched.
-            self._put(name, entry if is_interval(entry.schedule) else None)
+            self._place(name, entry if is_interval(entry.schedule) else None)
 
     def plan(self, now: datetime, room: int) -> Plan:
         """Says what to do at `now`.
 
-        Where there are runs, :meth:`went_on` is to be called before the next plan.
+        Where there are runs, :meth:`note_claimed` is to be called before the next plan.
 
         Args:
             room: how many runs may be claimed at once.
@@ -182,13 +182,13 @@ class Planner:
         for _ in range(_MOST_LOOKED_AT):
             item = None
             if len(plan.runs) < room:
-                item = self._agenda.take(now.timestamp(), _CLAIM_TOGETHER)
+                item = self._agenda.pop_come(now.timestamp(), _CLAIM_TOGETHER)
             if item is None:
                 break
             entry = entries.get(item.name)
             if entry is None:
                 continue
-            if not self.seen.has(item.name, entry):  # and so it does not know of its last run
+            if not self.seen.is_same(item.name, entry):  # and so it does not know of its last run
                 self._names.is_current = False
                 continue
             # Its last run waits for the broker, and so does the next: not a flood afterwards.
@@ -236,8 +236,8 @@ class Planner:
             logger.exception("%s: cannot tell when it is due, trying again later", item.name)
             delay = self._max_interval
         delay = max(SHORTEST_WAIT, delay) if _is_number(delay) else delay
-        self._put_later(item.name, delay, now)
-        self.seen.put(item.name, entry)  # being asked may have changed it
+        self._ask_later(item.name, delay, now)
+        self.seen.note(item.name, entry)  # being asked may have changed it
 
     def _plan_asked(self, item: Item, entry: Any, delay: Any, now: datetime, plan: Plan) -> None:
         """Plans the run of an entry that says that it is due."""
@@ -255,7 +255,7 @@ class Planner:
         if free is None or free > max(run.due, run.claimed):
             # What is due has run already.
             at = now if free is None else free
-            self._put_later(item.name, (at - now).total_seconds() or None, now)
+            self._ask_later(item.name, (at - now).total_seconds() or None, now)
             return
         plan.runs.append(replace(run, due=free, ask=self._ask_again(entry, delay, now)))
         self._planned[item.name] = item, _Asked(following, delay)
@@ -281,7 +281,7 @@ class Planner:
         at = now.timestamp() + min(seconds, _LONGEST_DELAY)
         return int(at * 1000), checksum(entry.schedule)
 
-    def went_on(self, claimed: list[Run], now: datetime) -> float:
+    def note_claimed(self, claimed: list[Run], now: datetime) -> float:
         """Has the clocks of the entries go on of which runs were claimed; the others that were
         planned are due still.
 
@@ -290,23 +290,23 @@ class Planner:
         """
         for run in claimed:
             _, asked = self._planned.pop(run.entry)
-            self._go_on(run, asked, now)
+            self._move_clock(run, asked, now)
         self._agenda.put_back(item for item, _ in self._planned.values())
         self._planned.clear()
         return self._agenda.next_at
 
-    def _go_on(self, run: Run, asked: _Asked | None, now: datetime) -> None:
+    def _move_clock(self, run: Run, asked: _Asked | None, now: datetime) -> None:
         entries = self._names.get()
         entry = entries.get(run.entry)
-        if entry is None or not self.seen.has(run.entry, entry):
+        if entry is None or not self.seen.is_same(run.entry, entry):
             self._names.is_current = False  # it was replaced, or removed, just now
         elif asked is None:
             entry.last_run_at, entry.total_run_count = as_of(entry, run.claimed), run.number
-            self._put(run.entry, entry)
+            self._place(run.entry, entry)
         else:
             entries[run.entry] = asked.following
-            self._put_later(run.entry, asked.delay, now)
-            self.seen.put(run.entry, asked.following)
+            self._ask_later(run.entry, asked.delay, now)
+            self.seen.note(run.entry, asked.following)
 
     def _due(self, name: str, entry: Any) -> datetime | None:
         """When an entry is due, None if it is to be asked."""
@@ -314,14 +314,14 @@ class Planner:
         state = self._known.state(name)
         return due if state is None else next_free(entry, due, state)
 
-    def _put(self, name: str, entry: Any) -> None:
-        """Onto the agenda: for when the entry is due; if that is not known, or it is None, to be
-        asked now."""
+    def _place(self, name: str, entry: Any) -> None:
+        """Puts the entry on the agenda for when it is due; if that is not known, or it is None, for
+        now, to be asked."""
         due = None if entry is None else self._due(name, entry)
         self._agenda.put(name, 0.0 if due is None else due.timestamp() - _CLAIM_AHEAD, due)
 
-    def _put_later(self, name: str, delay: Any, now: datetime) -> None:
-        """Onto the agenda, to be asked after `delay`, as Celery's schedules say it."""
+    def _ask_later(self, name: str, delay: Any, now: datetime) -> None:
+        """Puts the entry on the agenda, to be asked after `delay`, as Celery's schedules say it."""
         seconds = _seconds(delay)
         seconds = self._max_interval if seconds is None else seconds
         self._agenda.put(name, now.timestamp() + seconds)
@@ -392,7 +392,7 @@ class BeatSchedule(Source):
         if plan.runs:
             unchanged = self._control.unchanged
             claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=dispatcher.publish_waiting)
-            look_again = self._planner.went_on(claimed, clock.now())
+            look_again = self._planner.note_claimed(claimed, clock.now())
         if not plan.runs or look_again > now.timestamp():
             dispatcher.publish_waiting()  # else it is, while what comes next is claimed
         if not self._names.is_current:
@@ -408,13 +408,13 @@ class BeatSchedule(Source):
     # Changes of the schedule ----------------------------------------------------------------------
 
     def _build(self) -> None:
-        """All entries with their states from the ledger, in the order of when to ask them."""
+        """Reads all entries anew, with their states from the ledger."""
         names, ledger, app = self._names, self._ledger, self._scheduler.app
         names.is_current = True  # now, for an entry may be added meanwhile
         names.look_anew()
         self._note_named(anew=True)
         entries = list(self.entries.items())
-        changed = self._planner.seen.take(entries, len(names.known))
+        changed = self._planner.seen.replace_all(entries, len(names.known))
         self._dispatcher.metrics.entries = len(entries)
         unseen, zones = {}, {}
         for name, entry in entries:
@@ -459,8 +459,8 @@ class BeatSchedule(Source):
         return given if given < self._names.made_at else utc_of(entry, entry.default_now())
 
     def _start_anew_in_another_zone(self, entries: list[tuple[str, Any]]) -> None:
-        """What ran last by the hours of another time zone may be due at once by those of this: its
-        clock starts anew, as in Celery."""
+        """Starts the clock anew of each entry that ran last by the hours of another time zone, as
+        Celery does: it might be due at once by the hours of this one."""
         now, changed, anew = clock.now(), {}, []
         for name, entry in entries:
             state = self._ledger.state(name)

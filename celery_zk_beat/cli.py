@@ -79,7 +79,7 @@ class Unreachable(Failure):
 
 
 class _Site:
-    """What a command works with, while it is connected."""
+    """The things that a command works with, while it is connected."""
 
     def __init__(
         self, ctx: click.Context, settings: Settings, session: ZooKeeperSession, timeout: float
@@ -98,8 +98,8 @@ class _Site:
 
 
 def _scheduler(app: Any) -> tuple[ZooKeeperScheduler, list[str]]:
-    """As beat would make it: for its schedule, which the app's modules may add to, and so may a
-    class of the app's own. And what is to be said of it."""
+    """The scheduler as beat would make it, and what is to be said of it. Its schedule is wanted,
+    to which the app's modules may add, and a class of the app's own."""
     app.loader.import_default_modules()
     app.finalize()
     name, shown = app.conf.beat_scheduler, as_written(app.conf, "beat_scheduler")
@@ -425,7 +425,7 @@ def _change(site: _Site, change: Callable[[Pauses], Pauses]) -> tuple[Pauses, Pa
 
 
 def _other_pauses(pauses: Pauses, entry: str | None) -> str:
-    """What is still held back when `entry`, or everything, is not."""
+    """Tells what is still held back when `entry`, or everything, is not."""
     if entry is not None:
         held = pauses.everything.since is not None
         return "; but everything is paused: `zk-beat resume` ends that" if held else ""
@@ -608,7 +608,7 @@ def _who() -> str:
 
 
 def _until(look: Callable[[], T | None], news: clock.Wakeup, deadline: float) -> T | None:
-    """What `look`, which sets a watch, finds; None if it has found nothing by the deadline.
+    """Waits until `look`, which sets a watch, finds something; None if it did not by the deadline.
 
     Raises:
         Uncertain: there was no connection then.

@@ -17,24 +17,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from queue import Empty, SimpleQueue
-from threading import Condition, Lock, Thread, current_thread, main_thread
-
-__all__ = [
-    "Condition",
-    "Empty",
-    "Lock",
-    "SimpleQueue",
-    "Thread",
-    "Wakeup",
-    "boottime",
-    "in_main_thread",
-    "is_current",
-    "now",
-    "sleep",
-    "thread",
-    "timestamp",
-]
+from queue import Empty as Empty
+from queue import SimpleQueue as SimpleQueue
+from threading import Condition as Condition
+from threading import Lock as Lock
+from threading import Thread as Thread
+from threading import current_thread, main_thread
 
 
 def boottime() -> float:

@@ -41,7 +41,7 @@ MOST_LOGGED = 20
 
 
 class Dispatcher:
-    """What becomes of runs. For the dispatch loop's thread, but for :meth:`close`.
+    """Decides what becomes of runs. For the dispatch loop's thread, but for :meth:`close`.
 
     Methods raise a ZkBeatError where ZooKeeper does not answer or refuses: the ledger is to be
     loaded anew then.
@@ -83,8 +83,8 @@ class Dispatcher:
         self._publish_until = clock.boottime() + seconds
         self.is_closing = True
 
-    def start_over(self) -> None:
-        """Forgets what was known of another load of the ledger."""
+    def begin_term(self) -> None:
+        """Has what is held back be looked at soon: the ledger was loaded anew."""
         self._held_looked_at = -math.inf
 
     @property

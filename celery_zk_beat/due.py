@@ -1,4 +1,4 @@
-"""What Celery's entries and schedules say of time. All that looks into a schedule is here."""
+"""Asks Celery's entries and schedules about time. All that looks into a schedule is here."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def next_free(entry: Any, due: datetime | None, state: RunState) -> datetime | N
 
 
 def counts_from_last_run(schedule: Any) -> bool:
-    """Whether it has no fixed instants at which to run."""
+    """True where it has no fixed instants at which to run."""
     estimate = getattr(type(schedule), "remaining_estimate", None)
     if estimate is celery.schedules.schedule.remaining_estimate:
         return not schedule.relative
@@ -107,19 +107,19 @@ def last_run(entry: Any, due: datetime, now: datetime) -> datetime:
 
 
 def is_interval(schedule: Any) -> bool:
-    """Whether it is one of Celery's own."""
+    """True for one of Celery's own."""
     return type(schedule) is celery.schedules.schedule
 
 
 def is_steady(schedule: Any) -> bool:
-    """Whether :func:`next_run` has one answer, whenever it is asked."""
+    """True where :func:`next_run` has one answer, whenever it is asked."""
     kinds = (crontab, celery.schedules.schedule)
     return type(schedule) in kinds and schedule.nowfun is None and _is_apps_time(schedule)
 
 
 def _is_apps_time(schedule: Any) -> bool:
-    """Whether the app's clock shows the time in the zone of its settings: `now` may be the user's,
-    and naive, or of another zone."""
+    """True where the app's clock shows the time in the zone of its settings: `now` may be the
+    user's, and naive, or of another zone."""
     app = schedule.app
     if getattr(type(app), "now", None) is celery.Celery.now and "now" not in vars(app):
         return True
@@ -152,13 +152,13 @@ def shown(schedule: Any) -> str:
 
 
 def is_free(entry: Any) -> bool:
-    """Whether a class of the user's says when it is due, perhaps not from when it ran last."""
+    """True where a class of the user's says when it is due, perhaps not from when it ran last."""
     kinds = (type(entry), type(entry.schedule))
     return any(kind.__module__.partition(".")[0] not in _PLAIN for kind in kinds)
 
 
 def timing(schedule: Any) -> Any:
-    """What says when it is due: equal to what it was before, if nothing of it was changed. Fast."""
+    """A value that is equal as long as nothing was changed of when it is due. Fast."""
     kind = type(schedule)
     if kind is celery.schedules.schedule:
         return schedule.run_every
@@ -273,7 +273,7 @@ def at_one_instant(schedule: Any) -> Iterator[None]:
 
 
 def is_ahead(last_run_at: datetime, now: datetime) -> bool:
-    """Whether a last run is further in the future than clocks may differ; both are aware."""
+    """True where a last run is further in the future than clocks may differ; both are aware."""
     return last_run_at - now > _AHEAD
 
 

@@ -17,11 +17,11 @@ class UnsupportedEnvironment(ZkBeatError, RuntimeError):
 
 
 class RootError(ZkBeatError):
-    """What stands under the root is not ours to use: another app's, or of an unknown format."""
+    """The znodes under the root are not ours to use: another app's, or of an unknown format."""
 
 
 class TooLarge(ZkBeatError):
-    """What was to be written is larger than the master would read; nothing was written."""
+    """A record would be larger than the master reads; nothing was written."""
 
 
 class ConnectTimeout(ZkBeatError, TimeoutError):

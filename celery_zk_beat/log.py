@@ -10,7 +10,7 @@ _LONGEST = 1000
 
 
 def safe(text: str) -> str:
-    """As it may be shown on a terminal: what could steer one is escaped."""
+    """Escapes what could steer a terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -36,7 +36,7 @@ def _short(text: str) -> str:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """As :func:`logging.getLogger`; each message is one line of printable text."""
+    """A logger like :func:`logging.getLogger`'s; each message is one line of printable text."""
     logger = logging.getLogger(name)
     logger.addFilter(_OneLine())
     return logger

@@ -200,7 +200,7 @@ class Loop:
         self._set_back_clocks()
         self.source.open()
         self.control.forget()
-        self.dispatcher.start_over()
+        self.dispatcher.begin_term()
         self._loaded_at = clock.boottime()
         self.source.outdated()
         self._recover(term.epoch)
@@ -209,7 +209,7 @@ class Loop:
         )
         if term.epoch != self._dispatching_epoch:
             self._dispatching_epoch = term.epoch
-            self.dispatcher.publisher.start_over()
+            self.dispatcher.publisher.forget_failures()
             self._metrics.elections += 1
 
     def _set_back_clocks(self) -> None:

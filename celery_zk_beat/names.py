@@ -19,7 +19,7 @@ _ADDRESS = re.compile(f"{_SIGN}[0-9a-fA-F]+")
 
 
 def without_addresses(shown: str) -> str:
-    """What repr() made, without the addresses of objects, which are others in each process."""
+    """Takes the addresses of objects, others in each process, out of what repr() made."""
     return _ADDRESS.sub("", shown) if _SIGN in shown else shown
 
 
@@ -152,9 +152,9 @@ class Entries:
         """Looks at the schedule again: names may have come that are no text."""
         self.known = None
         for fault in getattr(self.get(), "faults", ()):
-            self.say_once(fault)
+            self.warn_once(fault)
 
-    def say_once(self, what: str) -> None:
+    def warn_once(self, what: str) -> None:
         """Logs a warning, unless it was logged before."""
         if what not in self._said:
             self._said.add(what)

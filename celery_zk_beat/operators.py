@@ -1,4 +1,4 @@
-"""What operators ask of the master, and what is done about it; control.py is their wire."""
+"""Does what operators ask of the master; control.py is their wire."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAST_PUBLISHING = 1.5
 
 
 class Master(Protocol):
-    """What operators ask of the loop."""
+    """The loop, as far as operators need it."""
 
     def hand_over(self) -> None:
         """Notes all that the next master should find."""
@@ -79,7 +79,7 @@ class Operators:
         return entry in self._source.entries and not self._ledger.damaged(entry)
 
     def _skip_missed(self) -> None:
-        """What was due while entries were held back, and is not to be caught up with."""
+        """Skips what was due while entries were held back, and is not to be caught up with."""
         why = "an operator resumed without catching up"
         missed: dict[str, tuple[datetime, datetime]] = {}
         pauses, unchanged = self._control.pauses, self._control.unchanged

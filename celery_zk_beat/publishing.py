@@ -44,7 +44,7 @@ Send = Callable[[Any, Callable[[], object]], None]
 
 
 class Entries(Protocol):
-    """What is asked of the source of entries: see source.py."""
+    """The source of entries, as far as publishing needs it: see source.py."""
 
     @property
     def entries(self) -> Mapping[str, Any]:
@@ -60,7 +60,7 @@ class Entries(Protocol):
 
 
 class Runs(Protocol):
-    """What the publisher asks of the dispatcher."""
+    """The dispatcher, as far as the publisher needs it."""
 
     settings: Settings
     metrics: Metrics
@@ -103,7 +103,7 @@ class Publisher:
         #: The run whose message is on its way, while the broker is blocked.
         self._on_its_way: Run | None = None
 
-    def start_over(self) -> None:
+    def forget_failures(self) -> None:
         """Forgets what failed: whoever has to wait for it need not any more."""
         self._back_off.clear()
         waiting = self._ledger.outbox
@@ -128,7 +128,7 @@ class Publisher:
         return self._in_doubt.get(run.entry) == run.number
 
     def is_unsent(self, run: Run) -> bool:
-        """Whether it is certain that a run had not left before. One that had is perhaps done
+        """True where it is certain that a run had not left before. One that had is perhaps done
         already, under this task id; what came due since is then another run's."""
         term = self._ledger.term
         is_known = run.entry in self._ledger.unsent or (
@@ -145,7 +145,7 @@ class Publisher:
         return self._back_off.left([entry])
 
     def is_at_fault(self, entry: str) -> bool:
-        """Whether its last run, or that before, could not be published for a reason of its own."""
+        """True where its last run, or that before, could not be published for its own fault."""
         return self._back_off.is_punished(entry)
 
     def waiting(self) -> list[Run]:
@@ -176,7 +176,7 @@ class Publisher:
                 self._publish_all(due, until)
 
     def _is_answered(self, run: Run) -> bool:
-        """Whether the broker has said what became of the run whose message is on its way, or
+        """True where the broker has said what became of the run whose message is on its way, or
         nobody needs to know. Until then nothing else is published, for it would not be read."""
         begun, waiting = clock.boottime(), self._ledger.outbox.get(run.entry)
         if waiting is None or (waiting.number, waiting.due) != (run.number, run.due):

@@ -79,7 +79,7 @@ class Secret:
 
     @property
     def is_text(self) -> bool:
-        """Whether it stands in the configuration itself."""
+        """True where it stands in the configuration itself."""
         return isinstance(self._source, str)
 
     def __repr__(self) -> str:
@@ -212,7 +212,7 @@ def _load(name: str, path: str, load: Callable[[], object]) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Identity:
-    """What is shown to ZooKeeper, in plain text. To be used and forgotten.
+    """Credentials as they are shown to ZooKeeper, in plain text. To be used and forgotten.
 
     Attributes:
         user: ``user:password`` of the digest scheme.
@@ -270,7 +270,7 @@ class Access:
         return access
 
     def check(self) -> None:
-        """What no setting can see alone.
+        """Checks what no setting can see alone.
 
         Raises:
             SettingsError: the ACL is for an identity that there is not.
@@ -287,13 +287,13 @@ class Access:
 
     @property
     def identified(self) -> bool:
-        """Whether this process is somebody to ZooKeeper."""
+        """True where this process is somebody to ZooKeeper."""
         certificate = self.tls is not None and self.tls.certificate is not None
         return self.auth is not None or self.sasl is not None or certificate
 
     @property
     def authenticates(self) -> bool:
-        """Whether something is to be said after the connection is made and before it is used."""
+        """True where something is to be said after the connection is made and before it is used."""
         return self.auth is not None or self.sasl is not None
 
     def credentials(self, word: str) -> str:
@@ -316,7 +316,7 @@ class Access:
 
     @property
     def open_by_default(self) -> bool:
-        """Whether all the world may do everything, and nobody has said that it should."""
+        """True where all the world may do everything, and nobody has said that it should."""
         return self.acl is None and not self.identified
 
     def excess(self, found: Iterable[Grant]) -> list[Grant]:

@@ -78,7 +78,7 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, conf: Mapping[str, Any], app: str | None = None) -> Settings:
-        """As :meth:`from_app`, from any mapping and the app's name."""
+        """Reads them like :meth:`from_app`, from any mapping and the app's name."""
         read = _Reader(conf)
         read.refuse_unknown_names(cls._names())
         settings = cls(
@@ -113,7 +113,7 @@ class Settings:
 
 
 def has_settings(conf: Mapping[str, Any]) -> bool:
-    """Whether a configuration has any of ours."""
+    """True where a configuration has any of ours."""
     return any(conf.get(name) is not None for name in Settings._names())
 
 
@@ -229,7 +229,7 @@ def check_seconds(value: Any) -> float:
 
 
 def check_seconds_or_none(value: Any) -> float | None:
-    """As :func:`check_seconds`, or None."""
+    """Checks like :func:`check_seconds`, and lets None pass."""
     if value is None:
         return None
     try:

@@ -78,7 +78,7 @@ class Source(ABC):
 
     @abstractmethod
     def sender(self) -> Send:
-        """As of :meth:`.publishing.Entries.sender`."""
+        """See :meth:`.publishing.Entries.sender`."""
 
     @abstractmethod
     def has_run_extra(self, name: str, number: int) -> None:
@@ -117,7 +117,7 @@ class Source(ABC):
         return (due, until) if due is not None and due <= until else None
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
-        """As of :meth:`.publishing.Entries.goes_on_from`."""
+        """See :meth:`.publishing.Entries.goes_on_from`."""
         state = self._ledger.state(run.entry)
         if run.extra or state is None or at - run.claimed < _LATE:
             return None
@@ -143,7 +143,7 @@ class Source(ABC):
         return state is not None and is_ahead(state.last_run_at, clock.now())
 
     def _note_ahead(self, names: list[str]) -> None:
-        """Those that the clock of this machine has wait, because it is behind."""
+        """Logs which entries wait because the clock of this machine is behind."""
         self.is_ahead = bool(names)
         for name in names[:1]:
             state = self._ledger.state(name)
@@ -162,7 +162,7 @@ class Source(ABC):
 
 @contextlib.contextmanager
 def only_logged(name: str) -> Iterator[None]:
-    """What goes wrong with one entry must not harm the others."""
+    """Logs what goes wrong with one entry: it must not harm the others."""
     try:
         yield
     except Exception:

@@ -71,7 +71,7 @@ def back(app: Celery, good: str, scheduler: ZooKeeperScheduler) -> None:
     """And be back, for a scheduler that need not wait before it tries again."""
     app.conf.broker_write_url = app.conf.broker_url = good
     scheduler._broker.drop()
-    scheduler._loop.dispatcher.publisher.start_over()
+    scheduler._loop.dispatcher.publisher.forget_failures()
 
 
 def history(app: Celery) -> list[Message]:

@@ -60,7 +60,7 @@ class Broker:
         self.app.conf.broker_url = self.url
         self.app.amqp.__dict__.pop("_producer_pool", None)
         scheduler._broker.drop()
-        scheduler._loop.dispatcher.publisher.start_over()
+        scheduler._loop.dispatcher.publisher.forget_failures()
 
 
 def soon(seconds: float) -> datetime:

@@ -317,13 +317,13 @@ def test_a_schedule_that_is_made_anew_at_each_look(app: Celery) -> None:
     one = Fresh(app=app)
     builds: list[int] = []
     seen = planner_of(one).seen
-    take = seen.take
+    replace_all = seen.replace_all
 
     def counted(entries: Any, count: int) -> set[str]:
         builds.append(count)
-        return take(entries, count)
+        return replace_all(entries, count)
 
-    vars(seen).update(take=counted)
+    vars(seen).update(replace_all=counted)
     one.election.start(PATIENCE)
     try:
         assert one.election.wait(PATIENCE)

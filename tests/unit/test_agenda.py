@@ -25,7 +25,7 @@ MILLISECOND = timedelta(milliseconds=1)
 
 def taken(agenda: Agenda, now: float, together: float = 0.0) -> list[str]:
     found = []
-    while (item := agenda.take(now, together)) is not None:
+    while (item := agenda.pop_come(now, together)) is not None:
         found.append(item.name)
     return found
 
@@ -56,11 +56,11 @@ def test_what_is_put_back_comes_first() -> None:
     agenda = Agenda()
     for number in range(5):
         agenda.put(f"e{number}", 1.0)
-    items = [agenda.take(1.0) for _ in range(3)]
+    items = [agenda.pop_come(1.0) for _ in range(3)]
     agenda.put_back(item for item in items[1:] if item is not None)
     assert agenda.next_at == -math.inf
-    assert agenda.take(0.0) == items[1]
-    assert agenda.take(0.0) == items[2]
+    assert agenda.pop_come(0.0) == items[1]
+    assert agenda.pop_come(0.0) == items[2]
 
 
 def test_what_is_due_soon_comes_together() -> None:
@@ -170,13 +170,13 @@ def test_a_change_is_seen_within_a_round(kind: Any, attribute: str, value: Any) 
     of = entries(100, kind)
     for name in ("e0", "e50", "e99"):
         seen = Seen()
-        assert seen.take(of.items(), len(of)) == set()
+        assert seen.replace_all(of.items(), len(of)) == set()
         for _ in range(3):
             assert rounds(seen, of, 30) == [False] * 4  # no look is at more than 30
         before = getattr(of[name].schedule, attribute)
         setattr(of[name].schedule, attribute, value)
         assert any(rounds(seen, of, 30))
-        assert seen.take(of.items(), len(of)) == {name}
+        assert seen.replace_all(of.items(), len(of)) == {name}
         assert not any(rounds(seen, of, 30))
         setattr(of[name].schedule, attribute, before)
 
@@ -184,18 +184,18 @@ def test_a_change_is_seen_within_a_round(kind: Any, attribute: str, value: Any) 
 def test_another_entry_of_the_name_is_seen() -> None:
     """Though it is like the one before: it does not know of its last run."""
     of, seen = entries(100), Seen()
-    seen.take(of.items(), len(of))
+    seen.replace_all(of.items(), len(of))
     of["e70"] = entries(100)["e70"]
-    assert not seen.has("e70", of["e70"])
+    assert not seen.is_same("e70", of["e70"])
     assert any(rounds(seen, of, 30))
-    seen.put("e70", of["e70"])
-    assert seen.has("e70", of["e70"])
+    seen.note("e70", of["e70"])
+    assert seen.is_same("e70", of["e70"])
     assert not any(rounds(seen, of, 30))
 
 
 def test_what_came_or_went_is_seen_at_once() -> None:
     of, seen = entries(100), Seen()
-    seen.take(of.items(), len(of))
+    seen.replace_all(of.items(), len(of))
     gone = of.pop("e99")
     assert seen.is_changed(of, len(of), 10)
     of["e100"] = gone
@@ -215,8 +215,8 @@ def test_a_schedule_that_cannot_be_compared() -> None:
 
     of, seen = entries(3), Seen()
     of["e1"].schedule = Odd()
-    seen.take(of.items(), len(of))
+    seen.replace_all(of.items(), len(of))
     of["e1"].schedule = Odd()
     assert not any(rounds(seen, of, 10))
     of["e1"].schedule = None
-    assert seen.take(of.items(), len(of)) == {"e1"}
+    assert seen.replace_all(of.items(), len(of)) == {"e1"}

@@ -166,7 +166,7 @@ def planner_of(case: Case) -> Planner:
     names = Entries(lambda: entries, is_replaced=False)
     known = Known(states, case.waiting, case.held)
     planner = Planner(names, known, lambda entry: entry.is_due(), MAX_INTERVAL)
-    planner.seen.take(names.get().items(), len(entries))
+    planner.seen.replace_all(names.get().items(), len(entries))
     planner.build(NOON, set(), case.deadline)
     return planner
 
@@ -189,11 +189,11 @@ def test_what_is_not_claimed_is_due_still() -> None:
     planner = planner_of(Case("", dict.fromkeys("abc", (MINUTELY, 60))))
     first = planner.plan(NOON, 100).runs
     assert len(first) == 3
-    assert seconds_until(planner.went_on(first[:1], NOON)) is None
+    assert seconds_until(planner.note_claimed(first[:1], NOON)) is None
     again = planner.plan(NOON, 100).runs
     assert [run.entry for run in again] == [run.entry for run in first[1:]]
     # And that of which a run was claimed is due after its period.
-    assert seconds_until(planner.went_on(again, NOON)) == pytest.approx(60, abs=0.05)
+    assert seconds_until(planner.note_claimed(again, NOON)) == pytest.approx(60, abs=0.05)
 
 
 def test_an_entry_in_the_place_of_another_is_looked_at_first() -> None:
