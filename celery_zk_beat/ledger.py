@@ -26,24 +26,15 @@ from .election.terms import Term
 from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
 from .limits import Limits
 from .log import get_logger
-from .pages import OVERHEAD, Pages, too_large
+from .pages import OVERHEAD, Changes, Pages, too_large
 from .paths import is_page, page_of
-from .runs import (
-    PastRun,
-    Run,
-    RunState,
-    bytes_of,
-    decode_outbox,
-    encode_outbox,
-)
+from .runs import PastRun, Run, RunState, bytes_of, decode_outbox, encode_outbox
 from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetData
 
 logger = get_logger(__name__)
 
 #: What an election makes below its root for a ledger: `below` of MasterElection.
 BELOW_ROOT = ("runs",)
-#: How many times as long a page may become when it is written again.
-_MOST_LONGER = 5
 #: Bytes of an outbox that is put aside that go into one znode.
 _PIECE = 500_000
 #: Seconds after which a master writes the outbox though nothing in it has changed.
@@ -156,16 +147,11 @@ class RunLedger:
 
     @property
     def epoch(self) -> int:
-        """That of the term for which this was loaded.
-
-        Raises:
-            NotMaster: it is not loaded.
-        """
+        """That of the term for which this was loaded; NotMaster where it is not."""
         return self._loaded().epoch
 
     @property
     def era(self) -> str:
-        """As :attr:`epoch`."""
         return self._loaded().era
 
     def _loaded(self) -> Term:
@@ -208,24 +194,21 @@ class RunLedger:
             floor, waiting = self._pages.of(name).floor, self.outbox.get(name)
             zone = zones.get(name)
             states[name] = RunState.first(at, floor, keys.get(name), zone, self._ahead, waiting)
-        self._commit_all(self._pages.admit(states, self.outbox))
+        self.rewrite(self._pages.admit(states, self.outbox))
 
-    def rewrite(self, states: Mapping[str, RunState]) -> None:
-        """Writes other states for entries that have one."""
-        self._commit_all(states)
+    def rewrite(self, states: Changes, *also: Operation) -> None:
+        """Writes other states for entries. `also` is part of each transaction."""
+        for batch in self._batches(states):
+            self._commit(batch, self.outbox, *also)
 
     def set_back(self, now: datetime) -> dict[str, RunState]:
         """Has the clocks of entries go on that a beat with a clock that was ahead has set: to an
         instant that is still to come, and was when it was written, by ZooKeeper's clock. To be
-        called after :meth:`load`.
-
-        Returns:
-            their states as they were.
-        """
+        called after :meth:`load`. Returns their states as they were."""
         # The time of a page says nothing of what is not written yet.
         after = self._pages.set_back(now, self._ahead, but=self._amended)
         before = {name: self._pages.of(name).states[name] for name in after}
-        self._commit_all(after)
+        self.rewrite(after)
         return before
 
     @property
@@ -234,10 +217,7 @@ class RunLedger:
         return timedelta(seconds=self._session.clock_offset)
 
     def claim(
-        self,
-        runs: Sequence[Run],
-        *also: Operation,
-        meanwhile: Callable[[], object] = lambda: None,
+        self, runs: Sequence[Run], *also: Operation, meanwhile: Callable[[], object] = lambda: None
     ) -> list[Run]:
         """Claims runs, in one transaction.
 
@@ -253,7 +233,7 @@ class RunLedger:
             at least one unless it is :attr:`full`. The others are as before.
         """
         room = self.largest_outbox - self.outbox_bytes
-        states: dict[str, RunState | None] = {}
+        states: dict[str, RunState] = {}
         for run in runs:
             room -= bytes_of([run])
             if room < 0 and (states or self.full):
@@ -266,7 +246,7 @@ class RunLedger:
         batch = next(self._batches(states))
         claimed = [run for run in runs if run.entry in batch]
         self._claiming = {run.entry: run for run in claimed}
-        sent = self._send(batch, self.outbox, also)
+        sent = self._send(batch, self.outbox, *also)
         meanwhile()
         self._finish_in_order(sent)
         self.outbox.update(self._claiming)
@@ -285,11 +265,9 @@ class RunLedger:
             states[run.entry] = state.after_drop(run, reason)
         for batch in self._batches(states):
             outbox = {name: run for name, run in self.outbox.items() if name not in batch}
-            if self._goes_alone(True):
-                self._commit(batch, self.outbox, also)
-                self._outbox_changed = True
-            else:
-                self._commit(batch, outbox, also)
+            alone = self._goes_alone(True)
+            self._commit(batch, self.outbox if alone else outbox, *also)
+            self._outbox_changed |= alone
             self.outbox, self._outbox_bytes = outbox, None
 
     def skip(
@@ -303,13 +281,13 @@ class RunLedger:
             why: for their history.
             also: is part of each transaction.
         """
-        states: dict[str, RunState | None] = {}
+        states: dict[str, RunState] = {}
         for name, (due, at) in entries.items():
             page = self._pages.of(name)
             past = PastRun.of(None, due, at, self.epoch, why)
             state = page.states[name]
             states[name] = state.after_skip(past, at, page.remembers, self._ahead)
-        self._commit_all(states, also)
+        self.rewrite(states, *also)
 
     @property
     def largest_outbox(self) -> int:
@@ -334,16 +312,10 @@ class RunLedger:
     def note_named(self, named: Container[str], now: datetime, *, anew: bool = False) -> list[str]:
         """Marks the states of entries that `named`, this master's schedule, does not name, and
         removes those that have been marked for longer than RETENTION and have no run that waits.
-
-        Args:
-            anew: whether the clocks of entries that are named again, and were not for longer than
-                ABSENCE, start from `now`.
-
-        Returns:
-            the names of the removed.
-        """
+        Returns the names of the removed. With `anew` the clocks of entries that are named again,
+        and were not for longer than ABSENCE, start from `now`."""
         changed = self._pages.note_named(named, now, self._ahead, anew, waiting=self.outbox)
-        self._commit_all(changed)
+        self.rewrite(changed)
         return [name for name, state in changed.items() if state is None]
 
     def assure(self) -> None:
@@ -357,11 +329,8 @@ class RunLedger:
 
     def published(self, run: Run, at: datetime, goes_on_from: datetime | None = None) -> None:
         """Takes a run, which was published at `at`, out of the outbox; ZooKeeper learns it from
-        the next :meth:`confirm`, or from the next claim.
-
-        Args:
-            goes_on_from: the entry's next `last_run_at`, if it is not that of the claim.
-        """
+        the next :meth:`confirm`, or from the next claim. `goes_on_from`: the entry's next
+        `last_run_at`, if it is not that of the claim."""
         past, epoch = None, self.epoch
         if goes_on_from is not None or run.epoch != epoch or at - run.claimed > PROMPT:
             past = PastRun.of(run.number, run.due, at, epoch, run.note)
@@ -407,12 +376,8 @@ class RunLedger:
         return self._outbox_changed and (bool(self._amended) or not self._goes_alone(False))
 
     def hand_over(self, unsent: Iterable[str]) -> None:
-        """As :meth:`flush`, and tells the next master which runs have certainly not left. Nothing
-        is to be published after that, until this is loaded again.
-
-        Args:
-            unsent: their entries.
-        """
+        """As :meth:`flush`, and tells the next master of which entries, `unsent`, the runs have
+        certainly not left. Nothing is to be published after that, until this is loaded again."""
         for name in unsent:
             self.outbox[name] = replace(self.outbox[name], unsent=True)
             self._outbox_changed, self._outbox_bytes = True, None
@@ -431,37 +396,19 @@ class RunLedger:
 
     # Writing ------------------------------------------------------------------------------------
 
-    def _commit_all(
-        self, states: Mapping[str, RunState | None], also: Sequence[Operation] = ()
-    ) -> None:
-        for batch in self._batches(states):
-            self._commit(batch, self.outbox, also)
+    def _commit(self, states: Changes, outbox: dict[str, Run], *also: Operation) -> None:
+        self._finish_in_order(self._send(states, outbox, *also))
 
-    def _commit(
-        self,
-        states: Mapping[str, RunState | None],
-        outbox: dict[str, Run],
-        also: Sequence[Operation] = (),
-    ) -> None:
-        self._finish_in_order(self._send(states, outbox, also))
-
-    def _send(
-        self,
-        states: Mapping[str, RunState | None],
-        outbox: dict[str, Run],
-        also: Sequence[Operation] = (),
-    ) -> _Sent:
-        """The one transaction with which everything is written (a state of None is removed):
-        nothing happens unless the epoch, the pages and the outbox are as this ledger knows them.
-        A write that is still on its way is counted in the versions that it will leave, so the
-        next need not wait for it."""
+    def _send(self, states: Changes, outbox: dict[str, Run], *also: Operation) -> _Sent:
+        """The one transaction with which everything is written: nothing happens unless the epoch,
+        the pages and the outbox are as this ledger knows them. A write that is still on its way is
+        counted in the versions that it will leave, so the next need not wait for it."""
         operations: list[Operation] = [Check(self._paths.epoch, self.epoch)]
         operations += also
         touched = self._pages.change(states)
         if self._amended:
-            self._amended = {
-                k: run for k, run in self._amended.items() if page_of(k) not in touched
-            }
+            amended = self._amended.items()
+            self._amended = {name: run for name, run in amended if page_of(name) not in touched}
             self._outbox_bytes = None
         for name, page in touched.items():
             data = page.encode(self._limits.largest_page)
@@ -508,7 +455,7 @@ class RunLedger:
         return self.outbox_bytes > self._limits.most_bytes
 
     def _finish_in_order(self, sent: _Sent) -> None:
-        if self._confirming is not None and self._confirming.sent <= sent.sent:
+        if self._confirming is not None and self._confirming.pending.sent <= sent.pending.sent:
             # It was sent before, so it is answered before: this costs no further round trip,
             # and what it says is not mistaken for an answer to what follows.
             self._finish_confirming()
@@ -524,7 +471,7 @@ class RunLedger:
             self._fail(exc)
         self._under_way = [each for each in self._under_way if each is not sent]
         self._limits.answered(sent.size)
-        self._entitled_until = sent.sent + SAFE_PART * self._session.timeout
+        self._entitled_until = sent.pending.sent + SAFE_PART * self._session.timeout
         for entry, published in sent.told.items():
             if self._published.get(entry) is published:
                 del self._published[entry]
@@ -538,9 +485,7 @@ class RunLedger:
         self.forget()
         raise exc
 
-    def _batches(
-        self, states: Mapping[str, RunState | None]
-    ) -> Iterator[dict[str, RunState | None]]:
+    def _batches(self, states: Changes) -> Iterator[Changes]:
         """The states in parts, of which each, when it is asked for, is as large as fits into one
         transaction, and holds at least one. Page by page, since every page that is touched is
         written whole."""
@@ -574,7 +519,8 @@ class RunLedger:
             self._outbox_version += 1
             logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
             return
-        done = {run.entry for run in runs if self._has_published(run)}
+        told = self._published
+        done = {run.entry for run in runs if run.entry in told and told[run.entry].run == run}
         known = self._unsent_in[1] if self._unsent_in[0] == term.epoch else {}
         known = {**known, **{run.entry: run.number for run in runs if run.unsent}}
         self._unsent_in = term.epoch, known
@@ -583,11 +529,7 @@ class RunLedger:
             run.entry: replace(run, unsent=False) for run in runs if run.entry not in done
         }
         self._outbox_bytes = None
-        self._published = {name: self._published[name] for name in done}
-
-    def _has_published(self, run: Run) -> bool:
-        published = self._published.get(run.entry)
-        return published is not None and published.run == run
+        self._published = {name: told[name] for name in done}
 
 
 @dataclass(frozen=True)
@@ -597,10 +539,6 @@ class _Sent:
     pending: Pending
     told: dict[str, _Published]
     size: int
-
-    @property
-    def sent(self) -> float:
-        return self.pending.sent
 
 
 def _bytes_of(operation: Operation) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from json.encoder import encode_basestring_ascii as _quoted
+from typing import Optional
 
 from . import limits
 from .errors import RootError
@@ -26,6 +27,8 @@ _GROWTH = 250
 #: At least the bytes of a transaction, and of a run in the outbox, beside names and data.
 OVERHEAD = 300
 
+#: States that are to be written, by entry; None removes one.
+Changes = Mapping[str, Optional[RunState]]
 #: Says of an entry and its state that it may be removed to make room.
 MayGo = Callable[[str, RunState], bool]
 
@@ -133,11 +136,8 @@ class Page:
 
     def set_back(self, now: datetime, ahead: timedelta, but: Container[str]) -> dict[str, RunState]:
         """The states of entries whose clocks a beat has set, with a clock that was ahead, to an
-        instant that is still to come, and was when the page was written, as they should be.
-
-        Args:
-            ahead: by how much the clock that says `now` is ahead of ZooKeeper's.
-            but: not those of these entries.
+        instant that is still to come, and was when the page was written, as they should be;
+        not those of the entries `but`. The clock that says `now` is so far `ahead` of ZooKeeper's.
         """
         latest = now + TOLERANCE
         found: dict[str, RunState] = {}
@@ -187,9 +187,8 @@ class Pages:
         """True where some page cannot be understood."""
         return bool(self._damaged)
 
-    def change(self, states: Mapping[str, RunState | None]) -> dict[str, Page]:
-        """Puts states onto their pages, and removes those that are None. Returns these pages, by
-        name."""
+    def change(self, states: Changes) -> dict[str, Page]:
+        """Puts states onto their pages, or removes them. Returns these pages, by name."""
         touched = {}
         for entry, state in states.items():
             name = page_of(entry)
@@ -197,9 +196,7 @@ class Pages:
             page.change(entry, state)
         return touched
 
-    def next_batch(
-        self, left: deque[str], states: Mapping[str, RunState | None], room: int
-    ) -> dict[str, RunState | None]:
+    def next_batch(self, left: deque[str], states: Changes, room: int) -> Changes:
         """Takes from the left of `left`, entries in the order of their pages, those whose states
         fit into one transaction, with `room` for so many bytes; at least one. Every page that is
         touched is written whole."""
@@ -223,7 +220,7 @@ class Pages:
         ahead: timedelta,
         anew: bool,
         waiting: Container[str],
-    ) -> dict[str, RunState | None]:
+    ) -> Changes:
         """What changes when the schedule names `named`: see :meth:`.RunLedger.note_named`. Those of
         `waiting` are not removed."""
         self._named = named
@@ -255,9 +252,7 @@ class Pages:
             found.update(page.set_back(now, ahead, but))
         return found
 
-    def admit(
-        self, new: Mapping[str, RunState], waiting: Container[str]
-    ) -> dict[str, RunState | None]:
+    def admit(self, new: Mapping[str, RunState], waiting: Container[str]) -> Changes:
         """Those of the new states for which there is room, with None for each that makes room: the
         schedule does not name it, and it is none of `waiting`. The others are :meth:`damaged`."""
         by_page: dict[str, dict[str, RunState]] = {}
@@ -266,9 +261,8 @@ class Pages:
                 by_page.setdefault(page_of(entry), {})[entry] = state
         states: dict[str, RunState | None] = {}
         for name, fit in by_page.items():
-            page = self._pages.get(name) or Page({})
-            may_go = self._may_go(new, waiting)
-            removed, refused = page.admit(fit, self._limits.largest_page, may_go)
+            page, largest = self._pages.get(name) or Page({}), self._limits.largest_page
+            removed, refused = page.admit(fit, largest, self._may_go(new, waiting))
             states.update(dict.fromkeys(removed))
             for entry in refused:
                 del fit[entry]

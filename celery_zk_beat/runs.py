@@ -126,14 +126,9 @@ class RunState:
         ahead: timedelta = timedelta(),
         waiting: Run | None = None,
     ) -> RunState:
-        """That of an entry that had none.
-
-        Args:
-            at: from when its clock runs.
-            floor: that of its page.
-            ahead: by how much the clock that says `at` is ahead of ZooKeeper's.
-            waiting: its last run, where that waits in the outbox.
-        """
+        """That of an entry that had none: its clock runs from `at`, by a clock that is so far
+        `ahead` of ZooKeeper's. `floor`: that of its page; `waiting`: its last run, where that waits
+        in the outbox."""
         state = cls(at, floor, key=key, zone=zone)
         if ahead > TOLERANCE:
             # Nothing of what is still to come by another clock has run.
@@ -168,8 +163,7 @@ class RunState:
     ) -> RunState:
         """As it is once a run of it is published later than its claim said: `past` is true of it,
         and the clock goes on from another instant, where one is given."""
-        last = self.last_run_at
-        history = self._with_amended(past)
+        last, history = self.last_run_at, self._with_amended(past)
         return self.moved(last, goes_on_from or last, ahead, history=history)
 
     def after_drop(self, run: Run, why: str) -> RunState:
@@ -214,12 +208,8 @@ class RunState:
         return tuple(past if each.number == past.number else each for each in self.history)
 
     def moved(self, since: datetime, at: datetime, ahead: timedelta, **changes: Any) -> RunState:
-        """As after a run for the instant `since`, or none, which has the clock go on at `at`.
-
-        Args:
-            ahead: by how much the clock by which it is `at` is ahead of ZooKeeper's.
-            changes: of the other fields.
-        """
+        """As after a run for the instant `since`, or none, which has the clock go on at `at`, by a
+        clock that is so far `ahead` of ZooKeeper's; with `changes` of the other fields."""
         has_leapt = at - since > TOLERANCE
         at = max(at, self.last_run_at)
         leaps, done = self.leaps, self.done
@@ -384,8 +374,8 @@ def _decode_state(path: str, fields: Any) -> RunState:
         _decode_dropped(path, fields),
         instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
         _decode_history(fields.get("history")),
-        _decode_key(fields),
-        fields["zone"][:_LONGEST_ZONE] if isinstance(fields.get("zone"), str) else None,
+        _decode_text(fields, "key"),
+        _decode_text(fields, "zone", _LONGEST_ZONE),
         _decode_pair(fields.get("ask")),
         _decode_stretches(fields.get("leaps")),
         _decode_stretches(fields.get("done")),
@@ -409,14 +399,9 @@ def _decode_stretches(items: Any) -> tuple[Stretch, ...]:
     return tuple(pair for pair in pairs if pair is not None)
 
 
-def _decode_key(fields: Any) -> str | None:
-    key = fields.get("key")
-    return key if isinstance(key, str) else None
-
-
-def _decode_error(fields: Any) -> str | None:
-    error = fields.get("error")
-    return error[:LONGEST_ERROR] if isinstance(error, str) else None
+def _decode_text(fields: Any, name: str, most: int | None = None) -> str | None:
+    text = fields.get(name)
+    return text[:most] if isinstance(text, str) else None
 
 
 def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
@@ -487,8 +472,8 @@ def decode_outbox(path: str, data: bytes) -> list[Run]:
             instant(path, fields, "claimed"),
             count(path, fields, "epoch"),
             fields.get("extra") is True,
-            _decode_key(fields),
-            error=_decode_error(fields),
+            _decode_text(fields, "key"),
+            error=_decode_text(fields, "error", LONGEST_ERROR),
             unsent=fields.get("unsent") is True,
         )
         for fields in field(path, decode(path, data), "runs", list)
