@@ -62,15 +62,10 @@ class Candidate:
         on_elected: Callable[[int], None],
         on_demoted: Callable[[str], None],
     ) -> None:
-        self._session = session
-        self._paths = paths
-        self._identity = identity
-        self._root = root
-        self._complaints = complaints
-        self._on_watch = on_watch
-        self._on_change = on_change
-        self._on_elected = on_elected
-        self._on_demoted = on_demoted
+        self._session, self._paths, self._identity = session, paths, identity
+        self._root, self._complaints = root, complaints
+        self._on_watch, self._on_change = on_watch, on_change
+        self._on_elected, self._on_demoted = on_elected, on_demoted
         self.membership = Membership(session, paths, identity)
         self.restraint = Restraint()
         self.master: MasterRecord | None = None
@@ -105,7 +100,10 @@ class Candidate:
         if not self._session.connected:
             self.restraint.vacant_since = None
             self.demote("the connection to ZooKeeper is lost")
-            return self._wait_for_zookeeper()
+            if self._session.dead:
+                self._renew_session()
+                return RETRY_AFTER
+            return self._complaints.no_answer()
         self._complaints.answered()
         pause = self._denied_until - clock.boottime()
         if pause > 0:
@@ -154,14 +152,8 @@ class Candidate:
             self._on_demoted(why)
 
     def elect(self, last: Node, *before: Operation) -> bool:
-        """Sends the one transaction that makes a master, after the `last` epoch.
-
-        Args:
-            before: makes room for it, in the same transaction.
-
-        Returns:
-            True where it was not refused; :meth:`turn` reads whether it worked.
-        """
+        """Sends the one transaction that makes a master, after the `last` epoch; `before`, which is
+        part of it, makes room. True where it was not refused; :meth:`turn` reads if it worked."""
         made = epoch_record(self._paths.epoch, last)
         era = next_era("" if made is None else made.era, self._session.server_time)
         mine = self._identity.as_master(last.version + 1)
@@ -335,12 +327,6 @@ class Candidate:
     def _announce(self) -> bool:
         role = "master" if self._term is not None else "standby"
         return self.membership.announce(self._this_session, role, self.restraint.useless)
-
-    def _wait_for_zookeeper(self) -> float:
-        if self._session.dead:
-            self._renew_session()
-            return RETRY_AFTER
-        return self._complaints.no_answer()
 
     def _renew_session(self) -> None:
         self._session.stop(timeout=RETRY_AFTER)

@@ -25,8 +25,7 @@ class Complaints:
     """
 
     def __init__(self, session: ZooKeeperSession, hosts: str) -> None:
-        self._session = session
-        self._hosts = hosts
+        self._session, self._hosts = session, hosts
         self.last = ""
         #: On boottime(): until when that is not said again; when it is to be said, next, that
         #: ZooKeeper does not answer, 0 as long as it does.

@@ -69,9 +69,7 @@ class Membership:
     """This candidate among the others."""
 
     def __init__(self, session: ZooKeeperSession, paths: Paths, identity: Identity) -> None:
-        self._session = session
-        self._paths = paths
-        self._identity = identity
+        self._session, self._paths, self._identity = session, paths, identity
         #: When this candidate was started, as the member znode tells it.
         self._since = ""
         #: The session that was seen to hold the member znode of this one's name, and on

@@ -220,8 +220,7 @@ class MasterElection:
             `also` was refused, or within `timeout` seconds no answer came.
         """
         reply: clock.SimpleQueue[bool] = clock.SimpleQueue()
-        why = why[:_LONGEST_WHY]
-        resignation = _Resignation(to, why, tuple(also), useless, reply)
+        resignation = _Resignation(to, why[:_LONGEST_WHY], tuple(also), useless, reply)
         self._inbox.put(resignation)
         try:
             return reply.get(timeout=timeout)
@@ -252,8 +251,7 @@ class MasterElection:
         self._inbox.put(None)
         deadline = clock.boottime() + timeout
         for thread in (self._thread, self._callbacks.thread):
-            ours = clock.is_current(thread)
-            if thread is not None and thread.is_alive() and not ours:
+            if thread is not None and thread.is_alive() and not clock.is_current(thread):
                 thread.join(max(0.0, deadline - clock.boottime()))
 
     def subscribe(self, listener: Callable[[], None]) -> None:

@@ -32,10 +32,7 @@ class Root:
         app: str | None,
         below: Sequence[str],
     ) -> None:
-        self._session = session
-        self._hosts = hosts
-        self._paths = paths
-        self._app = app
+        self._session, self._hosts, self._paths, self._app = session, hosts, paths, app
         self._below = [f"{paths.root}/{name}" for name in below]
         #: The rights of others on our znodes were looked at.
         self._saw_rights = False
@@ -70,14 +67,14 @@ class Root:
     def _put_name(self) -> None:
         """Writes the app's name into a root that has none yet, else compares the two."""
         if self._app is None:
-            return None
+            return
         path = self._paths.root
         node = self._session.read(path)
         if node is not None and not node.data:
             try:
                 self._session.commit(SetData(path, RootRecord(self._app).encode(), node.version))
             except Conflict:
-                return self._put_name()  # another beat was first: see what it wrote
+                self._put_name()  # another beat was first: see what it wrote
         elif node is not None:
             owner = RootRecord.decode(path, node.data).app
             if owner != self._app:
@@ -85,7 +82,6 @@ class Root:
                     f"{path} belongs to the app {owner!r}, and this is {self._app!r}: "
                     f"give each app a root of its own ({self._session.access.name('root')})"
                 )
-        return None
 
     def _look_at_rights(self) -> None:
         """Tells what others may do with our znodes that they should not."""

@@ -46,8 +46,7 @@ class PastTerms:
     """The znode with the last terms of all candidates, as this one writes it."""
 
     def __init__(self, session: ZooKeeperSession, paths: Paths) -> None:
-        self._session = session
-        self._paths = paths
+        self._session, self._paths = session, paths
         #: The terms as they were written down last, and for which epoch that was.
         self._written: list[TermRecord] = []
         self._written_for = 0
