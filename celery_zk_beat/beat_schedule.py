@@ -112,7 +112,7 @@ class Planner:
         self, names: Entries, known: Known, is_due: Callable[[Any], Any], max_interval: float
     ) -> None:
         self._names, self._known, self._is_due = names, known, is_due
-        self._max_interval = max_interval
+        self.max_interval = max_interval
         self._agenda = Agenda()
         self.seen = Seen()
         #: Seconds; of beat_cron_starting_deadline.
@@ -234,7 +234,7 @@ class Planner:
                     plan.skipped[item.name] = missed
         except Exception:
             logger.exception("%s: cannot tell when it is due, trying again later", item.name)
-            delay = self._max_interval
+            delay = self.max_interval
         delay = max(SHORTEST_WAIT, delay) if _is_number(delay) else delay
         self._ask_later(item.name, delay, now)
         self.seen.note(item.name, entry)  # being asked may have changed it
@@ -323,7 +323,7 @@ class Planner:
     def _ask_later(self, name: str, delay: Any, now: datetime) -> None:
         """Puts the entry on the agenda, to be asked after `delay`, as Celery's schedules say it."""
         seconds = _seconds(delay)
-        seconds = self._max_interval if seconds is None else seconds
+        seconds = self.max_interval if seconds is None else seconds
         self._agenda.put(name, now.timestamp() + seconds)
 
 
@@ -370,7 +370,9 @@ class BeatSchedule(Source):
         return Sender(self._scheduler, self._scheduler.producer).send
 
     def has_run_extra(self, name: str, number: int) -> None:
-        self.entries[name].total_run_count = number
+        entry = self.entries.get(name)
+        if entry is not None:  # another thread may have removed it during the claim
+            entry.total_run_count = number
 
     def refresh(self) -> None:
         if self._names.is_current:
@@ -386,6 +388,7 @@ class BeatSchedule(Source):
         if self._control.pauses_stale:
             return 0.0
         now, dispatcher = clock.now(), self._dispatcher
+        self._planner.max_interval = self._scheduler.max_interval  # which may be set at any time
         plan = self._planner.plan(now, dispatcher.room())
         look_again = plan.look_again
         dispatcher.skip(plan.skipped, plan.why)

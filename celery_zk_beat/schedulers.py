@@ -81,9 +81,7 @@ class ZooKeeperScheduler(Scheduler):
         self._names = Entries(lambda: self.schedule, self._gated_class is not None)
         #: What this beat has done so far; for any thread to read.
         self.metrics = Metrics()
-        self._broker = Broker(
-            app, lambda: self._loop.election.session.timeout, lambda: self._loop.ledger.assure()
-        )
+        self._broker = Broker(app, self._session_timeout, lambda: self._loop.ledger.assure())
         self._announcer = Announcer(self)
         self._announced_epoch = 0
         self._unit = Unit()
@@ -243,6 +241,12 @@ class ZooKeeperScheduler(Scheduler):
             self._make_source,
             self._progress,
         )
+
+    def _session_timeout(self) -> float:
+        """Seconds, as granted if that is known. Makes no loop for whoever connects before the first
+        tick: the schedule may not be whole yet."""
+        loop = vars(self).get("_loop")
+        return self.settings.session_timeout if loop is None else loop.election.session.timeout
 
     def _make_source(self, dispatcher: Dispatcher) -> Source:
         if self._gated_class is None:

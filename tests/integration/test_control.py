@@ -402,6 +402,34 @@ def test_an_extra_run(
     assert client.get_children(Paths(root).requests) == []
 
 
+def test_an_extra_run_of_what_is_removed_meanwhile(
+    app: Celery, make: Make, operator: Operator
+) -> None:
+    """By another thread, after it was looked up: the run is claimed, and waits for the entry."""
+    one = make(beat_schedule={"e": every(3600)})
+    turn(one)
+
+    class Options(dict[str, Any]):
+        """Is looked into just before the claim."""
+
+        def get(self, *args: Any) -> Any:
+            one.schedule.pop("e", None)
+            return super().get(*args)
+
+    entry = one.schedule["e"]
+    entry.options = Options()
+    with operator.ask("run", "e") as asking:
+        heard(one)
+        answer = asking.answer()
+    assert answer is not None
+    assert (answer.text, answer.run) == ("claimed", 1)
+    assert history(app) == []
+    entry.options = {}
+    one.schedule["e"] = entry
+    turn(one)
+    assert [message.id for message in history(app)] == [answer.task_id]
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_run_of_what_is_claimed_ahead_of_time(
     app: Celery, make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch, late: bool

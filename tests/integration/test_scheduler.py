@@ -90,6 +90,22 @@ def test_nothing_connects_before_the_first_tick(app: Celery) -> None:
     assert "connection" not in vars(scheduler)
 
 
+def test_a_connection_before_the_first_tick(app: Celery) -> None:
+    """Somebody may send by it while the schedule is made still: the others are told of all."""
+    scheduler = ZooKeeperScheduler(app=app)
+    assert 0 < scheduler.connection.transport_options["socket_connect_timeout"] < 4.0
+    scheduler.add(name="late", task="late", schedule=60.0)
+    scheduler.tick()
+    try:
+        wait_until(lambda: scheduler.election.is_master, PATIENCE, "a master")
+        master = scheduler.election.master
+        assert master is not None
+        assert master.schedule == scheduler.digest()
+        assert scheduler.metrics.entries == 1
+    finally:
+        scheduler.close()
+
+
 def test_http_is_closed_twice(app: Celery) -> None:
     """As Celery does, first in the signal handler; in between its thread has ended, and all that
     it had open is closed."""
@@ -409,6 +425,19 @@ def test_is_due_raises(app: Celery, make: Make, caplog: pytest.LogCaptureFixture
     one._loop.turn()  # the first claims it, and has seen that it is due again
     assert "broken: cannot tell when it is due" in caplog.text
     assert {message.task for message in history(app)} == {"good"}
+
+
+def test_a_max_interval_that_is_set_late(app: Celery, make: Make) -> None:
+    """It says when an entry is asked again that does not, as of then."""
+
+    class Speechless(schedule):
+        def is_due(self, last_run_at: datetime) -> Any:
+            return False, None
+
+    one = make(beat_schedule={"e": {"task": "e", "schedule": Speechless(1)}})
+    one.max_interval = 1000
+    turn(one)
+    assert 900 < planner_of(one)._agenda.next_at - time.time() <= 1000
 
 
 def test_a_schedule_class_of_ones_own(app: Celery, make: Make) -> None:
