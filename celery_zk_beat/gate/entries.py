@@ -56,11 +56,7 @@ class GatedEntries(Source):
     # What the loop asks ---------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Makes the scheduler.
-
-        Raises:
-            SchedulerFailed: its constructor raised.
-        """
+        """Makes the scheduler; SchedulerFailed where its constructor raised."""
         self._opened = open_gate(self._kind, self, **self._arguments)
         self._scheduler.data = self._opened.entries
 
@@ -91,11 +87,7 @@ class GatedEntries(Source):
 
     def turn(self) -> float:
         """Publishes what waits, and has the scheduler dispatch what is due; returns the seconds
-        after which something may be.
-
-        Raises:
-            SchedulerFailed: it raised something.
-        """
+        after which something may be. Raises SchedulerFailed where it raised something."""
         self._dispatcher.publish_waiting()
         self.refresh()  # some run may stand for what has come due since
         self._is_full = self._dispatcher.room() <= 0

@@ -63,10 +63,7 @@ class Gate(Protocol):
 
 
 def scheduler_class(name: str, shown: str) -> type[Scheduler]:
-    """The class that `zk_beat_scheduler` names.
-
-    Args:
-        shown: how the user writes the name of the setting.
+    """The class that `zk_beat_scheduler`, which the user writes as `shown`, names.
 
     Raises:
         SettingsError: there is none, or it is no scheduler.
@@ -178,14 +175,8 @@ class Gated(Scheduler):
         return wait if isinstance(wait, (int, float)) else self.max_interval
 
     def send(self, entry: Any, until_due: Callable[[], object]) -> None:
-        """Sends an entry, in the manner of the scheduler's class.
-
-        Args:
-            until_due: returns when the entry is due.
-
-        Raises:
-            celery.beat.SchedulingError: as Celery's own.
-        """
+        """Sends an entry, in the manner of the scheduler's class, when `until_due` returns. Raises
+        as Celery's own."""
         until_due()
         send_by_celery(super().apply_async, self.app, self.gate.producer, entry)
 

@@ -64,11 +64,8 @@ class StoreAdapter:
         return entry._next_instance(last_run_at=as_of(entry, at))
 
     def as_if_known(self, entry: Any, at: datetime, has_run: bool) -> Any:
-        """The entry as it would be, had its store known of it: its clock goes on from `at`, UTC.
-
-        Args:
-            has_run: it did, at `at`.
-        """
+        """The entry as it would be, had its store known of it: its clock goes on from `at`, UTC,
+        when it ran, where it `has_run`."""
         entry.last_run_at = as_of(entry, at)
         return entry
 
@@ -126,6 +123,13 @@ class RedBeatAdapter(StoreAdapter):
 class RowAdapter(StoreAdapter):
     """Of a ``DatabaseScheduler``: each entry has a row of a table, its ``model``."""
 
+    #: The row's attribute that tells it from all others.
+    key_name: ClassVar = "id"
+
+    def key(self, entry: Any) -> str | None:
+        key = getattr(entry.model, self.key_name)
+        return None if key is None else str(key)
+
     def start(self, entry: Any) -> datetime | None:
         start = entry.model.start_time
         return None if start is None else to_utc(start)
@@ -154,9 +158,7 @@ class DjangoAdapter(RowAdapter):
         "get_excluded_hours_for_crontab_tasks": lambda scheduler: [],  # before 2.9
     }
 
-    def key(self, entry: Any) -> str | None:
-        key = entry.model.pk
-        return None if key is None else str(key)
+    key_name = "pk"
 
     def last_run_at(self, entry: Any) -> datetime:
         # With a start, one that never ran is said to have run long ago. It never did since it was
@@ -167,17 +169,12 @@ class DjangoAdapter(RowAdapter):
         return super().last_run_at(entry)
 
     def has_lost(self, key: str | None) -> bool:
-        if key is None:
-            return False
-        return not self._scheduler.Model.objects.filter(pk=key, enabled=True).exists()
+        rows = self._scheduler.Model.objects.filter(pk=key, enabled=True)
+        return key is not None and not rows.exists()
 
 
 class SQLAlchemyAdapter(RowAdapter):
     """Of sqlalchemy-celery-beat."""
-
-    def key(self, entry: Any) -> str | None:
-        key = entry.model.id
-        return None if key is None else str(key)
 
     def has_lost(self, key: str | None) -> bool:
         if key is None:
