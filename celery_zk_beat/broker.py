@@ -231,9 +231,7 @@ class Broker:
     def __init__(
         self, app: Any, session_timeout: Callable[[], float], assure: Callable[[], object]
     ) -> None:
-        self._app = app
-        self._session_timeout = session_timeout
-        self._assure = assure
+        self._app, self._session_timeout, self._assure = app, session_timeout, assure
         self._gathering = False
         #: Whether anything may have left since this was last set to False.
         self.may_have_left = False
@@ -343,11 +341,8 @@ class Broker:
                 connection.drain_events(timeout=0)
 
     def late_answer(self) -> bool:
-        """Whether RabbitMQ has taken the message that is on its way; False: it says nothing yet.
-
-        Raises:
-            Exception: it refuses the message, or the connection is lost, as of :meth:`fault`.
-        """
+        """True where RabbitMQ has taken the message that is on its way; False: it says nothing yet.
+        Where it refuses it, or the connection is lost, raises what :meth:`fault` judges."""
         with _of_broker():
             try:
                 self._hear(self.producer.channel.connection)
@@ -364,11 +359,8 @@ class Broker:
     @contextlib.contextmanager
     def together(self, due: Callable[[], object]) -> Iterator[None]:
         """Messages that are made within leave together, or none does. Where the broker does not
-        take them so, a single one leaves by itself.
-
-        Args:
-            due: is called before anything leaves, and returns when it may.
-        """
+        take them so, a single one leaves by itself. `due` is called before anything leaves, and
+        returns when it may."""
         producer = self.producer
         if self.most_together == 1:
             due()

@@ -88,8 +88,7 @@ def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:
 class Sender:
     """Does what ``scheduler.apply_async(entry, producer, advance=False)`` does, in less time where
     nothing but Celery's own takes part. For messages that leave together: what is the same for all
-    is looked at once. For one thread.
-    """
+    is looked at once. For one thread."""
 
     def __init__(self, scheduler: Scheduler, producer: Any) -> None:
         self._scheduler, self._producer = scheduler, producer
@@ -177,7 +176,7 @@ class Sender:
             **self._same,
             **options,
         )
-        # Celery would tell the result backend now, and make a result object: see without_result().
+        # Celery would tell the result backend now, and make a result object: see _without_result().
         with self._producer.connection._reraise_as_library_errors():
             app.amqp.send_task_message(self._producer, name, message, **options)
 
@@ -185,7 +184,7 @@ class Sender:
 def send_by_celery(apply_async: Callable[..., object], app: Any, producer: Any, entry: Any) -> None:
     """Sends an entry that was :func:`addressed` as Celery does, by `apply_async` of a scheduler."""
     task_id = entry.options["task_id"]
-    with without_result(app, producer, task_id), _executed_here(app, entry, task_id):
+    with _without_result(app, producer, task_id), _executed_here(app, entry, task_id):
         apply_async(entry, producer=producer, advance=False)
 
 
@@ -216,12 +215,10 @@ def _executed_here(app: Any, entry: Any, task_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_result(app: Any, producer: Any, task_id: str) -> Iterator[None]:
-    """While Celery sends a message within, the result backend of the app is not used for it.
-
-    Nobody reads the result of a run in beat. So beat must not subscribe to it (in Redis that would
-    stay for ever), and must not wait for a backend that is away.
-    """
+def _without_result(app: Any, producer: Any, task_id: str) -> Iterator[None]:
+    """While Celery sends a message within, the result backend of the app is not used for it. Nobody
+    reads the result of a run in beat. So beat must not subscribe to it (in Redis that would stay
+    for ever), and must not wait for a backend that is away."""
     backend = _Backend(app, producer, task_id)
     app._backend = backend
     try:

@@ -53,11 +53,8 @@ class Record:
 
     @classmethod
     def decode(cls: type[R], path: str, data: bytes) -> R:
-        """Reads a record. Fields that are unknown are a matter of the format, which is checked.
-
-        Raises:
-            RootError: `data` is no such record; the message names `path`.
-        """
+        """Reads a record; RootError, which names `path`, where `data` is none. Fields that are
+        unknown are a matter of the format, which is checked."""
         return cls.of(path, decode(path, data))
 
     @classmethod
@@ -179,11 +176,8 @@ def encode(fields: dict[str, Any]) -> bytes:
 
 
 def decode(path: str, data: bytes) -> dict[str, Any]:
-    """Returns the fields of a record.
-
-    Raises:
-        RootError: not JSON, no object, or of a format that this release does not know.
-    """
+    """Returns the fields of a record; RootError where it is not JSON, no object, or of a format
+    that this release does not know."""
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as exc:
@@ -198,11 +192,8 @@ def decode(path: str, data: bytes) -> dict[str, Any]:
 
 
 def field(path: str, fields: Any, name: str, kind: type) -> Any:
-    """Returns the field `name` of a record that was read from `path`, of type `kind`.
-
-    Raises:
-        RootError: it is not there, or of another type; so do the next two.
-    """
+    """Returns the field `name`, of type `kind`, of a record that was read from `path`; RootError
+    where it is not there, or of another type. So do the next two."""
     value = fields.get(name) if isinstance(fields, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise RootError(
@@ -250,11 +241,8 @@ def _utc_text(instant: datetime) -> str:
 
 
 def from_text(text: str) -> datetime:
-    """Reads what :func:`to_text` wrote: an aware datetime, UTC.
-
-    Raises:
-        ValueError: not such a text.
-    """
+    """Reads what :func:`to_text` wrote: an aware datetime, UTC; ValueError where it is no such
+    text."""
     instant = datetime.fromisoformat(text)
     if instant.tzinfo is None:
         raise ValueError(f"no UTC offset in {text!r}")
