@@ -230,7 +230,7 @@ class Dispatcher:
 
     @property
     def _most_held(self) -> int:
-        return min(MOST_HELD, self.ledger.largest_outbox // 2)
+        return min(MOST_HELD, self.ledger.limits.largest_outbox // 2)
 
     def _is_long_unnamed(self, run: Run) -> bool:
         state = self.ledger.state(run.entry)

@@ -80,7 +80,8 @@ class RunLedger:
         #: What this process published and ZooKeeper is not known to have heard of: it stays done,
         #: though the write that would have said so was lost. By entry.
         self._published: dict[str, _Published] = {}
-        self._limits = Limits(self._paths.root)
+        #: How much is written at once.
+        self.limits = Limits(self._paths.root)
         #: An epoch, and the numbers, by entry, of runs that had certainly not left when it began.
         self._unsent_in: tuple[int, dict[str, int]] = 0, {}
         self.forget()
@@ -95,7 +96,7 @@ class RunLedger:
         self.unsent: set[str] = set()
         #: See :attr:`outbox_bytes`; None when it is to be reckoned anew.
         self._outbox_bytes: int | None = None
-        self._pages = Pages(self._paths, self._limits)
+        self._pages = Pages(self._paths, self.limits)
         self._outbox_version = 0
         self._outbox_changed = False
         #: Those of a claim that is on its way.
@@ -118,7 +119,7 @@ class RunLedger:
         :meth:`state` and cannot be claimed until it is mended.
         """
         self.forget()
-        self._limits.try_more(clock.boottime())
+        self.limits.try_more(clock.boottime())
         # A read may be answered by a server that has not heard of the latest writes (ZooKeeper
         # Programmer's Guide, consistency guarantees), such as a claim of ours whose answer was
         # lost. But not one that follows a write of the same session, which a mere check is, too.
@@ -181,12 +182,8 @@ class RunLedger:
         """Gives entries that have none a state; one whose last run waits in the outbox, as after
         its page was deleted, that of this run. Where a page is full, states that the schedule does
         not name make room, those first that it has not named for longest; an entry for which there
-        is none, or whose name is too long, is reported, and :meth:`damaged`.
-
-        Args:
-            entries: name to `last_run_at`, the instant from which their clock runs.
-            keys: name to key, of those that have one.
-            zones: name to time zone, of those that run by one.
+        is none, or whose name is too long, is reported, and :meth:`damaged`. By name: `entries` has
+        the instants from which their clocks run, `keys` and `zones` those of entries that have one.
         """
         keys, zones = keys or {}, zones or {}
         states: dict[str, RunState] = {}
@@ -219,20 +216,13 @@ class RunLedger:
     def claim(
         self, runs: Sequence[Run], *also: Operation, meanwhile: Callable[[], object] = lambda: None
     ) -> list[Run]:
-        """Claims runs, in one transaction.
+        """Claims runs, in one transaction, of which `also` is part: at most one of each entry, of
+        entries that have a state and no run in the outbox. `meanwhile` is called while the answer
+        is on its way, and may publish and confirm what is in the outbox.
 
-        Args:
-            runs: at most one of each entry, of entries that have a state and no run in the
-                outbox.
-            also: is part of the transaction.
-            meanwhile: is called while the answer is on its way, and may publish and confirm what
-                is in the outbox.
-
-        Returns:
-            those that were claimed and are now in the outbox: as many as fit into a transaction,
-            at least one unless it is :attr:`full`. The others are as before.
-        """
-        room = self.largest_outbox - self.outbox_bytes
+        Returns those that were claimed and are now in the outbox: as many as fit into a
+        transaction, at least one unless it is :attr:`full`. The others are as before."""
+        room = self.limits.largest_outbox - self.outbox_bytes
         states: dict[str, RunState] = {}
         for run in runs:
             room -= bytes_of([run])
@@ -274,13 +264,8 @@ class RunLedger:
         self, entries: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
     ) -> None:
         """Notes that what was due does not run, and has the clocks of entries go on from there.
-
-        Args:
-            entries: name, of one that has a state, to the instant that was due and the one from
-                which its clock goes on.
-            why: for their history.
-            also: is part of each transaction.
-        """
+        `entries`: name, of one that has a state, to the instant that was due and the one from which
+        its clock goes on; `why` is for their history, `also` part of each transaction."""
         states: dict[str, RunState] = {}
         for name, (due, at) in entries.items():
             page = self._pages.of(name)
@@ -288,11 +273,6 @@ class RunLedger:
             state = page.states[name]
             states[name] = state.after_skip(past, at, page.remembers, self._ahead)
         self.rewrite(states, *also)
-
-    @property
-    def largest_outbox(self) -> int:
-        """Most bytes of the runs in the outbox that something more is claimed beside."""
-        return self._limits.largest_outbox
 
     @property
     def outbox_bytes(self) -> int:
@@ -306,7 +286,7 @@ class RunLedger:
     @property
     def full(self) -> bool:
         """Whether the outbox may have no room, in bytes, for one more run."""
-        most = self.largest_outbox - self._limits.longest_name - OVERHEAD
+        most = self.limits.largest_outbox - self.limits.longest_name - OVERHEAD
         return self.outbox_bytes > max(0, most)
 
     def note_named(self, named: Container[str], now: datetime, *, anew: bool = False) -> list[str]:
@@ -411,7 +391,7 @@ class RunLedger:
             self._amended = {name: run for name, run in amended if page_of(name) not in touched}
             self._outbox_bytes = None
         for name, page in touched.items():
-            data = page.encode(self._limits.largest_page)
+            data = page.encode(self.limits.largest_page)
             path = self._paths.page(name)
             if page.version is None:
                 operations.append(Create(path, data))
@@ -451,8 +431,9 @@ class RunLedger:
         is of another release, of another hand, or of a time when the server took more. What is
         published makes it smaller."""
         if has_states:
-            return self.outbox_bytes > self.largest_outbox + self._limits.longest_name + OVERHEAD
-        return self.outbox_bytes > self._limits.most_bytes
+            most = self.limits.largest_outbox + self.limits.longest_name + OVERHEAD
+            return self.outbox_bytes > most
+        return self.outbox_bytes > self.limits.most_bytes
 
     def _finish_in_order(self, sent: _Sent) -> None:
         if self._confirming is not None and self._confirming.pending.sent <= sent.pending.sent:
@@ -467,10 +448,10 @@ class RunLedger:
         except ZkBeatError as exc:
             if isinstance(exc, Uncertain):
                 largest = max(each.size for each in (sent, *self._under_way))
-                self._limits.unanswered(largest, clock.boottime())
+                self.limits.unanswered(largest, clock.boottime())
             self._fail(exc)
         self._under_way = [each for each in self._under_way if each is not sent]
-        self._limits.answered(sent.size)
+        self.limits.answered(sent.size)
         self._entitled_until = sent.pending.sent + SAFE_PART * self._session.timeout
         for entry, published in sent.told.items():
             if self._published.get(entry) is published:
@@ -491,7 +472,7 @@ class RunLedger:
         written whole."""
         left = deque(sorted(states, key=page_of))
         while left:
-            room = self._limits.enough - (0 if self._goes_alone(True) else self.outbox_bytes)
+            room = self.limits.enough - (0 if self._goes_alone(True) else self.outbox_bytes)
             yield self._pages.next_batch(left, states, room)
 
     # Reading ------------------------------------------------------------------------------------

@@ -44,12 +44,8 @@ _PLAIN = {
 
 def task_id(root: str, entry: str, number: int, due: datetime) -> str:
     """That of a run: the same whoever publishes it, and never that of another run. Of two runs of
-    one number, as after the root was deleted, the instants differ.
-
-    Args:
-        root: the whole path, with the chroot.
-        due: aware; counts in milliseconds, as in the history.
-    """
+    one number, as after the root was deleted, the instants differ. `root` is the whole path, with
+    the chroot; `due` is aware and counts in milliseconds, as in the history."""
     # What uuid.uuid5() does, but any text can be an entry's name.
     name = f"{entry}/{number}/{milliseconds(due)}".encode("utf-8", "surrogatepass")
     digest = hashlib.sha1(_namespace(root) + name, usedforsecurity=False).hexdigest()

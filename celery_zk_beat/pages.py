@@ -89,12 +89,9 @@ class Page:
     def admit(
         self, new: Mapping[str, RunState], most: int, may_go: MayGo
     ) -> tuple[list[str], list[str]]:
-        """Finds room for new states, on a page of at most `most` bytes; changes nothing.
-
-        Returns:
-            the entries whose states have to go for them, and those of the new ones for which there
-            is no room all the same.
-        """
+        """Finds room for new states, on a page of at most `most` bytes; changes nothing. Returns
+        the entries whose states have to go for them, and those of the new ones for which there is
+        no room all the same."""
         sizes = {entry: _least(entry, state) for entry, state in new.items()}
         room, needed = self.room(most), sum(sizes.values())
         removed: list[str] = []
@@ -269,18 +266,26 @@ class Pages:
             states.update(fit)
             self._refused.difference_update(fit)
             self._refused.update(refused)
-            count = len(page.states) - len(removed) + len(fit)
-            _report_full(self._paths.page(name), count, removed, refused)
+            path = self._paths.page(name)
+            if removed:
+                text = "%s: full, so %d states are removed that no schedule names"
+                logger.warning(text, path, len(removed))
+            if refused:
+                logger.error(
+                    "%s: full, with %d entries: there is no room for %d more, which do not run, "
+                    "such as %.80r",
+                    path,
+                    len(page.states) - len(removed) + len(fit),
+                    len(refused),
+                    refused[0],
+                )
         return states
 
     def _takes_name(self, entry: str) -> bool:
         """True where an entry's name is not too long; reports it, if it is."""
         longest = self._limits.longest_name
         # A character has 12 bytes in JSON at most, as an emoji has.
-        if len(entry) * 12 + 2 <= longest:
-            return True
-        size = len(_quoted(entry))
-        if size <= longest:
+        if len(entry) * 12 + 2 <= longest or (size := len(_quoted(entry))) <= longest:
             return True
         self._refused.add(entry)
         logger.error(
@@ -321,22 +326,6 @@ class Pages:
             self._damaged.add(name)
             self._limits.fall_short()
             logger.error("%s; until then the entries on this page do not run", exc)
-
-
-def _report_full(path: str, count: int, removed: list[str], refused: list[str]) -> None:
-    if removed:
-        logger.warning(
-            "%s: full, so %d states are removed that no schedule names", path, len(removed)
-        )
-    if refused:
-        logger.error(
-            "%s: full, with %d entries: there is no room for %d more, which do not run, such as "
-            "%.80r",
-            path,
-            count,
-            len(refused),
-            refused[0],
-        )
 
 
 def too_large(path: str, size: int, most: int, less: bool = False) -> RootError:

@@ -139,12 +139,9 @@ class TermRecord(Record):
 
 def next_era(last: str, now: float) -> str:
     """Makes the era of an epoch, ISO 8601 UTC to the millisecond; such texts sort as instants do.
-
-    Args:
-        last: that of the epoch before; what is none counts as none.
-        now: seconds since 1970, by ZooKeeper's clock. It alone has the eras grow where `last` was
-            lost with the root; `last` has them grow where that clock was set back.
-    """
+    `last` is that of the epoch before (what is none counts as none), `now` seconds since 1970, by
+    ZooKeeper's clock. It alone has the eras grow where `last` was lost with the root; `last` has
+    them grow where that clock was set back."""
     era = datetime.fromtimestamp(math.floor(now * 1000) / 1000, timezone.utc)
     with contextlib.suppress(ValueError, OverflowError):
         era = max(era, from_text(last) + timedelta(milliseconds=1))

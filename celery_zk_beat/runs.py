@@ -395,8 +395,7 @@ def _decode_pair(item: Any) -> tuple[int, int] | None:
 def _decode_stretches(items: Any) -> tuple[Stretch, ...]:
     if not isinstance(items, list):
         return ()
-    pairs = (_decode_pair(item) for item in items[-_MOST_STRETCHES:])
-    return tuple(pair for pair in pairs if pair is not None)
+    return tuple(filter(None, map(_decode_pair, items[-_MOST_STRETCHES:])))
 
 
 def _decode_text(fields: Any, name: str, most: int | None = None) -> str | None:
@@ -413,7 +412,7 @@ def _decode_history(items: Any) -> tuple[PastRun, ...]:
     """Without what is not understood: nothing depends on it."""
     if not isinstance(items, list):
         return ()
-    return tuple(run for run in map(_decode_past, items[-HISTORY:]) if run is not None)
+    return tuple(filter(None, map(_decode_past, items[-HISTORY:])))
 
 
 def _decode_past(item: Any) -> PastRun | None:

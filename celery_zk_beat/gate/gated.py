@@ -52,11 +52,8 @@ class Gate(Protocol):
         """For how many seconds an entry is not to be asked whether it is due; None: ask it."""
 
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
-        """Claims a run, and publishes it now or later.
-
-        Raises:
-            ZkBeatError: it is not certain to be claimed.
-        """
+        """Claims a run, and publishes it now or later; ZkBeatError: it is not certain to be
+        claimed."""
 
     def is_open(self) -> bool:
         """True while this beat is the master."""
@@ -80,11 +77,8 @@ def scheduler_class(name: str, shown: str) -> type[Scheduler]:
 
 
 def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated:
-    """Makes an instance of a scheduler, as Celery does with these arguments, behind a gate.
-
-    Raises:
-        SchedulerFailed: its constructor raised.
-    """
+    """Makes an instance of a scheduler, as Celery does with these arguments, behind a gate;
+    SchedulerFailed where its constructor raised."""
     adapter = adapter_of(scheduler)
     # The gate is an attribute of the class: the constructor takes Celery's arguments alone, and
     # may tick, or ask for its schedule, before anybody could give it to the instance.
@@ -149,8 +143,7 @@ class Gated(Scheduler):
                 continue
             # A time since it was made cannot be from its store, which does not know the entry.
             if self.adapter.last_run_at(entry) >= max(self._built_at, state.last_run_at):
-                has_run = state.due is not None
-                known = self.adapter.as_if_known(entry, state.last_run_at, has_run)
+                known = self.adapter.as_if_known(entry, state.last_run_at, state.due is not None)
                 if known is not entry:
                     entries[name] = known
         self._is_open = True
@@ -186,11 +179,8 @@ class Gated(Scheduler):
 
     def has_lost(self, name: str, key: str | None) -> bool:
         """True where the entry of a run is certainly deleted, or disabled, in a store that all
-        beats have: not merely out of sight, as a row may be that cannot be read.
-
-        Raises:
-            SchedulerFailed: its store does not answer.
-        """
+        beats have: not merely out of sight, as a row may be that cannot be read. SchedulerFailed
+        where its store does not answer."""
         with _failing(type(self).__name__):
             if name in self.entries:  # another one, perhaps; a run of our own scheduler has no key
                 return key is not None and self.adapter.key(self.entries[name]) not in (None, key)

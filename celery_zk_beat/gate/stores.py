@@ -36,12 +36,8 @@ class StoreAdapter:
         """Is called once, before the scheduler ticks."""
 
     def entries(self, read: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-        """All entries that the store has, by name.
-
-        Args:
-            read: those of the scheduler's ``schedule``.
-            known: all, as they were before; is returned itself where none has come or gone.
-        """
+        """All entries that the store has, by name. `read`: those of the scheduler's ``schedule``;
+        `known`: all, as they were before, returned itself where none has come or gone."""
         return read
 
     def key(self, entry: Any) -> str | None:

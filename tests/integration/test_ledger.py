@@ -412,7 +412,7 @@ def test_a_page_full_of_what_is_named_no_longer(
 ) -> None:
     """[I10] It makes room for what is new, but not a state whose run waits; the numbers of runs go
     on."""
-    ledger._limits.most_bytes = 50_000
+    ledger.limits.most_bytes = 50_000
     ledger.note_named({"nightly"}, NOW)
     ledger.first_seen({"nightly": NOW})
     names = names_on_the_page_of("nightly", 300)
@@ -441,7 +441,7 @@ def test_a_page_full_of_what_is_named(
     election: MasterElection, ledger: RunLedger, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An entry for which there is no room is left out, with one line for all of a page."""
-    ledger._limits.most_bytes = 50_000
+    ledger.limits.most_bytes = 50_000
     names = names_on_the_page_of("a", 300)
     ledger.note_named({"a", *names}, NOW)
     ledger.first_seen({"a": NOW})
@@ -462,7 +462,7 @@ def test_a_page_full_of_what_is_named(
 
 def test_the_last_past_is_what_stays(ledger: RunLedger) -> None:
     """Of the histories on a page that has no room for them."""
-    ledger._limits.most_bytes = 25_000
+    ledger.limits.most_bytes = 25_000
     names = ["a", *names_on_the_page_of("a", 4)]
     ledger.first_seen(dict.fromkeys(names, NOW))
     for number in range(1, 21):
@@ -628,7 +628,7 @@ def test_a_server_that_takes_less(tmp_path: Path, caplog: pytest.LogCaptureFixtu
                 except (Uncertain, NotMaster):
                     assert ledger.term is None
             assert 0 < caplog.text.count("jute.maxbuffer") < 6
-            assert 16_000 <= ledger._limits.most_bytes < 65_536
+            assert 16_000 <= ledger.limits.most_bytes < 65_536
             again = load(election)
             assert all(again.state(name) is not None for name in [*names, *long])
 
@@ -651,7 +651,7 @@ def test_an_ordinary_failure_lowers_nothing(candidate: Candidate, road: Road) ->
         assert one.wait(PATIENCE)
         assert one.term is not None
         ledger.load(one.term)
-    assert ledger._limits.most_bytes == MOST_BYTES
+    assert ledger.limits.most_bytes == MOST_BYTES
 
 
 def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> None:
@@ -677,7 +677,7 @@ def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> 
     # Each time it is twice as much.
     assert one.term is not None
     for seconds, stops in [(50, True), (80, True), (130, False)]:
-        ledger._limits._since -= seconds
+        ledger.limits._since -= seconds
         ledger.load(one.term)
         assert ledger.damaged(names[0]) is stops
     assert ledger.claim([run(names[0])])
