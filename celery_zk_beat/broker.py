@@ -219,14 +219,9 @@ class Blocked(Exception):
 
 class Broker:
     """The connection to the broker: opened when it is first used, and anew after :meth:`drop`.
-    For one thread at a time.
-
-    Args:
-        app: the Celery app.
-        session_timeout: tells that of the ZooKeeper session, seconds.
-        assure: is called as late as anything but the broker can before messages leave, and may
-            raise to keep them from it.
-    """
+    For one thread at a time. `session_timeout` tells that of the ZooKeeper session, seconds;
+    `assure` is called as late as anything but the broker can before messages leave, and may raise
+    to keep them from it."""
 
     def __init__(
         self, app: Any, session_timeout: Callable[[], float], assure: Callable[[], object]

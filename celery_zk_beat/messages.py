@@ -89,7 +89,12 @@ class Sender:
     def __init__(self, scheduler: Scheduler, producer: Any) -> None:
         self._scheduler, self._producer = scheduler, producer
         self._app = app = scheduler.app
-        self._is_short = _KNOWN and all(map(_is_own, _methods(scheduler)))
+        # What Celery calls, or what does without what it would call.
+        methods = [
+            *(scheduler.apply_async, scheduler.send_task, scheduler.sync, app.send_task),
+            *(app.amqp.router.route, app.amqp.create_task_message, app.amqp.send_task_message),
+        ]
+        self._is_short = _KNOWN and all(map(_is_own, methods))
         self._has_routes = bool(app.amqp.routes)
         self._is_watched = bool(before_task_publish.receivers or after_task_publish.receivers)
         self._is_eager = app.conf.task_always_eager
@@ -101,14 +106,9 @@ class Sender:
         }
 
     def send(self, entry: Any, until_due: Callable[[], object]) -> None:
-        """Sends an entry that was :func:`addressed`.
-
-        Args:
-            until_due: returns when the entry is due. It is called before anything that could look
-                at the clock, such as a lazy argument or a function of the user's.
-
-        Raises:
-            celery.beat.SchedulingError: it could not be made, or not be sent.
+        """Sends an entry that was :func:`addressed`; celery.beat.SchedulingError where it could not
+        be made, or not be sent. `until_due` returns when the entry is due. It is called before
+        anything that could look at the clock, such as a lazy argument or a function of the user's.
         """
         task = self._app.tasks.get(entry.task)
         options = self._plain_options(entry, task) if self._is_short else None
@@ -260,15 +260,6 @@ def _is_lazy(entry: Any) -> bool:
     """Whether an argument is made when the message is."""
     values = (*(entry.args or ()), *(entry.kwargs or {}).values())
     return any(isinstance(value, BeatLazyFunc) for value in values)
-
-
-def _methods(scheduler: Scheduler) -> list[Any]:
-    """What Celery calls, or what does without what it would call."""
-    app, amqp = scheduler.app, scheduler.app.amqp
-    return [
-        *(scheduler.apply_async, scheduler.send_task, scheduler.sync, app.send_task),
-        *(amqp.router.route, amqp.create_task_message, amqp.send_task_message),
-    ]
 
 
 def _is_own(method: Any) -> bool:

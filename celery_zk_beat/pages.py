@@ -171,12 +171,10 @@ class Pages:
         return self._pages.get(page_of(entry)) or Page({})
 
     def state(self, entry: str) -> RunState | None:
-        """See :meth:`.RunLedger.state`."""
         page = self._pages.get(page_of(entry))
         return None if page is None or entry in self._refused else page.states.get(entry)
 
     def damaged(self, entry: str) -> bool:
-        """See :meth:`.RunLedger.damaged`."""
         return entry in self._refused or page_of(entry) in self._damaged
 
     @property

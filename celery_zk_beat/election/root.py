@@ -16,13 +16,9 @@ logger = get_logger(__name__)
 
 
 class Root:
-    """The root of one election.
-
-    Args:
-        hosts: the connection string, for log lines.
-        app: name of the program to which the root must belong; None: it is not looked at.
-        below: names of further znodes that are made below the root.
-    """
+    """The root of one election. `hosts` is the connection string, for log lines; `app` names the
+    program to which the root must belong, None: it is not looked at; `below` names further znodes
+    that are made below it."""
 
     def __init__(
         self,

@@ -25,12 +25,8 @@ _HELD_FOR, _RETRY_AFTER, _SHORTEST_WAIT = 5.0, 1.0, 0.01
 
 
 class GatedEntries(Source):
-    """The entries of another scheduler, while this beat is master; none else.
-
-    Args:
-        kind: the class of that scheduler.
-        arguments: with which Celery makes a scheduler.
-    """
+    """The entries of another scheduler, while this beat is master; none else. `kind` is its class,
+    and `arguments` are those with which Celery makes a scheduler."""
 
     def __init__(
         self,

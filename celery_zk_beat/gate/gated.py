@@ -155,12 +155,9 @@ class Gated(Scheduler):
         _ = self.schedule
 
     def turn(self) -> float:
-        """Dispatches what is due, or some of it; says after how many seconds to call again.
-
-        Raises:
-            SchedulerFailed: the scheduler raised something.
-            ZkBeatError: a run is not certain to be claimed.
-        """
+        """Dispatches what is due, or some of it; says after how many seconds to call again. Raises
+        SchedulerFailed where the scheduler raised something, ZkBeatError where a run is not certain
+        to be claimed."""
         with _failing(type(self).__name__):
             wait = self.tick()
         if self._failure is not None:
