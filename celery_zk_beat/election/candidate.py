@@ -92,11 +92,8 @@ class Candidate:
 
     def turn(self) -> float:
         """Decides the role anew. Returns after how many seconds to do so again, where no watch
-        wants it sooner.
-
-        Raises:
-            RootError: at the start, the root is another app's, or of an unknown format.
-        """
+        wants it sooner. Raises RootError where, at the start, the root is another app's, or of an
+        unknown format."""
         if not self._session.connected:
             self.restraint.vacant_since = None
             self.demote("the connection to ZooKeeper is lost")

@@ -34,11 +34,8 @@ class Root:
         self._saw_rights = False
 
     def prepare(self, notes: SessionNotes) -> None:
-        """Makes what is missing, and sees to it that the root is ours, once a session.
-
-        Raises:
-            RootError: the root is another app's, or of an unknown format.
-        """
+        """Makes what is missing, and sees to it that the root is ours, once a session. Raises
+        RootError where it is another app's, or of an unknown format."""
         if notes.root_is_ready:
             return
         if not notes.is_greeted:

@@ -60,11 +60,8 @@ class Gate(Protocol):
 
 
 def scheduler_class(name: str, shown: str) -> type[Scheduler]:
-    """The class that `zk_beat_scheduler`, which the user writes as `shown`, names.
-
-    Raises:
-        SettingsError: there is none, or it is no scheduler.
-    """
+    """The class that `zk_beat_scheduler`, which the user writes as `shown`, names; SettingsError
+    where there is none, or it is no scheduler."""
     try:
         found = symbol_by_name(name)
     except Exception as exc:  # whatever its module raises
