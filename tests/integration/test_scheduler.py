@@ -1659,3 +1659,22 @@ def test_closed_before_its_thread_runs(app: Celery) -> None:
     scheduler = ZooKeeperScheduler(app=app)
     scheduler._thread = threading.Thread()
     scheduler.close()
+
+
+def test_closed_while_the_first_tick_makes_the_loop(app: Celery, client: KazooClient) -> None:
+    """By a signal: nothing is dispatched, and the session ends."""
+
+    class Interrupted(ZooKeeperScheduler):
+        def digest(self) -> str:
+            self.close()
+            return super().digest()
+
+    app.conf.beat_schedule = {"e": every(0.001, "e", last_run_at=LONG_AGO)}
+    scheduler = Interrupted(app=app)
+    scheduler.tick()
+    assert scheduler._thread is not None
+    scheduler._thread.join(PATIENCE)
+    assert not scheduler._thread.is_alive()
+    scheduler.close()
+    assert history(app) == []
+    assert client.exists(scheduler.election.paths.master) is None
