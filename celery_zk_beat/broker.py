@@ -40,7 +40,7 @@ _BACK_OFF, _LONGEST_AWAY, _LONGEST_FAULT = 0.1, 2.0, 10.0
 
 
 def transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
-    """What `broker_transport_options` are with us, unless the user says otherwise."""
+    """Returns what `broker_transport_options` are with us, unless the user says otherwise."""
     if transport in ("redis", "rediss", "sentinel"):
         rest = (1 - SAFE_PART) * session_timeout
         options: dict[str, Any] = {
@@ -135,13 +135,13 @@ _OF_BROKER = "_zk_beat_of_broker"
 
 
 def comes_from(exc: BaseException, errors: Iterable[type[BaseException]]) -> bool:
-    """Whether it is one of these, or Celery's wrapping of one."""
+    """True for one of these, and for Celery's wrapping of one."""
     chain = (exc, exc.__cause__, exc.__context__)
     return any(isinstance(each, tuple(errors)) for each in chain)
 
 
 def unwrapped(exc: BaseException) -> BaseException:
-    """What Celery's beat has wrapped."""
+    """The exception that Celery's beat has wrapped."""
     inner = exc.__cause__ or exc.__context__
     return inner if isinstance(exc, SchedulingError) and inner is not None else exc
 
@@ -155,7 +155,7 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def _of_broker() -> Iterator[None]:
-    """What is raised within is known for what the broker, or the connection to it, has raised."""
+    """Marks what is raised within as raised by the broker, or the connection to it."""
     try:
         yield
     except Exception as exc:
@@ -176,15 +176,15 @@ def _as_absent() -> Iterator[None]:
 
 
 def _raised_by_broker(exc: BaseException | None) -> BaseException | None:
-    """What the connection to the broker raised, if that is what this comes from."""
+    """The exception of the connection to the broker, if that is what this comes from."""
     while exc is not None and _OF_BROKER not in vars(exc):
         exc = exc.__cause__ or exc.__context__
     return exc
 
 
 def _is_refusal(exc: BaseException) -> bool:
-    """Whether RabbitMQ refused a message, or its queue or exchange, with the connection intact or
-    not."""
+    """True where RabbitMQ refused a message, or its queue or exchange, with the connection
+    intact or not."""
     if isinstance(exc, amqp.exceptions.MessageNacked):
         return True
     return (
@@ -196,7 +196,7 @@ def _is_refusal(exc: BaseException) -> bool:
 
 
 def _takes_nothing(exc: BaseException) -> bool:
-    """Whether Redis is there, and takes nothing at the moment, of nobody."""
+    """True where Redis is there, and takes nothing at the moment, of nobody."""
     names = {kind.__name__ for kind in type(exc).__mro__}
     return "ResponseError" in names and (
         bool(names & _NOTHING_TAKEN) or str(exc).startswith(_NOTHING_TAKEN_TEXTS)
@@ -330,7 +330,7 @@ class Broker:
         return publish_heeding_alarms
 
     def _hear(self, connection: Any) -> None:
-        """What RabbitMQ says by itself."""
+        """Reads what RabbitMQ says by itself."""
         with contextlib.suppress(socket.timeout, TimeoutError):
             while not self.is_on_its_way or self._is_taken is None:
                 connection.drain_events(timeout=0)
@@ -418,7 +418,7 @@ class Broker:
         return Fault.LASTING if isinstance(raised, _MALFORMED) else Fault.PASSING
 
     def has_refused(self, exc: Exception) -> bool:
-        """Whether the broker is there, and does not take this very message."""
+        """True where the broker is there, and does not take this very message."""
         errors = list(_causes(_raised_by_broker(exc)))
         if any(map(_takes_nothing, errors)):
             return False
@@ -439,7 +439,7 @@ class Broker:
         return not is_nack and self.has_refused(exc)
 
     def is_lost(self, exc: Exception) -> bool:
-        """Whether the connection is of no further use after this."""
+        """True where the connection is of no further use after this."""
         raised = list(_causes(_raised_by_broker(exc)))
         harmless = (Blocked, amqp.exceptions.MessageNacked)
         is_harmless = any(isinstance(each, harmless) for each in raised)
@@ -461,7 +461,7 @@ class BackOff:
         return pause
 
     def is_punished(self, entry: str) -> bool:
-        """Whether the entry failed by itself, and was not forgiven since."""
+        """True where the entry failed by itself, and was not forgiven since."""
         return entry in self._pauses
 
     def forgive(self, entry: str) -> None:

@@ -1,4 +1,5 @@
-"""What operators ask of the master: to hold entries back, to run one now, to drop a run, to resign.
+"""The wire of operators. They ask the master to hold entries back, to run one now, to drop a run,
+or to resign.
 
 It all lies in ZooKeeper. What is to last, pauses, is written by who asks, in a znode whose version
 every claim checks: once it is written nothing that is paused is claimed, whoever is master. What is
@@ -106,7 +107,7 @@ class Pauses:
         return replace(self, entries=entries, by=by)
 
     def news(self, before: Pauses) -> list[str]:
-        """What was paused since, and what goes on again: a line each."""
+        """Tells what was paused since, and what goes on again: a line each."""
         lines = []
         for entry in (None, *sorted({*before.entries, *self.entries})):
             what = "everything" if entry is None else entry
@@ -160,8 +161,8 @@ def _who(fields: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class RequestRecord(Record):
-    """What is asked. `do` is "run" or "drop", of `entry`, or "resign", perhaps for the beat `to`;
-    `asked` is ISO 8601 UTC, `by` who asks, for the log and the history."""
+    """One thing that is asked. `do` is "run" or "drop", of `entry`, or "resign", perhaps for the
+    beat `to`; `asked` is ISO 8601 UTC, `by` who asks, for the log and the history."""
 
     do: str
     entry: str | None
@@ -183,7 +184,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """As the master sees it: open, in the znode `path`."""
+    """A request that is open, in the znode `path`, as the master sees it."""
 
     path: str
     record: RequestRecord
@@ -207,7 +208,7 @@ class Control:
         self.forget()
 
     def forget(self) -> None:
-        """What is known was of another time as master."""
+        """Forgets what was known in another term."""
         #: Whether something was written since it was read, and whether it was pauses.
         self.stale = self.pauses_stale = True
         self.pauses = Pauses()

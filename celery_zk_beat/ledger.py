@@ -285,7 +285,7 @@ class RunLedger:
 
     @property
     def full(self) -> bool:
-        """Whether the outbox may have no room, in bytes, for one more run."""
+        """True where the outbox may have no room, in bytes, for one more run."""
         most = self.limits.largest_outbox - self.limits.longest_name - OVERHEAD
         return self.outbox_bytes > max(0, most)
 
@@ -352,19 +352,20 @@ class RunLedger:
 
     @property
     def unconfirmed(self) -> bool:
-        """Whether something was published of which no write on its way tells, and one could."""
+        """True where something was published of which no write on its way tells, and one could."""
         return self._outbox_changed and (bool(self._amended) or not self._goes_alone(False))
 
     def hand_over(self, unsent: Iterable[str]) -> None:
-        """As :meth:`flush`, and tells the next master of which entries, `unsent`, the runs have
-        certainly not left. Nothing is to be published after that, until this is loaded again."""
+        """Does what :meth:`flush` does, and tells the next master of which entries, `unsent`,
+        the runs have certainly not left. Nothing is to be published after
+        that, until this is loaded again."""
         for name in unsent:
             self.outbox[name] = replace(self.outbox[name], unsent=True)
             self._outbox_changed, self._outbox_bytes = True, None
         self.flush()
 
     def flush(self) -> None:
-        """As :meth:`confirm`, and waits until ZooKeeper knows it."""
+        """Does what :meth:`confirm` does, and waits until ZooKeeper knows it."""
         while self._confirming is not None or self.unconfirmed:
             self._finish_confirming()
             if self.unconfirmed:
@@ -426,7 +427,7 @@ class RunLedger:
         return sent
 
     def _goes_alone(self, has_states: bool) -> bool:
-        """Whether a transaction is to leave the outbox as it is in ZooKeeper. For that may be
+        """True where a transaction is to leave the outbox as it is in ZooKeeper. That may be
         larger than it should be to have room for something beside it, or than can be written: it
         is of another release, of another hand, or of a time when the server took more. What is
         published makes it smaller."""

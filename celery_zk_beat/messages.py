@@ -1,4 +1,4 @@
-"""What is sent for a run: as Celery's own beat would send its entry, with the run's id and header.
+"""Makes and sends the message of a run: that of Celery's own beat, with the run's id and header.
 
 Most messages are made in a short way: what Celery's ``send_task`` does when nothing is asked of it
 that takes more. Most of the time of a burst is spent there, and much of that on what an entry of a
@@ -257,13 +257,13 @@ class _Backend:
 
 
 def _is_lazy(entry: Any) -> bool:
-    """Whether an argument is made when the message is."""
+    """True where an argument is made when the message is."""
     values = (*(entry.args or ()), *(entry.kwargs or {}).values())
     return any(isinstance(value, BeatLazyFunc) for value in values)
 
 
 def _is_own(method: Any) -> bool:
-    """Whether it is Celery's: not overridden, and not wrapped, as tracing tools do."""
+    """True where it is Celery's: not overridden, and not wrapped, as tracing tools do."""
     # By their very types and globals, for all else a wrapper takes over from what it wraps.
     function = method.__func__ if type(method) is MethodType else method
     if type(function) is not FunctionType:

@@ -1,4 +1,4 @@
-"""What this beat has done so far, in numbers. Plain, for whoever wants to show them.
+"""Counts what this beat has done so far. Plain, for whoever wants to show them.
 
 Written by the dispatch loop alone, and read by any thread without a lock: each number is right by
 itself, though two that are read one after the other may be of different instants.

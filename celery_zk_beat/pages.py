@@ -216,8 +216,8 @@ class Pages:
         anew: bool,
         waiting: Container[str],
     ) -> Changes:
-        """What changes when the schedule names `named`: see :meth:`.RunLedger.note_named`. Those of
-        `waiting` are not removed."""
+        """Tells what changes when the schedule names `named`: see :meth:`.RunLedger.note_named`.
+        Those of `waiting` are not removed."""
         self._named = named
         changed: dict[str, RunState | None] = {}
         for page in self._pages.values():
@@ -241,7 +241,7 @@ class Pages:
         return changed
 
     def set_back(self, now: datetime, ahead: timedelta, but: Container[str]) -> dict[str, RunState]:
-        """As :meth:`Page.set_back`, of all pages."""
+        """Does what :meth:`Page.set_back` does, for all pages."""
         found: dict[str, RunState] = {}
         for page in self._pages.values():
             found.update(page.set_back(now, ahead, but))

@@ -1,4 +1,4 @@
-"""What is remembered of runs, and how it lies in the pages and the outbox. Pure: no I/O."""
+"""Runs and the states of entries, and how they lie in the pages and the outbox. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _to_json = JSONEncoder(separators=(",", ":")).encode
 
 
 class PastRun(NamedTuple):
-    """What became of an instant at which an entry was due. Compact, for a page holds hundreds.
+    """The fate of an instant at which an entry was due. Compact, for a page holds hundreds.
 
     Attributes:
         number: of the run; None where there was none, because it was skipped.
@@ -83,7 +83,7 @@ class PastRun(NamedTuple):
 
 @dataclass(frozen=True)
 class RunState:
-    """What is remembered of an entry. Instants are aware, UTC.
+    """The memory of an entry. Instants are aware, UTC.
 
     Attributes:
         last_run_at: that of its last run, :attr:`Run.claimed`; before the first, when it was first
@@ -144,7 +144,7 @@ class RunState:
         )
 
     def after_claim(self, run: Run, most: int, ahead: timedelta) -> RunState:
-        """As it is once a run is claimed, with `most` past runs. A clock that was set back, or
+        """The state once a run is claimed, with `most` past runs. A clock that was set back, or
         another machine's, does not set it back."""
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
         changes: dict[str, Any] = {
@@ -161,25 +161,25 @@ class RunState:
     def after_publish(
         self, past: PastRun, goes_on_from: datetime | None, ahead: timedelta
     ) -> RunState:
-        """As it is once a run of it is published later than its claim said: `past` is true of it,
+        """The state once a run is published later than its claim said: `past` is true of it,
         and the clock goes on from another instant, where one is given."""
         last, history = self.last_run_at, self._with_amended(past)
         return self.moved(last, goes_on_from or last, ahead, history=history)
 
     def after_drop(self, run: Run, why: str) -> RunState:
-        """As it is once a run of it is dropped."""
+        """The state once a run is dropped."""
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
         dropped = (*self.dropped, run.number)[-DROPS_REMEMBERED:]
         return replace(self, dropped=dropped, history=self._with_amended(past))
 
     def after_skip(self, past: PastRun, at: datetime, most: int, ahead: timedelta) -> RunState:
-        """As it is, with `most` past runs, once an instant is skipped and its clock goes on from
+        """The state, with `most` past runs, once an instant is skipped and its clock goes on from
         `at`."""
         # None of what was due until then has run.
         return self.moved(self.last_run_at, at, ahead, history=self._with_past(past, most))
 
     def when_named(self, now: datetime, ahead: timedelta, anew: bool) -> RunState:
-        """As it is once a master's schedule names the entry. With `anew` its clock starts from
+        """The state once a master's schedule names the entry. With `anew` its clock starts from
         `now`, where none did for longer than ABSENCE."""
         since = self.unnamed_since
         if since is None:
@@ -192,7 +192,7 @@ class RunState:
         return state
 
     def when_unnamed(self, now: datetime, ahead: timedelta) -> RunState | None:
-        """As it is while the master's schedule does not name the entry; None: none did for longer
+        """The state while the master's schedule does not name the entry; None: none did for longer
         than RETENTION, and it may be removed."""
         if self.unnamed_since is None:
             # By ZooKeeper's clock: others are to judge by it, and ours may be wrong.
@@ -208,8 +208,8 @@ class RunState:
         return tuple(past if each.number == past.number else each for each in self.history)
 
     def moved(self, since: datetime, at: datetime, ahead: timedelta, **changes: Any) -> RunState:
-        """As after a run for the instant `since`, or none, which has the clock go on at `at`, by a
-        clock that is so far `ahead` of ZooKeeper's; with `changes` of the other fields."""
+        """The state after a run for the instant `since`, or none, which has the clock go on at
+        `at`, by a clock that is so far `ahead` of ZooKeeper's, with `changes` of other fields."""
         has_leapt = at - since > TOLERANCE
         at = max(at, self.last_run_at)
         leaps, done = self.leaps, self.done
@@ -224,8 +224,8 @@ class RunState:
         return replace(self, last_run_at=at, leaps=leaps, done=done, **changes)
 
     def set_back(self, at: datetime) -> RunState:
-        """As it should be where a clock that was ahead made it: its clock goes on from `at`, and
-        what has run since then, by that clock, is not to run again."""
+        """The state as it should be where a clock that was ahead made it: its clock goes on from
+        `at`, and what has run since then, by that clock, is not to run again."""
         back = self.last_run_at - at
         # Of an interval the instants that follow are others than those before, for certain: in
         # their microseconds.
@@ -247,8 +247,8 @@ class RunState:
 
     @cached_property
     def text(self) -> str:
-        """As it stands on its page. What most entries have not is left out: a page is written
-        whole. By hand, because a claim makes hundreds."""
+        """The JSON that stands on its page. What most entries have not is left out: a page is
+        written whole. By hand, because a claim makes hundreds."""
         text = f'{{"last_run_at":"{to_text(self.last_run_at)}"'
         text += f',"total_run_count":{self.total_run_count}'
         if self.due is not None:
@@ -311,7 +311,7 @@ class Run:
 
     @property
     def note(self) -> str | None:
-        """What the history is to say of it."""
+        """The words for the history."""
         return "asked for" if self.extra else None
 
     def with_error(self, error: str | None) -> Run:
@@ -321,7 +321,7 @@ class Run:
 
     @cached_property
     def text(self) -> str:
-        """As it stands in the outbox; as :attr:`RunState.text`."""
+        """The JSON that stands in the outbox; made like :attr:`RunState.text`."""
         text = f'{{"entry":{_quoted(self.entry)},"number":{self.number},"due":"{to_text(self.due)}"'
         text += f',"claimed":"{to_text(self.claimed)}","epoch":{self.epoch}'
         if self.extra:
@@ -348,7 +348,7 @@ class States(dict[str, RunState]):
 
 
 def encode_page(states: dict[str, RunState], floor: int = 0) -> bytes:
-    """As :func:`.records.encode`, of texts that are kept: a page is written whole."""
+    """Does what :func:`.records.encode` does, with texts that are kept: a page is written whole."""
     entries = ",".join([f"{_quoted(name)}:{state.text}" for name, state in states.items()])
     rest = f'"floor":{floor},' if floor else ""
     return f'{{"format":{FORMAT},{rest}"entries":{{{entries}}}}}'.encode("ascii")
@@ -452,7 +452,7 @@ def end_of(done: tuple[Stretch, ...], instant: datetime) -> datetime | None:
 
 
 def encode_outbox(runs: Iterable[Run]) -> bytes:
-    """As :func:`encode_page`."""
+    """Encodes the outbox like :func:`encode_page`."""
     texts = ",".join([run.text for run in runs])
     return f'{{"format":{FORMAT},"runs":[{texts}]}}'.encode("ascii")
 

@@ -1,4 +1,4 @@
-"""What a beat tells systemd: sd_notify(3), for units of ``Type=notify``. Nothing elsewhere."""
+"""Tells systemd how a beat is: sd_notify(3), for units of ``Type=notify``. Nothing elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a candidate says of trouble that may last: now and then, not each time."""
+"""Logs trouble that may last: now and then, not each time."""
 
 from __future__ import annotations
 

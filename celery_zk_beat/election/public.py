@@ -1,4 +1,4 @@
-"""What users of an election call. The candidate decides on a thread of its own."""
+"""`MasterElection`, which users call. The candidate decides on a thread of its own."""
 
 from __future__ import annotations
 

@@ -39,14 +39,14 @@ class SchedulerFailed(ZkBeatError):
 
 
 class Gate(Protocol):
-    """What a gated scheduler asks of the one that gates it."""
+    """The scheduler that gates another, as far as that needs it."""
 
     @property
     def producer(self) -> Any:
         """Of messages, for the broker."""
 
     def state(self, name: str) -> RunState | None:
-        """What the ledger knows of an entry."""
+        """The ledger's state of an entry; None where it has none."""
 
     def holds_back(self, name: str) -> float | None:
         """For how many seconds an entry is not to be asked whether it is due; None: ask it."""
