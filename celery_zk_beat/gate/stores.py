@@ -191,6 +191,6 @@ def adapter_of(scheduler: type[Scheduler]) -> type[StoreAdapter]:
     copies, of which the names differ."""
     if hasattr(scheduler.Entry, "from_key"):
         return RedBeatAdapter
-    if hasattr(scheduler.Entry, "model_schedules"):
+    if hasattr(scheduler.Entry, "model_schedules") and hasattr(scheduler, "Model"):
         return DjangoAdapter if hasattr(scheduler.Model, "objects") else SQLAlchemyAdapter
     return FileAdapter if hasattr(scheduler, "_store") else StoreAdapter

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.beat import Scheduler
+from celery.beat import ScheduleEntry, Scheduler
 
 from celery_zk_beat import clock
 from celery_zk_beat.gate.gated import Gated, open_gate, scheduler_class
@@ -202,6 +202,18 @@ def test_it_is_told_from_the_others(site: Site) -> None:
     assert adapter_of(site.scheduler) is site.adapter
     assert adapter_of(type("Own", (site.scheduler,), {})) is site.adapter
     assert type(site.open().adapter) is site.adapter
+
+
+def test_a_family_that_is_only_half_known() -> None:
+    """It is taken for one without a store."""
+
+    class HalfEntry(ScheduleEntry):
+        model_schedules = ()
+
+    class Half(Scheduler):
+        Entry = HalfEntry
+
+    assert adapter_of(Half) is StoreAdapter
 
 
 def test_all_entries_are_known(site: Site) -> None:
