@@ -359,9 +359,18 @@ def _main(play: type[Play], parser: argparse.ArgumentParser) -> int:
         if keep:
             print(f"logs and journal are kept in {folder}")
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     print(*demo.board.faults, *verdict.lost, *verdict.twice, verdict, sep="\n", flush=True)
     return 0 if verdict.good else 1
+
+
+def _remove(folder: Path) -> None:
+    """Removes it, also where a process that is just ending still writes to it."""
+    deadline = time.monotonic() + 5.0
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _missing_packages(play: type[Play]) -> list[str]:

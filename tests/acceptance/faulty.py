@@ -31,8 +31,8 @@ class Faulty(ZooKeeperScheduler):
 
         write, claim = ledger._send, ledger.claim
 
-        def after_write(states: Any, outbox: Any, also: Any = ()) -> Any:
-            pending = write(states, outbox, also)
+        def after_write(states: Any, outbox: Any, *also: Any) -> Any:
+            pending = write(states, outbox, *also)
             if states:
                 batch[:] = ledger._claiming.values()
                 dies("claim sent")
