@@ -83,8 +83,8 @@ class Dispatcher:
         self._publish_until = clock.boottime() + seconds
         self.is_closing = True
 
-    def begin_term(self) -> None:
-        """Has what is held back be looked at soon: the ledger was loaded anew."""
+    def note_loaded(self) -> None:
+        """The ledger was loaded anew: what is held back is looked at soon."""
         self._held_looked_at = -math.inf
 
     @property

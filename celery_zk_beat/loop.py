@@ -200,7 +200,7 @@ class Loop:
         self._set_back_clocks()
         self.source.open()
         self.control.forget()
-        self.dispatcher.begin_term()
+        self.dispatcher.note_loaded()
         self._loaded_at = clock.boottime()
         self.source.outdated()
         self._recover(term.epoch)

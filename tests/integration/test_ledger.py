@@ -633,6 +633,19 @@ def test_a_server_that_takes_less(tmp_path: Path, caplog: pytest.LogCaptureFixtu
             assert all(again.state(name) is not None for name in [*names, *long])
 
 
+def lose_an_answer(one: MasterElection, ledger: RunLedger, road: Road, entry: str) -> None:
+    """The state of an entry is written, no answer comes, and the ledger is loaded anew."""
+    road.block_answers()
+    sent = ledger._send({entry: RunState(NOW)}, ledger.outbox)
+    road.cut()
+    with pytest.raises(Uncertain):
+        ledger._finish(sent)
+    road.open()
+    assert one.wait(PATIENCE)
+    assert one.term is not None
+    ledger.load(one.term)
+
+
 def test_an_ordinary_failure_lowers_nothing(candidate: Candidate, road: Road) -> None:
     """Small requests say nothing, and neither does one large one, or several of a size that was
     answered before."""
@@ -642,15 +655,7 @@ def test_an_ordinary_failure_lowers_nothing(candidate: Candidate, road: Road) ->
     ledger = load(one)
     ledger.first_seen({f"{n}-" + "x" * 700: NOW for n in range(100)})
     for n in range(4):
-        road.block_answers()
-        sent = ledger._send({f"{n}-" + "x" * 20_000 * (n > 1): RunState(NOW)}, ledger.outbox)
-        road.cut()
-        with pytest.raises(Uncertain):
-            ledger._finish(sent)
-        road.open()
-        assert one.wait(PATIENCE)
-        assert one.term is not None
-        ledger.load(one.term)
+        lose_an_answer(one, ledger, road, f"{n}-" + "x" * 20_000 * (n > 1))
     assert ledger.limits.most_bytes == MOST_BYTES
 
 
@@ -664,15 +669,7 @@ def test_a_page_that_two_lost_answers_stop(candidate: Candidate, road: Road) -> 
     load(one).first_seen(dict.fromkeys(names, NOW))
     ledger = load(one)
     for _ in range(2):
-        road.block_answers()
-        sent = ledger._send({names[0]: RunState(NOW)}, ledger.outbox)
-        road.cut()
-        with pytest.raises(Uncertain):
-            ledger._finish(sent)
-        road.open()
-        assert one.wait(PATIENCE)
-        assert one.term is not None
-        ledger.load(one.term)
+        lose_an_answer(one, ledger, road, names[0])
     assert ledger.damaged(names[0])
     # Each time it is twice as much.
     assert one.term is not None
