@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, NoReturn
+from typing import TYPE_CHECKING, Any, Callable
 
 from .servers import Process, Redis, ZooKeeper, celery_beat, celery_worker, find_missing
 
@@ -38,8 +38,17 @@ PATIENCE = 30.0  # Seconds that a thing may take before the demo has failed.
 _POLL = 0.03
 
 
+#: Signals that ask the demo to end. It ends when it next looks round: an exception in the middle of
+#: a start would leave a process that nobody knows of, or a client that cannot be stopped.
+_signals: list[int] = []
+
+
 class Failed(Exception):
     """The demo cannot go on; the text says why."""
+
+
+class Interrupted(Exception):
+    """By Ctrl-C, or because somebody ends us politely, or the terminal closes."""
 
 
 class Play:
@@ -283,6 +292,8 @@ class Play:
         """Takes in what has happened, shows it, and waits a moment for more."""
         from .view import KILLED, STOPPED
 
+        if _signals:
+            raise Interrupted
         with contextlib.suppress(queue.Empty):
             self._take_master(*self._masters.get(timeout=_POLL))
         self._read_journal()
@@ -322,13 +333,13 @@ def main(play: type[Play], module: str, about: str | None) -> int:
         module: how it is started, ``python -m MODULE``.
         about: for ``--help``.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: _signals.append(number))
     try:
         return _main(play, argparse.ArgumentParser(f"python -m {module}", description=about))
-    except KeyboardInterrupt:
+    except Interrupted:
         print("\ninterrupted; all processes have ended", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + _signals[0]
 
 
 def _main(play: type[Play], parser: argparse.ArgumentParser) -> int:
@@ -343,13 +354,10 @@ def _main(play: type[Play], parser: argparse.ArgumentParser) -> int:
     keep = True
     try:
         with contextlib.ExitStack() as stack:
-            try:
-                demo = play(stack, folder, options)
-                verdict = demo.run()
-            finally:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Nothing may cut the ending short.
+            demo = play(stack, folder, options)
+            verdict = demo.run()
         keep = not verdict.good
-    except (KeyboardInterrupt, SystemExit):
+    except Interrupted:
         keep = False
         raise
     except (Failed, TimeoutError, RuntimeError) as exc:
@@ -379,7 +387,3 @@ def _missing_packages(play: type[Play]) -> list[str]:
         return []
     return [f"Python packages: {', '.join(missing)} (pip install -e '.[{play.extra}]')"]
 
-
-def _leave(number: int, frame: object) -> NoReturn:
-    """As by Ctrl-C, all processes end, when the terminal closes or somebody kills us politely."""
-    raise SystemExit(128 + number)
