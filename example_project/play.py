@@ -386,4 +386,3 @@ def _missing_packages(play: type[Play]) -> list[str]:
     if not missing:
         return []
     return [f"Python packages: {', '.join(missing)} (pip install -e '.[{play.extra}]')"]
-

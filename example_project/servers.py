@@ -28,6 +28,7 @@ __all__ = [
     "LOOPBACK",
     "REPOSITORY",
     "Ensemble",
+    "MariaDB",
     "PostgreSQL",
     "Process",
     "Redis",
@@ -36,6 +37,7 @@ __all__ = [
     "celery_worker",
     "find_missing",
     "free_port",
+    "missing_mariadb",
     "missing_postgresql",
     "wait_until",
 ]
@@ -304,24 +306,9 @@ class PostgreSQL(Process):
         command = [str(programs / "postgres"), "-D", str(self._home)]
         for key, value in settings.items():
             command += ["-c", f"{key}={value}"]
-        self._initdb = [*self._guard(), str(programs / "initdb"), "-D", str(self._home)]
+        self._initdb = [*_as_nobody(), str(programs / "initdb"), "-D", str(self._home)]
         self._initdb += ["-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-        super().__init__(folder, name, [*self._guard(), *command], cwd=folder)
-
-    def _guard(self) -> list[str]:
-        if os.geteuid() != 0:
-            return []
-        nobody = pwd.getpwnam("nobody")
-        return [
-            "setpriv",
-            f"--reuid={nobody.pw_uid}",
-            f"--regid={nobody.pw_gid}",
-            "--clear-groups",
-            "--inh-caps=+dac_override",
-            "--ambient-caps=+dac_override",
-            "--pdeathsig=KILL",  # once more: a change of user undoes it
-            "--",
-        ]
+        super().__init__(folder, name, [*_as_nobody(), *command], cwd=folder)
 
     def env_of(self, database: str = "postgres") -> dict[str, str]:
         """For clients of libpq."""
@@ -342,7 +329,7 @@ class PostgreSQL(Process):
         if missing := missing_postgresql():
             raise RuntimeError(missing)
         if not self._home.exists():
-            self._make_home()
+            _make_home("PostgreSQL", self._home, self._initdb)
         super().start()
         try:
             self.wait_for_log("database system is ready to accept connections", START_TIMEOUT)
@@ -350,15 +337,6 @@ class PostgreSQL(Process):
             self.stop()
             raise
         return self
-
-    def _make_home(self) -> None:
-        self._home.mkdir(parents=True)
-        if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(self._home, nobody.pw_uid, nobody.pw_gid)
-        made = subprocess.run(self._initdb, cwd=self.folder, capture_output=True, text=True)
-        if made.returncode != 0:
-            raise RuntimeError(f"PostgreSQL: initdb failed: {made.stderr.strip()}")
 
     def stop(self) -> None:
         """Ends it at once. Its children have process groups of their own, so it is asked to see
@@ -368,6 +346,104 @@ class PostgreSQL(Process):
             with contextlib.suppress(TimeoutError):
                 self.wait(5)
         super().stop()
+
+
+def missing_mariadb() -> str | None:
+    """What must be installed before :class:`MariaDB` can start; None when it is there."""
+    if not _mariadb_program() or not shutil.which("mariadb-install-db"):
+        return "MariaDB: there is no mariadbd (Debian: apt-get install mariadb-server-core)"
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        return "MariaDB: does not run as root, and setpriv is not on PATH"
+    return None
+
+
+def _mariadb_program() -> str | None:
+    """Debian has it where only root's PATH leads."""
+    return shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
+
+
+class MariaDB(Process):
+    """A MariaDB server; its databases and its port stay the same from start to start. Its `root`
+    has no password; its socket is in its folder.
+
+    As root it runs as nobody: see :class:`PostgreSQL`.
+    """
+
+    def __init__(self, folder: PathLike, *, name: str = "mariadb") -> None:
+        self.port = free_port()
+        self._home = Path(folder) / name
+        settings = {
+            "datadir": self._home,
+            "tmpdir": self._home,
+            "bind-address": LOOPBACK,
+            "port": self.port,
+            "socket": "mariadb.sock",  # from datadir; a whole path may be longer than one may be
+            "pid-file": "mariadb.pid",
+            "skip-log-bin": 1,
+            "innodb-flush-log-at-trx-commit": 0,
+            "innodb-buffer-pool-size": "32M",
+            "performance-schema": 0,
+        }
+        options = [f"--{key}={value}" for key, value in settings.items()]
+        command = [*_as_nobody(), _mariadb_program() or "mariadbd", "--no-defaults", *options]
+        self._install = [*_as_nobody(), "mariadb-install-db", "--no-defaults", "--skip-test-db"]
+        self._install += [f"--datadir={self._home}", "--auth-root-authentication-method=normal"]
+        super().__init__(folder, name, command, cwd=folder)
+
+    def env_of(self, database: str = "mysql") -> dict[str, str]:
+        """For clients: what the settings of the tests read."""
+        return {
+            "MYSQL_HOST": LOOPBACK,
+            "MYSQL_TCP_PORT": str(self.port),
+            "MYSQL_DATABASE": database,
+        }
+
+    def start(self) -> Self:
+        """Starts it and waits until it serves.
+
+        Raises:
+            RuntimeError: it is not installed, or cannot make its folder.
+            TimeoutError: it does not serve; the text holds the end of its log.
+        """
+        if missing := missing_mariadb():
+            raise RuntimeError(missing)
+        if not self._home.exists():
+            _make_home("MariaDB", self._home, self._install)
+        super().start()
+        try:
+            self.wait_for_log("ready for connections", START_TIMEOUT)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+
+def _as_nobody() -> list[str]:
+    """For root, what goes before a command so that it runs as nobody."""
+    if os.geteuid() != 0:
+        return []
+    nobody = pwd.getpwnam("nobody")
+    return [
+        "setpriv",
+        f"--reuid={nobody.pw_uid}",
+        f"--regid={nobody.pw_gid}",
+        "--clear-groups",
+        "--inh-caps=+dac_override",
+        "--ambient-caps=+dac_override",
+        "--pdeathsig=KILL",  # once more: a change of user undoes it
+        "--",
+    ]
+
+
+def _make_home(name: str, home: Path, command: Sequence[str]) -> None:
+    """The folder of a server's databases, which `command` fills."""
+    home.mkdir(parents=True)
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.chown(home, nobody.pw_uid, nobody.pw_gid)
+    made = subprocess.run(command, cwd=home.parent, capture_output=True, text=True)
+    if made.returncode != 0:
+        raise RuntimeError(f"{name}: no databases can be made: {made.stderr.strip()}")
 
 
 def _ask(port: int, question: bytes, timeout: float) -> bytes:

@@ -1,5 +1,6 @@
-"""Servers for the tests. Where ZooKeeper or Redis is not installed the tests that need it fail, and
-where RabbitMQ or PostgreSQL is not they are skipped: `make test` sets up all that it can."""
+"""Servers for the tests. Where ZooKeeper or Redis is not installed the tests that need it fail;
+where RabbitMQ, PostgreSQL or MariaDB is not, they are skipped. `make test` sets up all that it
+can."""
 
 from __future__ import annotations
 
@@ -18,7 +19,14 @@ from celery_zk_beat import MasterElection
 from celery_zk_beat.ledger import BELOW_ROOT
 from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project import processes
-from example_project.servers import PostgreSQL, Redis, ZooKeeper, missing_postgresql
+from example_project.servers import (
+    MariaDB,
+    PostgreSQL,
+    Redis,
+    ZooKeeper,
+    missing_mariadb,
+    missing_postgresql,
+)
 
 from .faults import Road
 from .rabbitmq import RabbitMQ, missing_rabbitmq
@@ -51,7 +59,7 @@ def kazoo_of(session: ZooKeeperSession) -> KazooClient:
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_of_the_developer() -> None:
     for name in list(os.environ):
-        if name.startswith(("CELERY_", "ZK_BEAT_", "NOTIFY_SOCKET", "DJANGO_", "PG")):
+        if name.startswith(("CELERY_", "ZK_BEAT_", "NOTIFY_SOCKET", "DJANGO_", "PG", "MYSQL_")):
             del os.environ[name]
 
 
@@ -129,6 +137,28 @@ def postgresql(
 def own_postgresql(tmp_path: Path, _postgresql_is_there: None) -> Iterator[PostgreSQL]:
     """A server to stop and start."""
     with PostgreSQL(tmp_path) as server:
+        yield server.start()
+
+
+@pytest.fixture(scope="session")
+def _mariadb_is_there() -> None:
+    """Skips the test where it is not installed, except in CI."""
+    missing = missing_mariadb()
+    if missing and not os.environ.get("CI"):
+        pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory, _mariadb_is_there: None) -> Iterator[MariaDB]:
+    """A server that no test may harm."""
+    with MariaDB(tmp_path_factory.mktemp("mariadb")) as server:
+        yield server.start()
+
+
+@pytest.fixture
+def own_mariadb(tmp_path: Path, _mariadb_is_there: None) -> Iterator[MariaDB]:
+    """A server to stop and start."""
+    with MariaDB(tmp_path) as server:
         yield server.start()
 
 

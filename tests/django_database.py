@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
-from example_project.servers import PostgreSQL
+from example_project.servers import LOOPBACK, MariaDB, PostgreSQL
 
 if TYPE_CHECKING:
     from django_celery_beat.models import PeriodicTask
 
 _SETTINGS = "tests.django_settings"
+
+#: What one test may say of its database, and the next does not.
+_UNSAID: dict[str, Any] = {
+    "HOST": "",
+    "PORT": "",
+    "USER": "",
+    "OPTIONS": {},
+    "CONN_MAX_AGE": 0,
+    "CONN_HEALTH_CHECKS": False,
+}
+
+Server = Union[PostgreSQL, MariaDB]
 
 
 class Database:
@@ -22,9 +35,10 @@ class Database:
 
     Args:
         server: None: SQLite, in `folder`.
+        connection: added to what DATABASES says, such as CONN_MAX_AGE.
     """
 
-    def __init__(self, folder: Path, server: PostgreSQL | None) -> None:
+    def __init__(self, folder: Path, server: Server | None, **connection: Any) -> None:
         import django
         from django.core.management import call_command
         from django.db import connections
@@ -34,13 +48,15 @@ class Database:
             self.env["DJANGO_DATABASE"] = str(folder / "django.sqlite3")
         else:
             self.env.update(server.env_of(_create(server)))
+        if connection:
+            self.env["DJANGO_CONNECTION"] = json.dumps(connection)
         os.environ.update(self.env)
         if not django.apps.apps.ready:
             django.setup()
         # As a process does that is started with this environment; Django reads it once.
         settings = importlib.reload(importlib.import_module(_SETTINGS))
         connections["default"].close()
-        connections.settings["default"].update({"OPTIONS": {}, **settings.DATABASES["default"]})
+        connections.settings["default"].update({**_UNSAID, **settings.DATABASES["default"]})
         del connections["default"]
         call_command("migrate", verbosity=0)
 
@@ -79,7 +95,7 @@ class Database:
 
     def watch_writers(self) -> None:
         """Has PostgreSQL note from now on who writes run states."""
-        self._execute(
+        self.execute(
             """
             CREATE TABLE writers (name text);
             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -95,9 +111,9 @@ class Database:
 
     def writers(self) -> list[str]:
         """One name, that of a beat, for each time that it wrote."""
-        return [name for (name,) in self._execute("SELECT name FROM writers")]
+        return [name for (name,) in self.execute("SELECT name FROM writers")]
 
-    def _execute(self, statement: str) -> list[Any]:
+    def execute(self, statement: str) -> list[Any]:
         from django.db import connection
 
         with connection.cursor() as cursor:
@@ -105,13 +121,19 @@ class Database:
             return list(cursor.fetchall()) if cursor.description else []
 
 
-def _create(server: PostgreSQL) -> str:
+def _create(server: Server) -> str:
     """Its name."""
-    import psycopg
-
     name = f"t{uuid.uuid4().hex}"
-    with psycopg.connect(
-        host="127.0.0.1", port=server.port, user="postgres", autocommit=True
-    ) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
+    if isinstance(server, MariaDB):
+        import pymysql
+
+        with pymysql.connect(host=LOOPBACK, port=server.port, user="root") as connection:
+            connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    else:
+        import psycopg
+
+        with psycopg.connect(
+            host=LOOPBACK, port=server.port, user="postgres", autocommit=True
+        ) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
     return name

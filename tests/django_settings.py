@@ -1,6 +1,8 @@
 """For schedulers whose entries and run states live in a database: PostgreSQL, where libpq is told
-of one (PGDATABASE and its like), else SQLite in the file DJANGO_DATABASE."""
+of one (PGDATABASE and its like), MariaDB, where MYSQL_DATABASE and its like say so, else SQLite in
+the file DJANGO_DATABASE. DJANGO_CONNECTION, JSON, has what is added to it in DATABASES."""
 
+import json
 import os
 
 import django
@@ -23,10 +25,21 @@ if "PGDATABASE" in os.environ:
         "ENGINE": "django.db.backends.postgresql",
         "NAME": os.environ["PGDATABASE"],
     }
+elif "MYSQL_DATABASE" in os.environ:
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+    _database = {
+        "ENGINE": "django.db.backends.mysql",
+        "NAME": os.environ["MYSQL_DATABASE"],
+        "HOST": os.environ["MYSQL_HOST"],
+        "PORT": os.environ["MYSQL_TCP_PORT"],
+        "USER": "root",
+    }
 else:
     _database = {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ["DJANGO_DATABASE"],
         "OPTIONS": _patience,
     }
-DATABASES = {"default": _database}
+DATABASES = {"default": {**_database, **json.loads(os.environ.get("DJANGO_CONNECTION", "{}"))}}

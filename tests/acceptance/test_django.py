@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from example_project.servers import PostgreSQL, wait_until
+from example_project.servers import wait_until
 from tests.conftest import PATIENCE
 from tests.django_database import Database
 from tests.history import Message, check
@@ -25,7 +25,7 @@ ARRIVES = 5.0
 SLACK = 5.0
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
+@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
 def database(request: Any, tmp_path: Path) -> Iterator[Database]:
     """On the server that the fixture of that name makes."""
     server = None if request.param == "sqlite" else request.getfixturevalue(request.param)
@@ -44,7 +44,6 @@ def shop(site: Site, database: Database) -> Site:
 
 
 on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-on_its_own = pytest.mark.parametrize("database", ["own_postgresql"], indirect=True)
 
 
 def runs(history: list[Message], task: str) -> list[Message]:
@@ -166,15 +165,18 @@ def test_commands(shop: Site, database: Database) -> None:
     assert check(shop.wait(lambda history: history[-1].master == "two", "a run of two")) == []
 
 
-@on_its_own
-def test_the_database_restarts(shop: Site, database: Database, own_postgresql: PostgreSQL) -> None:
+@pytest.mark.parametrize("database", ["own_postgresql", "own_mariadb"], indirect=True)
+def test_the_database_restarts(
+    shop: Site, database: Database, request: pytest.FixtureRequest
+) -> None:
     """Under a running master, and stays away for a while: no hand is needed after it."""
+    server = request.getfixturevalue(request.node.callspec.params["database"])
     database.add("often", 0.2)
     beat = shop.beat()
     shop.wait(lambda history: history, "a run")
-    own_postgresql.stop()
+    server.stop()
     time.sleep(2)  # the outage itself
-    own_postgresql.start()
+    server.start()
     database.disconnect()
     before = len(shop.history())
     shop.wait(lambda history: len(history) > before + 5, "runs")
