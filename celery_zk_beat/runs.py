@@ -89,7 +89,8 @@ class RunState:
         last_run_at: that of its last run, :attr:`Run.claimed`; before the first, when it was first
             seen.
         total_run_count: number of its last run; before the first :attr:`States.floor`, mostly 0.
-        due: the instant that the last run was for, None before the first.
+        due: the last instant that ran, or was skipped, by the entry's schedule; None before the
+            first. What an operator asked for is none of them.
         dropped: numbers of the last runs that were dropped, by the recovery policy.
         unnamed_since: since when no master's schedule named the entry, None while one does.
         history: what became of the last instants at which it was due, newest last.
@@ -135,13 +136,10 @@ class RunState:
             state = replace(state, last_run_at=NEVER).moved(NEVER, at, ahead)
         if waiting is None:
             return state
-        return replace(
-            state,
-            last_run_at=waiting.claimed,
-            total_run_count=max(waiting.number, floor),
-            due=waiting.due,
-            key=waiting.key,
-        )
+        state = replace(state, total_run_count=max(waiting.number, floor), key=waiting.key)
+        if waiting.extra:
+            return state
+        return replace(state, last_run_at=waiting.claimed, due=waiting.due)
 
     def after_claim(self, run: Run, most: int, ahead: timedelta) -> RunState:
         """The state once a run is claimed, with `most` past runs. A clock that was set back, or
@@ -149,14 +147,13 @@ class RunState:
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
         changes: dict[str, Any] = {
             "total_run_count": run.number,
-            "due": run.due,
             "unnamed_since": None,
             "history": self._with_past(past, most),
             "key": run.key,
         }
         if run.extra:
             return replace(self, **changes)
-        return self.moved(run.due, run.claimed, ahead, ask=run.ask, **changes)
+        return self.moved(run.due, run.claimed, ahead, due=run.due, ask=run.ask, **changes)
 
     def after_publish(
         self, past: PastRun, goes_on_from: datetime | None, ahead: timedelta
@@ -176,7 +173,8 @@ class RunState:
         """The state, with `most` past runs, once an instant is skipped and its clock goes on from
         `at`."""
         # None of what was due until then has run.
-        return self.moved(self.last_run_at, at, ahead, history=self._with_past(past, most))
+        past_runs = self._with_past(past, most)
+        return self.moved(self.last_run_at, at, ahead, due=past.due, history=past_runs)
 
     def when_named(self, now: datetime, ahead: timedelta, anew: bool) -> RunState:
         """The state once a master's schedule names the entry. With `anew` its clock starts from
@@ -291,7 +289,7 @@ class Run:
         claimed: the entry's next ``last_run_at``: when the run is claimed; `due`, if that is a
             moment ahead or, of an interval, a little before.
         epoch: of the master that claims it.
-        extra: an operator asked for it, at `due`; the entry's ``last_run_at`` stays as it is.
+        extra: an operator asked for it, at `due`; the entry's own clock stays as it is.
         key: that of the entry's state.
         ask: that of the entry's state after the run. Not in the outbox.
         error: why it could not be published when that was tried last, where it was its own fault.

@@ -14,7 +14,7 @@ from .. import clock
 from ..control import Pause, Pauses
 from ..due import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
 from ..paths import Paths
-from ..runs import PastRun, Run, RunState
+from ..runs import PastRun, Run, RunState, milliseconds
 from ..settings import Settings
 from ..zookeeper.operations import Node
 from ..zookeeper.session import ZooKeeperSession
@@ -236,7 +236,7 @@ def _entry(
         paused_by=None if pause.since is None else pause.by,
         last_run_at=None if state is None else _last_run_at(state),
         total_run_count=0 if state is None else state.total_run_count,
-        last_due=None if state is None else state.due,
+        last_due=None if state is None else _last_due(state),
         next_run_at=next_run_at,
         waiting=waiting,
         in_schedule=gated or entry is not None,
@@ -250,6 +250,15 @@ def _last_run_at(state: RunState) -> datetime | None:
         if past.number is not None:
             return past.at
     return state.last_run_at if state.due is not None else None
+
+
+def _last_due(state: RunState) -> datetime | None:
+    """That of the same run; of its schedule's own instants to the microsecond."""
+    for past in reversed(state.history):
+        if past.number is not None:
+            is_own = state.due is not None and milliseconds(state.due) == past.due_ms
+            return state.due if is_own else past.due
+    return state.due
 
 
 def _is_stuck(

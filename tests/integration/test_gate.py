@@ -18,7 +18,7 @@ from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
 
 from celery_zk_beat import ZooKeeperScheduler, clock
-from celery_zk_beat.control import Pauses, change_pauses
+from celery_zk_beat.control import RUN, Answer, Asking, Pauses, RequestRecord, change_pauses
 from celery_zk_beat.due import to_utc
 from celery_zk_beat.gate import gated
 from example_project.servers import Redis, free_port, wait_until
@@ -88,6 +88,24 @@ def turn_for(scheduler: ZooKeeperScheduler, seconds: float) -> None:
     end = time.monotonic() + seconds
     turn_until(scheduler, lambda: time.monotonic() > end)
     scheduler._loop.turn()  # perhaps the first, where the machine was slow
+
+
+def ask_for_run(scheduler: ZooKeeperScheduler, entry: str) -> Answer:
+    """As `zk-beat run` does."""
+    election = scheduler.election
+    record = RequestRecord(RUN, entry, None, "2026-01-01T00:00:00+00:00", "the test")
+    with Asking(election.session, election.paths, record, lambda event: None) as asking:
+        turn_until(scheduler, lambda: asking.answer() is not None)
+        answer = asking.answer()
+        assert answer is not None
+        return answer
+
+
+def opened(scheduler: ZooKeeperScheduler) -> Any:
+    """The other scheduler, behind the master."""
+    gated = gated_of(scheduler)
+    assert gated is not None
+    return gated
 
 
 def check_rhythm(scheduler: ZooKeeperScheduler) -> None:
@@ -554,6 +572,45 @@ def test_redbeat_made_anew(app: Celery, start: Start, redis_server: Redis, tmp_p
     turn_until(scheduler, lambda: len(history(app)) == 2)
     assert history(app)[1].due - made > timedelta(seconds=PERIOD - 0.1)
     assert history(app)[1].run == 2
+
+
+def test_a_run_that_was_asked_for(app: Celery, start: Start, behind: str) -> None:
+    """Is none of the entry's own: its clock, which never ran, goes on, also after a failover."""
+    first = start(beat_schedule={"e": every(PERIOD)})
+    turn_until(first, lambda: "e" in first.schedule)
+    began = state_of(first, "e").last_run_at
+    assert ask_for_run(first, "e").run == 1
+    crash(first)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 2)
+    own = history(app)[1]
+    assert abs(own.due - began - timedelta(seconds=PERIOD)) < timedelta(milliseconds=2)
+
+
+def test_a_run_that_was_asked_for_before_its_time(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """An entry that is to run once, at an hour, does all the same, also after a failover."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    from sqlalchemy_celery_beat.models import ClockedSchedule, PeriodicTask
+
+    first = start(beat_schedule={})
+    turn_until(first, lambda: gated_of(first))
+    at = datetime.now(timezone.utc) + timedelta(seconds=2 * PERIOD)
+    session = opened(first).Session()
+    clocked = ClockedSchedule(clocked_time=at)
+    session.add(clocked)
+    session.commit()
+    session.add(PeriodicTask(name="e", task="e", schedule_model=clocked, one_off=True))
+    session.commit()
+    session.close()
+    turn_until(first, lambda: "e" in first.schedule)
+    assert ask_for_run(first, "e").run == 1
+    crash(first)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 2)
+    assert [run.run for run in history(app)] == [1, 2]
+    assert history(app)[1].due == at
 
 
 class SendsTwice(Scheduler):

@@ -21,7 +21,7 @@ from tests.django_database import Database
 from tests.history import check
 
 from .conftest import Make, gated_of, history, state_of, turn
-from .test_gate import PERIOD, Start, crash, turn_for, turn_until
+from .test_gate import PERIOD, Start, ask_for_run, crash, turn_for, turn_until
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 
@@ -119,6 +119,23 @@ def test_a_one_off_that_is_enabled_again(app: Celery, start: Start, database: Da
     database.change("e", enabled=True)
     turn_until(scheduler, lambda: len(history(app)) == 2 and not database.get("e").enabled)
     assert [run.run for run in history(app)] == [1, 2]
+
+
+def test_a_run_that_was_asked_for(app: Celery, start: Start, database: Database) -> None:
+    """Before the hour at which an entry is to run once: it does, also after a failover."""
+    from django_celery_beat.models import ClockedSchedule
+
+    at = soon(2 * PERIOD)
+    clocked = ClockedSchedule.objects.create(clocked_time=at)
+    database.add("e", PERIOD, interval=None, clocked=clocked, one_off=True)
+    first = start()
+    turn_until(first, lambda: "e" in first.schedule)
+    assert ask_for_run(first, "e").run == 1
+    crash(first)
+    second = start()
+    turn_until(second, lambda: len(history(app)) == 2)
+    assert [run.run for run in history(app)] == [1, 2]
+    assert history(app)[1].due == at
 
 
 def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Start, database: Database) -> None:

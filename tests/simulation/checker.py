@@ -292,10 +292,6 @@ class Checker:
             return set()
         if number != before.total_run_count + 1 or (entry, number) in self.claimed:
             self.fail(f"I1: {entry}: {before} is followed by {state}")
-        if state.due is not None:
-            if (entry, state.due) in self._dues:
-                self.fail(f"I11: {entry}, run {number}: {state.due} was claimed before")
-            self._dues.add((entry, state.due))
         notes = {past.number: past.note for past in state.history}
         if number not in notes:
             if state.history or not self.pages_are_small:
@@ -307,7 +303,7 @@ class Checker:
         if notes[number] == "asked for":
             if is_told and state.last_run_at > before.last_run_at:
                 self._on_late(entry, before, replace(before, last_run_at=state.last_run_at))
-            elif state.last_run_at != before.last_run_at:
+            elif (state.last_run_at, state.due) != (before.last_run_at, before.due):
                 self.fail(f"I8: {entry}, run {number}, was asked for and moves the clock: {state}")
             if (entry, number) not in self._answers:
                 self.fail(f"I8: {entry}, run {number}: claimed without an answer to who asked")
@@ -320,6 +316,9 @@ class Checker:
         if state.due is None:
             self.fail(f"{entry}, run {number}: for no instant")
             return set()
+        if (entry, state.due) in self._dues:
+            self.fail(f"I11: {entry}, run {number}: {state.due} was claimed before")
+        self._dues.add((entry, state.due))
         self._on_next(entry, number - 1, state.due)
         if period is not None and is_told:
             clock = state.due - timedelta(seconds=period)

@@ -34,11 +34,13 @@ WAITS = Run("e", 7, NOW - SECOND, NOW, 2, key="5")
     ],
 )
 def test_a_claim(claimed: datetime, extra: bool, clock: datetime) -> None:
-    """Its number and its instant are the last ones, whether or not the clock goes on."""
+    """Its number is the last one, whether or not the clock goes on; and its instant, unless an
+    operator asked for it."""
     unnamed = replace(RAN, unnamed_since=NOW, key="1")
     run = Run("e", 5, claimed, claimed, 3, extra, "1")
     state = unnamed.after_claim(run, 20, NONE)
-    assert (state.total_run_count, state.due, state.last_run_at) == (5, claimed, clock)
+    assert (state.total_run_count, state.last_run_at) == (5, clock)
+    assert state.due == (RAN.due if extra else claimed)
     assert (state.key, state.unnamed_since) == ("1", None)
     note = "asked for" if extra else None
     assert state.history == (*RAN.history, PastRun.of(5, claimed, claimed, 3, note))
@@ -49,6 +51,11 @@ def test_a_past_that_has_no_room(most: int, kept: int) -> None:
     past = [PastRun.of(None, NOW, NOW, n, "paused") for n in (2, 3)]
     state = RAN.after_skip(past[0], NOW, 20, NONE).after_skip(past[1], NOW, most, NONE)
     assert state.history == (*RAN.history, *past)[3 - kept :]
+
+
+def test_a_skip_is_one_of_its_own_instants() -> None:
+    state = RunState(NOW).after_skip(PastRun.of(None, NOW, NOW + HOUR, 1, "paused"), NOW, 20, NONE)
+    assert (state.due, state.total_run_count) == (NOW, 0)
 
 
 def test_a_drop_is_noted() -> None:
@@ -111,6 +118,7 @@ def test_named_no_longer(passed: timedelta, ahead: timedelta, stays: bool) -> No
         (3, NONE, None, RunState(NOW, 3, key="1", zone="+0000")),
         (0, NONE, WAITS, RunState(NOW, 7, NOW - SECOND, key="5", zone="+0000")),
         (9, NONE, WAITS, RunState(NOW, 9, NOW - SECOND, key="5", zone="+0000")),
+        (0, NONE, replace(WAITS, extra=True), RunState(NOW, 7, key="5", zone="+0000")),
     ],
 )
 def test_seen_for_the_first_time(
