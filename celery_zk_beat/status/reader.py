@@ -249,7 +249,8 @@ def _last_run_at(state: RunState) -> datetime | None:
     for past in reversed(state.history):
         if past.number is not None:
             return past.at
-    return state.last_run_at if state.due is not None else None
+    # Or all of them were skipped.
+    return state.last_run_at if state.due is not None and state.total_run_count else None
 
 
 def _last_due(state: RunState) -> datetime | None:
@@ -258,7 +259,7 @@ def _last_due(state: RunState) -> datetime | None:
         if past.number is not None:
             is_own = state.due is not None and milliseconds(state.due) == past.due_ms
             return state.due if is_own else past.due
-    return state.due
+    return state.due if state.total_run_count else None
 
 
 def _is_stuck(
