@@ -47,7 +47,7 @@ class Database:
         if server is None:
             self.env["DJANGO_DATABASE"] = str(folder / "django.sqlite3")
         else:
-            self.env.update(server.env_of(_create(server)))
+            self.env.update(server.env_of(make_database(server)))
         if connection:
             self.env["DJANGO_CONNECTION"] = json.dumps(connection)
         os.environ.update(self.env)
@@ -121,8 +121,8 @@ class Database:
             return list(cursor.fetchall()) if cursor.description else []
 
 
-def _create(server: Server) -> str:
-    """Its name."""
+def make_database(server: Server) -> str:
+    """Makes one, which is empty; returns its name."""
     name = f"t{uuid.uuid4().hex}"
     if isinstance(server, MariaDB):
         import pymysql

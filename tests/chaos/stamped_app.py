@@ -1,13 +1,18 @@
-"""An app on Django's database whose messages say when they were sent, in seconds since 1970."""
+"""An app whose messages say when they were sent, in seconds since 1970; on Django's database, where
+the environment names its settings."""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 from celery.signals import before_task_publish
 
-from tests.acceptance.django_app import app
+if "DJANGO_SETTINGS_MODULE" in os.environ:
+    from tests.acceptance.django_app import app
+else:
+    from tests.acceptance.app import app
 
 __all__ = ["app"]
 
