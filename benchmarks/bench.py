@@ -41,6 +41,10 @@ TICK_TIME = 500
 #: What a step may take on a busy machine before the benchmark gives up.
 PATIENCE = 60.0
 PATHS = Paths(default_root("benchmark"))
+#: Options of Java with which ZooKeeper logs each request.
+LOG_REQUESTS = (
+    "-Dorg.slf4j.simpleLogger.log.org.apache.zookeeper.server.FinalRequestProcessor=debug",
+)
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,13 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that ZooKeeper processed, as its own log tells; `kind` such as "getData"."""
+    """A request that ZooKeeper processed, as its own log tells; `kind` such as "getData". `path` is
+    of no use where it has several, as a multi has."""
 
     at: float
     session: int
     kind: str
+    path: str
 
 
 class Cluster:
@@ -90,12 +96,8 @@ class Cluster:
         self.session_timeout = session_timeout
         self.period = period
         self.beats: list[Process] = []
-        self.zookeeper = ZooKeeper(folder, tick_time=TICK_TIME)
-        if log_requests:
-            self.zookeeper.env["JAVA_TOOL_OPTIONS"] = (
-                "-Dorg.slf4j.simpleLogger.log."
-                "org.apache.zookeeper.server.FinalRequestProcessor=debug"
-            )
+        java = LOG_REQUESTS if log_requests else ()
+        self.zookeeper = ZooKeeper(folder, tick_time=TICK_TIME, java=java)
         self.redis = Redis(folder)
         self._stack = contextlib.ExitStack()
 
@@ -170,18 +172,24 @@ class Cluster:
         return wait_until(dispatching, PATIENCE, "a master that dispatches")
 
     def requests(self, since: float) -> list[Request]:
-        """What ZooKeeper has processed since then, in order."""
-        found = [
-            Request(_today_at(match[1]), int(match[2], 16), match[3])
-            for match in _REQUEST.finditer(self.zookeeper.log())
-        ]
-        if not found:
-            raise RuntimeError("this ZooKeeper does not log requests: is its logger slf4j-simple?")
-        return [request for request in found if request.at >= since]
+        return requests(self.zookeeper, since)
+
+
+def requests(zookeeper: ZooKeeper, since: float) -> list[Request]:
+    """What a server, started with the options LOG_REQUESTS, has processed since then, in order."""
+    found = [
+        Request(_today_at(match[1]), int(match[2], 16), match[3], match[4] or "")
+        for match in _REQUEST.finditer(zookeeper.log())
+    ]
+    if not found:
+        raise RuntimeError("this ZooKeeper does not log requests: is its logger slf4j-simple?")
+    return [request for request in found if request.at >= since]
 
 
 _REQUEST = re.compile(
-    r"^(\S+) .*FinalRequestProcessor - Processing request:: sessionid:0x(\w+) type:(\w+)", re.M
+    r"^(\S+) .*FinalRequestProcessor - Processing request:: sessionid:0x(\w+) type:(\w+)"
+    r"(?:.* reqpath:(\S+))?",
+    re.M,
 )
 
 

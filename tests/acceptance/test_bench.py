@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+from kazoo.client import KazooClient
+
+from benchmarks.txn_log import Write, read_log
 from example_project.processes import REPOSITORY
+from example_project.servers import ZooKeeper
 
 
 def test_compare(tmp_path: Path) -> None:
@@ -26,3 +31,47 @@ def test_compare(tmp_path: Path) -> None:
         assert found["drift", who]["runs"] > 0  # 2, but for those that come late
     assert found["drift", "standby"]["runs"] == 0
     assert "| ours |" in (tmp_path / "README.md").read_text()
+
+
+def test_writes() -> None:
+    """What a run costs ZooKeeper: each part that must be there is, and all of them make the sum."""
+    command = [sys.executable, "-m", "benchmarks.writes", "--entries", "20"]
+    command += ["--period", "5", "--seconds", "4"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for how in "spread", "burst":
+        costs, takeover = (
+            [
+                int(number)
+                for number in re.findall(r"\b\d+\b", line.replace(",", "").split("|", 2)[2])
+            ]
+            for line in done.stdout.splitlines()
+            if line.startswith(f"| 20 of 5 s, {how} ")
+        )
+        *parts, whole = costs[:7]
+        assert min(parts[:5]) > 0  # states, history, claims, confirms, overhead
+        assert abs(sum(parts) - whole) <= len(parts)  # they are rounded
+        assert min(takeover[:3]) > 0
+
+
+def test_txn_log(tmp_path: Path) -> None:
+    with ZooKeeper(tmp_path) as server:
+        client = KazooClient(server.start().hosts)
+        client.start()
+        client.create("/a", b"one")
+        multi = client.transaction()
+        multi.check("/a", 0)
+        multi.set_data("/a", b"two")
+        multi.create("/b", b"")
+        multi.commit()
+        client.stop()
+        client.close()
+        found = list(read_log(tmp_path / "zookeeper", 0.0))
+        (log,) = (tmp_path / "zookeeper" / "version-2").glob("log.*")
+        written = len(log.read_bytes().rstrip(b"\0"))
+    assert [each.writes for each in found if each.writes] == [
+        [Write("/a", b"one")],
+        [Write("/a", b"two"), Write("/b", b"")],
+    ]
+    assert [each.is_multi for each in found if each.writes] == [False, True]
+    assert 16 + sum(each.size for each in found) == written  # after a header of 16 bytes
