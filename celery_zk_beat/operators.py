@@ -133,6 +133,7 @@ class Operators:
 
     def _run_now(self, request: Request, name: str) -> Answer:
         """An extra run; of one that is claimed, the answer is part of the claim."""
+        self._source.look_at([name])
         dispatcher, state = self._dispatcher, self._ledger.state(name)
         if name not in self._source.entries:
             return Answer(False, f"the master's schedule has no entry {name!r}")

@@ -72,6 +72,9 @@ class Source(ABC):
     def refresh(self) -> None:
         """Looks what has changed."""
 
+    def look_at(self, names: list[str]) -> None:  # noqa: B027 - most need not
+        """Has these entries be as they are now, where the source keeps what it has read."""
+
     @abstractmethod
     def turn(self) -> float:
         """Claims what is due and publishes it; returns the seconds after which something may be."""

@@ -87,6 +87,13 @@ class Database:
 
         return PeriodicTask.objects.get(name=name)
 
+    def get_key(self, name: str) -> int:
+        """Of a row that perhaps cannot be read."""
+        from django_celery_beat.models import PeriodicTask
+
+        key: int = PeriodicTask.objects.values_list("pk", flat=True).get(name=name)
+        return key
+
     def change(self, name: str, **fields: Any) -> None:
         entry = self.get(name)
         for field, value in fields.items():
@@ -114,6 +121,7 @@ class Database:
         return [name for (name,) in self.execute("SELECT name FROM writers")]
 
     def execute(self, statement: str) -> list[Any]:
+        """A statement of SQL; the rows that it found."""
         from django.db import connection
 
         with connection.cursor() as cursor:

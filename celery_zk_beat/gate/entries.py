@@ -81,9 +81,18 @@ class GatedEntries(Source):
                 self._take_entries()
                 self._note_ahead([name for name in self.entries if self._is_ahead(name)])
 
+    def look_at(self, names: list[str]) -> None:
+        self._gated.look_at(names)
+        if self._gated.entries is not self._taken:
+            self._take_entries()
+
     def turn(self) -> float:
         """Publishes what waits, and has the scheduler dispatch what is due; returns the seconds
         after which something may be. Raises SchedulerFailed where it raised something."""
+        publisher = self._dispatcher.publisher
+        waiting = [run.entry for run in publisher.waiting() if publisher.back_off(run.entry) <= 0]
+        if waiting:
+            self.look_at(waiting)
         self._dispatcher.publish_waiting()
         self.refresh()  # some run may stand for what has come due since
         self._is_full = self._dispatcher.room() <= 0

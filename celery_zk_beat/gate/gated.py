@@ -26,7 +26,7 @@ from ..errors import SettingsError, ZkBeatError
 from ..log import get_logger
 from ..messages import send_by_celery
 from ..runs import RunState
-from .stores import StoreAdapter, adapter_of
+from .stores import StoreAdapter, Unreadable, adapter_of
 
 logger = get_logger(__name__)
 
@@ -79,7 +79,7 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     adapter = adapter_of(scheduler)
     # The gate is an attribute of the class: the constructor takes Celery's arguments alone, and
     # may tick, or ask for its schedule, before anybody could give it to the instance.
-    names = {"gate": gate, "adapter_class": adapter, **adapter.overrides}
+    names = {"gate": gate, "adapter_class": adapter, **adapter.overrides(scheduler)}
     kind = type(scheduler.__name__, (Gated, scheduler), names)
     with _failing(scheduler.__name__):
         gated: Gated = kind(**arguments)
@@ -123,6 +123,7 @@ class Gated(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.entries = {}
+        self._unreadable: dict[str, str] = {}
         self.adapter = self.adapter_class(self)
         began, since = clock.now(), clock.boottime()
         super().__init__(*args, **kwargs)
@@ -171,6 +172,12 @@ class Gated(Scheduler):
         """Has it write to its store what is not there yet."""
         self._do_sync()
 
+    def look_at(self, names: list[str]) -> None:
+        """Has these entries be as they are in their store, be they due or not; SchedulerFailed
+        where that does not answer."""
+        with _failing(type(self).__name__):
+            self._take(self.adapter.look_at(names, self.entries))
+
     def has_lost(self, name: str, key: str | None) -> bool:
         """True where the entry of a run is certainly deleted, or disabled, in a store that all
         beats have: not merely out of sight, as a row may be that cannot be read. SchedulerFailed
@@ -178,7 +185,7 @@ class Gated(Scheduler):
         with _failing(type(self).__name__):
             if name in self.entries:  # another one, perhaps; a run of our own scheduler has no key
                 return key is not None and self.adapter.key(self.entries[name]) not in (None, key)
-            return self.adapter.has_lost(key)
+            return self.adapter.has_lost(name, key)
 
     def throw_away(self) -> None:
         """Closes it; nothing is written."""
@@ -283,12 +290,19 @@ class Gated(Scheduler):
     def _bring_up_to_date(self, entries: Any) -> None:
         """Has the scheduler know what ran though its store does not say so."""
         for name, entry in list(entries.items()):
-            state = self._state(entry)
+            state = None if isinstance(entry, Unreadable) else self._state(entry)
             if state is None:
                 continue
             if self.adapter.last_run_at(entry) < state.last_run_at - _ROUNDED:
                 entries[name] = self.adapter.as_if_run(entry, state.last_run_at)
-        self.entries = self.adapter.entries(entries, self.entries)
+        self._take(self.adapter.entries(entries, self.entries))
+
+    def _take(self, entries: dict[str, Any]) -> None:
+        before, self._unreadable = self._unreadable, dict(self.adapter.unreadable)
+        for name, why in self._unreadable.items():
+            if before.get(name) != why:
+                logger.error("%s: cannot be read, and is left out: %s", name, why)
+        self.entries = entries
 
 
 def _due(entry: Any, start: datetime | None) -> datetime:

@@ -8,15 +8,24 @@ from __future__ import annotations
 import contextlib
 import shelve
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from multiprocessing.util import Finalize
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from celery.beat import Scheduler
 
+from .. import clock
 from ..due import as_of, to_utc, utc_of
 
+#: Seconds between two readings of all that RedBeat has, at least, and what share of the time they
+#: take at most; how many entries are read together.
+_READ_EVERY, _READ_SHARE, _READ_TOGETHER = 5.0, 0.02, 500
+#: Seconds after which an entry that cannot be decoded is asked again whether it is due.
+_ASK_AGAIN = 1.0
+#: Characters of what is wrong with an entry.
+_LONGEST_WHY = 200
 #: How long ago an entry that has a start and never ran has run, says django-celery-beat.
 _PRETENDED = timedelta(days=365 * 30)
 
@@ -25,12 +34,22 @@ class StoreAdapter:
     """The contract, and how it is kept for a scheduler that has no store that we know of: all
     that its entries tell is what those of ``beat_schedule`` do. For the thread of its scheduler."""
 
-    #: Methods that the scheduler's class gets in the place of its own, by name.
-    overrides: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    #: What is wrong with each entry that its class cannot decode, by name: none of :meth:`entries`.
+    unreadable: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, scheduler: Scheduler) -> None:
         #: A proxy, so that it is freed, with its connections, as soon as it is thrown away.
         self._scheduler: Any = weakref.proxy(scheduler)
+
+    @classmethod
+    def overrides(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
+        """What the scheduler's class gets in the place of its own, by name."""
+        return {}
+
+    @classmethod
+    def is_away(cls, exc: BaseException) -> bool:
+        """True where an error says that the store does not answer, or refuses."""
+        return False
 
     def opened(self) -> None:
         """Is called once, before the scheduler ticks."""
@@ -39,6 +58,11 @@ class StoreAdapter:
         """All entries that the store has, by name. `read`: those of the scheduler's ``schedule``;
         `known`: all, as they were before, returned itself where none has come or gone."""
         return read
+
+    def look_at(self, names: Iterable[str], known: dict[str, Any]) -> dict[str, Any]:
+        """As :meth:`entries`, once some are read anew, be they due or not; where none of it is
+        kept for longer than a look, that is not needed."""
+        return known
 
     def key(self, entry: Any) -> str | None:
         """Tells an entry from another of the same name that is made after this one was deleted;
@@ -65,7 +89,7 @@ class StoreAdapter:
         entry.last_run_at = as_of(entry, at)
         return entry
 
-    def has_lost(self, key: str | None) -> bool:
+    def has_lost(self, name: str, key: str | None) -> bool:
         """True where an entry that is not among :meth:`entries` is certainly deleted or disabled,
         in a store that all beats have. `key`: what :meth:`key` said of it."""
         return False
@@ -87,8 +111,55 @@ class FileAdapter(StoreAdapter):
             vars(store)["cache"].clear()  # which closing it would write
 
 
+class Unreadable:
+    """Stands in a schedule of RedBeat for an entry that cannot be decoded. It is never due."""
+
+    last_run_at = None
+    enabled = False
+
+    def __init__(self, name: str, key: str, why: str) -> None:
+        self.name, self.key, self.why = name, key, why
+
+    def is_due(self) -> tuple[bool, float]:
+        # RedBeat asks Redis which one comes next, and may be told of this one alone.
+        return False, _ASK_AGAIN
+
+
 class RedBeatAdapter(StoreAdapter):
-    """Entries are read from Redis at each look, and only those that are nearly due."""
+    """Entries are read from Redis at each look, and only those that are nearly due. All of them are
+    read now and then, and those that are looked at; decoded are those that have changed."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__(scheduler)
+        #: By key: what Redis held of an entry, None where that is not known, and the entry.
+        self._read: dict[str, tuple[Any, Any]] = {}
+        #: On boottime(): when all are to be read.
+        self._read_at = 0.0
+        self.unreadable: dict[str, str] = {}
+
+    @classmethod
+    def overrides(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
+        own: Any = scheduler.Entry
+
+        def from_key(entry_class: Any, key: str, app: Any = None) -> Any:
+            try:
+                entry = own.from_key.__func__(entry_class, key, app=app)
+                entry.is_due()  # or its tick() would end with what this raises
+            except Exception as exc:
+                is_gone = isinstance(exc, KeyError) and exc.args == (key,)
+                if is_gone or cls.is_away(exc):
+                    raise
+                return Unreadable(key[len(app.redbeat_conf.key_prefix) :], key, _told(exc))
+            return entry
+
+        kind: Any = type(own.__name__, (own,), {"from_key": classmethod(from_key)})
+        return {"Entry": kind}
+
+    @classmethod
+    def is_away(cls, exc: BaseException) -> bool:
+        from redis.exceptions import RedisError
+
+        return isinstance(exc, RedisError) and "WRONGTYPE" not in str(exc)
 
     def opened(self) -> None:
         self._scheduler.lock_key = None  # who is master is decided elsewhere
@@ -96,12 +167,64 @@ class RedBeatAdapter(StoreAdapter):
     def entries(self, read: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
         from redbeat.schedulers import get_redis
 
-        app, found = self._scheduler.app, {}
-        by_key = {entry.key: entry for entry in (*known.values(), *read.values())}
-        for key in get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1):
-            with contextlib.suppress(KeyError):  # deleted
-                entry = by_key.get(key) or self._scheduler.Entry.from_key(key, app=app)
-                found[entry.name] = entry
+        app, began = self._scheduler.app, clock.boottime()
+        for entry in (*known.values(), *read.values()):
+            self._read[entry.key] = self._read.get(entry.key, (None, None))[0], entry
+        keys = get_redis(app).zrange(app.redbeat_conf.schedule_key, 0, -1)
+        self._read = {key: self._read[key] for key in keys if key in self._read}
+        if began >= self._read_at:
+            self._look_at(keys)
+            took = clock.boottime() - began
+            self._read_at = began + max(_READ_EVERY, took / _READ_SHARE)
+        else:
+            self._look_at([key for key in keys if key not in self._read])
+        return self._found(known)
+
+    def look_at(self, names: Iterable[str], known: dict[str, Any]) -> dict[str, Any]:
+        entry_class, app = self._scheduler.Entry, self._scheduler.app
+        self._look_at([entry_class.generate_key(app, name) for name in names])
+        return self._found(known)
+
+    def _look_at(self, keys: list[str]) -> None:
+        """Reads entries, and decodes those that have changed."""
+        for key, text in zip(keys, self._texts(keys)):
+            if text is None:
+                self._read.pop(key, None)
+            elif self._read.get(key, (None,))[0] != text:
+                with contextlib.suppress(KeyError):  # deleted
+                    entry = self._scheduler.Entry.from_key(key, app=self._scheduler.app)
+                    self._read[key] = text, entry
+
+    def _texts(self, keys: list[str]) -> Iterator[Any]:
+        """What Redis holds of each; None where that is nothing."""
+        for start in range(0, len(keys), _READ_TOGETHER):
+            yield from self._texts_together(keys[start : start + _READ_TOGETHER])
+
+    def _texts_together(self, keys: list[str]) -> list[Any]:
+        from redbeat.schedulers import get_redis
+
+        with get_redis(self._scheduler.app).pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hmget(key, "definition", "meta")
+            try:
+                found = pipe.execute(raise_on_error=False)
+            except UnicodeDecodeError as exc:
+                if len(keys) == 1:
+                    return [str(exc)]
+                half = len(keys) // 2
+                return [*self._texts_together(keys[:half]), *self._texts_together(keys[half:])]
+        for each in found:
+            if isinstance(each, Exception) and self.is_away(each):
+                raise each
+        return [
+            str(each) if isinstance(each, Exception) else each if each[0] else None
+            for each in found
+        ]
+
+    def _found(self, known: dict[str, Any]) -> dict[str, Any]:
+        entries = [entry for _, entry in self._read.values()]
+        self.unreadable = {each.name: each.why for each in entries if isinstance(each, Unreadable)}
+        found = {entry.name: entry for entry in entries if entry.enabled}
         if found.keys() != known.keys():
             return found
         known.update(found)
@@ -112,8 +235,8 @@ class RedBeatAdapter(StoreAdapter):
         entry.reschedule(entry.last_run_at)
         return entry
 
-    def has_lost(self, key: str | None) -> bool:
-        return True  # its entries were just read, all of them
+    def has_lost(self, name: str, key: str | None) -> bool:
+        return name not in self.unreadable  # for its entries were just read, all of them
 
 
 class RowAdapter(StoreAdapter):
@@ -121,6 +244,35 @@ class RowAdapter(StoreAdapter):
 
     #: The row's attribute that tells it from all others.
     key_name: ClassVar = "id"
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__(scheduler)
+        self.unreadable = self._scheduler.unreadable_rows
+
+    @classmethod
+    def overrides(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
+        own: Any = scheduler
+        unreadable: dict[str, str] = {}
+
+        def make(entry: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                super(kind, entry).__init__(model, *args, **kwargs)
+            except Exception as exc:
+                if cls.is_away(exc):
+                    raise
+                unreadable[model.name] = _told(exc)
+                raise ValueError(_told(exc)) from exc  # for which its class leaves the row out
+
+        def all_as_schedule(scheduler: Any) -> Any:
+            unreadable.clear()
+            return own.all_as_schedule(scheduler)
+
+        kind: Any = type(own.Entry.__name__, (own.Entry,), {"__init__": make})
+        return {
+            "Entry": kind,
+            "unreadable_rows": unreadable,
+            "all_as_schedule": all_as_schedule,
+        }
 
     def key(self, entry: Any) -> str | None:
         key = getattr(entry.model, self.key_name)
@@ -147,14 +299,46 @@ class RowAdapter(StoreAdapter):
 class DjangoAdapter(RowAdapter):
     """Of django-celery-beat."""
 
-    # By itself it leaves out of its schedule what is not due for hours: operators could not ask
-    # for it, and what it missed, or has waiting, would have to wait for its hour.
-    overrides: ClassVar = {
-        "_get_crontab_exclude_query": lambda scheduler: _no_row(),
-        "get_excluded_hours_for_crontab_tasks": lambda scheduler: [],  # before 2.9
-    }
-
     key_name = "pk"
+
+    @classmethod
+    def overrides(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
+        own: Any = scheduler
+        found = super().overrides(scheduler)
+        unreadable = found["unreadable_rows"]
+
+        def enabled_models(scheduler: Any) -> Any:
+            try:
+                return own.enabled_models(scheduler)
+            except Exception as exc:
+                if cls.is_away(exc):
+                    raise
+                return list(one_by_one(scheduler.enabled_models_qs()))
+
+        def one_by_one(rows: Any) -> Iterator[Any]:
+            for pk, name in rows.values_list("pk", "name"):
+                try:
+                    yield from rows.filter(pk=pk)
+                except Exception as exc:
+                    if cls.is_away(exc):
+                        raise
+                    unreadable[name] = _told(exc)
+
+        if hasattr(scheduler, "enabled_models_qs"):
+            found["enabled_models"] = enabled_models
+        # By itself it leaves out of its schedule what is not due for hours: operators could not ask
+        # for it, and what it missed, or has waiting, would have to wait for its hour.
+        return {
+            **found,
+            "_get_crontab_exclude_query": lambda scheduler: _no_row(),
+            "get_excluded_hours_for_crontab_tasks": lambda scheduler: [],  # before 2.9
+        }
+
+    @classmethod
+    def is_away(cls, exc: BaseException) -> bool:
+        from django.db import Error
+
+        return isinstance(exc, Error)
 
     def last_run_at(self, entry: Any) -> datetime:
         # With a start, one that never ran is said to have run long ago. It never did since it was
@@ -164,7 +348,7 @@ class DjangoAdapter(RowAdapter):
             return utc_of(entry, changed)
         return super().last_run_at(entry)
 
-    def has_lost(self, key: str | None) -> bool:
+    def has_lost(self, name: str, key: str | None) -> bool:
         rows = self._scheduler.Model.objects.filter(pk=key, enabled=True)
         return key is not None and not rows.exists()
 
@@ -172,12 +356,23 @@ class DjangoAdapter(RowAdapter):
 class SQLAlchemyAdapter(RowAdapter):
     """Of sqlalchemy-celery-beat."""
 
-    def has_lost(self, key: str | None) -> bool:
+    @classmethod
+    def is_away(cls, exc: BaseException) -> bool:
+        from sqlalchemy.exc import DBAPIError
+
+        return isinstance(exc, DBAPIError)
+
+    def has_lost(self, name: str, key: str | None) -> bool:
         if key is None:
             return False
         with self._scheduler.Session() as session:
             row = session.get(self._scheduler.Model, int(key))
             return row is None or not row.enabled
+
+
+def _told(exc: BaseException) -> str:
+    """On one line."""
+    return " ".join(f"{type(exc).__name__}: {exc}".split())[:_LONGEST_WHY]
 
 
 def _no_row() -> Any:

@@ -189,13 +189,38 @@ def test_without_time_zones(app: Celery, start: Start, database: Database) -> No
         assert timedelta(seconds=PERIOD - 0.1) < next_one.due - one.due
 
 
-def test_a_row_that_is_damaged(app: Celery, start: Start, database: Database) -> None:
-    """Harms no other."""
+@pytest.mark.parametrize("how", ["headers", "hour", "timezone", "unit"])
+def test_a_row_that_is_damaged(
+    app: Celery, start: Start, database: Database, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Harms no other; one line names it, and it is not taken for deleted."""
+    from django_celery_beat.models import CrontabSchedule, IntervalSchedule
+
     database.add("e", PERIOD)
-    database.add("damaged", PERIOD, headers="{")
+    if how == "headers":
+        database.add("damaged", PERIOD, headers="{")
+    elif how == "unit":
+        interval = IntervalSchedule.objects.create(every=1, period="fortnights")
+        database.add("damaged", PERIOD, interval=interval)
+    else:
+        crontab = CrontabSchedule.objects.create(hour=4)
+        database.add("damaged", PERIOD, interval=None, crontab=crontab)
+        # As by hand, or by another release; Django's own checks would refuse it.
+        sql = f"UPDATE django_celery_beat_crontabschedule SET {how} = '61'"
+        database.execute(sql)
     scheduler = start()
     turn_until(scheduler, lambda: history(app))
     assert "damaged" not in scheduler.schedule
+    (line,) = [line for line in caplog.messages if "damaged" in line]
+    assert line.startswith("damaged: cannot be read, and is left out: ")
+    gated = gated_of(scheduler)
+    assert gated is not None
+    assert list(gated.adapter.unreadable) == ["damaged"]
+    assert not gated.has_lost("damaged", str(database.get_key("damaged")))
+    database.execute("DELETE FROM django_celery_beat_periodictask WHERE name = 'damaged'")
+    database.add("other", 3600)
+    turn_until(scheduler, lambda: "other" in scheduler.schedule)
+    assert gated.adapter.unreadable == {}
 
 
 def test_added_while_another_is_due(app: Celery, start: Start, database: Database) -> None:
