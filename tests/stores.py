@@ -4,7 +4,9 @@ and to change them while beats run."""
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +14,7 @@ from celery import Celery
 
 from example_project.servers import LOOPBACK, PostgreSQL
 
+from . import own_scheduler
 from .django_database import Database, Server, make_database
 
 
@@ -19,24 +22,35 @@ class Store:
     """Where `scheduler` keeps its entries. `conf` has the settings of apps that use this one, and
     `env` what is added to the environment of their processes.
 
-    Each task has the name of its entry. Methods raise NotImplementedError where there is no such
-    thing in a store of its kind.
+    Each task has the name of its entry, unless that is changed. What a kind of store has, in the
+    words of the contract of gate/stores.py, are attributes of its class; a hand is not asked for
+    what its store has not.
     """
 
     scheduler: ClassVar[str]
+    #: It keeps when an entry ran last, for other schedulers and beats; and how exactly.
+    keeps_last_run: ClassVar[bool] = True
+    precision: timedelta = timedelta(milliseconds=2)
+    #: What is changed in it arrives while its scheduler runs.
+    is_live: ClassVar[bool] = True
+    #: It tells an entry from another of its name, and has starts, and entries that run once.
+    has_rows: ClassVar[bool] = False
+    #: All beats have it, and what is not in it is certainly gone.
+    tells_lost: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.conf: dict[str, Any] = {}
         self.env: dict[str, str] = {}
 
     def add(self, name: str, seconds: float = 3600, **fields: Any) -> None:
-        """`fields`: ``start_time``, ``one_off``, ``last_run_at``."""
+        """`fields`: ``start_time``, ``one_off``."""
+        raise NotImplementedError
+
+    def change(self, name: str, **fields: Any) -> None:
+        """`fields`: ``task``, ``enabled``."""
         raise NotImplementedError
 
     def delete(self, name: str) -> None:
-        raise NotImplementedError
-
-    def enable(self, name: str, enabled: bool) -> None:
         raise NotImplementedError
 
     def damage(self, name: str) -> None:
@@ -47,10 +61,59 @@ class Store:
         """Lets go of it."""
 
 
+class Code(Store):
+    """None: ``beat_schedule``."""
+
+    scheduler = "celery.beat:Scheduler"
+    keeps_last_run = is_live = tells_lost = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conf = {"beat_schedule": {}}
+
+    def add(self, name: str, seconds: float = 3600, **fields: Any) -> None:
+        self.conf["beat_schedule"][name] = {"task": name, "schedule": seconds}
+
+    def delete(self, name: str) -> None:
+        del self.conf["beat_schedule"][name]
+
+
+class CodeAndFile(Code):
+    """The same; last runs are in a file."""
+
+    scheduler = "celery.beat:PersistentScheduler"
+    keeps_last_run = True
+
+
+class Folder(Store):
+    """Of a scheduler of a site's own."""
+
+    scheduler = "tests.own_scheduler:FolderScheduler"
+    tells_lost = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = str(folder)
+        self.conf = {"beat_folder": self._folder}
+
+    def add(self, name: str, seconds: float = 3600, **fields: Any) -> None:
+        own_scheduler.write(self._folder, name, json.dumps({"task": name, "seconds": seconds}))
+
+    def change(self, name: str, **fields: Any) -> None:
+        own_scheduler.write(self._folder, name, **fields)
+
+    def delete(self, name: str) -> None:
+        (Path(self._folder) / f"{name}.json").unlink()
+
+    def damage(self, name: str) -> None:
+        own_scheduler.write(self._folder, name, "{")
+
+
 class Django(Store):
     """Of django-celery-beat."""
 
     scheduler = "django_celery_beat.schedulers:DatabaseScheduler"
+    has_rows = True
 
     def __init__(self, folder: Path, server: Server | None) -> None:
         super().__init__()
@@ -63,11 +126,11 @@ class Django(Store):
     def delete(self, name: str) -> None:
         self.database.get(name).delete()
 
-    def enable(self, name: str, enabled: bool) -> None:
-        self.database.change(name, enabled=enabled)
+    def change(self, name: str, **fields: Any) -> None:
+        self.database.change(name, **fields)
 
     def damage(self, name: str) -> None:
-        self.database.change(name, args="[")
+        self.database.change(name, headers="{")
 
     def close(self) -> None:
         self.database.close()
@@ -77,6 +140,7 @@ class SQLAlchemy(Store):
     """Of sqlalchemy-celery-beat."""
 
     scheduler = "sqlalchemy_celery_beat.schedulers:DatabaseScheduler"
+    has_rows = True
 
     def __init__(self, folder: Path, server: Server | None) -> None:
         super().__init__()
@@ -88,6 +152,7 @@ class SQLAlchemy(Store):
             url = f"postgresql+psycopg://postgres@{LOOPBACK}:{server.port}/{make_database(server)}"
         else:
             url = f"mysql+pymysql://root@{LOOPBACK}:{server.port}/{make_database(server)}"
+            self.precision = timedelta(seconds=1)  # its columns have no fractions there
         self.conf = {"beat_dburi": url}
         manager = SessionManager()
         self._engine, self._session = manager.create_session(url)
@@ -107,13 +172,13 @@ class SQLAlchemy(Store):
         with self._row(name) as (session, row):
             session.delete(row)
 
-    def enable(self, name: str, enabled: bool) -> None:
+    def change(self, name: str, **fields: Any) -> None:
         with self._row(name) as (_, row):
-            row.enabled = enabled
+            for field, value in fields.items():
+                setattr(row, field, value)
 
     def damage(self, name: str) -> None:
-        with self._row(name) as (_, row):
-            row.args = "["
+        self.change(name, headers="{")
 
     @contextlib.contextmanager
     def _row(self, name: str) -> Iterator[Any]:
@@ -146,9 +211,10 @@ class RedBeat(Store):
     def delete(self, name: str) -> None:
         self._entry(name).delete()
 
-    def enable(self, name: str, enabled: bool) -> None:
+    def change(self, name: str, **fields: Any) -> None:
         entry = self._entry(name)
-        entry.enabled = enabled
+        for field, value in fields.items():
+            setattr(entry, field, value)
         entry.save()
 
     def damage(self, name: str) -> None:

@@ -98,5 +98,6 @@ def test_nothing_is_lost_or_made_twice(
     assert check(history(app)) == []
     of_e = runs(app, "e")
     for one, next_one in zip(of_e, of_e[1:]):
+        # The clock goes on from when a run was claimed, which may be late, and rounded up.
         apart = (next_one.due - one.due).total_seconds()
-        assert PERIOD - 0.1 < apart < PERIOD + 1.0  # to run a period after what is rounded up
+        assert PERIOD - 0.1 < apart < 2 * PERIOD - 0.1
