@@ -193,6 +193,15 @@ class RunLedger:
             states[name] = RunState.first(at, floor, keys.get(name), zone, self._ahead, waiting)
         self.rewrite(self._pages.admit(states, self.outbox))
 
+    def begin_anew(self, entries: Mapping[str, datetime], keys: Mapping[str, str | None]) -> None:
+        """Has the clocks of entries that have a state run from these instants, and none of what ran
+        before count as theirs: they were enabled again, or others had their names."""
+        states: dict[str, RunState] = {}
+        for name, at in entries.items():
+            state = self._pages.of(name).states[name]
+            states[name] = state.begun_anew(at, keys[name], self._ahead)
+        self.rewrite(states)
+
     def rewrite(self, states: Changes, *also: Operation) -> None:
         """Writes other states for entries. `also` is part of each transaction."""
         for batch in self._batches(states):

@@ -176,6 +176,12 @@ class RunState:
         past_runs = self._with_past(past, most)
         return self.moved(self.last_run_at, at, ahead, due=past.due, history=past_runs)
 
+    def begun_anew(self, at: datetime, key: str | None, ahead: timedelta) -> RunState:
+        """The state of an entry that is enabled again, or is another of the same name: its clock
+        runs from `at`, and what ran before is not its own."""
+        state = replace(self, unnamed_since=None, key=key, due=None)
+        return state.moved(self.last_run_at, at, ahead, ask=None)
+
     def when_named(self, now: datetime, ahead: timedelta, anew: bool) -> RunState:
         """The state once a master's schedule names the entry. With `anew` its clock starts from
         `now`, where none did for longer than ABSENCE."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -135,10 +135,11 @@ class Source(ABC):
         self._set_clock(entry, last_run_at)
         return last_run_at
 
-    def _note_named(self, *, anew: bool) -> None:
-        """Tells the ledger what the schedule names, whenever that may have changed. `anew`: the
-        clock of what was away for long starts anew."""
-        for name in self._ledger.note_named(self.entries, clock.now(), anew=anew):
+    def _note_named(self, *, anew: bool, hidden: Iterable[str] = ()) -> None:
+        """Tells the ledger what the schedule names, whenever that may have changed; `hidden` it
+        names, too. `anew`: the clock of what was away for long starts anew."""
+        named: Container[str] = {*self.entries, *hidden} if hidden else self.entries
+        for name in self._ledger.note_named(named, clock.now(), anew=anew):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
 
     def _is_ahead(self, name: str) -> bool:

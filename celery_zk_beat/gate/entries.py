@@ -8,6 +8,7 @@ from typing import Any
 
 from celery.beat import Scheduler
 
+from .. import clock
 from ..dispatcher import Dispatcher
 from ..due import at_one_instant, next_free, utc_of
 from ..log import get_logger
@@ -102,8 +103,8 @@ class GatedEntries(Source):
         return left
 
     def _knows_better(self, entry: Any, state: RunState) -> bool:
-        """It was enabled again, or made anew."""
-        return utc_of(entry, entry.last_run_at or NEVER) >= state.last_run_at
+        """It has run by its store alone, or was brought up to date: see gated.py."""
+        return state.due is None or utc_of(entry, entry.last_run_at or NEVER) >= state.last_run_at
 
     def _start_of(self, entry: Any) -> datetime | None:
         return self._gated.adapter.start(entry)
@@ -112,7 +113,7 @@ class GatedEntries(Source):
         self.outdated()  # it is to know
 
     def _take_entries(self) -> None:
-        gated, ledger, key_of = self._gated, self._ledger, self._gated.adapter.key
+        gated, ledger = self._gated, self._ledger
         self._scheduler.data = self._taken = gated.entries
         self._names.look_anew()
         self._dispatcher.metrics.entries = len(self.entries)
@@ -122,17 +123,28 @@ class GatedEntries(Source):
             if ledger.state(name) is not None and gated.has_lost(name, run.key)
         ]
         self._dispatcher.drop(lost, "its entry was deleted or disabled while it waited")
-        # The clock of an entry is its own.
-        self._note_named(anew=False)
-        unseen = {
-            name: entry
-            for name, entry in self.entries.items()
-            if ledger.state(name) is None and not ledger.damaged(name)
-        }
-        ledger.first_seen(
-            {name: utc_of(entry, entry.last_run_at or NEVER) for name, entry in unseen.items()},
-            {name: key_of(entry) for name, entry in unseen.items()},
-        )
+        self._begin_clocks()
+        # The clock of an entry is its own. One that cannot be read was not disabled.
+        self._note_named(anew=False, hidden=gated.adapter.unreadable)
+
+    def _begin_clocks(self) -> None:
+        """Has the ledger know since when the clocks run of entries that are new, or enabled again:
+        until their first run that counts, however often the store is read."""
+        gated, ledger, now = self._gated, self._ledger, clock.now()
+        unseen: dict[str, datetime] = {}
+        anew: dict[str, datetime] = {}
+        keys: dict[str, str | None] = {}
+        for name, entry in self.entries.items():
+            state = ledger.state(name)
+            if state is None and ledger.damaged(name):
+                continue
+            if state is None or gated.begins_anew(entry, state):
+                # What a store says to have run in the future is no clock for anybody else.
+                since = min(utc_of(entry, entry.last_run_at or NEVER), now)
+                (unseen if state is None else anew)[name] = since
+                keys[name] = gated.adapter.key(entry)
+        ledger.first_seen(unseen, keys)
+        ledger.begin_anew(anew, keys)
 
     # What the gated scheduler asks: see gated.py --------------------------------------------------
 
@@ -168,7 +180,7 @@ class GatedEntries(Source):
         state = ledger.state(name)
         if state is None:  # it was read in this very turn
             last_run_at = utc_of(entry, entry.last_run_at or NEVER)
-            ledger.first_seen({name: last_run_at}, {name: key})
+            ledger.first_seen({name: min(last_run_at, clock.now())}, {name: key})
             state = ledger.state(name)
             if state is None:
                 return  # the ledger has said why
@@ -176,7 +188,10 @@ class GatedEntries(Source):
             free = next_free(entry, due, state)
         if free is None or free > max(due, claimed):
             return  # it ran already, by a clock that was ahead
-        if key is None and due < state.last_run_at - TOLERANCE:
+        if key is not None and state.total_run_count and free <= state.last_run_at:
+            # It was enabled again, and its start is what it ran for already.
+            free = claimed
+        if key is None and state.due is not None and due < state.last_run_at - TOLERANCE:
             # By a clock that was behind, and is right again. (A row of a database may be enabled
             # again, to run as if it never had.)
             return

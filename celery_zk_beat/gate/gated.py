@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Protocol
 
@@ -25,13 +25,14 @@ from ..due import as_of, at_one_instant, due_instant, is_ahead
 from ..errors import SettingsError, ZkBeatError
 from ..log import get_logger
 from ..messages import send_by_celery
-from ..runs import RunState
+from ..records import to_text
+from ..runs import NEVER, RunState
 from .stores import StoreAdapter, Unreadable, adapter_of
 
 logger = get_logger(__name__)
 
-#: By how much a store may round the time of a run.
-_ROUNDED = timedelta(milliseconds=1)
+#: By how much a store may round the time of a run; and one whose times are whole seconds.
+_ROUNDED, _SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
 
 
 class SchedulerFailed(ZkBeatError):
@@ -112,6 +113,8 @@ class Gated(Scheduler):
     producer = None
     #: The entries as they were last read, all that are known, by name.
     entries: dict[str, Any]
+    #: When the entries ran last, by name, of which their store says that this is still to come.
+    ahead: dict[str, datetime]
 
     _built_at = datetime.max.replace(tzinfo=timezone.utc)
     _is_open = _is_over = False
@@ -122,28 +125,19 @@ class Gated(Scheduler):
     _failure: ZkBeatError | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.entries = {}
+        self.entries, self.ahead = {}, {}
         self._unreadable: dict[str, str] = {}
         self.adapter = self.adapter_class(self)
         began, since = clock.now(), clock.boottime()
         super().__init__(*args, **kwargs)
-        # No entry was made earlier, by the clock of day, also if that was set back in between.
-        took = timedelta(seconds=clock.boottime() - since)
-        self._built_at = min(began, clock.now() - took)
+        self._built_at = _earliest(began, since)
 
     def opened(self) -> None:
         """To be called once, after it is made."""
         self.adapter.opened()
-        entries = self.schedule
-        for name, entry in list(self.adapter.entries(entries, self.entries).items()):
-            state = self._state(entry)
-            if state is None:
-                continue
-            # A time since it was made cannot be from its store, which does not know the entry.
-            if self.adapter.last_run_at(entry) >= max(self._built_at, state.last_run_at):
-                known = self.adapter.as_if_known(entry, state.last_run_at, state.due is not None)
-                if known is not entry:
-                    entries[name] = known
+        read = self.schedule
+        known = self._known(self.adapter.entries(read, self.entries), self._built_at)
+        read.update(known)
         self._is_open = True
         self.read_anew()
 
@@ -200,10 +194,13 @@ class Gated(Scheduler):
 
     @property
     def schedule(self) -> Any:
-        entries = super().schedule if self._asked is None else self._asked
+        if self._asked is not None:
+            return self._asked
+        began, since = clock.now(), clock.boottime()
+        entries = super().schedule
         if self._is_open and entries is not self._last_read:
             self._last_read = entries
-            self._bring_up_to_date(entries)
+            self._bring_up_to_date(entries, _earliest(began, since))
         return entries
 
     @schedule.setter
@@ -281,20 +278,10 @@ class Gated(Scheduler):
 
     # What the ledger knows better ----------------------------------------------------------------
 
-    def _state(self, entry: Any) -> RunState | None:
-        state = self.gate.state(entry.name)
-        if state is not None and is_ahead(state.last_run_at, clock.now()):
-            return None  # not for its store, where it would have to be mended too
-        return state if state is not None and state.key == self.adapter.key(entry) else None
-
-    def _bring_up_to_date(self, entries: Any) -> None:
-        """Has the scheduler know what ran though its store does not say so."""
-        for name, entry in list(entries.items()):
-            state = None if isinstance(entry, Unreadable) else self._state(entry)
-            if state is None:
-                continue
-            if self.adapter.last_run_at(entry) < state.last_run_at - _ROUNDED:
-                entries[name] = self.adapter.as_if_run(entry, state.last_run_at)
+    def _bring_up_to_date(self, entries: Any, since: datetime) -> None:
+        """Has the scheduler know what the ledger knows and its store does not say. `since`: when
+        the entries were made, or before."""
+        entries.update(self._known(entries, since))
         self._take(self.adapter.entries(entries, self.entries))
 
     def _take(self, entries: dict[str, Any]) -> None:
@@ -303,6 +290,80 @@ class Gated(Scheduler):
             if before.get(name) != why:
                 logger.error("%s: cannot be read, and is left out: %s", name, why)
         self.entries = entries
+
+    def _known(self, entries: Mapping[str, Any], since: datetime) -> dict[str, Any]:
+        """Those of the entries that become others by what the ledger knows."""
+        before, self.ahead = self.ahead, {}
+        found = {name: self._as_known(entry, since) for name, entry in entries.items()}
+        news = [name for name, at in self.ahead.items() if before.get(name) != at]
+        for name in news[:1]:
+            logger.error(
+                "%s: its store says that it ran last at %s, which is still to come%s: it does not "
+                "run until then, unless that is mended in the store",
+                name,
+                to_text(self.ahead[name]),
+                f", and so of {len(news) - 1} more" if len(news) > 1 else "",
+            )
+        return {name: entry for name, entry in found.items() if entry is not entries[name]}
+
+    def _as_known(self, entry: Any, since: datetime) -> Any:
+        """An entry as it is by what its store says, and by what the ledger knows to have run: of
+        the two, the later counts. One that never ran has its clock run since it was first seen,
+        however often it is read."""
+        if isinstance(entry, Unreadable):
+            return entry
+        adapter, state = self.adapter, self._state(entry)
+        at, has_run = adapter.last_run_at(entry), adapter.has_run(entry, since)
+        if has_run and not adapter.puts_off and is_ahead(at, clock.now()):
+            self.ahead[entry.name] = at
+        if state is None:
+            return entry
+        ran = state.last_run_at
+        if self._begins_anew(entry, state, has_run):
+            return adapter.as_if_known(entry, ran, False) if has_run and at < ran else entry
+        if state.due is None:
+            # With a start its class pretends that it ran long ago.
+            is_its_own = has_run or adapter.start(entry) is not None
+            return entry if is_its_own else adapter.as_if_known(entry, ran, False)
+        if not has_run:
+            return adapter.as_if_known(entry, ran, True)
+        if abs(at - ran) <= _ROUNDED:
+            return entry
+        if at.microsecond == 0 and abs(at - ran) < _SECOND:
+            return adapter.as_if_known(entry, ran, False)
+        return adapter.as_if_run(entry, ran) if at < ran else entry
+
+    def _state(self, entry: Any) -> RunState | None:
+        state = self.gate.state(entry.name)
+        if state is not None and is_ahead(state.last_run_at, clock.now()):
+            return None  # not for its store, where it would have to be mended too
+        return state if state is not None and state.key == self.adapter.key(entry) else None
+
+    def begins_anew(self, entry: Any, state: RunState) -> bool:
+        """True where what the ledger knows of it is of its life before: it was enabled again, or is
+        another of the same name."""
+        key = self.adapter.key(entry)
+        if key is None:
+            return False
+        return key != state.key or self._begins_anew(
+            entry, state, self.adapter.has_run(entry, NEVER)
+        )
+
+    def _begins_anew(self, entry: Any, state: RunState, has_run: bool) -> bool:
+        adapter = self.adapter
+        if state.unnamed_since is not None and state.key is not None:
+            return True  # it was gone from a store that all beats have
+        if has_run or state.due is None or not adapter.is_one_off(entry):
+            return False
+        # It was disabled and enabled again between two looks, or while no beat looked.
+        changed = adapter.changed_at(entry)
+        return changed is not None and changed > state.last_run_at
+
+
+def _earliest(began: datetime, since: float) -> datetime:
+    """An instant before all that happened since `began` by the clock of day, and `since` on
+    boottime(), also if the clock of day was set back in between."""
+    return min(began, clock.now() - timedelta(seconds=clock.boottime() - since))
 
 
 def _due(entry: Any, start: datetime | None) -> datetime:

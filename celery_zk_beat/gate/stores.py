@@ -9,7 +9,7 @@ import contextlib
 import shelve
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from multiprocessing.util import Finalize
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -26,8 +26,8 @@ _READ_EVERY, _READ_SHARE, _READ_TOGETHER = 5.0, 0.02, 500
 _ASK_AGAIN = 1.0
 #: Characters of what is wrong with an entry.
 _LONGEST_WHY = 200
-#: How long ago an entry that has a start and never ran has run, says django-celery-beat.
-_PRETENDED = timedelta(days=365 * 30)
+#: An attribute of entries of rows: the row says that it ran.
+_HAS_RUN = "row_has_run"
 
 
 class StoreAdapter:
@@ -36,6 +36,8 @@ class StoreAdapter:
 
     #: What is wrong with each entry that its class cannot decode, by name: none of :meth:`entries`.
     unreadable: Mapping[str, str] = MappingProxyType({})
+    #: Whether an entry is put off by a last run that is still to come: it is no mistake then.
+    puts_off: ClassVar = False
 
     def __init__(self, scheduler: Scheduler) -> None:
         #: A proxy, so that it is freed, with its connections, as soon as it is thrown away.
@@ -79,13 +81,27 @@ class StoreAdapter:
         at = entry.last_run_at
         return datetime.min.replace(tzinfo=timezone.utc) if at is None else utc_of(entry, at)
 
+    def has_run(self, entry: Any, since: datetime) -> bool:
+        """True where the store says that the entry ran at :meth:`last_run_at`; not, where that is
+        only since when its clock runs. `since`: when the entry was made, or before."""
+        # A time since it was made is not from the store; one that is to come is.
+        return not since <= self.last_run_at(entry) <= clock.now()
+
+    def changed_at(self, entry: Any) -> datetime | None:
+        """When somebody changed the entry last, UTC; None where the store does not say."""
+        return None
+
+    def is_one_off(self, entry: Any) -> bool:
+        """True where the entry runs once, and is disabled then."""
+        return False
+
     def as_if_run(self, entry: Any, at: datetime) -> Any:
         """The entry as it is after a run at `at`, UTC, of which the store does not know."""
         return entry._next_instance(last_run_at=as_of(entry, at))
 
     def as_if_known(self, entry: Any, at: datetime, has_run: bool) -> Any:
-        """The entry as it would be, had its store known of it: its clock goes on from `at`, UTC,
-        when it ran, where it `has_run`."""
+        """The entry as it would be, had its store known that its clock goes on from `at`, UTC,
+        since a run of it, where it `has_run`."""
         entry.last_run_at = as_of(entry, at)
         return entry
 
@@ -160,6 +176,8 @@ class RedBeatAdapter(StoreAdapter):
         from redis.exceptions import RedisError
 
         return isinstance(exc, RedisError) and "WRONGTYPE" not in str(exc)
+
+    puts_off: ClassVar = True  # by reschedule()
 
     def opened(self) -> None:
         self._scheduler.lock_key = None  # who is master is decided elsewhere
@@ -255,8 +273,13 @@ class RowAdapter(StoreAdapter):
         unreadable: dict[str, str] = {}
 
         def make(entry: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+            # Once it is made its row has a time in any case.
+            has_run = bool(model.last_run_at)
+            setattr(entry, _HAS_RUN, has_run)
             try:
                 super(kind, entry).__init__(model, *args, **kwargs)
+                if not has_run and model.start_time is None:
+                    cls.begin(entry)
             except Exception as exc:
                 if cls.is_away(exc):
                     raise
@@ -267,12 +290,18 @@ class RowAdapter(StoreAdapter):
             unreadable.clear()
             return own.all_as_schedule(scheduler)
 
-        kind: Any = type(own.Entry.__name__, (own.Entry,), {"__init__": make})
+        names = {"__init__": make, "__module__": own.Entry.__module__}
+        kind: Any = type(own.Entry.__name__, (own.Entry,), names)
         return {
             "Entry": kind,
             "unreadable_rows": unreadable,
             "all_as_schedule": all_as_schedule,
         }
+
+    @classmethod
+    def begin(cls, entry: Any) -> None:
+        """Is called for an entry that never ran, when its class has said since when its clock
+        runs."""
 
     def key(self, entry: Any) -> str | None:
         key = getattr(entry.model, self.key_name)
@@ -281,6 +310,24 @@ class RowAdapter(StoreAdapter):
     def start(self, entry: Any) -> datetime | None:
         start = entry.model.start_time
         return None if start is None else to_utc(start)
+
+    def has_run(self, entry: Any, since: datetime) -> bool:
+        return bool(getattr(entry, _HAS_RUN, True))
+
+    def changed_at(self, entry: Any) -> datetime | None:
+        # What code defines its class writes anew at each start.
+        if entry.name in self._scheduler.app.conf.beat_schedule:
+            return None
+        changed = entry.model.date_changed
+        return None if changed is None else self._utc_of_row(changed)
+
+    @classmethod
+    def _utc_of_row(cls, instant: datetime) -> datetime:
+        """Of an instant that the database layer has written of itself."""
+        return to_utc(instant)
+
+    def is_one_off(self, entry: Any) -> bool:
+        return bool(entry.model.one_off)
 
     def as_if_run(self, entry: Any, at: datetime) -> Any:
         # It takes no time as an argument; it asks itself for the present one, in a manner that
@@ -340,13 +387,20 @@ class DjangoAdapter(RowAdapter):
 
         return isinstance(exc, Error)
 
-    def last_run_at(self, entry: Any) -> datetime:
-        # With a start, one that never ran is said to have run long ago. It never did since it was
-        # last changed: to be enabled again, perhaps, after its one run.
-        at, changed = entry.last_run_at, entry.model.date_changed
-        if at is not None and changed is not None and at == changed - _PRETENDED:
-            return utc_of(entry, changed)
-        return super().last_run_at(entry)
+    @classmethod
+    def begin(cls, entry: Any) -> None:
+        # It takes the time of the change for one of UTC, whichever that is.
+        changed = entry.model.date_changed
+        if changed is not None and changed.tzinfo is None:
+            entry.last_run_at = as_of(entry, cls._utc_of_row(changed))
+
+    @classmethod
+    def _utc_of_row(cls, instant: datetime) -> datetime:
+        from django.utils.timezone import get_default_timezone
+
+        if instant.tzinfo is None:  # without USE_TZ
+            instant = instant.replace(tzinfo=get_default_timezone())
+        return to_utc(instant)
 
     def has_lost(self, name: str, key: str | None) -> bool:
         rows = self._scheduler.Model.objects.filter(pk=key, enabled=True)

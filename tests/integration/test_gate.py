@@ -523,6 +523,103 @@ def test_its_store_is_lost(
     check_rhythm(second)
 
 
+def add_row(scheduler: ZooKeeperScheduler, name: str, seconds: int, **fields: Any) -> None:
+    """To the tables of sqlalchemy-celery-beat, and waits until it is seen."""
+    from sqlalchemy_celery_beat.models import IntervalSchedule, Period, PeriodicTask
+
+    turn_until(scheduler, lambda: gated_of(scheduler))
+    with opened(scheduler).Session() as session:
+        interval = IntervalSchedule(every=seconds, period=Period.SECONDS)
+        session.add(interval)
+        session.commit()
+        session.add(PeriodicTask(name=name, task=name, schedule_model=interval, **fields))
+        session.commit()
+    turn_until(scheduler, lambda: name in scheduler.schedule)
+
+
+def test_a_clock_that_never_began(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """Runs since the entry was first seen, whoever is elected, and however often all rows are
+    read: sqlalchemy-celery-beat has it begin then."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    first = start(beat_schedule={})
+    add_row(first, "e", int(2 * PERIOD))
+    began = state_of(first, "e").last_run_at
+    add_row(first, "another", 3600)
+    crash(first)
+    second = start()
+    add_row(second, "a third", 3600)
+    turn_until(second, lambda: history(app))
+    (run,) = history(app)
+    assert abs(run.due - began - timedelta(seconds=2 * PERIOD)) < timedelta(milliseconds=2)
+
+
+def test_a_row_that_was_made_anew_never_ran(
+    app: Celery, start: Start, redis_server: Redis, tmp_path: Path
+) -> None:
+    """And its clock begins once, too."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    from sqlalchemy_celery_beat.models import PeriodicTask
+
+    scheduler = start(beat_schedule={})
+    add_row(scheduler, "e", 1)
+    turn_until(scheduler, lambda: history(app))
+    with opened(scheduler).Session() as session:
+        session.delete(session.query(PeriodicTask).filter_by(name="e").one())
+        session.commit()
+    turn_until(scheduler, lambda: "e" not in scheduler.schedule)
+    runs, added = len(history(app)), datetime.now(timezone.utc)
+    add_row(scheduler, "e", int(2 * PERIOD))
+    began = state_of(scheduler, "e").last_run_at
+    assert began > added
+    add_row(scheduler, "another", 3600)
+    turn_until(scheduler, lambda: len(history(app)) > runs)
+    run = history(app)[-1]
+    assert run.run == runs + 1
+    assert abs(run.due - began - timedelta(seconds=2 * PERIOD)) < timedelta(milliseconds=2)
+
+
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_a_one_off_that_is_enabled_again(
+    app: Celery,
+    start: Start,
+    redis_server: Redis,
+    tmp_path: Path,
+    starts: bool,
+    keeps: bool,
+    is_seen: bool,
+) -> None:
+    """Runs once more, whether or not it keeps its last run, and whether or not a master saw that
+    it was disabled."""
+    configure(app, SQLALCHEMY, redis_server, tmp_path)
+    from sqlalchemy_celery_beat.models import PeriodicTask
+
+    scheduler = start(beat_schedule={})
+    start_time = datetime.now(timezone.utc) - timedelta(seconds=1) if starts else None
+    add_row(scheduler, "e", 1, one_off=True, start_time=start_time)
+
+    def is_enabled() -> bool:
+        with opened(scheduler).Session() as session:
+            return bool(session.query(PeriodicTask).filter_by(name="e").one().enabled)
+
+    turn_until(scheduler, lambda: history(app) and not is_enabled())
+    if is_seen:
+        turn_until(scheduler, lambda: "e" not in scheduler.schedule)
+    with opened(scheduler).Session() as session:
+        row = session.query(PeriodicTask).filter_by(name="e").one()
+        row.enabled = True
+        if not keeps:
+            row.last_run_at = None
+        session.commit()
+    turn_until(scheduler, lambda: len(history(app)) == 2 and not is_enabled())
+    turn_for(scheduler, 1.5)
+    assert [run.run for run in history(app)] == [1, 2]
+    assert history(app)[1].due > history(app)[0].due
+
+
 def test_a_change_that_is_read_when_the_entry_is_due(
     app: Celery, start: Start, redis_server: Redis, tmp_path: Path
 ) -> None:
@@ -547,15 +644,17 @@ def test_a_change_that_is_read_when_the_entry_is_due(
 def test_redbeat_rescheduled_by_hand(
     app: Celery, start: Start, redis_server: Redis, tmp_path: Path
 ) -> None:
+    """To an earlier time: what ran does not again, what never did runs."""
     configure(app, REDBEAT, redis_server, tmp_path)
     from redbeat import RedBeatSchedulerEntry
 
-    scheduler = start(beat_schedule={"e": every(60)})
-    turn_for(scheduler, 0.5)
-    entry = RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}e", app=app)
-    entry.reschedule(datetime.now(timezone.utc) - timedelta(hours=1))
-    turn_for(scheduler, 1.5)
-    assert history(app) == []
+    scheduler = start(beat_schedule={"e": every(60, "e"), "ran": every(PERIOD, "ran")})
+    turn_until(scheduler, lambda: history(app))
+    for name in ("e", "ran"):
+        entry = RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}{name}", app=app)
+        entry.reschedule(datetime.now(timezone.utc) - timedelta(hours=1))
+    turn_for(scheduler, 0.5 * PERIOD)
+    assert sorted(run.task for run in history(app)) == ["e", "ran"]
 
 
 def test_redbeat_made_anew(app: Celery, start: Start, redis_server: Redis, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.conftest import PATIENCE
 from tests.django_database import Database
 from tests.history import check
 
-from .conftest import Make, gated_of, history, state_of, turn
+from .conftest import Make, every, gated_of, history, state_of, turn
 from .test_gate import PERIOD, Start, ask_for_run, crash, turn_for, turn_until
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -172,6 +172,136 @@ def test_a_run_of_an_entry_that_was_made_anew(
     assert [past.note for past in state.history[:2]] == [f"dropped: {why}", None]
 
 
+@pytest.mark.parametrize("name", ["row", "code"])
+def test_a_clock_that_never_began(app: Celery, start: Start, database: Database, name: str) -> None:
+    """Runs since the entry was first seen, whoever is elected, and however often all rows are
+    read: django-celery-beat has it begin when it reads what code defines."""
+    code = {"code": every(2 * PERIOD, "code")}
+    if name == "row":
+        database.add("row", 2 * PERIOD)
+        code = {}
+    first = start(beat_schedule=code)
+    turn_until(first, lambda: name in first.schedule)
+    began = state_of(first, name).last_run_at
+    turn_for(first, PERIOD / 2)
+    crash(first)
+    second = start()
+    turn_until(second, lambda: name in second.schedule)
+    database.add("another", 3600)
+    turn_until(second, lambda: "another" in second.schedule)
+    turn_until(second, lambda: history(app))
+    (run,) = history(app)
+    assert abs(run.due - began - timedelta(seconds=2 * PERIOD)) < timedelta(milliseconds=2)
+
+
+@pytest.mark.parametrize("cure", ["corrected", "unknown", "made anew"])
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_last_run_in_the_future(
+    app: Celery,
+    start: Start,
+    database: Database,
+    cure: str,
+    has_run: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Holds the entry back, as without us, until somebody mends it in the database; the next
+    master need not be elected for that."""
+    from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+    def tell(last_run_at: datetime | None) -> None:
+        PeriodicTask.objects.filter(name="e").update(last_run_at=last_run_at)
+        PeriodicTasks.update_changed()
+
+    database.add("e", PERIOD)
+    runs = 0
+    if has_run:
+        first = start(beat_sync_every=1)
+        turn_until(first, lambda: history(app))
+        first._loop.say_goodbye()
+        first.close()
+        runs = len(history(app))
+    tell(soon(2 * 3600))
+    scheduler = start()
+    turn_for(scheduler, 1.5 * PERIOD)
+    assert len(history(app)) == runs
+    assert caplog.text.count("e: its store says that it ran last at") == 1
+    mended = soon(0)
+    if cure == "made anew":
+        database.get("e").delete()
+        database.add("e", PERIOD)
+    else:
+        tell(mended if cure == "corrected" else None)
+    turn_until(scheduler, lambda: len(history(app)) == runs + 1)
+    run = history(app)[-1]
+    assert run.run == runs + 1
+    if cure == "corrected":
+        assert abs(run.due - mended - timedelta(seconds=PERIOD)) < timedelta(milliseconds=2)
+    state = state_of(scheduler, "e")
+    assert state.last_run_at < soon(60)
+
+
+def test_a_store_of_whole_seconds(app: Celery, start: Start, database: Database) -> None:
+    """Says of a run that it was up to a second before: that is the same one, and is not counted
+    again; the next is due when it would be otherwise."""
+    from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+    database.add("e", PERIOD)
+    scheduler = start(beat_sync_every=1)
+    turn_until(scheduler, lambda: history(app))
+    ran = state_of(scheduler, "e").last_run_at
+    PeriodicTask.objects.filter(name="e").update(last_run_at=ran.replace(microsecond=0))
+    for _ in range(3):
+        time.sleep(0.01)
+        PeriodicTasks.update_changed()
+        turn_for(scheduler, 0.2)
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert history(app)[1].due - ran < timedelta(seconds=PERIOD, milliseconds=2)
+    assert history(app)[1].due - ran > timedelta(seconds=PERIOD, milliseconds=-2)
+    turn_until(scheduler, lambda: database.get("e").total_run_count == 2)
+
+
+ZONES = ["UTC", "Asia/Shanghai", "America/New_York"]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("uses", [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("starts", [False, True])
+def test_a_one_off_in_all_zones(
+    app: Celery,
+    start: Start,
+    database: Database,
+    zone: str,
+    uses: tuple[bool, bool],
+    starts: bool,
+) -> None:
+    """Runs once, however often it is read, also after a failover; and again when it is enabled
+    again, whichever clock writes what, and whether or not a master saw that it was disabled."""
+    from django.test import override_settings
+
+    use_tz, aware = uses
+    if starts and use_tz and not aware:
+        pytest.skip("django-celery-beat compares what cannot be compared")
+    app.conf.timezone = zone
+    with override_settings(USE_TZ=use_tz, DJANGO_CELERY_BEAT_TZ_AWARE=aware, TIME_ZONE=zone):
+        began = soon(-1) if use_tz else soon(-1).replace(tzinfo=None)
+        more = {"start_time": began} if starts else {}
+        database.add("e", 1, one_off=True, **more)
+        first = start()
+        turn_until(first, lambda: history(app) and not database.get("e").enabled)
+        turn_until(first, lambda: "e" not in first.schedule)
+        assert state_of(first, "e").unnamed_since is not None
+        database.change("e", enabled=True)
+        turn_until(first, lambda: len(history(app)) == 2)
+        crash(first)
+        second = start()
+        turn_until(second, lambda: not database.get("e").enabled)
+        database.change("e", enabled=True)  # at once
+        turn_until(second, lambda: len(history(app)) == 3 and not database.get("e").enabled)
+        turn_for(second, 1.5)
+    assert [run.run for run in history(app)] == [1, 2, 3]
+    assert len({run.due for run in history(app)}) == 3
+
+
 def test_without_time_zones(app: Celery, start: Start, database: Database) -> None:
     """What the ledger knows is written in the manner of the settings."""
     from django.test import override_settings
@@ -221,6 +351,26 @@ def test_a_row_that_is_damaged(
     database.add("other", 3600)
     turn_until(scheduler, lambda: "other" in scheduler.schedule)
     assert gated.adapter.unreadable == {}
+
+
+def test_a_one_off_that_was_damaged_meanwhile(
+    app: Celery, start: Start, database: Database
+) -> None:
+    """Was not disabled: that it ran still counts, though its row does not say so."""
+    from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+    database.add("first", 0.5)
+    database.add("e", PERIOD, one_off=True)
+    first = start()
+    turn_until(first, lambda: any(run.task == "e" for run in history(app)))
+    crash(first)
+    PeriodicTask.objects.filter(name="e").update(headers="{", last_run_at=None, total_run_count=0)
+    second = start()
+    turn_until(second, lambda: gated_of(second) and "e" not in second.schedule)
+    PeriodicTask.objects.filter(name="e").update(headers="{}")
+    PeriodicTasks.update_changed()
+    turn_until(second, lambda: not database.get("e").enabled)
+    assert len([run for run in history(app) if run.task == "e"]) == 1
 
 
 def test_added_while_another_is_due(app: Celery, start: Start, database: Database) -> None:
