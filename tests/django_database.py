@@ -69,7 +69,10 @@ class Database:
         """The next use of it connects anew."""
         from django.db import connections
 
-        connections["default"].close()
+        connection = connections["default"]
+        connection.close()
+        if "pool" in connection.settings_dict["OPTIONS"]:
+            connection.close_pool()
 
     def add(self, name: str, seconds: float, **fields: Any) -> PeriodicTask:
         """An entry, whose task has its name too unless told otherwise."""

@@ -57,6 +57,9 @@ class Store:
         """Has it be something that its class cannot decode."""
         raise NotImplementedError
 
+    def disconnect(self) -> None:
+        """The next use of it connects anew."""
+
     def close(self) -> None:
         """Lets go of it."""
 
@@ -115,9 +118,9 @@ class Django(Store):
     scheduler = "django_celery_beat.schedulers:DatabaseScheduler"
     has_rows = True
 
-    def __init__(self, folder: Path, server: Server | None) -> None:
+    def __init__(self, folder: Path, server: Server | None, **connection: Any) -> None:
         super().__init__()
-        self.database = Database(folder, server)
+        self.database = Database(folder, server, **connection)
         self.env = self.database.env
 
     def add(self, name: str, seconds: float = 3600, **fields: Any) -> None:
@@ -131,6 +134,9 @@ class Django(Store):
 
     def damage(self, name: str) -> None:
         self.database.change(name, headers="{")
+
+    def disconnect(self) -> None:
+        self.database.disconnect()
 
     def close(self) -> None:
         self.database.close()

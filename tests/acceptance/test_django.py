@@ -163,25 +163,3 @@ def test_commands(shop: Site, database: Database) -> None:
     shop.wait(lambda history: known <= {m.id for m in history}, "all that it told of")
     assert shop.zk_beat("resign").returncode == 0
     assert check(shop.wait(lambda history: history[-1].master == "two", "a run of two")) == []
-
-
-@pytest.mark.parametrize("database", ["own_postgresql", "own_mariadb"], indirect=True)
-def test_the_database_restarts(
-    shop: Site, database: Database, request: pytest.FixtureRequest
-) -> None:
-    """Under a running master, and stays away for a while: no hand is needed after it."""
-    server = request.getfixturevalue(request.node.callspec.params["database"])
-    database.add("often", 0.2)
-    beat = shop.beat()
-    shop.wait(lambda history: history, "a run")
-    server.stop()
-    time.sleep(2)  # the outage itself
-    server.start()
-    database.disconnect()
-    before = len(shop.history())
-    shop.wait(lambda history: len(history) > before + 5, "runs")
-    database.change("often", enabled=False)
-    database.add("new", 0.2)
-    shop.wait(lambda history: runs(history, "new"), "a run of what was added since")
-    assert beat.alive
-    assert check(shop.history()) == []
