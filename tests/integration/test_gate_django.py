@@ -3,10 +3,13 @@ admin and its own ways with one-off entries have to do with a failover."""
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -459,3 +462,62 @@ def test_an_entry_that_is_gone(
         scheduler = start()
     turn_until(scheduler, lambda: gated_of(scheduler) and not scheduler._loop.ledger.outbox)
     assert state_of(scheduler, "e").dropped == (1,)
+
+
+class Replica:
+    """Has Django read from a copy of the database, which is behind."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        from django.db import connections
+
+        self._from = database.env["DJANGO_DATABASE"]
+        self._to = str(folder / "replica.sqlite3")
+        self.catch_up()
+        connections.settings["replica"] = {**connections.settings["default"], "NAME": self._to}
+
+    def catch_up(self) -> None:
+        connect = sqlite3.connect
+        with closing(connect(self._from)) as source, closing(connect(self._to)) as target:
+            source.backup(target)
+
+    def close(self) -> None:
+        from django.db import connections
+
+        connections["replica"].close()
+        del connections["replica"], connections.settings["replica"]
+
+    # As DATABASE_ROUTERS has it.
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "replica"
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+    def allow_relation(self, one: Any, other: Any, **hints: Any) -> bool:
+        return True
+
+
+def test_reads_from_a_replica_that_lags(
+    app: Celery, start: Start, database: Database, tmp_path: Path
+) -> None:
+    """The ledger knows what ran, so that nothing runs again, whatever the copy says."""
+    from django.test import override_settings
+
+    database.add("e", PERIOD)
+    replica = Replica(database, tmp_path)
+    with override_settings(DATABASE_ROUTERS=[replica]), closing(replica):
+        first = start()
+        turn_until(first, lambda: len(history(app)) == 2)
+        crash(first)
+        second = start()
+        turn_until(second, lambda: len(history(app)) == 3)
+        database.change("e", enabled=False)
+        turn_until(second, lambda: len(history(app)) == 4)  # it does not know
+        replica.catch_up()
+        turn_until(second, lambda: "e" not in second.schedule)
+        turn_for(second, PERIOD)
+    assert [run.run for run in history(app)] == [1, 2, 3, 4]
+    assert check(history(app)) == []
+    for one, next_one in zip(history(app), history(app)[1:]):
+        assert timedelta(seconds=PERIOD - 0.1) < next_one.due - one.due

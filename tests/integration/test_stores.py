@@ -416,8 +416,6 @@ def test_a_one_off_runs_once(site: Site) -> None:
     is enabled again."""
     if not site.store.has_rows:
         pytest.skip("all of its entries run again and again")
-    if site.store.precision > MOMENT:
-        pytest.skip("does not run again: issue 19, 7")
     site.store.add("e", 1, one_off=True)
     gate = OpenGate()
     first = site.open(gate)
