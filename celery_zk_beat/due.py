@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import zlib
+import zoneinfo
 from collections.abc import Hashable, Iterator
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
@@ -17,6 +18,7 @@ from celery.schedules import crontab
 from . import clock
 from .names import without_addresses
 from .runs import NEVER, RunState, end_of, from_milliseconds
+from .shown import Rule
 
 _AHEAD = timedelta(minutes=1)
 _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
@@ -26,6 +28,8 @@ _FURTHEST_ZONE, _STEP_OF_ZONES = timedelta(hours=15), timedelta(minutes=15)
 _OF_PROCESS = ("app", "_app", "nowfun", "tz", "utc_enabled")
 #: Packages whose schedules and entries say when they are due from when they ran last.
 _PLAIN = ("celery", "django_celery_beat", "sqlalchemy_celery_beat", "redbeat")
+#: The fields of a line of cron, by Celery's names.
+_CRON = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 #: Instants whose offsets from UTC tell one time zone from another: always these, so that what
 #: comes of it is the same each year.
 _WINTER, _SUMMER = datetime(2025, 1, 1), datetime(2025, 7, 1)
@@ -144,6 +148,61 @@ def schedule_text(schedule: Any) -> str:
     return shown(schedule)
 
 
+def rule_of(schedule: Any) -> Rule | None:
+    """Of which :func:`schedule_of` makes a schedule that is due at the same instants; None where
+    only its class knows them."""
+    kind = type(schedule)
+    if is_interval(schedule):
+        every, relative = schedule.run_every.total_seconds(), schedule.relative is True
+        return Rule(every=every, relative=relative)
+    if not isinstance(schedule, crontab) or kind.__module__.partition(".")[0] not in _PLAIN:
+        return None
+    cron = " ".join([_cron_field(getattr(schedule, f"_orig_{name}")) for name in _CRON])
+    if kind is crontab:
+        return Rule(cron=cron)
+    zone = getattr(schedule.tz, "key", None) or str(schedule.tz)
+    return None if _zone(zone) is None else Rule(cron=cron, zone=zone)
+
+
+def _cron_field(value: Any) -> str:
+    is_text = isinstance(value, (str, int))
+    text = str(value) if is_text else ",".join(map(str, sorted(value)))
+    return "".join(text.split())
+
+
+def schedule_of(rule: Rule, app: Any) -> Any:
+    """A schedule of Celery's; None where a rule that another hand wrote is none."""
+    try:
+        if rule.cron is None:
+            every = timedelta(seconds=rule.every or 0)
+            return celery.schedules.schedule(every, rule.relative, app=app)
+        found = crontab(**dict(zip(_CRON, rule.cron.split(" "))), app=app)
+        if rule.zone is not None:
+            found.tz = _zone(rule.zone)
+        return found if found.tz is not None else None
+    except Exception:  # of its parser, which has several
+        return None
+
+
+def rule_text(rule: Rule, schedule: Any) -> str:
+    """As :func:`schedule_text` of the schedule that was made of it, with its time zone, where that
+    is not the app's."""
+    if schedule is None:
+        return f"crontab {rule.cron}" if rule.every is None else f"every {rule.every:g} s"
+    text = schedule_text(schedule)
+    if rule.zone is None or _offsets_of(schedule.tz) == _offsets_of(schedule.app.timezone):
+        return text
+    return f"{text} {rule.zone}"
+
+
+@functools.lru_cache(256)
+def _zone(name: str) -> tzinfo | None:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except Exception:  # there are several that no zone has
+        return None
+
+
 def shown(schedule: Any) -> str:
     """The same in every process, also where a class shows no more than its address."""
     kind: Any = type(schedule)
@@ -213,11 +272,14 @@ def zone_of(entry: Any) -> str | None:
     if not isinstance(schedule, crontab) and getattr(schedule, "relative", False) is not True:
         return None
     try:
-        zone: Any = schedule.tz
-        # Those of dateutil cannot be kept.
-        return _offsets(zone) if isinstance(zone, Hashable) else _offsets.__wrapped__(zone)
+        return _offsets_of(schedule.tz)
     except Exception:  # of a class of the user's
         return None
+
+
+def _offsets_of(zone: Any) -> str | None:
+    # Those of dateutil cannot be kept.
+    return _offsets(zone) if isinstance(zone, Hashable) else _offsets.__wrapped__(zone)
 
 
 @functools.lru_cache(64)

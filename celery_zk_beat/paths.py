@@ -68,6 +68,15 @@ class Paths:
         """Persistent; the runs that are claimed and not yet known to be published."""
         return f"{self.root}/outbox"
 
+    @property
+    def shown(self) -> str:
+        """Persistent, where another scheduler is elected: what it knows of its entries. Its data
+        is the index of the pages below it."""
+        return f"{self.root}/shown"
+
+    def shown_page(self, page: str) -> str:
+        return f"{self.shown}/{page}"
+
     def member(self, id: str) -> str:
         """Ephemeral, one a beat."""
         return f"{self.members}/{quote_name(id)}"

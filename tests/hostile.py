@@ -175,6 +175,34 @@ OUTBOXES = records({"runs": st.lists(_RUNS | VALUES, max_size=3)})
 PAUSES = records(
     {"all": _PAUSES, "entries": st.dictionaries(st.just("e") | _TEXTS, _PAUSES | VALUES)}
 )
+INDEXES = records(
+    {
+        "scheduler": st.just("package:Another") | _TEXTS,
+        "pages": st.dictionaries(
+            st.sampled_from(["3f", "00"]) | _TEXTS, _NUMBERS | VALUES, max_size=3
+        ),
+    }
+)
+_CRONS = st.sampled_from(
+    ["* * * * *", "0 0 30 2 *", "61 * * * *", "*/0 * * * *", "1-99999999 * * * *", "* * *", ""]
+)
+_SHOWN = st.fixed_dictionaries(
+    {},
+    optional={
+        "task": _TEXTS,
+        "every": st.floats() | _NUMBERS,
+        "relative": st.booleans(),
+        "cron": _CRONS | _TEXTS,
+        "zone": st.sampled_from(["Asia/Tokyo", "../../etc/passwd", "/etc/passwd", "."]) | _TEXTS,
+        "schedule": _TEXTS,
+        "next_run_at": _NUMBERS,
+        "start": _NUMBERS,
+        "since": _NUMBERS,
+        "disabled": st.booleans(),
+        "error": _TEXTS,
+    },
+)
+SHOWN = records({"entries": st.dictionaries(st.just("e") | _TEXTS, _SHOWN | VALUES, max_size=3)})
 REQUESTS = records(
     {"do": st.just("run") | _TEXTS, "entry": _TEXTS, "to": _TEXTS, "asked": INSTANTS, "by": _TEXTS}
 )

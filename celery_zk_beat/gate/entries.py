@@ -17,6 +17,7 @@ from ..publishing import Send
 from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
 from .gated import Gated, open_gate
+from .showing import Showing
 
 logger = get_logger(__name__)
 
@@ -39,6 +40,9 @@ class GatedEntries(Source):
     ) -> None:
         super().__init__(scheduler, names, dispatcher)
         self._kind, self._arguments = kind, arguments
+        self._showing = Showing(
+            dispatcher.election, dispatcher.settings.scheduler or "", dispatcher.ledger.state
+        )
         self._opened: Gated | None = None
         #: Its entries when they were looked at last.
         self._taken: Any = None
@@ -63,6 +67,7 @@ class GatedEntries(Source):
             self._opened.throw_away()
             self._opened = None
             self._scheduler.data = {}
+            self._showing.forget()
 
     def write(self) -> None:
         if self._opened is not None:
@@ -97,10 +102,11 @@ class GatedEntries(Source):
         self._dispatcher.publish_waiting()
         self.refresh()  # some run may stand for what has come due since
         self._is_full = self._dispatcher.room() <= 0
-        left = 0.0 if self._control.pauses_stale else self._gated.turn()
-        if self._gated.entries is not self._taken:
+        gated = self._gated
+        left = 0.0 if self._control.pauses_stale else gated.turn()
+        if gated.entries is not self._taken:
             self._take_entries()
-        return left
+        return min(left, self._showing.turn(self._ledger.epoch, self.entries, {}, gated.adapter))
 
     def _knows_better(self, entry: Any, state: RunState) -> bool:
         """It has run by its store alone, or was brought up to date: see gated.py."""

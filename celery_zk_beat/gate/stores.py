@@ -75,6 +75,10 @@ class StoreAdapter:
         """The instant, UTC, before which an entry does not run; None where it has none."""
         return None
 
+    def is_disabled(self, entry: Any) -> bool:
+        """True for an entry that does not run, and is among :meth:`entries` all the same."""
+        return False
+
     def last_run_at(self, entry: Any) -> datetime:
         """When an entry ran last, UTC; or since when its clock runs, if it never did. The first
         instant of all where its store does not say."""
@@ -247,6 +251,9 @@ class RedBeatAdapter(StoreAdapter):
             return found
         known.update(found)
         return known
+
+    def is_disabled(self, entry: Any) -> bool:
+        return not entry.enabled
 
     def as_if_known(self, entry: Any, at: datetime, has_run: bool) -> Any:
         entry = super().as_if_known(entry, at, has_run)

@@ -20,6 +20,7 @@ from ..zookeeper.operations import Node
 from ..zookeeper.session import ZooKeeperSession
 from .lenient import MOST_RECENT, LenientRecords, PageContent, latest
 from .mirror import Mirror
+from .others import OtherEntries, OtherEntry
 from .snapshot import (
     FOR_BROKER,
     FOR_RESUME,
@@ -40,6 +41,8 @@ _CLAIMED_WITHIN, _WRITES_WITHIN = timedelta(seconds=5), timedelta(seconds=45)
 
 class Schedule(Protocol):
     """The part of the asker's scheduler that a look needs."""
+
+    app: Any
 
     @property
     def entries(self) -> Mapping[str, Any]:
@@ -80,6 +83,9 @@ class Reader:
         self._remarks = tuple(remarks)
         self._digest = schedule.digest()
         self._mirror = Mirror(session, self._paths, on_change)
+        scheduler, self._others = settings.scheduler, None
+        if scheduler is not None:
+            self._others = OtherEntries(session, self._paths, scheduler, schedule.app, on_change)
         #: A page's content, and what it was read of.
         self._pages: dict[str, tuple[Node, PageContent]] = {}
         #: An entry as it was last shown, and what it was made of.
@@ -94,6 +100,8 @@ class Reader:
             RootError: the root belongs to another app.
         """
         self._mirror.refresh()
+        if self._others is not None:
+            self._others.refresh()
         return self._snapshot(clock.now())
 
     def history(self, entry: str | None, limit: int) -> list[RecentRun]:
@@ -142,6 +150,8 @@ class Reader:
             masters=tuple(masters),
             warnings=(),
         )
+        if self._others is not None:
+            records.warnings += self._others.warnings
         seen = warnings_of(found, quota, self._remarks, self._ahead(pages, now))
         return replace(found, warnings=(*seen, *records.warnings))
 
@@ -157,11 +167,9 @@ class Reader:
     def _entries(
         self, pages: Iterable[PageContent], outbox: Iterable[Run], pauses: Pauses, now: datetime
     ) -> list[Entry]:
-        schedule = dict(self._schedule.entries)
+        schedule = dict(self._named())
         waiting = {run.entry: run.number for run in outbox}
         states = {name: state for page in pages for name, state in page.states.items()}
-        # Of those of a gated scheduler ZooKeeper alone knows.
-        gated = self._settings.scheduler is not None
         before, self._shown = self._shown, {}
         for name in sorted({*schedule, *states, *waiting}):
             entry = schedule.get(name)
@@ -172,7 +180,7 @@ class Reader:
                 pauses.since(name) is not None,
                 None if entry is None or is_steady(entry.schedule) else now,
                 entry,
-                gated,
+                self._others is not None,
             )
             known = before.get(name)
             if known is None or known[0] != made_of:
@@ -180,13 +188,20 @@ class Reader:
             self._shown[name] = known
         return [entry for _, entry in self._shown.values()]
 
+    def _named(self) -> Mapping[str, Any]:
+        """The entries of the asker's schedule, as far as is known."""
+        return self._schedule.entries if self._others is None else self._others.entries
+
+    def _is_named(self, name: str, state: RunState) -> bool:
+        return state.unnamed_since is None if self._others else name in self._schedule.entries
+
     def _ahead(self, pages: Iterable[PageContent], now: datetime) -> dict[str, datetime]:
         """The entries here that ran last at an instant to come, and that."""
         return {
             name: state.last_run_at
             for page in pages
             for name, state in page.states.items()
-            if is_ahead(state.last_run_at, now) and name in self._schedule.entries
+            if is_ahead(state.last_run_at, now) and self._is_named(name, state)
         }
 
     def _recent(
@@ -222,25 +237,42 @@ def _entry(
     entry: Any,
     gated: bool,
 ) -> Entry:
-    next_run_at = None
-    if entry is not None and state is not None and not held:
-        next_run_at = next_free(entry, next_run(entry, state.last_run_at), state)
-        asked_at = ask_at(entry, state)
-        if asked_at is not None:
-            next_run_at = max(asked_at, next_run_at or asked_at)
+    in_schedule = entry is not None or gated
+    told = entry.told if isinstance(entry, OtherEntry) else None
+    if gated and state is not None and state.unnamed_since is not None:
+        # That is written at once, and what is told of it some seconds later.
+        in_schedule = False
+        if told is not None and told.error is None:
+            entry = told = None
     return Entry(
         name=name,
-        task=None if entry is None else str(entry.task),
-        schedule=None if entry is None or entry.schedule is None else schedule_text(entry.schedule),
+        task=None if entry is None or entry.task is None else str(entry.task),
+        schedule=_schedule_text(entry),
         paused=pause.since,
         paused_by=None if pause.since is None else pause.by,
         last_run_at=None if state is None else _last_run_at(state),
         total_run_count=0 if state is None else state.total_run_count,
         last_due=None if state is None else _last_due(state),
-        next_run_at=next_run_at,
+        next_run_at=None if entry is None or state is None or held else _next_run(entry, state),
         waiting=waiting,
-        in_schedule=gated or entry is not None,
+        in_schedule=in_schedule,
+        disabled=told is not None and told.is_disabled,
+        error=None if told is None else told.error,
     )
+
+
+def _next_run(entry: Any, state: RunState) -> datetime | None:
+    if isinstance(entry, OtherEntry):
+        return entry.next_run_at(state)
+    next_run_at = next_free(entry, next_run(entry, state.last_run_at), state)
+    asked_at = ask_at(entry, state)
+    return next_run_at if asked_at is None else max(asked_at, next_run_at or asked_at)
+
+
+def _schedule_text(entry: Any) -> str | None:
+    if isinstance(entry, OtherEntry):
+        return entry.text
+    return None if entry is None or entry.schedule is None else schedule_text(entry.schedule)
 
 
 def _last_run_at(state: RunState) -> datetime | None:

@@ -59,6 +59,8 @@ class Entry:
         last_due: the instant that its last run was for.
         next_run_at: None where it cannot be told, and while it is paused.
         waiting: the number of its run in the outbox.
+        disabled: in the store of another scheduler.
+        error: why that scheduler can make no entry of what its store has.
     """
 
     name: str
@@ -72,6 +74,8 @@ class Entry:
     next_run_at: datetime | None
     waiting: int | None
     in_schedule: bool
+    disabled: bool = False
+    error: str | None = None
 
 
 #: What a run waits for, where nothing else is known.

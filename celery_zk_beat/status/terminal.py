@@ -187,7 +187,9 @@ def _notes(entry: Entry, now: datetime) -> list[str]:
     notes = (
         (f"paused{by}", entry.paused is not None),
         (f"run {entry.waiting} waits", entry.waiting is not None),
-        ("not in schedule", not entry.in_schedule),
+        ("not in schedule", not entry.in_schedule and entry.error is None),
+        ("disabled", entry.disabled),
+        (f"damaged: {entry.error}", entry.error is not None),
         ("late", late),
     )
     return [note for note, holds in notes if holds]

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from ..paths import Paths, page_of
 from ..zookeeper.quota import Quota
 from ..zookeeper.session import CLOCK_TOLERANCE
-from .snapshot import FOR_BROKER, FOR_SCHEDULE, Master, Member, Snapshot, WaitingRun
+from .snapshot import FOR_BROKER, FOR_SCHEDULE, Entry, Master, Member, Snapshot, WaitingRun
 
 #: How long a run is in the outbox without a word of warning.
 WAITS_QUIETLY = timedelta(seconds=10)
@@ -36,6 +36,7 @@ def warnings_of(
     yield from _about_schedules(snapshot.schedule, snapshot.members)
     yield from _about_brokers(snapshot.members)
     yield from _about_outbox(snapshot.outbox, now)
+    yield from _about_damaged(snapshot.entries)
     yield from _about_ahead(ahead, Paths.of(snapshot.hosts, snapshot.root))
 
 
@@ -109,6 +110,13 @@ def _about_outbox(outbox: Iterable[WaitingRun], now: datetime) -> Iterator[str]:
         elif waits_for == FOR_SCHEDULE:
             line += f", such as {runs[0].entry}; `zk-beat drop ENTRY` drops it"
         yield line
+
+
+def _about_damaged(entries: Iterable[Entry]) -> Iterator[str]:
+    damaged = [entry for entry in entries if entry.error is not None]
+    for entry in damaged[:1]:
+        others = f" (and so are {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        yield f"{entry.name} is damaged in its store{others}, and does not run: {entry.error}"
 
 
 def _about_ahead(ahead: Mapping[str, datetime], paths: Paths) -> Iterator[str]:

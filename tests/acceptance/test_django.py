@@ -144,6 +144,9 @@ def test_commands(shop: Site, database: Database) -> None:
         told = json.loads(shop.zk_beat("status", "--json").stdout)
         return next(entry for entry in told["entries"] if entry["name"] == name)
 
+    shop.wait(lambda history: entry("seldom")["task"], "what the master tells")
+    assert (entry("seldom")["task"], entry("seldom")["schedule"]) == ("seldom", "every 3600 s")
+    assert entry("seldom")["next_run_at"] is not None
     done = shop.zk_beat("run", "seldom")
     assert done.returncode == 0, done
     (extra,) = runs(shop.history(), "seldom")

@@ -35,6 +35,7 @@ from celery_zk_beat.records import (
     encode_masters,
 )
 from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, encode_page
+from celery_zk_beat.shown import Index, decode_shown, encode_shown
 from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Snapshot
@@ -56,6 +57,8 @@ READERS: dict[str, tuple[Callable[[str, bytes], Any], st.SearchStrategy[bytes]]]
     "outbox": (decode_outbox, hostile.OUTBOXES),
     "pauses": (Pauses.decode, hostile.PAUSES),
     "request": (RequestRecord.decode, hostile.REQUESTS),
+    "index": (Index.decode, hostile.INDEXES),
+    "shown": (decode_shown, hostile.SHOWN),
 }
 
 #: A busy machine is no fault.
@@ -87,6 +90,9 @@ def test_what_is_read(kind: str, data: st.DataObject) -> None:
         assert decode_page(PATH, encode_page(found)) == found
     elif kind == "outbox":
         assert decode_outbox(PATH, encode_outbox(found)) == found
+    elif kind == "shown":
+        written = encode_shown((name, each.to_json()) for name, each in found.items())
+        assert decode_shown(PATH, written) == found
     elif kind == "masters":
         assert decode_masters(PATH, encode_masters(found)) == found
     else:
@@ -185,6 +191,8 @@ TREES = st.fixed_dictionaries(
         f"{PATHS.members}/\u202eb": hostile.MEMBERS,
         PATHS.page(page_of("e")): hostile.PAGES,
         f"{PATHS.runs}/no page": hostile.PAGES,
+        PATHS.shown: hostile.INDEXES | st.just(Index("package:Another", {"3f": 0}).encode()),
+        PATHS.shown_page("3f"): hostile.SHOWN,
         "/zookeeper/quota/shop/zookeeper_limits": QUOTAS,
         "/zookeeper/quota/shop/zookeeper_stats": QUOTAS,
     },
@@ -192,8 +200,9 @@ TREES = st.fixed_dictionaries(
 MTIMES = st.sampled_from([0.0, 1.7e9, 9.2e15, -9.2e15])
 
 
-@pytest.fixture(scope="module")
-def scheduler() -> ZooKeeperScheduler:
+@pytest.fixture(scope="module", params=[None, "package:Another"])
+def scheduler(request: pytest.FixtureRequest) -> ZooKeeperScheduler:
+    """Of which the entries are in its schedule, or told of by a master."""
     app = Celery("shop", set_as_current=False)
     app.conf.zk_beat_root = "/shop"
     app.conf.timezone = "Pacific/Kiritimati"  # where 9999 ends first
@@ -203,7 +212,10 @@ def scheduler() -> ZooKeeperScheduler:
         "": {"task": "t", "schedule": 10.0},
         **{name: {"task": "t", "schedule": 10.0} for name in hostile.EVIL_TEXTS[:-1]},
     }
-    return ZooKeeperScheduler(app)
+    if request.param is None:
+        return ZooKeeperScheduler(app)
+    app.conf.zk_beat_scheduler = request.param
+    return ZooKeeperScheduler(app, lazy=True)  # whose class is not looked for
 
 
 def look(scheduler: ZooKeeperScheduler, tree: dict[str, bytes], mtime: float = 0.0) -> Snapshot:

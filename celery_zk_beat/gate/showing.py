@@ -1,0 +1,277 @@
+"""Writes what readers are told of the entries of another scheduler: see shown.py.
+
+Nothing that runs waits for it, or depends on it: it works in slices between the turns of the
+dispatch loop, sends one write at a time and does not wait for its answer. The write checks the
+epoch, so that an old master writes over nothing of a new one's. Where one fails that is logged, and
+all is read and written anew later: the ledger's way, to load the run states anew, would hold up
+what runs for something that is only looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from .. import clock
+from ..due import next_run, rule_of, schedule_text, utc_of
+from ..election.public import MasterElection
+from ..errors import Conflict, RootError, Uncertain, ZkBeatError
+from ..log import get_logger
+from ..runs import NEVER, RunState
+from ..shown import LARGEST, Index, ShownEntry, encode_shown, page_shown
+from ..zookeeper.operations import Check, Create, Delete, Operation, Pending, SetData
+from .stores import StoreAdapter
+
+logger = get_logger(__name__)
+
+#: Seconds from one look at all entries to the next, between two writes, and before it is tried
+#: again what failed.
+LOOK_EVERY, _WRITE_EVERY, _RETRY_AFTER = 10.0, 1.0, 60.0
+#: Seconds that a slice of a look takes, and the rest between two; entries between two looks at the
+#: clock.
+_SLICE, _REST, _AT_ONCE = 0.003, 0.01, 20
+#: Least bytes of the pages of a write, however little the server takes; and those of a page beside
+#: its data.
+_LEAST, _PAGE_OVERHEAD = 10_000, 100
+#: By how much the clock of an entry may be ahead of that of its state: stores round.
+_ROUNDED = timedelta(seconds=2)
+
+
+class _Told(NamedTuple):
+    """What was made of an entry, and of what."""
+
+    text: str
+    schedule: Any
+    task: Any
+    is_disabled: bool
+    #: Of an entry whose next run only its class knows: its last.
+    last_run_at: datetime | None
+
+
+class Showing:
+    """Of one beat, for its dispatch loop's thread.
+
+    Args:
+        scheduler: the name of the class, by which readers know whose entries these are.
+        state: the run state of an entry.
+    """
+
+    def __init__(
+        self, election: MasterElection, scheduler: str, state: Callable[[str], RunState | None]
+    ) -> None:
+        self._session, self._paths = election.session, election.paths
+        self._scheduler, self._state = scheduler, state
+        #: Most bytes of a page, and of the pages of a write; and how many writes in a row got no
+        #: answer: a server hangs up on what is too large for it.
+        self._most, self._lost = LARGEST, 0
+        self._is_failing = False
+        #: On boottime(): when it is to be looked, and written, next.
+        self._look_at = self._write_at = -math.inf
+        self._pending: Pending | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Has all be read anew: the term is over, or something went wrong."""
+        self._pending = None
+        #: The checksums of the pages as they are written, None: to be read; which pages there are;
+        #: and whether the index is as it should be.
+        self._written: dict[str, int] | None = None
+        self._there: set[str] = set()
+        self._is_current = self._has_index = False
+        self._look: Iterator[None] | None = None
+        #: What was told of each entry; the names on each page; and the pages that are to be
+        #: written, those without entries empty.
+        self._told: dict[str, _Told] = {}
+        self._names: dict[str, set[str]] = {}
+        self._changed: dict[str, bytes] = {}
+
+    def turn(
+        self,
+        epoch: int,
+        entries: Mapping[str, Any],
+        damaged: Mapping[str, str],
+        adapter: StoreAdapter,
+    ) -> float:
+        """Does a little; returns the seconds after which to call it again. `damaged`: why the
+        store's class can make no entries of some."""
+        try:
+            return self._turn(epoch, entries, damaged, adapter)
+        except ZkBeatError as exc:
+            # Another beat is master by now, as a rule.
+            is_news = not (self._is_failing or isinstance(exc, Conflict))
+            logger.log(
+                logging.WARNING if is_news else logging.DEBUG,
+                "%s; so `zk-beat status` does not know the entries",
+                exc,
+            )
+            self._is_failing = True
+            self.forget()
+            self._look_at = clock.boottime() + _RETRY_AFTER
+            return _RETRY_AFTER
+
+    def _turn(
+        self,
+        epoch: int,
+        entries: Mapping[str, Any],
+        damaged: Mapping[str, str],
+        adapter: StoreAdapter,
+    ) -> float:
+        now = clock.boottime()
+        if self._look is None and not self._changed and self._look_at <= now:
+            self._look, self._look_at = self._looks(entries, damaged, adapter), now + LOOK_EVERY
+        if self._look is not None:
+            for _ in self._look:
+                if clock.boottime() - now > _SLICE:
+                    return _REST
+            self._look = None
+        if self._pending is not None and self._pending.answered():
+            self._take_answer(self._pending)
+        if self._pending is None and self._write_at <= now:
+            self._write(epoch)
+        return max(_REST, (self._write_at if self._changed else self._look_at) - now)
+
+    # Looking --------------------------------------------------------------------------------------
+
+    def _looks(
+        self, entries: Mapping[str, Any], damaged: Mapping[str, str], adapter: StoreAdapter
+    ) -> Iterator[None]:
+        """Goes through all entries, and stops now and then."""
+        told, changed = self._told, set[str]()
+        if self._written is None:
+            self._written = self._read_index()
+            changed.update(self._there)
+        everything = {**dict.fromkeys(damaged), **entries}
+        for number, (name, entry) in enumerate(everything.items()):
+            if number % _AT_ONCE == 0:
+                yield
+            known = told.get(name)
+            new = self._tell(name, entry, adapter, known, damaged)
+            if new is not known:
+                told[name] = new
+                if known is None or known.text != new.text:
+                    page = page_shown(name)
+                    self._names.setdefault(page, set()).add(name)
+                    changed.add(page)
+        for name in told.keys() - everything.keys() if len(told) != len(everything) else ():
+            del told[name]
+            page = page_shown(name)
+            self._names[page].discard(name)
+            changed.add(page)
+        for page in sorted(changed):
+            yield
+            names = self._names.get(page)
+            texts = [(name, told[name].text) for name in names or ()]
+            data = encode_shown(texts, self._most) if names else b""
+            is_news = zlib.crc32(data) != self._written.get(page) if data else page in self._there
+            if is_news:
+                self._changed[page] = data
+
+    def _tell(
+        self,
+        name: str,
+        entry: Any,
+        adapter: StoreAdapter,
+        known: _Told | None,
+        damaged: Mapping[str, str],
+    ) -> _Told:
+        if entry is None:
+            return _Told(ShownEntry(error=damaged[name]).to_json(), None, None, False, None)
+        schedule, is_disabled = entry.schedule, adapter.is_disabled(entry)
+        if (
+            known is not None
+            and known.schedule is schedule
+            and known.task == entry.task
+            and known.is_disabled == is_disabled
+            and (known.last_run_at is None or known.last_run_at == self._last_run_at(name))
+        ):
+            return known
+        task, last_run_at = str(entry.task), self._last_run_at(name)
+        try:
+            shown = _shown(entry, task, is_disabled, adapter.start(entry), last_run_at)
+        except Exception as exc:  # of a class of the user's, which shows itself
+            shown = ShownEntry(task, error=f"{type(exc).__name__}: {exc}")
+        ran = None if shown.rule else last_run_at
+        return _Told(shown.to_json(), schedule, entry.task, is_disabled, ran)
+
+    def _last_run_at(self, name: str) -> datetime:
+        state = self._state(name)
+        return NEVER if state is None else state.last_run_at
+
+    # Reading and writing --------------------------------------------------------------------------
+
+    def _read_index(self) -> dict[str, int]:
+        self._there = {*self._session.children(self._paths.shown)}
+        node, index = self._session.read(self._paths.shown), None
+        self._has_index = node is not None
+        if node is not None:
+            with contextlib.suppress(RootError):  # it is written anew
+                index = Index.decode(self._paths.shown, node.data)
+        self._is_current = index is not None and index.scheduler == self._scheduler
+        pages = index.pages if index is not None and self._is_current else {}
+        return {page: pages[page] for page in pages if page in self._there}
+
+    def _write(self, epoch: int) -> None:
+        """Sends the next pages, as many as one write may hold, and the index that tells of them."""
+        if self._written is None or (self._is_current and not self._changed):
+            return
+        paths, size, pages = self._paths, 0, list[Operation]()
+        while self._changed:
+            page, data = next(iter(self._changed.items()))
+            if size and size + len(data) > self._most:
+                break
+            size += len(data) + _PAGE_OVERHEAD
+            del self._changed[page]
+            path = paths.shown_page(page)
+            if not data:
+                pages.append(Delete(path))
+                self._there.discard(page)
+                self._written.pop(page, None)
+                continue
+            pages.append(SetData(path, data) if page in self._there else Create(path, data))
+            self._there.add(page)
+            self._written[page] = zlib.crc32(data)
+        data = Index(self._scheduler, self._written).encode()
+        index = SetData(paths.shown, data) if self._has_index else Create(paths.shown, data)
+        # In this order: what is below it is made after it.
+        self._pending = self._session.send(Check(paths.epoch, epoch), index, *pages)
+        self._has_index = self._is_current = True
+        self._write_at = clock.boottime() + _WRITE_EVERY
+
+    def _take_answer(self, pending: Pending) -> None:
+        self._pending = None
+        try:
+            pending.result()
+        except Uncertain:
+            self._lost += 1
+            if self._lost > 1 and self._most > _LEAST:
+                self._most, self._lost = max(_LEAST, self._most // 2), 0
+            raise
+        self._lost = 0
+        if self._is_failing:
+            logger.info("`zk-beat status` knows the entries again")
+            self._is_failing = False
+
+
+def _shown(
+    entry: Any, task: str, is_disabled: bool, start: datetime | None, last_run_at: datetime
+) -> ShownEntry:
+    own = entry.last_run_at  # None: it does not know
+    since = None if own is None else utc_of(entry, own)
+    if since is not None and since <= last_run_at + _ROUNDED:
+        since = None
+    rule = rule_of(entry.schedule)
+    if rule is not None and rule.fits:
+        return ShownEntry(task, rule, start=start, since=since, is_disabled=is_disabled)
+    return ShownEntry(
+        task,
+        schedule=schedule_text(entry.schedule),
+        next_run_at=next_run(entry, since or last_run_at),
+        start=start,
+        since=since,
+        is_disabled=is_disabled,
+    )

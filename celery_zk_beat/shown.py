@@ -1,0 +1,176 @@
+"""What a master tells readers of the entries of another scheduler: the records below ``shown``.
+Pure: no I/O.
+
+A reader has no store at hand. It finds when an entry runs next by itself, from its run state and
+its :class:`Rule`, so that a run writes nothing here; only of what no rule describes the next run is
+written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from .errors import RootError
+from .paths import page_of
+from .records import FORMAT, LARGEST_NUMBER, count, decode, encode, field
+from .runs import LATEST, NEVER, from_milliseconds, milliseconds
+
+#: Most characters of a text; of a crontab; most seconds of an interval.
+_LONGEST, _LONGEST_CRON, _LONGEST_INTERVAL = 200, 300, 1e10
+#: Most bytes of a page: what is beyond is left out.
+LARGEST = 100_000
+#: Kept, for it takes longer to make than to use.
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_LATEST = from_milliseconds(1000 * LATEST)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A schedule of Celery's: of `every` so many seconds, `relative` as Celery has it; or the
+    fields of a `cron` line, in the time zone `zone`, None for that of the app."""
+
+    every: float | None = None
+    relative: bool = False
+    cron: str | None = None
+    zone: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        """False where it is too large to be told."""
+        texts = (self.cron or "", self.zone or "")
+        return (self.every or 0) < _LONGEST_INTERVAL and len(max(texts, key=len)) < _LONGEST_CRON
+
+
+@dataclass(frozen=True)
+class ShownEntry:
+    """An entry. All instants are UTC.
+
+    Attributes:
+        schedule: as text, where it has no `rule`.
+        next_run_at: the same, as it was told when this was written.
+        start: before which it does not run.
+        since: from when its clock runs, where that is later than its run state has it.
+        error: why its store's class cannot make an entry of it.
+    """
+
+    task: str | None = None
+    rule: Rule | None = None
+    schedule: str | None = None
+    next_run_at: datetime | None = None
+    start: datetime | None = None
+    since: datetime | None = None
+    is_disabled: bool = False
+    error: str | None = None
+
+    def to_json(self) -> str:
+        """Without what is as most have it."""
+        told: dict[str, Any] = {}
+        rule = self.rule
+        if rule is not None:
+            told = {
+                name: value
+                for name, value in vars(rule).items()
+                if value is not None and value is not False
+            }
+        for name in _TEXTS:
+            text = getattr(self, name)
+            if text is not None:
+                told[name] = text[:_LONGEST]
+        for name in _INSTANTS:
+            at = getattr(self, name)
+            if at is not None:
+                told[name] = milliseconds(min(max(at, NEVER), _LATEST))
+        if self.is_disabled:
+            told["disabled"] = True
+        return _to_json(told)
+
+
+_TEXTS = ("task", "schedule", "error")
+_INSTANTS = ("next_run_at", "start", "since")
+
+
+@dataclass(frozen=True)
+class Index:
+    """The record of ``shown`` itself: the class of the scheduler whose entries are below it, and
+    the checksum of each page, so that one watch tells all that changes."""
+
+    scheduler: str
+    pages: Mapping[str, int]
+
+    def encode(self) -> bytes:
+        return encode({"scheduler": self.scheduler, "pages": dict(sorted(self.pages.items()))})
+
+    @classmethod
+    def decode(cls, path: str, data: bytes) -> Index:
+        """RootError, which names `path`, where `data` is none."""
+        fields = decode(path, data)
+        pages = field(path, fields, "pages", dict)
+        for page in pages:
+            if not re.fullmatch("[0-9a-f]{2}", page):
+                raise RootError(f"{path}: {page!r:.80} is no page")
+            count(path, pages, page)
+        return cls(field(path, fields, "scheduler", str), pages)
+
+
+def page_shown(name: str) -> str:
+    """Names the page, ``"00"`` to ``"ff"``, on which an entry is shown, for ever."""
+    return page_of(name)[:2]
+
+
+def encode_shown(entries: Iterable[tuple[str, str]], most: int = LARGEST) -> bytes:
+    """Writes a page of names, which are text, each with its :meth:`ShownEntry.to_json`; those for
+    which there is no room, in `most` bytes, are left out."""
+    texts, size = [], 0
+    for name, told in sorted(entries):
+        text = f"{_to_json(name)}:{told}"
+        if size + len(text) <= most:
+            texts.append(text)
+            size += len(text) + 1
+    return f'{{"format":{FORMAT},"entries":{{{",".join(texts)}}}}}'.encode("ascii")
+
+
+def decode_shown(path: str, data: bytes) -> dict[str, ShownEntry]:
+    """Reads a page; RootError, which names `path`, where it cannot be understood."""
+    entries = field(path, decode(path, data), "entries", dict)
+    return {name: _decode(path, fields) for name, fields in entries.items()}
+
+
+def _decode(path: str, fields: Any) -> ShownEntry:
+    if not isinstance(fields, dict):
+        raise RootError(f"{path}: an entry is a {type(fields).__name__}, expected an object")
+    known: dict[str, Any] = {}
+    for name in _TEXTS:
+        if name in fields:
+            known[name] = field(path, fields, name, str)[:_LONGEST]
+    for name in _INSTANTS:
+        if name in fields:
+            known[name] = _instant(path, fields, name)
+    return ShownEntry(rule=_rule(path, fields), is_disabled=fields.get("disabled") is True, **known)
+
+
+def _rule(path: str, fields: dict[str, Any]) -> Rule | None:
+    if "cron" in fields:
+        zone = field(path, fields, "zone", str) if "zone" in fields else None
+        rule = Rule(cron=field(path, fields, "cron", str), zone=zone)
+    elif "every" in fields:
+        every = fields["every"]
+        if type(every) not in (int, float) or not 0 <= every <= LARGEST_NUMBER:
+            raise RootError(f"{path}: the field 'every' is {every!r:.80}, expected seconds")
+        rule = Rule(every=float(every), relative=fields.get("relative") is True)
+    else:
+        return None
+    if not rule.fits:
+        raise RootError(f"{path}: a schedule that is too large")
+    return rule
+
+
+def _instant(path: str, fields: dict[str, Any], name: str) -> datetime:
+    since = count(path, fields, name)
+    if since > 1000 * LATEST:
+        raise RootError(f"{path}: the field {name!r} is {since}, later than the year 9999 begins")
+    return from_milliseconds(since)
