@@ -27,7 +27,7 @@ from celery_zk_beat.status.snapshot import Entry, Snapshot
 from celery_zk_beat.web.readings import Reading
 from celery_zk_beat.zookeeper.operations import Delete, Node, SetData
 from celery_zk_beat.zookeeper.session import ZooKeeperSession, connected
-from example_project.servers import Redis, ZooKeeper
+from example_project.servers import Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE
 from tests.django_database import Database
 
@@ -323,8 +323,11 @@ def test_a_take_over(app: Celery, make: Make, eye: Eye) -> None:
         "e": first.Entry("e", "old", schedule=schedule(1.0, app=app), app=app)
     }
     adapter = StoreAdapter(second)
-    while not stale._is_failing:
-        stale.turn(1, entries, {}, adapter)
+    stale.turn(1, entries, {}, adapter)
+    assert stale._pending is not None
+    wait_until(stale._pending.answered, PATIENCE, "an answer")
+    stale.turn(1, entries, {}, adapter)
+    assert stale._is_failing
     assert eye.znodes() == before
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from celery_zk_beat.errors import RootError
 from celery_zk_beat.paths import Paths
 from celery_zk_beat.records import EpochRecord, MasterRecord, decode_masters
 from celery_zk_beat.runs import RunState, decode_outbox, decode_page
+from celery_zk_beat.shown import Index, decode_shown
 
 from .broker import Sent
 from .ensemble import Tree, Write, Znode
@@ -178,6 +180,8 @@ class Checker:
             self.wrote[self.epoch] = self._world.now
             if session != self.master:
                 self.fail(f"I4: written by another than the master: {write}")
+        if self._paths.shown in changes and session != self.master:
+            self.fail(f"I4: shown by another than the master: {write}")
         if self._paths.master in changes:
             node = changes[self._paths.master]
             self.master = self.master if node is None else node.owner
@@ -234,6 +238,14 @@ class Checker:
                 elif path.startswith(paths.runs + "/"):
                     decode_page(path, node.data)
                     self._measure(path, node, limits.LARGEST_PAGE)
+                elif path == paths.shown:
+                    index = Index.decode(path, node.data)
+                    for page, checksum in index.pages.items():
+                        written = changes.get(paths.shown_page(page))
+                        if written is not None and zlib.crc32(written.data) != checksum:
+                            self.fail(f"the index of {page} tells of another page")
+                elif path.startswith(paths.shown + "/"):
+                    decode_shown(path, node.data)
                 elif path.startswith(f"{paths.root}/outbox-damaged"):
                     self.fail(f"I10: an outbox is put aside as {path}")
             except RootError as exc:
