@@ -90,17 +90,10 @@ class Showing:
         self._names: dict[str, set[str]] = {}
         self._changed: dict[str, bytes] = {}
 
-    def turn(
-        self,
-        epoch: int,
-        entries: Mapping[str, Any],
-        damaged: Mapping[str, str],
-        adapter: StoreAdapter,
-    ) -> float:
-        """Does a little; returns the seconds after which to call it again. `damaged`: why the
-        store's class can make no entries of some."""
+    def turn(self, epoch: int, entries: Mapping[str, Any], adapter: StoreAdapter) -> float:
+        """Does a little; returns the seconds after which to call it again."""
         try:
-            return self._turn(epoch, entries, damaged, adapter)
+            return self._turn(epoch, entries, adapter)
         except ZkBeatError as exc:
             # Another beat is master by now, as a rule.
             is_news = not (self._is_failing or isinstance(exc, Conflict))
@@ -114,16 +107,10 @@ class Showing:
             self._look_at = clock.boottime() + _RETRY_AFTER
             return _RETRY_AFTER
 
-    def _turn(
-        self,
-        epoch: int,
-        entries: Mapping[str, Any],
-        damaged: Mapping[str, str],
-        adapter: StoreAdapter,
-    ) -> float:
+    def _turn(self, epoch: int, entries: Mapping[str, Any], adapter: StoreAdapter) -> float:
         now = clock.boottime()
         if self._look is None and not self._changed and self._look_at <= now:
-            self._look, self._look_at = self._looks(entries, damaged, adapter), now + LOOK_EVERY
+            self._look, self._look_at = self._looks(entries, adapter), now + LOOK_EVERY
         if self._look is not None:
             for _ in self._look:
                 if clock.boottime() - now > _SLICE:
@@ -137,20 +124,18 @@ class Showing:
 
     # Looking --------------------------------------------------------------------------------------
 
-    def _looks(
-        self, entries: Mapping[str, Any], damaged: Mapping[str, str], adapter: StoreAdapter
-    ) -> Iterator[None]:
+    def _looks(self, entries: Mapping[str, Any], adapter: StoreAdapter) -> Iterator[None]:
         """Goes through all entries, and stops now and then."""
         told, changed = self._told, set[str]()
         if self._written is None:
             self._written = self._read_index()
             changed.update(self._there)
-        everything = {**dict.fromkeys(damaged), **entries}
+        everything = {**dict.fromkeys(adapter.unreadable), **adapter.disabled, **entries}
         for number, (name, entry) in enumerate(everything.items()):
             if number % _AT_ONCE == 0:
                 yield
             known = told.get(name)
-            new = self._tell(name, entry, adapter, known, damaged)
+            new = self._tell(name, entry, adapter, known)
             if new is not known:
                 told[name] = new
                 if known is None or known.text != new.text:
@@ -171,17 +156,11 @@ class Showing:
             if is_news:
                 self._changed[page] = data
 
-    def _tell(
-        self,
-        name: str,
-        entry: Any,
-        adapter: StoreAdapter,
-        known: _Told | None,
-        damaged: Mapping[str, str],
-    ) -> _Told:
+    def _tell(self, name: str, entry: Any, adapter: StoreAdapter, known: _Told | None) -> _Told:
         if entry is None:
-            return _Told(ShownEntry(error=damaged[name]).to_json(), None, None, False, None)
-        schedule, is_disabled = entry.schedule, adapter.is_disabled(entry)
+            error = adapter.unreadable.get(name, "")
+            return _Told(ShownEntry(error=error).to_json(), None, None, False, None)
+        schedule, is_disabled = entry.schedule, name in adapter.disabled
         if (
             known is not None
             and known.schedule is schedule

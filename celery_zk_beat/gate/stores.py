@@ -36,6 +36,8 @@ class StoreAdapter:
 
     #: What is wrong with each entry that its class cannot decode, by name: none of :meth:`entries`.
     unreadable: Mapping[str, str] = MappingProxyType({})
+    #: Entries that do not run and are none of :meth:`entries`, as far as they were read, by name.
+    disabled: Mapping[str, Any] = MappingProxyType({})
     #: Whether an entry is put off by a last run that is still to come: it is no mistake then.
     puts_off: ClassVar = False
 
@@ -74,10 +76,6 @@ class StoreAdapter:
     def start(self, entry: Any) -> datetime | None:
         """The instant, UTC, before which an entry does not run; None where it has none."""
         return None
-
-    def is_disabled(self, entry: Any) -> bool:
-        """True for an entry that does not run, and is among :meth:`entries` all the same."""
-        return False
 
     def last_run_at(self, entry: Any) -> datetime:
         """When an entry ran last, UTC; or since when its clock runs, if it never did. The first
@@ -156,6 +154,7 @@ class RedBeatAdapter(StoreAdapter):
         #: On boottime(): when all are to be read.
         self._read_at = 0.0
         self.unreadable: dict[str, str] = {}
+        self.disabled: dict[str, Any] = {}
 
     @classmethod
     def overrides(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
@@ -246,14 +245,16 @@ class RedBeatAdapter(StoreAdapter):
     def _found(self, known: dict[str, Any]) -> dict[str, Any]:
         entries = [entry for _, entry in self._read.values()]
         self.unreadable = {each.name: each.why for each in entries if isinstance(each, Unreadable)}
+        self.disabled = {
+            each.name: each
+            for each in entries
+            if not (each.enabled or isinstance(each, Unreadable))
+        }
         found = {entry.name: entry for entry in entries if entry.enabled}
         if found.keys() != known.keys():
             return found
         known.update(found)
         return known
-
-    def is_disabled(self, entry: Any) -> bool:
-        return not entry.enabled
 
     def as_if_known(self, entry: Any, at: datetime, has_run: bool) -> Any:
         entry = super().as_if_known(entry, at, has_run)

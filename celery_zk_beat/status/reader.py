@@ -240,10 +240,10 @@ def _entry(
     in_schedule = entry is not None or gated
     told = entry.told if isinstance(entry, OtherEntry) else None
     if gated and state is not None and state.unnamed_since is not None:
-        # That is written at once, and what is told of it some seconds later.
-        in_schedule = False
-        if told is not None and told.error is None:
-            entry = told = None
+        # That is written at once, and what is told of it some seconds later. The store may have it
+        # all the same.
+        in_schedule = told is not None and (told.is_disabled or told.error is not None)
+        entry, told = (entry, told) if in_schedule else (None, None)
     return Entry(
         name=name,
         task=None if entry is None or entry.task is None else str(entry.task),

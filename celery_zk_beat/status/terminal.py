@@ -187,7 +187,7 @@ def _notes(entry: Entry, now: datetime) -> list[str]:
     notes = (
         (f"paused{by}", entry.paused is not None),
         (f"run {entry.waiting} waits", entry.waiting is not None),
-        ("not in schedule", not entry.in_schedule and entry.error is None),
+        ("not in schedule", not entry.in_schedule),
         ("disabled", entry.disabled),
         (f"damaged: {entry.error}", entry.error is not None),
         ("late", late),

@@ -4,12 +4,14 @@ are turned by hand."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from celery.beat import Scheduler
 from celery.schedules import crontab, schedule
@@ -22,10 +24,11 @@ from celery_zk_beat.gate.showing import Showing
 from celery_zk_beat.gate.stores import StoreAdapter
 from celery_zk_beat.paths import Paths
 from celery_zk_beat.shown import LARGEST, page_shown
+from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Entry, Snapshot
 from celery_zk_beat.web.readings import Reading
-from celery_zk_beat.zookeeper.operations import Delete, Node, SetData
+from celery_zk_beat.zookeeper.operations import Delete, Node, Pending, SetData
 from celery_zk_beat.zookeeper.session import ZooKeeperSession, connected
 from example_project.servers import Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE
@@ -123,6 +126,7 @@ def test_django_celery_beat(app: Celery, make: Make, database: Database, eye: Ey
     soon = datetime.now(timezone.utc).replace(microsecond=0) + 200 * SECOND
     database.add("often", 30, task="tasks.often")
     database.add("later", 30, start_time=soon)
+    database.add("same", 3600)
     night = CrontabSchedule.objects.create(minute="0", hour="3", timezone="Asia/Tokyo")
     add(name="nightly", task="tasks.nightly", crontab=night)
     once = ClockedSchedule.objects.create(clocked_time=soon)
@@ -156,6 +160,8 @@ def test_django_celery_beat(app: Celery, make: Make, database: Database, eye: Ey
     turn_until(scheduler, lambda: eye.entry("often").task == "tasks.other")
     entries = eye.entries()
     assert entries["often"].schedule == "every 60 s"
+    same = state_of(scheduler, "same")
+    assert entries["same"].next_run_at == same.last_run_at + 3600 * SECOND
     for gone in ("later", "once"):
         entry = entries[gone]
         assert (entry.in_schedule, entry.task, entry.schedule) == (False, None, None)
@@ -172,7 +178,11 @@ def test_redbeat(app: Celery, make: Make, redis_server: Redis, tmp_path: Path, e
 
     add("often", schedule(PERIOD, app=app))
     add("nightly", crontab(minute=0, hour=3, app=app))
-    gone = add("gone", schedule(3600, app=app))
+    gone, off = (add(name, schedule(3600, app=app)) for name in ("gone", "off"))
+    off.enabled = False
+    off.save()
+    bad = add("bad", schedule(3600, app=app))
+    redis.Redis.from_url(app.conf.redbeat_redis_url).hset(bad.key, "definition", "{")
     scheduler = make()
     turn_until_shown(scheduler)
     turn_until(scheduler, lambda: history(app))
@@ -182,9 +192,23 @@ def test_redbeat(app: Celery, make: Make, redis_server: Redis, tmp_path: Path, e
     assert entries["often"].next_run_at == last + PERIOD * SECOND
     assert entries["nightly"].task == "tasks.nightly"
     assert entries["nightly"].schedule == "crontab 0 3 * * *"
+    assert (entries["off"].disabled, entries["off"].task) == (True, "tasks.off")
+    assert entries["off"].next_run_at is None
+    assert entries["bad"].error is not None
+    (warning,) = [each for each in eye.look().warnings if "damaged" in each]
+    assert warning.startswith("bad is damaged in its store, and does not run: ")
+    shown = terminal.status(eye.look(), datetime.now(timezone.utc), lambda text, _: text, math.inf)
+    notes = {line.split()[-1]: line for line in shown if line}
+    assert "disabled" in notes["off"]
+    assert "damaged: " in notes["bad"]
 
     gone.delete()
+    bad.delete()
+    off.enabled = True
+    off.save()
     turn_until(scheduler, lambda: not eye.entry("gone").in_schedule)
+    turn_until(scheduler, lambda: eye.entry("off").next_run_at)
+    turn_until(scheduler, lambda: "bad" not in eye.entries())
     turn_until(scheduler, lambda: eye.paths.shown_page(page_shown("gone")) not in eye.znodes())
 
 
@@ -323,10 +347,13 @@ def test_a_take_over(app: Celery, make: Make, eye: Eye) -> None:
         "e": first.Entry("e", "old", schedule=schedule(1.0, app=app), app=app)
     }
     adapter = StoreAdapter(second)
-    stale.turn(1, entries, {}, adapter)
-    assert stale._pending is not None
-    wait_until(stale._pending.answered, PATIENCE, "an answer")
-    stale.turn(1, entries, {}, adapter)
+
+    def write() -> Pending | None:
+        stale.turn(1, entries, adapter)
+        return stale._pending
+
+    wait_until(wait_until(write, PATIENCE, "a write").answered, PATIENCE, "an answer")
+    stale.turn(1, entries, adapter)
     assert stale._is_failing
     assert eye.znodes() == before
 
