@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from kazoo.client import KazooClient
 
 from benchmarks.txn_log import Write, read_log
@@ -52,6 +53,18 @@ def test_writes() -> None:
         assert min(parts[:5]) > 0  # states, history, claims, confirms, overhead
         assert abs(sum(parts) - whole) <= len(parts)  # they are rounded
         assert min(takeover[:3]) > 0
+
+
+def test_rows() -> None:
+    """So few that the ratio means nothing."""
+    pytest.importorskip("django_celery_beat")
+    command = [sys.executable, "-m", "benchmarks.rows", "--rows", "20", "--seconds", "5"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    assert done.returncode in (0, 1), done.stderr  # 1: the bound is missed
+    for who in "by itself", "behind the election":
+        (readings,) = re.findall(rf"{who}: readings +([0-9.]+)", done.stdout)
+        assert float(readings) >= 1
+    assert "ratio of these" in done.stdout
 
 
 def test_txn_log(tmp_path: Path) -> None:
