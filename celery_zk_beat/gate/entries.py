@@ -41,7 +41,7 @@ class GatedEntries(Source):
         super().__init__(scheduler, names, dispatcher)
         self._kind, self._arguments = kind, arguments
         self._showing = Showing(
-            dispatcher.election, dispatcher.settings.scheduler or "", dispatcher.ledger.state
+            dispatcher.election, dispatcher.settings.scheduler or "", dispatcher.ledger
         )
         self._opened: Gated | None = None
         #: Its entries when they were looked at last.
@@ -106,7 +106,7 @@ class GatedEntries(Source):
         left = 0.0 if self._control.pauses_stale else gated.turn()
         if gated.entries is not self._taken:
             self._take_entries()
-        return min(left, self._showing.turn(self._ledger.epoch, self.entries, gated.adapter))
+        return min(left, self._showing.turn(self.entries, gated.adapter))
 
     def _knows_better(self, entry: Any, state: RunState) -> bool:
         """It has run by its store alone, or was brought up to date: see gated.py."""

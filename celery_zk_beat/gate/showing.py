@@ -13,7 +13,7 @@ import contextlib
 import logging
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from .. import clock
 from ..due import next_run, rule_of, schedule_text, utc_of
 from ..election.public import MasterElection
 from ..errors import Conflict, RootError, Uncertain, ZkBeatError
+from ..ledger import RunLedger
 from ..log import get_logger
-from ..runs import NEVER, RunState
+from ..runs import NEVER
 from ..shown import LARGEST, Index, ShownEntry, encode_shown, page_shown
 from ..zookeeper.operations import Check, Create, Delete, Operation, Pending, SetData
 from .stores import StoreAdapter
@@ -58,14 +59,11 @@ class Showing:
 
     Args:
         scheduler: the name of the class, by which readers know whose entries these are.
-        state: the run state of an entry.
     """
 
-    def __init__(
-        self, election: MasterElection, scheduler: str, state: Callable[[str], RunState | None]
-    ) -> None:
+    def __init__(self, election: MasterElection, scheduler: str, ledger: RunLedger) -> None:
         self._session, self._paths = election.session, election.paths
-        self._scheduler, self._state = scheduler, state
+        self._scheduler, self._ledger = scheduler, ledger
         #: Most bytes of a page, and of the pages of a write; and how many writes in a row got no
         #: answer: a server hangs up on what is too large for it.
         self._most, self._lost = LARGEST, 0
@@ -77,7 +75,10 @@ class Showing:
 
     def forget(self) -> None:
         """Has all be read anew: the term is over, or something went wrong."""
-        self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.answered():
+            with contextlib.suppress(ZkBeatError):
+                self._take_answer(pending)
         #: The checksums of the pages as they are written, None: to be read; which pages there are;
         #: and whether the index is as it should be.
         self._written: dict[str, int] | None = None
@@ -90,10 +91,10 @@ class Showing:
         self._names: dict[str, set[str]] = {}
         self._changed: dict[str, bytes] = {}
 
-    def turn(self, epoch: int, entries: Mapping[str, Any], adapter: StoreAdapter) -> float:
+    def turn(self, entries: Mapping[str, Any], adapter: StoreAdapter) -> float:
         """Does a little; returns the seconds after which to call it again."""
         try:
-            return self._turn(epoch, entries, adapter)
+            return self._turn(entries, adapter)
         except ZkBeatError as exc:
             # Another beat is master by now, as a rule.
             is_news = not (self._is_failing or isinstance(exc, Conflict))
@@ -107,7 +108,7 @@ class Showing:
             self._look_at = clock.boottime() + _RETRY_AFTER
             return _RETRY_AFTER
 
-    def _turn(self, epoch: int, entries: Mapping[str, Any], adapter: StoreAdapter) -> float:
+    def _turn(self, entries: Mapping[str, Any], adapter: StoreAdapter) -> float:
         now = clock.boottime()
         if self._look is None and not self._changed and self._look_at <= now:
             self._look, self._look_at = self._looks(entries, adapter), now + LOOK_EVERY
@@ -119,7 +120,7 @@ class Showing:
         if self._pending is not None and self._pending.answered():
             self._take_answer(self._pending)
         if self._pending is None and self._write_at <= now:
-            self._write(epoch)
+            self._write()
         return max(_REST, (self._write_at if self._changed else self._look_at) - now)
 
     # Looking --------------------------------------------------------------------------------------
@@ -127,6 +128,7 @@ class Showing:
     def _looks(self, entries: Mapping[str, Any], adapter: StoreAdapter) -> Iterator[None]:
         """Goes through all entries, and stops now and then."""
         told, changed = self._told, set[str]()
+        self._most = min(self._most, max(_LEAST, self._ledger.limits.most_bytes // 2))
         if self._written is None:
             self._written = self._read_index()
             changed.update(self._there)
@@ -178,7 +180,7 @@ class Showing:
         return _Told(shown.to_json(), schedule, entry.task, is_disabled, ran)
 
     def _last_run_at(self, name: str) -> datetime:
-        state = self._state(name)
+        state = self._ledger.state(name)
         return NEVER if state is None else state.last_run_at
 
     # Reading and writing --------------------------------------------------------------------------
@@ -194,7 +196,7 @@ class Showing:
         pages = index.pages if index is not None and self._is_current else {}
         return {page: pages[page] for page in pages if page in self._there}
 
-    def _write(self, epoch: int) -> None:
+    def _write(self) -> None:
         """Sends the next pages, as many as one write may hold, and the index that tells of them."""
         if self._written is None or (self._is_current and not self._changed):
             return
@@ -217,7 +219,7 @@ class Showing:
         data = Index(self._scheduler, self._written).encode()
         index = SetData(paths.shown, data) if self._has_index else Create(paths.shown, data)
         # In this order: what is below it is made after it.
-        self._pending = self._session.send(Check(paths.epoch, epoch), index, *pages)
+        self._pending = self._session.send(Check(paths.epoch, self._ledger.epoch), index, *pages)
         self._has_index = self._is_current = True
         self._write_at = clock.boottime() + _WRITE_EVERY
 
@@ -226,9 +228,11 @@ class Showing:
         try:
             pending.result()
         except Uncertain:
+            # Perhaps the server hung up on it, and this beat would have to connect again each time.
+            self._look_at = clock.boottime() + _RETRY_AFTER
             self._lost += 1
-            if self._lost > 1 and self._most > _LEAST:
-                self._most, self._lost = max(_LEAST, self._most // 2), 0
+            if self._lost > 1:
+                self._most = max(_LEAST, self._most // 2)
             raise
         self._lost = 0
         if self._is_failing:

@@ -299,6 +299,26 @@ def test_a_write_is_bounded(app: Celery, make: Make, eye: Eye) -> None:
     assert size / LARGEST <= writes < size / LARGEST + 3
 
 
+def test_a_server_that_takes_less(
+    app: Celery, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs up on a write that is too large: the next ones are smaller, until all is told."""
+    monkeypatch.setattr(showing, "_RETRY_AFTER", 0.5)
+    app.conf.zk_beat_scheduler = PLAIN
+    with ZooKeeper(tmp_path, java=("-Djute.maxbuffer=65536",)) as server:
+        server.start()
+        app.conf.zk_beat_hosts = server.hosts
+        scheduler = make(beat_schedule={f"e{n}": every(1e6, "t" * 200) for n in range(2000)})
+        turn(scheduler)
+        shows = showing_of(scheduler)
+        turn_until(scheduler, lambda: shows._is_current and not shows._changed)
+        with connected(server.hosts, 4.0, PATIENCE, lambda: None) as session:
+            turn_until(scheduler, lambda: shows._pending is None)
+            assert {entry.task for entry in Eye(app, session).look().entries} == {"t" * 200}
+        assert 25_000 <= shows._most < LARGEST
+        scheduler.close()
+
+
 def test_nothing_where_nothing_is_gated(app: Celery, make: Make, eye: Eye) -> None:
     scheduler = make(beat_schedule={"e": every(PERIOD)})
     turn_until(scheduler, lambda: history(app))
@@ -342,18 +362,18 @@ def test_a_take_over(app: Celery, make: Make, eye: Eye) -> None:
     turn_until_shown(second)
     assert eye.znodes() == before
 
-    stale = Showing(second.election, PLAIN, lambda name: None)
+    stale = Showing(second.election, PLAIN, first._loop.ledger)
     entries: dict[str, Any] = {
         "e": first.Entry("e", "old", schedule=schedule(1.0, app=app), app=app)
     }
     adapter = StoreAdapter(second)
 
     def write() -> Pending | None:
-        stale.turn(1, entries, adapter)
+        stale.turn(entries, adapter)
         return stale._pending
 
     wait_until(wait_until(write, PATIENCE, "a write").answered, PATIENCE, "an answer")
-    stale.turn(1, entries, adapter)
+    stale.turn(entries, adapter)
     assert stale._is_failing
     assert eye.znodes() == before
 
