@@ -99,9 +99,10 @@ class Dispatcher:
 
     # What the publisher asks: see publishing.py ---------------------------------------------------
 
-    def task_id(self, entry: str, number: int, due: datetime) -> str:
+    def task_id(self, run: Run) -> str:
         """The same for the same run, whoever publishes it, and whoever asks."""
-        return run_id(self.election.paths.root, self.source.entries, entry, number, due)
+        root, entries = self.election.paths.root, self.source.entries
+        return run_id(root, entries, run.entry, run.number, run.due, run.was)
 
     def may_publish(self, run: Run) -> bool:
         """True for what is this beat's to publish, and not held back."""

@@ -202,6 +202,35 @@ class RunLedger:
             states[name] = state.begun_anew(at, keys[name], self._ahead)
         self.rewrite(states)
 
+    def names_by_key(self) -> dict[str, str]:
+        """The names of all entries that have a key."""
+        return self._pages.names_by_key()
+
+    def rename(self, old: str, new: str, now: datetime) -> bool:
+        """Has an entry that has a state go on under another name: its clock, its numbers, and a run
+        that waits, in one transaction. What ran before stays in the history of its old name. False
+        where nothing is changed: there is no room for it, or a run waits of the other name."""
+        page, waiting = self._pages.of(new), self.outbox.get(old)
+        there, before = page.states.get(new), self._pages.of(old).states[old]
+        state = before.renamed(page.floor if there is None else there.total_run_count)
+        states = dict(self._pages.admit({new: state}, self.outbox))
+        if new in self.outbox or new not in states or self._goes_alone(True):
+            return False
+        outbox = self.outbox
+        if waiting is not None:
+            outbox = {
+                (new if name == old else name): (run.renamed(new) if name == old else run)
+                for name, run in outbox.items()
+            }
+        states[old] = before.left_behind(now, self._ahead)
+        self._commit(states, outbox)
+        self.outbox, self._outbox_bytes = outbox, None
+        epoch, unsent = self._unsent_in
+        if old in self.unsent and waiting is not None:
+            self.unsent.add(new)
+            self._unsent_in = epoch, {**unsent, new: waiting.number}
+        return True
+
     def rewrite(self, states: Changes, *also: Operation) -> None:
         """Writes other states for entries. `also` is part of each transaction."""
         for batch in self._batches(states):

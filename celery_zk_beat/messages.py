@@ -58,11 +58,19 @@ def _namespace(root: str) -> bytes:
     return uuid.uuid5(uuid.NAMESPACE_URL, f"celery-zk-beat:{root}").bytes
 
 
-def run_id(root: str, entries: Mapping[str, Any], entry: str, number: int, due: datetime) -> str:
-    """The :func:`task_id` of a run, or that which the options of its entry give."""
+def run_id(
+    root: str,
+    entries: Mapping[str, Any],
+    entry: str,
+    number: int,
+    due: datetime,
+    was: str | None = None,
+) -> str:
+    """The :func:`task_id` of a run, or that which the options of its entry give. `was`: the name
+    that its entry had when it was claimed, if it is another now."""
     known = entries.get(entry)
     own = known.options.get("task_id") if known is not None else None
-    return str(own) if own else task_id(root, entry, number, due)
+    return str(own) if own else task_id(root, was or entry, number, due)
 
 
 def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:

@@ -152,7 +152,7 @@ class Operators:
         now = clock.now()
         number = state.total_run_count + 1
         run = Run(name, number, now, now, dispatcher.epoch, True, state.key)
-        answer = Answer(True, "claimed", number, dispatcher.task_id(name, number, now))
+        answer = Answer(True, "claimed", number, dispatcher.task_id(run))
         dispatcher.claim([run], request.answer(answer))
         self._source.has_run_extra(name, number)
         dispatcher.publisher.publish([run])
@@ -170,7 +170,7 @@ class Operators:
                 return Answer(False, "its run state is missing or damaged: see the master's log")
         is_unsent = self._dispatcher.publisher.is_unsent(run)
         text = "not published" if is_unsent else "perhaps published before"
-        task_id = self._dispatcher.task_id(name, run.number, run.due)
+        task_id = self._dispatcher.task_id(run)
         answer = Answer(True, text, run.number, task_id)
         waited = self._dispatcher.held_because(run) or "it waited for the broker"
         why = f"{request.record.by[:100]} asked for it; {waited}"

@@ -182,6 +182,10 @@ class Pages:
         """True where some page cannot be understood."""
         return bool(self._damaged)
 
+    def names_by_key(self) -> dict[str, str]:
+        states = (each for page in self._pages.values() for each in page.states.items())
+        return {state.key: name for name, state in states if state.key is not None}
+
     def change(self, states: Changes) -> dict[str, Page]:
         """Puts states onto their pages, or removes them. Returns these pages, by name."""
         touched = {}

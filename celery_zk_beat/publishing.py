@@ -68,7 +68,7 @@ class Runs(Protocol):
     #: To be called when something has been done.
     show_progress: Callable[[], None]
 
-    def task_id(self, entry: str, number: int, due: datetime) -> str:
+    def task_id(self, run: Run) -> str:
         """That of a run."""
 
     def may_publish(self, run: Run) -> bool:
@@ -113,6 +113,11 @@ class Publisher:
             if entry in waiting and waiting[entry].number == number
         }
         self._failing_since = None
+
+    def renamed(self, old: str, new: str) -> None:
+        """The entry of a run that waits has another name."""
+        for known in (self._in_doubt, self._may_have_left, self._unreached):
+            known.update({new: known.pop(old)} if old in known else {})
 
     @property
     def failing_since(self) -> float | None:
@@ -301,7 +306,7 @@ class Publisher:
             "due": to_text(run.due),
             "master": self._dispatcher.settings.id,
         }
-        task_id = self._dispatcher.task_id(run.entry, run.number, run.due)
+        task_id = self._dispatcher.task_id(run)
         entry = addressed(self._dispatcher.source.entries[run.entry], task_id, header)
         logger.info(
             "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
@@ -340,7 +345,7 @@ class Publisher:
             run=run.number,
             due=run.due,
             epoch=epoch,
-            task_id=self._dispatcher.task_id(run.entry, run.number, run.due),
+            task_id=self._dispatcher.task_id(run),
         )
 
     def _note_all_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:

@@ -167,7 +167,9 @@ class RunState:
         """The state once a run is dropped."""
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
         dropped = (*self.dropped, run.number)[-DROPS_REMEMBERED:]
-        return replace(self, dropped=dropped, history=self._with_amended(past))
+        # Of one that was claimed under another name the history has nothing yet.
+        history = self._with_amended(past) if run.was is None else (*self.history, past)
+        return replace(self, dropped=dropped, history=history)
 
     def after_skip(self, past: PastRun, at: datetime, most: int, ahead: timedelta) -> RunState:
         """The state, with `most` past runs, once an instant is skipped and its clock goes on from
@@ -181,6 +183,15 @@ class RunState:
         runs from `at`, and what ran before is not its own."""
         state = replace(self, unnamed_since=None, key=key, due=None)
         return state.moved(self.last_run_at, at, ahead, ask=None)
+
+    def renamed(self, number: int) -> RunState:
+        """The state of the same entry under another name, whose runs have been counted up to
+        `number`: the history stays with the old name, for the task ids of its runs are of it."""
+        return replace(self, total_run_count=max(number, self.total_run_count), history=())
+
+    def left_behind(self, now: datetime, ahead: timedelta) -> RunState:
+        """The state that stays under the old name, for its history: it is nobody's."""
+        return replace(self, key=None, unnamed_since=self.unnamed_since or now - ahead)
 
     def when_named(self, now: datetime, ahead: timedelta, anew: bool) -> RunState:
         """The state once a master's schedule names the entry. With `anew` its clock starts from
@@ -300,6 +311,8 @@ class Run:
         ask: that of the entry's state after the run. Not in the outbox.
         error: why it could not be published when that was tried last, where it was its own fault.
         unsent: the master that handed over knows that it had never left.
+        was: the name that its entry had when the run was claimed, if it is another now: its task id
+            is made of that.
     """
 
     entry: str
@@ -312,11 +325,16 @@ class Run:
     ask: tuple[int, int] | None = dataclasses.field(default=None, compare=False)
     error: str | None = dataclasses.field(default=None, compare=False)
     unsent: bool = dataclasses.field(default=False, compare=False)
+    was: str | None = None
 
     @property
     def note(self) -> str | None:
         """The words for the history."""
         return "asked for" if self.extra else None
+
+    def renamed(self, name: str) -> Run:
+        """The run once its entry has another name."""
+        return replace(self, entry=name, was=self.was or self.entry)
 
     def with_error(self, error: str | None) -> Run:
         """With so much of a text, which says what is wrong with it, as is kept; or none."""
@@ -336,6 +354,8 @@ class Run:
             text += f',"key":{_quoted(self.key)}'
         if self.error is not None:
             text += f',"error":{_quoted(self.error)}'
+        if self.was is not None:
+            text += f',"was":{_quoted(self.was)}'
         return text + "}"
 
 
@@ -478,6 +498,7 @@ def decode_outbox(path: str, data: bytes) -> list[Run]:
             _decode_text(fields, "key"),
             error=_decode_text(fields, "error", LONGEST_ERROR),
             unsent=fields.get("unsent") is True,
+            was=_decode_text(fields, "was"),
         )
         for fields in field(path, decode(path, data), "runs", list)
     ]

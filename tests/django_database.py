@@ -97,7 +97,7 @@ class Database:
         key: int = PeriodicTask.objects.values_list("pk", flat=True).get(name=name)
         return key
 
-    def change(self, name: str, **fields: Any) -> None:
+    def change(self, name: str, /, **fields: Any) -> None:
         entry = self.get(name)
         for field, value in fields.items():
             setattr(entry, field, value)

@@ -46,7 +46,7 @@ class Store:
         """`fields`: ``start_time``, ``one_off``."""
         raise NotImplementedError
 
-    def change(self, name: str, **fields: Any) -> None:
+    def change(self, name: str, /, **fields: Any) -> None:
         """`fields`: ``task``, ``enabled``."""
         raise NotImplementedError
 
@@ -102,7 +102,7 @@ class Folder(Store):
     def add(self, name: str, seconds: float = 3600, **fields: Any) -> None:
         own_scheduler.write(self._folder, name, json.dumps({"task": name, "seconds": seconds}))
 
-    def change(self, name: str, **fields: Any) -> None:
+    def change(self, name: str, /, **fields: Any) -> None:
         own_scheduler.write(self._folder, name, **fields)
 
     def delete(self, name: str) -> None:
@@ -129,7 +129,7 @@ class Django(Store):
     def delete(self, name: str) -> None:
         self.database.get(name).delete()
 
-    def change(self, name: str, **fields: Any) -> None:
+    def change(self, name: str, /, **fields: Any) -> None:
         self.database.change(name, **fields)
 
     def damage(self, name: str) -> None:
@@ -178,7 +178,7 @@ class SQLAlchemy(Store):
         with self._row(name) as (session, row):
             session.delete(row)
 
-    def change(self, name: str, **fields: Any) -> None:
+    def change(self, name: str, /, **fields: Any) -> None:
         with self._row(name) as (_, row):
             for field, value in fields.items():
                 setattr(row, field, value)
@@ -217,7 +217,7 @@ class RedBeat(Store):
     def delete(self, name: str) -> None:
         self._entry(name).delete()
 
-    def change(self, name: str, **fields: Any) -> None:
+    def change(self, name: str, /, **fields: Any) -> None:
         entry = self._entry(name)
         for field, value in fields.items():
             setattr(entry, field, value)

@@ -60,6 +60,8 @@ class GatedEntries(Source):
         """Makes the scheduler; SchedulerFailed where its constructor raised."""
         self._opened = open_gate(self._kind, self, **self._arguments)
         self._scheduler.data = self._opened.entries
+        self._names.look_anew()
+        self._rename()  # before anybody decides what becomes of a run that waits
 
     def close(self) -> None:
         """Throws it away, with all that it had cached."""
@@ -123,15 +125,32 @@ class GatedEntries(Source):
         self._scheduler.data = self._taken = gated.entries
         self._names.look_anew()
         self._dispatcher.metrics.entries = len(self.entries)
+        goes_on = set(gated.renamed.values())
         lost = [
             run
             for name, run in ledger.outbox.items()
-            if ledger.state(name) is not None and gated.has_lost(name, run.key)
+            if name not in goes_on and ledger.state(name) is not None
+            if gated.has_lost(name, run.key)
         ]
         self._dispatcher.drop(lost, "its entry was deleted or disabled while it waited")
+        self._rename()
         self._begin_clocks()
         # The clock of an entry is its own. One that cannot be read was not disabled.
         self._note_named(anew=False, hidden=gated.adapter.unreadable)
+
+    def _rename(self) -> None:
+        """Has the ledger know entries that have another name by that. A row is its key."""
+        ledger, renamed = self._ledger, self._gated.renamed
+        for name, before in list(renamed.items()):
+            new, old = self._names.text_of(name), self._names.text_of(before)
+            if ledger.damaged(new) or ledger.state(old) is None:
+                continue
+            if self._control.holds(old):
+                logger.warning("%s was paused, and is called %s now: that is not paused", old, new)
+            if ledger.rename(old, new, clock.now()):
+                self._dispatcher.publisher.renamed(old, new)
+                logger.warning("%s is called %s now: it goes on where it was", old, new)
+                del renamed[name]
 
     def _begin_clocks(self) -> None:
         """Has the ledger know since when the clocks run of entries that are new, or enabled again:
@@ -142,7 +161,7 @@ class GatedEntries(Source):
         keys: dict[str, str | None] = {}
         for name, entry in self.entries.items():
             state = ledger.state(name)
-            if state is None and ledger.damaged(name):
+            if (state is None and ledger.damaged(name)) or entry.name in gated.renamed:
                 continue
             if state is None or gated.begins_anew(entry, state):
                 # What a store says to have run in the future is no clock for anybody else.
@@ -161,6 +180,9 @@ class GatedEntries(Source):
     def state(self, name: str) -> RunState | None:
         return self._ledger.state(self._names.text_of(name))
 
+    def names_by_key(self) -> Mapping[str, str]:
+        return self._ledger.names_by_key()
+
     def is_open(self) -> bool:
         return self._dispatcher.is_master
 
@@ -177,19 +199,16 @@ class GatedEntries(Source):
         return _RETRY_AFTER if self._is_full else None
 
     def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
-        self._scheduler.data = self._gated.entries  # in this very turn it may have read them anew
+        if self._gated.entries is not self._taken:  # in this very turn it has read them anew
+            self._take_entries()
         name, ledger = self._names.text_of(entry.name), self._ledger
         key = self._gated.adapter.key(entry)
         if name in ledger.outbox:
             logger.error("%s: its last run waits for the broker: another is not kept", name)
             return
         state = ledger.state(name)
-        if state is None:  # it was read in this very turn
-            last_run_at = utc_of(entry, entry.last_run_at or NEVER)
-            ledger.first_seen({name: min(last_run_at, clock.now())}, {name: key})
-            state = ledger.state(name)
-            if state is None:
-                return  # the ledger has said why
+        if state is None or entry.name in self._gated.renamed:
+            return  # the ledger has said why, or it is another one's
         with at_one_instant(entry.schedule):
             free = next_free(entry, due, state)
         if free is None or free > max(due, claimed):

@@ -49,6 +49,9 @@ class Gate(Protocol):
     def state(self, name: str) -> RunState | None:
         """The ledger's state of an entry; None where it has none."""
 
+    def names_by_key(self) -> Mapping[str, str]:
+        """The names of all entries of which the ledger knows the key."""
+
     def holds_back(self, name: str) -> float | None:
         """For how many seconds an entry is not to be asked whether it is due; None: ask it."""
 
@@ -115,6 +118,8 @@ class Gated(Scheduler):
     entries: dict[str, Any]
     #: When the entries ran last, by name, of which their store says that this is still to come.
     ahead: dict[str, datetime]
+    #: New name to old, of entries that the ledger knows by the old one.
+    renamed: dict[str, str]
 
     _built_at = datetime.max.replace(tzinfo=timezone.utc)
     _is_open = _is_over = False
@@ -125,7 +130,10 @@ class Gated(Scheduler):
     _failure: ZkBeatError | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.entries, self.ahead = {}, {}
+        self.entries, self.ahead, self.renamed = {}, {}, {}
+        #: While entries are brought up to date: all of them, and what names_by_key() says.
+        self._being_read: Mapping[str, Any] = {}
+        self._names_before: Mapping[str, str] | None = None
         self._unreadable: dict[str, str] = {}
         self.adapter = self.adapter_class(self)
         began, since = clock.now(), clock.boottime()
@@ -208,8 +216,11 @@ class Gated(Scheduler):
         super(Gated, type(self)).schedule.__set__(self, entries)
 
     def is_due(self, entry: Any) -> Any:
-        seconds = self.gate.holds_back(entry.name)
+        seconds = self._held_back(entry)
         return super().is_due(entry) if seconds is None else schedstate(False, seconds)
+
+    def _held_back(self, entry: Any) -> float | None:
+        return self.gate.holds_back(self.renamed.get(entry.name, entry.name))
 
     def populate_heap(self, *args: Any, **kwargs: Any) -> None:
         """Does not ask what is held back. For here Celery asks the entries themselves, and one of a
@@ -219,7 +230,7 @@ class Gated(Scheduler):
         self._asked = self.schedule
         try:
             for entry in self._asked.values():
-                seconds = self.gate.holds_back(entry.name)
+                seconds = self._held_back(entry)
                 if seconds is not None:
                     held.append(entry)
                     entry.is_due = functools.partial(schedstate, False, seconds)
@@ -243,7 +254,7 @@ class Gated(Scheduler):
     ) -> None:
         """Has a run claimed and published. What goes wrong is for :meth:`turn` to tell: Celery
         only logs what this raises."""
-        if self._failure is not None or (advance and self.gate.holds_back(entry.name) is not None):
+        if self._failure is not None or (advance and self._held_back(entry) is not None):
             return
         # With `advance`, as RedBeat has it, the store is written by reserve(): not before the
         # claim, for a crash in between would lose the run.
@@ -294,6 +305,8 @@ class Gated(Scheduler):
     def _known(self, entries: Mapping[str, Any], since: datetime) -> dict[str, Any]:
         """Those of the entries that become others by what the ledger knows."""
         before, self.ahead = self.ahead, {}
+        self.renamed, self._names_before = {}, None
+        self._being_read = entries
         found = {name: self._as_known(entry, since) for name, entry in entries.items()}
         news = [name for name, at in self.ahead.items() if before.get(name) != at]
         for name in news[:1]:
@@ -334,10 +347,23 @@ class Gated(Scheduler):
         return adapter.as_if_run(entry, ran) if at < ran else entry
 
     def _state(self, entry: Any) -> RunState | None:
-        state = self.gate.state(entry.name)
-        if state is not None and is_ahead(state.last_run_at, clock.now()):
+        key, state = self.adapter.key(entry), self.gate.state(entry.name)
+        if key is not None and (state is None or state.key != key):
+            state = self._state_before(entry.name, key)
+        if state is None or is_ahead(state.last_run_at, clock.now()):
             return None  # not for its store, where it would have to be mended too
-        return state if state is not None and state.key == self.adapter.key(entry) else None
+        return state if state.key == key else None
+
+    def _state_before(self, name: str, key: str) -> RunState | None:
+        """The state of an entry that has another name since, of all that are being looked at."""
+        if self._names_before is None:
+            self._names_before = self.gate.names_by_key()
+        before = self._names_before.get(key)
+        # A name that is taken may be of rows that were numbered anew.
+        if before is None or before in self._being_read:
+            return None
+        self.renamed[name] = before
+        return self.gate.state(before)
 
     def begins_anew(self, entry: Any, state: RunState) -> bool:
         """True where what the ledger knows of it is of its life before: it was enabled again, or is

@@ -175,6 +175,74 @@ def test_a_run_of_an_entry_that_was_made_anew(
     assert [past.note for past in state.history[:2]] == [f"dropped: {why}", None]
 
 
+@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"enabled": False}])
+def test_renamed_while_it_waits(
+    app: Celery,
+    start: Start,
+    database: Database,
+    broker: Broker,
+    meanwhile: bool,
+    changes: dict[str, Any],
+) -> None:
+    """A row is its key: the run that waits goes on under the new name, with its task id, and the
+    entry with its clock and numbers; also where no beat sees it until the next master. Of one that
+    is disabled, too, it is dropped."""
+    broker.is_away()
+    database.add("old", PERIOD)
+    scheduler = start()
+    turn_until(scheduler, lambda: scheduler._loop.ledger.outbox)
+    waits = scheduler._loop.ledger.outbox["old"]
+    if meanwhile:
+        crash(scheduler)
+    database.change("old", name="new", **changes)
+    if meanwhile:
+        scheduler = start()
+    if changes:
+        turn_until(scheduler, lambda: gated_of(scheduler) and not scheduler._loop.ledger.outbox)
+        assert state_of(scheduler, "old").dropped == (1,)
+        return
+    turn_until(scheduler, lambda: "new" in scheduler._loop.ledger.outbox)
+    broker.is_back(scheduler)
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    one, two = history(app)
+    assert (one.entry, one.run, one.due) == ("new", 1, waits.due)
+    assert one.id == scheduler.task_id("old", 1, waits.due)
+    assert (two.entry, two.run) == ("new", 2)
+    assert two.id == scheduler.task_id("new", 2, two.due)
+    assert two.due - one.due > timedelta(seconds=PERIOD - 0.1)
+    assert [past.number for past in state_of(scheduler, "old").history] == [1]
+    assert state_of(scheduler, "old").unnamed_since is not None
+
+
+def test_renamed(app: Celery, start: Start, database: Database) -> None:
+    """After a run that is not in its row: no instant has two runs, and no number comes twice, also
+    when it is renamed again, and another gets its first name."""
+    database.add("first", 0.5)
+    database.add("old", PERIOD)
+    first = start()
+    turn_until(first, lambda: any(run.entry == "old" for run in history(app)))
+    crash(first)
+    database.change("old", name="new")
+    second = start()
+    turn_until(second, lambda: any(run.entry == "new" for run in history(app)))
+    database.change("new", name="old")
+    turn_until(second, lambda: sum(run.entry == "old" for run in history(app)) == 2)
+    database.change("old", name="last")
+    turn_until(second, lambda: "last" in second.schedule)
+    database.add("old", PERIOD)
+    turn_until(second, lambda: sum(run.entry == "old" for run in history(app)) == 3)
+    turn_until(second, lambda: any(run.entry == "last" for run in history(app)))
+    runs = [run for run in history(app) if run.entry != "first"]
+    numbers = {name: [run.run for run in runs if run.entry == name] for name in ("old", "new")}
+    assert numbers == {"old": [1, 3, 4], "new": [2]}
+    assert next(run.run for run in runs if run.entry == "last") == 4
+    renamed = [run for run in runs if (run.entry, run.run) != ("old", 4)]
+    for one, next_one in zip(renamed, renamed[1:]):
+        assert next_one.due - one.due > timedelta(seconds=PERIOD - 0.1)
+    assert len({run.id for run in runs}) == len(runs)
+
+
 @pytest.mark.parametrize("name", ["row", "code"])
 def test_a_clock_that_never_began(app: Celery, start: Start, database: Database, name: str) -> None:
     """Runs since the entry was first seen, whoever is elected, and however often all rows are

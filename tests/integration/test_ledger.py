@@ -90,6 +90,40 @@ def test_any_name(election: MasterElection, ledger: RunLedger) -> None:
     )
 
 
+def test_another_name(election: MasterElection, ledger: RunLedger) -> None:
+    """A state and a run that waits go on under it, in one transaction; numbers go on from the
+    higher, and the history stays."""
+    ledger.first_seen({"old": NOW, "new": NOW}, {"old": "7", "new": "8"})
+    for number in (1, 2):
+        ledger.published(ledger.claim([replace(run("new", number), key="8")])[0], NOW)
+    (claimed,) = ledger.claim([replace(run("old"), key="7")])
+    before = ledger.state("old")
+    assert before is not None
+    assert ledger.names_by_key() == {"7": "old", "8": "new"}
+    assert ledger.rename("old", "new", NOW)
+    for each in (ledger, load(election)):
+        assert each.outbox == {"new": replace(claimed, entry="new", was="old")}
+        assert each.state("new") == replace(before, total_run_count=2, history=())
+        left = each.state("old")
+        assert left is not None
+        assert left.unnamed_since is not None
+        assert left == replace(before, key=None, unnamed_since=left.unnamed_since)
+    ledger.drop([ledger.outbox["new"]], "nobody wants it")
+    state = ledger.state("new")
+    assert state is not None
+    assert [past.note for past in state.history] == ["dropped: nobody wants it"]
+
+
+def test_another_name_that_has_a_run(ledger: RunLedger) -> None:
+    """Of that name another waits: it stays as it is, until that does not."""
+    ledger.first_seen({"old": NOW, "new": NOW}, {"old": "7", "new": "8"})
+    waiting = ledger.claim([replace(run("old"), key="7"), replace(run("new"), key="8")])
+    before = ledger.state("old")
+    assert not ledger.rename("old", "new", NOW)
+    assert list(ledger.outbox.values()) == waiting
+    assert ledger.state("old") == before
+
+
 def test_nothing_goes_backwards(ledger: RunLedger) -> None:
     """[I5] Not even when the clock of this machine is behind the last master's."""
     ledger.first_seen({"a": NOW})

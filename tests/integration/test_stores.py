@@ -49,6 +49,9 @@ class OpenGate:
     def state(self, name: str) -> RunState | None:
         return self.states.get(name)
 
+    def names_by_key(self) -> dict[str, str]:
+        return {state.key: name for name, state in self.states.items() if state.key is not None}
+
     def holds_back(self, name: str) -> float | None:
         return None
 
@@ -353,6 +356,25 @@ def test_the_key_is_that_of_one_entry(site: Site) -> None:
     gated = site.open()
     again = gated.adapter.key(gated.entries["e"])
     assert again != key if site.store.has_rows else again is None
+
+
+def test_an_entry_of_another_name(site: Site) -> None:
+    """What ran under its name before ran; also where its store does not say so."""
+    if not site.store.has_rows:
+        pytest.skip("an entry is its name")
+    site.store.add("e", 3600)
+    gate = OpenGate()
+    gated = site.open(gate)
+    at = clock.now()
+    gate.states["e"] = RunState(at, 1, at - HOUR, key=gated.adapter.key(gated.entries["e"]))
+    wait_for_next_instant(site.store)
+    site.store.change("e", name="other")
+    until(gated, lambda: "other" in gated.entries)
+    assert gated.renamed == {"other": "e"}
+    assert abs(gated.adapter.last_run_at(gated.entries["other"]) - at) < MOMENT
+    gated.throw_away()
+    gated = site.open(gate)
+    assert abs(gated.adapter.last_run_at(gated.entries["other"]) - at) < MOMENT
 
 
 def test_an_entry_that_is_gone(site: Site) -> None:
