@@ -55,6 +55,8 @@ class ShownEntry:
         next_run_at: the same, as it was told when this was written.
         start: before which it does not run.
         since: from when its clock runs, where that is later than its run state has it.
+        is_put_off: it is so on purpose, where that is still to come: a last run that is, is how
+            its store puts entries off.
         error: why its store's class cannot make an entry of it.
     """
 
@@ -65,6 +67,7 @@ class ShownEntry:
     start: datetime | None = None
     since: datetime | None = None
     is_disabled: bool = False
+    is_put_off: bool = False
     error: str | None = None
 
     def to_json(self) -> str:
@@ -87,6 +90,8 @@ class ShownEntry:
                 told[name] = milliseconds(min(max(at, NEVER), _LATEST))
         if self.is_disabled:
             told["disabled"] = True
+        if self.is_put_off:
+            told["put_off"] = True
         return _to_json(told)
 
 
@@ -150,7 +155,12 @@ def _decode(path: str, fields: Any) -> ShownEntry:
     for name in _INSTANTS:
         if name in fields:
             known[name] = _instant(path, fields, name)
-    return ShownEntry(rule=_rule(path, fields), is_disabled=fields.get("disabled") is True, **known)
+    return ShownEntry(
+        rule=_rule(path, fields),
+        is_disabled=fields.get("disabled") is True,
+        is_put_off=fields.get("put_off") is True,
+        **known,
+    )
 
 
 def _rule(path: str, fields: dict[str, Any]) -> Rule | None:

@@ -14,6 +14,7 @@ import logging
 import math
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -174,6 +175,8 @@ class Showing:
         task, last_run_at = str(entry.task), self._last_run_at(name)
         try:
             shown = _shown(entry, task, is_disabled, adapter.start(entry), last_run_at)
+            if adapter.puts_off and shown.since is not None:
+                shown = replace(shown, is_put_off=True)
         except Exception as exc:  # of a class of the user's, which shows itself
             shown = ShownEntry(task, error=f"{type(exc).__name__}: {exc}")
         ran = None if shown.rule else last_run_at

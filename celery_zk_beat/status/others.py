@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from .. import clock
-from ..due import next_free, next_run, rule_text, schedule_of
+from ..due import is_ahead, next_free, next_run, rule_text, schedule_of
 from ..errors import RootError, ZkBeatError
 from ..paths import Paths
 from ..runs import RunState
@@ -82,6 +82,16 @@ class OtherEntries:
         self._schedules: dict[Rule, Any] = {}
         self.entries: dict[str, OtherEntry] = {}
         self.warnings: list[str] = []
+
+    def ahead(self, now: datetime) -> dict[str, datetime]:
+        """The entries that are held back because their store says that they ran at an instant to
+        come, and that."""
+        return {
+            name: entry.told.since
+            for name, entry in self.entries.items()
+            if entry.told.since is not None and is_ahead(entry.told.since, now)
+            if not (entry.told.is_put_off or entry.told.is_disabled)
+        }
 
     def refresh(self) -> None:
         """Asks for what has changed.

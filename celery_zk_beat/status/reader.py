@@ -150,9 +150,11 @@ class Reader:
             masters=tuple(masters),
             warnings=(),
         )
+        held_back: Mapping[str, datetime] = {}
         if self._others is not None:
             records.warnings += self._others.warnings
-        seen = warnings_of(found, quota, self._remarks, self._ahead(pages, now))
+            held_back = self._others.ahead(now)
+        seen = warnings_of(found, quota, self._remarks, self._ahead(pages, now), held_back)
         return replace(found, warnings=(*seen, *records.warnings))
 
     def _read_pages(self) -> list[PageContent]:

@@ -16,7 +16,11 @@ WAITS_QUIETLY = timedelta(seconds=10)
 
 
 def warnings_of(
-    snapshot: Snapshot, quota: Quota | None, remarks: Iterable[str], ahead: Mapping[str, datetime]
+    snapshot: Snapshot,
+    quota: Quota | None,
+    remarks: Iterable[str],
+    ahead: Mapping[str, datetime],
+    held_back: Mapping[str, datetime],
 ) -> Iterator[str]:
     """All that a snapshot, whose own `warnings` are not there yet, gives reason for.
 
@@ -24,6 +28,7 @@ def warnings_of(
         quota: the tightest that holds for the root.
         remarks: warnings about the asker.
         ahead: entries that ran last at an instant to come, by ZooKeeper's word.
+        held_back: the same by that of the store of another scheduler.
     """
     now = snapshot.read_at
     yield from _about_master(snapshot.master, now)
@@ -37,6 +42,7 @@ def warnings_of(
     yield from _about_brokers(snapshot.members)
     yield from _about_outbox(snapshot.outbox, now)
     yield from _about_damaged(snapshot.entries)
+    yield from _about_held_back(held_back)
     yield from _about_ahead(ahead, Paths.of(snapshot.hosts, snapshot.root))
 
 
@@ -117,6 +123,15 @@ def _about_damaged(entries: Iterable[Entry]) -> Iterator[str]:
     for entry in damaged[:1]:
         others = f" (and so are {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         yield f"{entry.name} is damaged in its store{others}, and does not run: {entry.error}"
+
+
+def _about_held_back(held_back: Mapping[str, datetime]) -> Iterator[str]:
+    for name in sorted(held_back)[:1]:
+        others = f" (and so of {len(held_back) - 1} more)" if len(held_back) > 1 else ""
+        yield (
+            f"{name} ran last at {_short(held_back[name])}, says its store{others}, which is still "
+            "to come: it does not run until then, unless that is mended in the store"
+        )
 
 
 def _about_ahead(ahead: Mapping[str, datetime], paths: Paths) -> Iterator[str]:

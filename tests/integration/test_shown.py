@@ -212,6 +212,44 @@ def test_redbeat(app: Celery, make: Make, redis_server: Redis, tmp_path: Path, e
     turn_until(scheduler, lambda: eye.paths.shown_page(page_shown("gone")) not in eye.znodes())
 
 
+def test_a_last_run_in_the_future(app: Celery, make: Make, database: Database, eye: Eye) -> None:
+    """Of which only the store knows: a warning says it, until it is mended."""
+    from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+    def warnings() -> list[str]:
+        return [each for each in eye.look().warnings if "says its store" in each]
+
+    database.add("e", 3600)
+    future = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=2)
+    PeriodicTask.objects.update(last_run_at=future)
+    app.conf.zk_beat_scheduler = DJANGO
+    scheduler = make()
+    turn_until(scheduler, warnings)
+    assert warnings() == [
+        f"e ran last at {future:%Y-%m-%dT%H:%M:%SZ}, says its store, which is still to come: it "
+        "does not run until then, unless that is mended in the store"
+    ]
+    assert eye.entry("e").next_run_at == future + timedelta(hours=1)
+    PeriodicTask.objects.update(last_run_at=None)
+    PeriodicTasks.update_changed()
+    turn_until(scheduler, lambda: not warnings())
+
+
+def test_redbeat_rescheduled(
+    app: Celery, make: Make, redis_server: Redis, tmp_path: Path, eye: Eye
+) -> None:
+    """That is no mistake."""
+    configure(app, REDBEAT, redis_server, tmp_path)
+    from redbeat import RedBeatSchedulerEntry
+
+    later = datetime.now(timezone.utc) + timedelta(hours=2)
+    RedBeatSchedulerEntry("e", "e", schedule(3600, app=app), app=app).save().reschedule(later)
+    scheduler = make()
+    turn_until_shown(scheduler)
+    assert eye.entry("e").next_run_at is not None
+    assert [each for each in eye.look().warnings if "says its store" in each] == []
+
+
 def test_runs_write_nothing(app: Celery, make: Make, eye: Eye) -> None:
     """What runs next is known all the same."""
     app.conf.zk_beat_scheduler = PLAIN
