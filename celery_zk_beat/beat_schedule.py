@@ -367,7 +367,8 @@ class BeatSchedule(Source):
         """Nothing: all is in the ledger."""
 
     def sender(self) -> Send:
-        return Sender(self._scheduler, self._scheduler.producer).send
+        send = Sender(self._scheduler, self._scheduler.producer).send
+        return lambda run, entry, until_due: send(entry, until_due)
 
     def has_run_extra(self, name: str, number: int) -> None:
         entry = self.entries.get(name)

@@ -73,14 +73,21 @@ def run_id(
     return str(own) if own else task_id(root, was or entry, number, due)
 
 
-def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:
-    """A copy of an entry of which a run is to be sent."""
+def copied(entry: Any) -> Any:
+    """A copy, with the same attributes."""
     copy = object.__new__(type(entry))  # not copy.copy(), for which each class has its own way
     vars(copy).update(vars(entry))
+    return copy
+
+
+def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:
+    """A copy of an entry of which a run is to be sent: by `task_id`, unless its options have one of
+    its own."""
+    copy, own = copied(entry), entry.options.get("task_id")
     # Both are new dictionaries: Celery adds headers of its own to the ones it is given.
     copy.options = {
         **entry.options,
-        "task_id": task_id,
+        "task_id": str(own) if own else task_id,
         "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
         # The outbox is what retries; Celery's own would do so without a look at the election, and
         # multiply the time-outs of a broker that does not answer.
@@ -102,7 +109,7 @@ class Sender:
             *(scheduler.apply_async, scheduler.send_task, scheduler.sync, app.send_task),
             *(app.amqp.router.route, app.amqp.create_task_message, app.amqp.send_task_message),
         ]
-        self._is_short = _KNOWN and all(map(_is_own, methods))
+        self._is_short = _KNOWN and all(map(is_own, methods))
         self._has_routes = bool(app.amqp.routes)
         self._is_watched = bool(before_task_publish.receivers or after_task_publish.receivers)
         self._is_eager = app.conf.task_always_eager
@@ -142,8 +149,8 @@ class Sender:
             or task.__v2_compat__
             or task._dump_pydantic_arguments
             or task.soft_time_limit  # which Celery compares with the other
-            or not _is_own(task.apply_async)
-            or not _is_own(task.shadow_name)
+            or not is_own(task.apply_async)
+            or not is_own(task.shadow_name)
         ):
             return None
         else:
@@ -270,7 +277,7 @@ def _is_lazy(entry: Any) -> bool:
     return any(isinstance(value, BeatLazyFunc) for value in values)
 
 
-def _is_own(method: Any) -> bool:
+def is_own(method: Any) -> bool:
     """True where it is Celery's: not overridden, and not wrapped, as tracing tools do."""
     # By their very types and globals, for all else a wrapper takes over from what it wraps.
     function = method.__func__ if type(method) is MethodType else method

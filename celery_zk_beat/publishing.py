@@ -40,7 +40,7 @@ _FURTHEST_AHEAD = 1.0
 _LONGEST_WHY = 150
 
 
-Send = Callable[[Any, Callable[[], object]], None]
+Send = Callable[[Run, Any, Callable[[], object]], None]
 
 
 class Entries(Protocol):
@@ -50,8 +50,11 @@ class Entries(Protocol):
     def entries(self) -> Mapping[str, Any]:
         """By name."""
 
+    def entry_of(self, run: Run) -> Any:
+        """What is to be sent for a run."""
+
     def sender(self) -> Send:
-        """For messages that leave together: sends an entry that was addressed, as
+        """For messages that leave together: sends a run's entry that was addressed, as
         :meth:`messages.Sender.send` does."""
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
@@ -307,11 +310,11 @@ class Publisher:
             "master": self._dispatcher.settings.id,
         }
         task_id = self._dispatcher.task_id(run)
-        entry = addressed(self._dispatcher.source.entries[run.entry], task_id, header)
+        entry = addressed(self._dispatcher.source.entry_of(run), task_id, header)
         logger.info(
             "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
         )
-        send(entry, lambda: _wait_until_due([run]))
+        send(run, entry, lambda: _wait_until_due([run]))
 
     def _note_published(self, runs: list[Run], left: datetime) -> None:
         """Of runs whose messages left at `left`, or a moment later."""

@@ -313,6 +313,7 @@ class Run:
         unsent: the master that handed over knows that it had never left.
         was: the name that its entry had when the run was claimed, if it is another now: its task id
             is made of that.
+        call: which of the runs it is, from 0, that a gated scheduler made of the entry at once.
     """
 
     entry: str
@@ -326,6 +327,7 @@ class Run:
     error: str | None = dataclasses.field(default=None, compare=False)
     unsent: bool = dataclasses.field(default=False, compare=False)
     was: str | None = None
+    call: int = 0
 
     @property
     def note(self) -> str | None:
@@ -356,6 +358,8 @@ class Run:
             text += f',"error":{_quoted(self.error)}'
         if self.was is not None:
             text += f',"was":{_quoted(self.was)}'
+        if self.call:
+            text += f',"call":{self.call}'
         return text + "}"
 
 
@@ -499,6 +503,7 @@ def decode_outbox(path: str, data: bytes) -> list[Run]:
             error=_decode_text(fields, "error", LONGEST_ERROR),
             unsent=fields.get("unsent") is True,
             was=_decode_text(fields, "was"),
+            call=count(path, fields, "call") if "call" in fields else 0,
         )
         for fields in field(path, decode(path, data), "runs", list)
     ]

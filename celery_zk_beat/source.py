@@ -79,6 +79,10 @@ class Source(ABC):
     def turn(self) -> float:
         """Claims what is due and publishes it; returns the seconds after which something may be."""
 
+    def entry_of(self, run: Run) -> Any:
+        """See :meth:`.publishing.Entries.entry_of`."""
+        return self.entries[run.entry]
+
     @abstractmethod
     def sender(self) -> Send:
         """See :meth:`.publishing.Entries.sender`."""

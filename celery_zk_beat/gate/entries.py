@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..names import Entries
 from ..publishing import Send
 from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
-from .gated import Gated, open_gate
+from .gated import Gated, Given, open_gate
 from .showing import Showing
 
 logger = get_logger(__name__)
@@ -46,6 +46,9 @@ class GatedEntries(Source):
         self._opened: Gated | None = None
         #: Its entries when they were looked at last.
         self._taken: Any = None
+        #: What its class dispatches at this very moment, and of which run that is.
+        self._given: Given | None = None
+        self._dispatched: tuple[str, int] | None = None
         #: True where there is no room for one more run.
         self._is_full = False
 
@@ -75,8 +78,24 @@ class GatedEntries(Source):
         if self._opened is not None:
             self._opened.write()
 
+    def entry_of(self, run: Run) -> Any:
+        given = self._given_for(run)
+        return self.entries[run.entry] if given is None else given.entry
+
     def sender(self) -> Send:
-        return self._gated.send
+        return self._send
+
+    def _send(self, run: Run, entry: Any, until_due: Callable[[], object]) -> None:
+        given = self._given_for(run)
+        if given is None:
+            self._gated.send_again(entry, until_due, run.call)
+        else:
+            self._gated.send(entry, until_due, given.arguments)
+
+    def _given_for(self, run: Run) -> Given | None:
+        """What is dispatched at this very moment, where that is the run."""
+        is_it = (run.entry, run.number) == self._dispatched
+        return self._given if is_it else None
 
     def has_run_extra(self, name: str, number: int) -> None:
         """Nothing: its count is its own."""
@@ -198,7 +217,8 @@ class GatedEntries(Source):
             return _HELD_FOR
         return _RETRY_AFTER if self._is_full else None
 
-    def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
+    def dispatch(self, given: Given, due: datetime, claimed: datetime) -> None:
+        entry = given.entry
         if self._gated.entries is not self._taken:  # in this very turn it has read them anew
             self._take_entries()
         name, ledger = self._names.text_of(entry.name), self._ledger
@@ -221,7 +241,11 @@ class GatedEntries(Source):
             # again, to run as if it never had.)
             return
         number, epoch = state.total_run_count + 1, self._dispatcher.epoch
-        run = Run(name, number, free, claimed, epoch, key=key)
+        run = Run(name, number, free, claimed, epoch, key=key, call=given.call)
         claims = self._dispatcher.claim([run], self._control.unchanged)
-        self._dispatcher.publisher.publish(claims)
+        self._given, self._dispatched = given, (name, number)
+        try:
+            self._dispatcher.publisher.publish(claims)
+        finally:
+            self._given = self._dispatched = None
         self._is_full = self._dispatcher.room() <= 0

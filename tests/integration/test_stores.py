@@ -18,7 +18,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 
 from celery_zk_beat import clock
-from celery_zk_beat.gate.gated import Gated, open_gate, scheduler_class
+from celery_zk_beat.gate.gated import Gated, Given, open_gate, scheduler_class
 from celery_zk_beat.gate.stores import (
     DjangoAdapter,
     FileAdapter,
@@ -55,7 +55,8 @@ class OpenGate:
     def holds_back(self, name: str) -> float | None:
         return None
 
-    def dispatch(self, entry: Any, due: datetime, claimed: datetime) -> None:
+    def dispatch(self, given: Given, due: datetime, claimed: datetime) -> None:
+        entry = given.entry
         self.runs.append((entry.name, due, claimed))
         self.tasks.append(entry.task)
         key = self.gated.adapter.key(entry)
