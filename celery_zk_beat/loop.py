@@ -145,7 +145,7 @@ class Loop:
                 return 0.0
             if isinstance(exc, (AccessDenied, QuotaExceeded)):
                 self.election.complain(exc)
-            else:
+            elif not isinstance(exc, SchedulerFailed):  # of which the gate tells
                 logger.warning("%s; reading the run states anew", exc)
             self.forget()
             if isinstance(exc, SchedulerFailed):

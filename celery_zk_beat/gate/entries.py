@@ -18,6 +18,8 @@ from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
 from .gated import Gated, Given, open_gate
 from .showing import Showing
+from .stores import adapter_of
+from .trouble import Trouble
 
 logger = get_logger(__name__)
 
@@ -40,6 +42,7 @@ class GatedEntries(Source):
     ) -> None:
         super().__init__(scheduler, names, dispatcher)
         self._kind, self._arguments = kind, arguments
+        self.trouble = Trouble(kind.__name__, adapter_of(kind).is_away)
         self._showing = Showing(
             dispatcher.election, dispatcher.settings.scheduler or "", dispatcher.ledger
         )
@@ -61,6 +64,7 @@ class GatedEntries(Source):
 
     def open(self) -> None:
         """Makes the scheduler; SchedulerFailed where its constructor raised."""
+        self.trouble.listen(self._kind)
         self._opened = open_gate(self._kind, self, **self._arguments)
         self._scheduler.data = self._opened.entries
         self._names.look_anew()
@@ -68,6 +72,7 @@ class GatedEntries(Source):
 
     def close(self) -> None:
         """Throws it away, with all that it had cached."""
+        self.trouble.stop()
         if self._opened is not None:
             self._opened.throw_away()
             self._opened = None
@@ -123,8 +128,10 @@ class GatedEntries(Source):
         self._dispatcher.publish_waiting()
         self.refresh()  # some run may stand for what has come due since
         self._is_full = self._dispatcher.room() <= 0
-        gated = self._gated
-        left = 0.0 if self._control.pauses_stale else gated.turn()
+        gated, left = self._gated, 0.0
+        if not self._control.pauses_stale:
+            left = gated.turn()
+            self.trouble.turned()
         if gated.entries is not self._taken:
             self._take_entries()
         return min(left, self._showing.turn(self.entries, gated.adapter))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -29,6 +30,7 @@ from ..messages import addressed, copied, is_own, send_by_celery
 from ..records import to_text
 from ..runs import NEVER, RunState
 from .stores import StoreAdapter, Unreadable, adapter_of
+from .trouble import Trouble
 
 logger = get_logger(__name__)
 
@@ -62,6 +64,9 @@ class _Again:
 
 class Gate(Protocol):
     """The scheduler that gates another, as far as that needs it."""
+
+    #: For what it complains of.
+    trouble: Trouble
 
     @property
     def producer(self) -> Any:
@@ -106,25 +111,26 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     # may tick, or ask for its schedule, before anybody could give it to the instance.
     names = {"gate": gate, "adapter_class": adapter, **adapter.overrides(scheduler)}
     kind = type(scheduler.__name__, (Gated, scheduler), names)
-    with _failing(scheduler.__name__):
+    with _failing(scheduler.__name__, gate.trouble):
         gated: Gated = kind(**arguments)
         try:
             gated.opened()
         except BaseException:
             gated.throw_away()
             raise
-        logger.info(" ".join([scheduler.__name__, "is elected", *gated.info.split()]))
+        level = logging.DEBUG if gate.trouble.lasts else logging.INFO
+        logger.log(level, " ".join([scheduler.__name__, "is elected", *gated.info.split()]))
     return gated
 
 
 @contextlib.contextmanager
-def _failing(name: str) -> Iterator[None]:
+def _failing(name: str, trouble: Trouble) -> Iterator[None]:
     try:
         yield
     except ZkBeatError:
         raise
     except Exception as exc:
-        logger.exception("%s failed", name)
+        trouble.add("failed", exc)
         raise SchedulerFailed(f"{name} failed: {type(exc).__name__}: {exc}") from exc
 
 
@@ -182,7 +188,7 @@ class Gated(Scheduler):
         """Dispatches what is due, or some of it; says after how many seconds to call again. Raises
         SchedulerFailed where the scheduler raised something, ZkBeatError where a run is not certain
         to be claimed."""
-        with _failing(type(self).__name__):
+        with _failing(type(self).__name__, self.gate.trouble):
             wait = self.tick()
         if self._failure is not None:
             raise self._failure
@@ -242,14 +248,14 @@ class Gated(Scheduler):
     def look_at(self, names: list[str]) -> None:
         """Has these entries be as they are in their store, be they due or not; SchedulerFailed
         where that does not answer."""
-        with _failing(type(self).__name__):
+        with _failing(type(self).__name__, self.gate.trouble):
             self._take(self.adapter.look_at(names, self.entries))
 
     def has_lost(self, name: str, key: str | None) -> bool:
         """True where the entry of a run is certainly deleted, or disabled, in a store that all
         beats have: not merely out of sight, as a row may be that cannot be read. SchedulerFailed
         where its store does not answer."""
-        with _failing(type(self).__name__):
+        with _failing(type(self).__name__, self.gate.trouble):
             if name in self.entries:  # another one, perhaps; a run of our own scheduler has no key
                 return key is not None and self.adapter.key(self.entries[name]) not in (None, key)
             return self.adapter.has_lost(name, key)
@@ -260,8 +266,8 @@ class Gated(Scheduler):
         self.adapter.forget()
         try:
             self.close()
-        except Exception:
-            logger.exception("%s could not be closed", type(self).__name__)
+        except Exception as exc:
+            self.gate.trouble.add("could not be closed", exc)
 
     # What its class calls, or would --------------------------------------------------------------
 
@@ -358,8 +364,8 @@ class Gated(Scheduler):
         taken for not published."""
         try:
             super()._do_sync()
-        except Exception:
-            logger.exception("%s could not write to its store", type(self).__name__)
+        except Exception as exc:
+            self.gate.trouble.add("could not write to its store", exc)
 
     def sync(self) -> None:
         if not self._is_over and self.gate.is_open():

@@ -27,6 +27,7 @@ from celery_zk_beat.gate.stores import (
     StoreAdapter,
     adapter_of,
 )
+from celery_zk_beat.gate.trouble import Trouble
 from celery_zk_beat.runs import RunState
 from tests.conftest import PATIENCE
 from tests.stores import Code, CodeAndFile, Django, Folder, RedBeat, SQLAlchemy, Store
@@ -45,6 +46,7 @@ class OpenGate:
     tasks: list[str] = field(default_factory=list)
     gated: Any = None
     producer: Any = None
+    trouble: Trouble = field(default_factory=lambda: Trouble("shop", lambda exc: False))
 
     def state(self, name: str) -> RunState | None:
         return self.states.get(name)
