@@ -42,6 +42,12 @@ class Paths:
         return f"{self.root}/masters"
 
     @property
+    def installed(self) -> str:
+        """Persistent, where another scheduler is elected that has a store: which `beat_schedule`
+        was written there last."""
+        return f"{self.root}/installed"
+
+    @property
     def pauses(self) -> str:
         """Persistent; what operators hold back. Empty: nothing."""
         return f"{self.root}/pauses"

@@ -125,6 +125,13 @@ class MemberRecord(Record):
 
 
 @dataclass(frozen=True)
+class InstalledRecord(Record):
+    """The `digest` of the `beat_schedule` that was written into another scheduler's store."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
 class TermRecord(Record):
     """One time as master, over since `until`, None while it lasts; `why` says how it ended."""
 

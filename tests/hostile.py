@@ -127,6 +127,7 @@ _RUNS = st.fixed_dictionaries(
     }
 )
 ROOTS = records({"app": st.just("shop") | _TEXTS})
+INSTALLED = records({"digest": _TEXTS})
 MASTERS = records(
     {
         "id": _TEXTS,

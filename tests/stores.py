@@ -205,9 +205,12 @@ class RedBeat(Store):
 
     def __init__(self, url: str) -> None:
         super().__init__()
+        from redbeat.schedulers import ensure_conf
+
         self.conf = {"redbeat_redis_url": url}
         self._app = Celery("hand", set_as_current=False)
         self._app.conf.update(self.conf)
+        ensure_conf(self._app)
 
     def add(self, name: str, seconds: float = 3600, **fields: Any) -> None:
         from redbeat import RedBeatSchedulerEntry

@@ -17,6 +17,7 @@ from ..publishing import Send
 from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
 from .gated import Gated, Given, open_gate
+from .installed import Installed
 from .showing import Showing
 from .stores import adapter_of
 from .trouble import Trouble
@@ -42,6 +43,7 @@ class GatedEntries(Source):
     ) -> None:
         super().__init__(scheduler, names, dispatcher)
         self._kind, self._arguments = kind, arguments
+        self.installed = Installed(scheduler.app, dispatcher.election)
         self.trouble = Trouble(kind.__name__, adapter_of(kind).is_away)
         self._showing = Showing(
             dispatcher.election, dispatcher.settings.scheduler or "", dispatcher.ledger
@@ -65,10 +67,16 @@ class GatedEntries(Source):
     def open(self) -> None:
         """Makes the scheduler; SchedulerFailed where its constructor raised."""
         self.trouble.listen(self._kind)
+        keeps = adapter_of(self._kind).keeps_installed
+        complaints = self.trouble.count
+        if keeps:
+            self.installed.read()
         self._opened = open_gate(self._kind, self, **self._arguments)
         self._scheduler.data = self._opened.entries
         self._names.look_anew()
         self._rename()  # before anybody decides what becomes of a run that waits
+        if keeps and self.trouble.count == complaints:
+            self.installed.note(self._ledger.epoch)
 
     def close(self) -> None:
         """Throws it away, with all that it had cached."""

@@ -29,6 +29,7 @@ from ..log import get_logger
 from ..messages import addressed, copied, is_own, send_by_celery
 from ..records import to_text
 from ..runs import NEVER, RunState
+from .installed import Installed
 from .stores import StoreAdapter, Unreadable, adapter_of
 from .trouble import Trouble
 
@@ -65,8 +66,9 @@ class _Again:
 class Gate(Protocol):
     """The scheduler that gates another, as far as that needs it."""
 
-    #: For what it complains of.
+    #: For what it complains of; and what was written into its store already.
     trouble: Trouble
+    installed: Installed
 
     @property
     def producer(self) -> Any:
@@ -285,6 +287,13 @@ class Gated(Scheduler):
     @schedule.setter
     def schedule(self, entries: Any) -> None:
         super(Gated, type(self)).schedule.__set__(self, entries)
+
+    def update_from_dict(self, dict_: Any) -> None:
+        """Writes into its store, while it is made, only what no beat has written yet."""
+        installed = self.gate.installed
+        if not self._is_open and installed.is_current:
+            dict_ = self.adapter.to_install(dict_, is_first=installed.is_first)
+        super().update_from_dict(dict_)
 
     def is_due(self, entry: Any) -> Any:
         seconds = self._held_back(entry)

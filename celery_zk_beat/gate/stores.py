@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shelve
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from multiprocessing.util import Finalize
 from types import MappingProxyType
@@ -34,6 +34,9 @@ class StoreAdapter:
     """The contract, and how it is kept for a scheduler that has no store that we know of: all
     that its entries tell is what those of ``beat_schedule`` do. For the thread of its scheduler."""
 
+    #: Whether entries that code defines, and the scheduler has written into its store, are to be
+    #: left there as they are.
+    keeps_installed: ClassVar = False
     #: What is wrong with each entry that its class cannot decode, by name: none of :meth:`entries`.
     unreadable: Mapping[str, str] = MappingProxyType({})
     #: Entries that do not run and are none of :meth:`entries`, as far as they were read, by name.
@@ -54,6 +57,22 @@ class StoreAdapter:
     def is_away(cls, exc: BaseException) -> bool:
         """True where an error says that the store does not answer, or refuses."""
         return False
+
+    def to_install(self, entries: Mapping[str, Any], *, is_first: bool) -> Mapping[str, Any]:
+        """Of entries that code defines, and that were all in the store once, those that are to be
+        written into it again: what was deleted there, where it `is_first`, or nothing is left of
+        `beat_schedule`, for then the store was lost; and where there is no store, all."""
+        if not self.keeps_installed:
+            return entries
+        code = self._scheduler.app.conf.beat_schedule
+        there = self.stored([*entries, *code])
+        is_lost = bool(code) and not any(name in there for name in code)
+        missing = {name: fields for name, fields in entries.items() if name not in there}
+        return missing if is_first or is_lost else {}
+
+    def stored(self, names: Iterable[str]) -> Collection[str]:
+        """Which of these the store has, enabled or not, readable or not; perhaps others, too."""
+        return ()
 
     def opened(self) -> None:
         """Is called once, before the scheduler ticks."""
@@ -147,6 +166,8 @@ class RedBeatAdapter(StoreAdapter):
     """Entries are read from Redis at each look, and only those that are nearly due. All of them are
     read now and then, and those that are looked at; decoded are those that have changed."""
 
+    keeps_installed = True
+
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler)
         #: By key: what Redis held of an entry, None where that is not known, and the entry.
@@ -181,6 +202,11 @@ class RedBeatAdapter(StoreAdapter):
         return isinstance(exc, RedisError) and "WRONGTYPE" not in str(exc)
 
     puts_off: ClassVar = True  # by reschedule()
+
+    def stored(self, names: Iterable[str]) -> Collection[str]:
+        names, scheduler = list(names), self._scheduler
+        keys = [scheduler.Entry.generate_key(scheduler.app, name) for name in names]
+        return {name for name, text in zip(names, self._texts(keys)) if text is not None}
 
     def opened(self) -> None:
         self._scheduler.lock_key = None  # who is master is decided elsewhere
@@ -270,6 +296,8 @@ class RowAdapter(StoreAdapter):
 
     #: The row's attribute that tells it from all others.
     key_name: ClassVar = "id"
+
+    keeps_installed = True
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler)
@@ -389,6 +417,9 @@ class DjangoAdapter(RowAdapter):
             "get_excluded_hours_for_crontab_tasks": lambda scheduler: [],  # before 2.9
         }
 
+    def stored(self, names: Iterable[str]) -> Collection[str]:
+        return set(self._scheduler.Model.objects.values_list("name", flat=True))
+
     @classmethod
     def is_away(cls, exc: BaseException) -> bool:
         from django.db import Error
@@ -417,6 +448,10 @@ class DjangoAdapter(RowAdapter):
 
 class SQLAlchemyAdapter(RowAdapter):
     """Of sqlalchemy-celery-beat."""
+
+    def stored(self, names: Iterable[str]) -> Collection[str]:
+        with self._scheduler.Session() as session:
+            return {name for (name,) in session.query(self._scheduler.Model.name)}
 
     @classmethod
     def is_away(cls, exc: BaseException) -> bool:

@@ -36,6 +36,8 @@ class Trouble(logging.Filter):
         self._since: float | None = None
         self._remind_at = self._last_at = 0.0
         self._said: set[str] = set()
+        #: How often something was complained of.
+        self.count = 0
         self._loggers: list[logging.Logger] = []
 
     @property
@@ -48,6 +50,9 @@ class Trouble(logging.Filter):
         for kind in scheduler.__mro__:
             found = getattr(sys.modules.get(kind.__module__), "logger", None)
             if isinstance(found, logging.Logger) and found not in self._loggers:
+                # Of a scheduler that was at work before, and was not stopped: one is at a time.
+                for other in [each for each in found.filters if isinstance(each, Trouble)]:
+                    found.removeFilter(other)
                 found.addFilter(self)
                 self._loggers.append(found)
 
@@ -67,6 +72,7 @@ class Trouble(logging.Filter):
         What is no matter of its store gets a traceback, once."""
         now = clock.boottime()
         self._last_at = now
+        self.count += 1
         if self._since is None:
             self._since, self._remind_at = now, now + _REMIND_EVERY
         is_away = self._is_away(exc)

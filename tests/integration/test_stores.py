@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +47,8 @@ class OpenGate:
     tasks: list[str] = field(default_factory=list)
     gated: Any = None
     producer: Any = None
+    #: As before the first beat of all.
+    installed: Any = field(default_factory=lambda: SimpleNamespace(is_current=False, is_first=True))
     trouble: Trouble = field(default_factory=lambda: Trouble("shop", lambda exc: False))
 
     def state(self, name: str) -> RunState | None:

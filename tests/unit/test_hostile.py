@@ -26,6 +26,7 @@ from celery_zk_beat.log import get_logger
 from celery_zk_beat.paths import Paths, page_of
 from celery_zk_beat.records import (
     EpochRecord,
+    InstalledRecord,
     MasterRecord,
     MemberRecord,
     RootRecord,
@@ -49,6 +50,7 @@ NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 PATH = f"/runs/{page_of('e')}"
 READERS: dict[str, tuple[Callable[[str, bytes], Any], st.SearchStrategy[bytes]]] = {
     "root": (RootRecord.decode, hostile.ROOTS),
+    "installed": (InstalledRecord.decode, hostile.INSTALLED),
     "master": (MasterRecord.decode, hostile.MASTERS),
     "epoch": (EpochRecord.decode, hostile.MASTERS),
     "member": (MemberRecord.decode, hostile.MEMBERS),

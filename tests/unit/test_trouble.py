@@ -103,3 +103,11 @@ def test_its_store_comes_and_goes(site: Site) -> None:
         said += site.look(1, error)
         said += site.look(2, None)
     assert said == [f"{AWAY}: ConnectionError: refused"]
+
+
+def test_another_that_was_not_stopped(site: Site) -> None:
+    """Keeps nothing from the one that is at work now."""
+    new = Trouble("New", lambda exc: isinstance(exc, OSError))
+    new.listen(Derived)
+    assert site.look(1, ConnectionError("refused"))[0].startswith("New goes on")
+    new.stop()
