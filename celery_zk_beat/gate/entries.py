@@ -16,7 +16,8 @@ from ..names import Entries
 from ..publishing import Send
 from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
-from .gated import Gated, Given, open_gate
+from .gated import Gated, open_gate
+from .giving import Given
 from .installed import Installed
 from .showing import Showing
 from .stores import adapter_of

@@ -14,9 +14,8 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from celery.beat import Scheduler
 from celery.schedules import schedstate
@@ -26,9 +25,9 @@ from .. import clock
 from ..due import as_of, at_one_instant, due_instant, is_ahead
 from ..errors import SettingsError, ZkBeatError
 from ..log import get_logger
-from ..messages import addressed, copied, is_own, send_by_celery
 from ..records import to_text
 from ..runs import NEVER, RunState
+from .giving import Given, Giving
 from .installed import Installed
 from .stores import StoreAdapter, Unreadable, adapter_of
 from .trouble import Trouble
@@ -41,26 +40,6 @@ _ROUNDED, _SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
 
 class SchedulerFailed(ZkBeatError):
     """The gated scheduler raised something: its database is away, as a rule."""
-
-
-class Given(NamedTuple):
-    """What a scheduler's class gave to ``apply_async``: an entry, as it has perhaps changed it, and
-    arguments of its own. `call`: how many runs its ``apply_entry`` has given before."""
-
-    entry: Any
-    arguments: Mapping[str, Any]
-    call: int
-
-
-@dataclass
-class _Again:
-    """A run that is given once more: the first that is for `call`, under what `addressed` says."""
-
-    addressed: Any
-    call: int
-    given: int = 0
-    is_sent: bool = False
-    error: Exception | None = None
 
 
 class Gate(Protocol):
@@ -136,7 +115,7 @@ def _failing(name: str, trouble: Trouble) -> Iterator[None]:
         raise SchedulerFailed(f"{name} failed: {type(exc).__name__}: {exc}") from exc
 
 
-class Gated(Scheduler):
+class Gated(Giving):
     """Goes before a scheduler class among the bases of another."""
 
     gate: Gate
@@ -157,9 +136,6 @@ class Gated(Scheduler):
     _last_read: Any = None
     _last_reserved: Any = None
     _failure: ZkBeatError | None = None
-    #: How many runs its ``apply_entry``, if that is at work, has given so far.
-    _calls: int | None = None
-    _again: _Again | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.entries, self.ahead, self.renamed = {}, {}, {}
@@ -195,53 +171,6 @@ class Gated(Scheduler):
         if self._failure is not None:
             raise self._failure
         return wait if isinstance(wait, (int, float)) else self.max_interval
-
-    def send(
-        self, entry: Any, until_due: Callable[[], object], arguments: Mapping[str, Any]
-    ) -> None:
-        """Sends an entry, in the manner of the scheduler's class, when `until_due` returns.
-        `arguments`: of its own. Raises as Celery's own."""
-        until_due()
-        apply_async = functools.partial(super().apply_async, **arguments)
-        send_by_celery(apply_async, self.app, self.gate.producer, entry)
-
-    def send_again(self, entry: Any, until_due: Callable[[], object], call: int) -> None:
-        """The same for a run that is not given at this very moment: it waited, or an operator asks
-        for it. What an ``apply_entry`` of its class's own does to the entry, or around the call,
-        it does again; of the runs that it gives then, that of `call` is sent. LookupError where
-        there is none."""
-        if is_own(super().apply_entry):
-            self.send(entry, until_due, {})
-            return
-        until_due()
-        again = self._again = _Again(entry, call)
-        plain = copied(self.entries[entry.name])
-        plain.options = dict(plain.options)
-        try:
-            super().apply_entry(plain, producer=self.gate.producer)
-        except Exception:
-            if not again.is_sent:
-                raise
-            logger.exception("%s: apply_entry failed after its message was sent", entry.name)
-        finally:
-            self._again = None
-        if again.error is not None:
-            raise again.error
-        if not again.is_sent:
-            raise LookupError(f"apply_entry gave {again.given} runs this time, not {call + 1}")
-
-    def _give_again(self, again: _Again, given: Given) -> None:
-        """Keeps an error for :meth:`send_again`: Celery's ``apply_entry`` only logs it."""
-        is_it, again.given = again.given == again.call, again.given + 1
-        if not is_it:
-            return
-        of = again.addressed.options
-        entry = addressed(given.entry, of["task_id"], of["headers"]["zk_beat"])
-        try:
-            self.send(entry, lambda: None, given.arguments)
-            again.is_sent = True
-        except Exception as exc:
-            again.error = exc
 
     def write(self) -> None:
         """Has it write to its store what is not there yet."""
@@ -329,24 +258,14 @@ class Gated(Scheduler):
                 entries[entry.name] = new
         return new
 
-    def apply_entry(self, entry: Any, producer: Any = None) -> None:
-        self._calls = 0
-        try:
-            super().apply_entry(entry, producer=producer)
-        finally:
-            self._calls = None
-
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> None:
         """Has a run claimed and published. What goes wrong is for :meth:`turn` to tell: Celery
         only logs what this raises."""
-        given = Given(entry, kwargs, self._calls or 0)
-        if self._again is not None:
-            self._give_again(self._again, given)
+        given = self.given(entry, kwargs)
+        if given is None:
             return
-        if self._calls is not None:
-            self._calls += 1
         if self._failure is not None or (advance and self._held_back(entry) is not None):
             return
         # With `advance`, as RedBeat has it, the store is written by reserve(): not before the

@@ -19,7 +19,8 @@ from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 
 from celery_zk_beat import clock
-from celery_zk_beat.gate.gated import Gated, Given, open_gate, scheduler_class
+from celery_zk_beat.gate.gated import Gated, open_gate, scheduler_class
+from celery_zk_beat.gate.giving import Given
 from celery_zk_beat.gate.stores import (
     DjangoAdapter,
     FileAdapter,
