@@ -116,7 +116,7 @@ class Index:
         fields = decode(path, data)
         pages = field(path, fields, "pages", dict)
         for page in pages:
-            if not re.fullmatch("[0-9a-f]{2}", page):
+            if not is_page_shown(page):
                 raise RootError(f"{path}: {page!r:.80} is no page")
             count(path, pages, page)
         return cls(field(path, fields, "scheduler", str), pages)
@@ -125,6 +125,10 @@ class Index:
 def page_shown(name: str) -> str:
     """Names the page, ``"00"`` to ``"ff"``, on which an entry is shown, for ever."""
     return page_of(name)[:2]
+
+
+def is_page_shown(name: str) -> bool:
+    return re.fullmatch("[0-9a-f]{2}", name) is not None
 
 
 def encode_shown(entries: Iterable[tuple[str, str]], most: int = LARGEST) -> bytes:

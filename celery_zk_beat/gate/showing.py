@@ -10,7 +10,6 @@ what runs for something that is only looked at.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from ..errors import Conflict, RootError, Uncertain, ZkBeatError
 from ..ledger import RunLedger
 from ..log import get_logger
 from ..runs import NEVER
-from ..shown import LARGEST, Index, ShownEntry, encode_shown, page_shown
+from ..shown import LARGEST, Index, ShownEntry, encode_shown, is_page_shown, page_shown
 from ..zookeeper.operations import Check, Create, Delete, Operation, Pending, SetData
 from .stores import StoreAdapter
 
@@ -37,6 +36,8 @@ LOOK_EVERY, _WRITE_EVERY, _RETRY_AFTER = 10.0, 1.0, 60.0
 #: Seconds that a slice of a look takes, and the rest between two; entries between two looks at the
 #: clock.
 _SLICE, _REST, _AT_ONCE = 0.003, 0.01, 20
+#: Seconds until it is looked whether a write was answered.
+_LOOK_FOR_ANSWER = 0.5
 #: Least bytes of the pages of a write, however little the server takes; and those of a page beside
 #: its data.
 _LEAST, _PAGE_OVERHEAD = 10_000, 100
@@ -96,15 +97,12 @@ class Showing:
         """Does a little; returns the seconds after which to call it again."""
         try:
             return self._turn(entries, adapter)
-        except ZkBeatError as exc:
-            # Another beat is master by now, as a rule.
-            is_news = not (self._is_failing or isinstance(exc, Conflict))
-            logger.log(
-                logging.WARNING if is_news else logging.DEBUG,
-                "%s; so `zk-beat status` does not know the entries",
-                exc,
-            )
-            self._is_failing = True
+        except Exception as exc:  # also those of entries of a class of the user's
+            if not self._is_failing and not isinstance(exc, Conflict):
+                # With that another beat is master by now, as a rule.
+                what = exc if isinstance(exc, ZkBeatError) else repr(exc)
+                logger.warning("%s; so `zk-beat status` does not know the entries", what)
+                self._is_failing = True
             self.forget()
             self._look_at = clock.boottime() + _RETRY_AFTER
             return _RETRY_AFTER
@@ -122,6 +120,8 @@ class Showing:
             self._take_answer(self._pending)
         if self._pending is None and self._write_at <= now:
             self._write()
+        if self._pending is not None:
+            return _LOOK_FOR_ANSWER
         return max(_REST, (self._write_at if self._changed else self._look_at) - now)
 
     # Looking --------------------------------------------------------------------------------------
@@ -172,13 +172,13 @@ class Showing:
             and (known.last_run_at is None or known.last_run_at == self._last_run_at(name))
         ):
             return known
-        task, last_run_at = str(entry.task), self._last_run_at(name)
+        last_run_at = self._last_run_at(name)
         try:
-            shown = _shown(entry, task, is_disabled, adapter.start(entry), last_run_at)
+            shown = _shown(entry, is_disabled, adapter.start(entry), last_run_at)
             if adapter.puts_off and shown.since is not None:
                 shown = replace(shown, is_put_off=True)
         except Exception as exc:  # of a class of the user's, which shows itself
-            shown = ShownEntry(task, error=f"{type(exc).__name__}: {exc}")
+            shown = ShownEntry(error=f"{type(exc).__name__}: {exc}")
         ran = None if shown.rule else last_run_at
         return _Told(shown.to_json(), schedule, entry.task, is_disabled, ran)
 
@@ -189,7 +189,7 @@ class Showing:
     # Reading and writing --------------------------------------------------------------------------
 
     def _read_index(self) -> dict[str, int]:
-        self._there = {*self._session.children(self._paths.shown)}
+        self._there = {*filter(is_page_shown, self._session.children(self._paths.shown))}
         node, index = self._session.read(self._paths.shown), None
         self._has_index = node is not None
         if node is not None:
@@ -244,8 +244,9 @@ class Showing:
 
 
 def _shown(
-    entry: Any, task: str, is_disabled: bool, start: datetime | None, last_run_at: datetime
+    entry: Any, is_disabled: bool, start: datetime | None, last_run_at: datetime
 ) -> ShownEntry:
+    task = str(entry.task)
     own = entry.last_run_at  # None: it does not know
     since = None if own is None else utc_of(entry, own)
     if since is not None and since <= last_run_at + _ROUNDED:

@@ -28,7 +28,7 @@ from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Entry, Snapshot
 from celery_zk_beat.web.readings import Reading
-from celery_zk_beat.zookeeper.operations import Delete, Node, Pending, SetData
+from celery_zk_beat.zookeeper.operations import Create, Delete, Node, Pending, SetData
 from celery_zk_beat.zookeeper.session import ZooKeeperSession, connected
 from example_project.servers import Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE
@@ -300,7 +300,7 @@ def test_a_class_that_cannot_be_shown(app: Celery, make: Make, eye: Eye) -> None
     turn_until_shown(scheduler)
     assert eye.entry("e").schedule == "every 1e+06 s"
     bad = eye.entry("bad")
-    assert (bad.task, bad.error) == ("t", "ValueError: not to be shown")
+    assert (bad.task, bad.error) == (None, "ValueError: not to be shown")
 
 
 def test_a_change_writes_its_page(app: Celery, make: Make, eye: Eye) -> None:
@@ -412,7 +412,7 @@ def test_a_take_over(app: Celery, make: Make, eye: Eye) -> None:
 
     wait_until(wait_until(write, PATIENCE, "a write").answered, PATIENCE, "an answer")
     stale.turn(entries, adapter)
-    assert stale._is_failing
+    assert stale._written is None
     assert eye.znodes() == before
 
 
@@ -438,7 +438,8 @@ def test_what_another_hand_has_done(
     turn_until(scheduler, lambda: eye.entry("e").task == "other")
     assert len(history(app)) == 0
 
-    eye.session.commit(SetData(eye.paths.shown, b"[]"))
+    strange = f"{eye.paths.shown}/strange"
+    eye.session.commit(SetData(eye.paths.shown, b"[]"), Create(strange, b""))
     assert [warning for warning in eye.look().warnings if eye.paths.shown in warning]
     crash(scheduler)
     turn_until_shown(make())
@@ -461,3 +462,23 @@ def test_a_reader_that_watches(app: Celery, make: Make, eye: Eye) -> None:
     assert tasks == {"e": "other", "f": "task"}
     page = json.loads(Reading(seen, 0.0).page)
     assert [entry["schedule"] for entry in page["upcoming"]] == ["every 1e+06 s"] * 2
+
+
+class Strange(StoreAdapter):
+    @property
+    def disabled(self) -> Any:  # type: ignore[override]
+        raise ValueError("nobody knows")
+
+
+def test_a_store_that_raises(
+    app: Celery, make: Make, eye: Eye, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is shown, which one line says, and nothing else comes of it."""
+    app.conf.zk_beat_scheduler = PLAIN
+    scheduler = make(beat_schedule={"e": every(PERIOD)})
+    turn(scheduler)
+    shows = Showing(scheduler.election, PLAIN, scheduler._loop.ledger)
+    for _ in range(2):
+        shows._look_at = 0.0
+        assert shows.turn(scheduler.entries, Strange(scheduler)) == showing._RETRY_AFTER
+    assert caplog.text.count("ValueError('nobody knows'); so `zk-beat status` does not") == 1
