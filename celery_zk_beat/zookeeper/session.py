@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from kazoo.exceptions import KazooException
+from kazoo.exceptions import KazooException, NoNodeError
 from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.protocol.states import ZnodeStat
 
@@ -14,7 +14,7 @@ from .. import clock
 from ..errors import AccessDenied, Conflict, ConnectTimeout, Uncertain, ZkBeatError
 from ..log import get_logger
 from ..security import Access, Grant
-from . import answers
+from . import answers, reads
 from .client import Client
 from .operations import Check, Create, Node, Operation, Pending, SetData
 from .quota import quota_of
@@ -154,17 +154,26 @@ class ZooKeeperSession:
     ) -> list[Node | None]:
         """Reads many znodes, with all requests on their way at once: see :meth:`read`."""
         kazoo = self._kazoo(paths[0] if paths else "")
-        pending = [(path, kazoo.get_async(path, watch=watch)) for path in paths]
         nodes: list[Node | None] = []
-        for path, result in pending:
+        if watch is None:
+            for asked, result in reads.send(kazoo, paths):
+                found = self._answer(asked[0], result)
+                nodes += [self._node(*each) for each in zip(asked, found)]
+            return nodes
+        for path, result in [(path, kazoo.get_async(path, watch=watch)) for path in paths]:
             try:
-                data, stat = self._answer(path, result)
-                nodes.append(
-                    Node(data or b"", stat.version, stat.ephemeralOwner, stat.mtime / 1000)
-                )
+                nodes.append(self._node(path, self._answer(path, result)))
             except Conflict:
                 nodes.append(None)
         return nodes
+
+    def _node(self, path: str, found: Any) -> Node | None:
+        if isinstance(found, NoNodeError):
+            return None
+        if isinstance(found, KazooException):
+            raise self._error(path, found)
+        data, stat = found
+        return Node(data or b"", stat.version, stat.ephemeralOwner, stat.mtime / 1000)
 
     def catch_up(self, path: str) -> None:
         """Waits until the server has all that was written before, or will ever be by an earlier

@@ -39,6 +39,8 @@ from kazoo.protocol.serialization import (
 )
 from kazoo.protocol.states import ZnodeStat
 
+from celery_zk_beat.zookeeper.reads import MultiRead
+
 from .world import BEGINNING, Lane, Machine, World
 
 REPLICAS = 3
@@ -402,7 +404,7 @@ class Connection:
     def _next(self) -> None:
         while self.open and self._requests and not self._busy:
             request = self._requests.popleft()
-            if isinstance(request, (GetData, GetChildren, Exists)) or request == PING:
+            if isinstance(request, (GetData, GetChildren, Exists, MultiRead)) or request == PING:
                 self._read(request)
             else:
                 self._busy = True
@@ -418,6 +420,9 @@ class Connection:
         if isinstance(request, GetChildren):
             found = node is not None
             result = _children(self.replica.tree, request.path) if found else NoNodeError()
+        elif isinstance(request, MultiRead):
+            nodes = map(self.replica.tree.get, request.paths)
+            result = [NoNodeError() if each is None else (each.data, each.stat()) for each in nodes]
         elif isinstance(request, GetData):
             result = (node.data, node.stat()) if node is not None else NoNodeError()
             if request.watcher and node is not None:

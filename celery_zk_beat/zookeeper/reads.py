@@ -1,0 +1,64 @@
+"""Reads many znodes in one request: ``multiRead`` of ZooKeeper 3.6, which kazoo 2.11 does not have
+(its answer is laid out as that of a transaction, MultiResponse.java). A request by itself takes
+kazoo 0.1 ms, and a take-over reads thousands of znodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from kazoo.exceptions import EXCEPTIONS
+from kazoo.protocol.serialization import (
+    GetData,
+    MultiHeader,
+    int_struct,
+    read_buffer,
+    stat_struct,
+)
+from kazoo.protocol.states import ZnodeStat
+
+#: Of one request: its answer is as large as all of them together.
+_TOGETHER = 64
+_END = MultiHeader(-1, True, -1).serialize()
+_READ = MultiHeader(GetData.type, False, -1).serialize()
+
+
+@dataclass(frozen=True)
+class MultiRead:
+    """A request, as kazoo wants it. Its answer: for each path what kazoo's ``get`` returns, or an
+    exception of kazoo's."""
+
+    paths: Sequence[str]
+    type: ClassVar = 22
+
+    def serialize(self) -> bytes:
+        reads = [_READ + GetData(path, None).serialize() for path in self.paths]
+        return b"".join([*reads, _END])
+
+    @staticmethod
+    def deserialize(data: bytes, offset: int) -> list[Any]:
+        found: list[Any] = []
+        while True:
+            header, offset = MultiHeader.deserialize(data, offset)
+            if header.done:
+                return found
+            if header.type == GetData.type:
+                content, offset = read_buffer(data, offset)
+                found.append((content, ZnodeStat._make(stat_struct.unpack_from(data, offset))))
+                offset += stat_struct.size
+            else:
+                found.append(EXCEPTIONS[int_struct.unpack_from(data, offset)[0]]())
+                offset += int_struct.size
+
+
+def send(kazoo: Any, paths: Sequence[str]) -> list[tuple[Sequence[str], Any]]:
+    """Asks for so many znodes, with all requests on their way at once. Returns the paths of each
+    request, and kazoo's promise of its answer."""
+    sent = []
+    for begin in range(0, len(paths), _TOGETHER):
+        part = paths[begin : begin + _TOGETHER]
+        promise = kazoo.handler.async_result()
+        kazoo._call(MultiRead(part), promise)
+        sent.append((part, promise))
+    return sent
