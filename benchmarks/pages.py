@@ -10,10 +10,11 @@ import time
 from datetime import datetime, timezone
 
 from celery_zk_beat import MasterElection
+from celery_zk_beat.history import share
 from celery_zk_beat.ledger import BELOW_ROOT, RunLedger
 from celery_zk_beat.limits import MOST_RUNS
 from celery_zk_beat.paths import page_of
-from celery_zk_beat.runs import HISTORY, HISTORY_OF_PAGE, Run
+from celery_zk_beat.runs import HISTORY, Run
 from example_project.servers import ZooKeeper
 
 from .bench import PATIENCE
@@ -68,7 +69,7 @@ def measure(count: int, hosts: str) -> list[str]:
 def fill(ledger: RunLedger, names: list[str], epoch: int) -> int:
     """Has each entry run so often that no more of its past is remembered; says how often."""
     now = datetime.now(timezone.utc)
-    rounds = max(1, min(HISTORY, HISTORY_OF_PAGE * 256 // len(names)))
+    rounds = share(len(names) // 256) if len(names) > 256 else HISTORY
     names = sorted(names, key=page_of)  # or each batch would touch all pages
     for number in range(1, rounds + 1):
         left = [Run(name, number, now, now, epoch) for name in names]

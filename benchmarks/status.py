@@ -18,11 +18,10 @@ from collections import defaultdict
 from datetime import datetime, timedelta, timezone
 
 from celery_zk_beat import MasterElection
+from celery_zk_beat.history import Pasts, encode_volume, share
 from celery_zk_beat.ledger import BELOW_ROOT
-from celery_zk_beat.paths import page_of
+from celery_zk_beat.paths import page_of, volume_of
 from celery_zk_beat.runs import (
-    HISTORY,
-    HISTORY_OF_PAGE,
     PastRun,
     RunState,
     encode_outbox,
@@ -79,18 +78,24 @@ def measure(hosts: str, times: int) -> int:
 def fill(election: MasterElection, names: list[str]) -> None:
     """Each entry has run as often as is remembered, the last time an hour ago."""
     now = datetime.now(timezone.utc)
-    runs = min(HISTORY, max(1, HISTORY_OF_PAGE * 256 // len(names)))
-    history = [
+    volumes: defaultdict[str, Pasts] = defaultdict(dict)
+    for name in names:
+        volumes[volume_of(page_of(name))][name] = ()
+    runs = share(max(map(len, volumes.values())))
+    past = [
         PastRun.of(number, at, at, 1)
         for number in range(1, runs + 1)
         for at in [now - timedelta(hours=runs - number + 1)]
     ]
-    state = RunState(history[-1].at, runs, history[-1].due, history=tuple(history))
+    state = RunState(past[-1].at, runs, past[-1].due)
     pages: defaultdict[str, dict[str, RunState]] = defaultdict(dict)
     for name in names:
         pages[page_of(name)][name] = state
     for page, states in pages.items():
         election.session.commit(Create(election.paths.page(page), encode_page(states)))
+    for volume, pasts in volumes.items():
+        data = encode_volume(dict.fromkeys(pasts, tuple(past)))
+        election.session.commit(Create(election.paths.volume(volume), data))
     election.session.commit(Create(election.paths.outbox, encode_outbox([])))
 
 

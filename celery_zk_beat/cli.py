@@ -40,13 +40,13 @@ from .control import (
 from .errors import Conflict, QuotaExceeded, RootError, TooLarge, Uncertain, ZkBeatError
 from .log import get_logger, safe
 from .paths import Paths, page_of
-from .records import FORMAT, MasterRecord, to_text
+from .records import MasterRecord, to_text
 from .runs import decode_outbox, decode_page
 from .schedulers import ZooKeeperScheduler
 from .settings import Settings, as_written, has_settings
 from .status import terminal
 from .status.reader import Reader
-from .status.snapshot import Master, Snapshot, plain
+from .status.snapshot import FORMAT, Master, Snapshot, plain
 from .zookeeper.session import ZooKeeperSession, connected
 
 #: Exit codes, beside 0.

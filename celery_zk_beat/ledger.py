@@ -24,6 +24,7 @@ from . import clock, limits
 from .election.public import MasterElection
 from .election.terms import Term
 from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
+from .history import Histories
 from .limits import Limits
 from .log import get_logger
 from .pages import OVERHEAD, Changes, Pages, too_large
@@ -34,9 +35,13 @@ from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetDa
 logger = get_logger(__name__)
 
 #: What an election makes below its root for a ledger: `below` of MasterElection.
-BELOW_ROOT = ("runs",)
+BELOW_ROOT = ("runs", "history")
 #: Bytes of an outbox that is put aside that go into one znode.
 _PIECE = 500_000
+#: Seconds after which histories are written by themselves: they go with other writes, as a rule.
+HISTORIES_WITHIN = 5.0
+#: So many runs that were published and are not confirmed are no burst.
+_FEW = 10
 #: Seconds after which a master writes the outbox though nothing in it has changed.
 TOUCH_EVERY = 30.0
 #: A run that is published so soon after its claim was dispatched when it was claimed.
@@ -80,6 +85,8 @@ class RunLedger:
         #: What this process published and ZooKeeper is not known to have heard of: it stays done,
         #: though the write that would have said so was lost. By entry.
         self._published: dict[str, _Published] = {}
+        #: How often, and about how many bytes, it has written so far.
+        self.writes = self.written_bytes = 0
         #: How much is written at once.
         self.limits = Limits(self._paths.root)
         #: An epoch, and the numbers, by entry, of runs that had certainly not left when it began.
@@ -97,6 +104,7 @@ class RunLedger:
         #: See :attr:`outbox_bytes`; None when it is to be reckoned anew.
         self._outbox_bytes: int | None = None
         self._pages = Pages(self._paths, self.limits)
+        self._histories = Histories(self._paths, self.limits)
         self._outbox_version = 0
         self._outbox_changed = False
         #: Those of a claim that is on its way.
@@ -266,9 +274,8 @@ class RunLedger:
             room -= bytes_of([run])
             if room < 0 and (states or self.full):
                 break
-            page = self._pages.of(run.entry)
-            before = page.states.get(run.entry) or RunState(run.claimed)
-            states[run.entry] = before.after_claim(run, page.remembers, self._ahead)
+            before = self._pages.of(run.entry).states.get(run.entry) or RunState(run.claimed)
+            states[run.entry] = before.after_claim(run, self._ahead)
         if not states:
             return []
         batch = next(self._batches(states))
@@ -306,10 +313,8 @@ class RunLedger:
         its clock goes on; `why` is for their history, `also` part of each transaction."""
         states: dict[str, RunState] = {}
         for name, (due, at) in entries.items():
-            page = self._pages.of(name)
             past = PastRun.of(None, due, at, self.epoch, why)
-            state = page.states[name]
-            states[name] = state.after_skip(past, at, page.remembers, self._ahead)
+            states[name] = self._pages.of(name).states[name].after_skip(past, at, self._ahead)
         self.rewrite(states, *also)
 
     @property
@@ -377,16 +382,33 @@ class RunLedger:
 
     def confirm(self) -> None:
         """Writes down what was published, without waiting; only one such write is on its way at
-        any time, and takes what has gathered meanwhile. Where there is nothing to write, and has
-        not been for a while, it writes all the same: the time of the outbox tells others that
-        this master is at work."""
+        any time, and takes what has gathered meanwhile, and the histories that are due. Where there
+        is nothing to write, and has not been for a while, it writes all the same: the time of the
+        outbox tells others that this master is at work."""
         if self._confirming is not None and self._confirming.pending.answered():
             self._finish_confirming()
-        if self._confirming is None and (
-            self.unconfirmed or clock.boottime() - self._written_at > TOUCH_EVERY
-        ):
+        if self._confirming is None and (self.unconfirmed or self._is_time_to_write()):
+            histories = self._histories_due()
             states = {name: self.state(name) for name in self._amended}
-            self._confirming = self._send(next(self._batches(states), {}), self.outbox)
+            self._confirming = self._send(next(self._batches(states), {}), self.outbox, *histories)
+
+    def _is_time_to_write(self) -> bool:
+        """True where nothing was written for so long that what can wait waits no longer."""
+        longest = HISTORIES_WITHIN if self._histories.are_due else TOUCH_EVERY
+        return clock.boottime() - self._written_at > longest
+
+    def _histories_due(self) -> list[Operation]:
+        """What adds past runs to their histories; nothing while many are published. From now on the
+        states are written without them: never without this, which the version of the outbox tells
+        that is written with both."""
+        is_busy = bool(self._claiming or self._amended) or len(self._published) > _FEW
+        if is_busy or not self._histories.are_due:
+            return []
+        room = self.limits.most_bytes // 2 - self.outbox_bytes
+        try:
+            return self._histories.write(self._pages, self._session.read_all, room)
+        except ZkBeatError as exc:
+            self._fail(exc)
 
     @property
     def unconfirmed(self) -> bool:
@@ -431,6 +453,7 @@ class RunLedger:
             self._outbox_bytes = None
         for name, page in touched.items():
             data = page.encode(self.limits.largest_page)
+            self._histories.note_written(name, page.states)
             path = self._paths.page(name)
             if page.version is None:
                 operations.append(Create(path, data))
@@ -462,6 +485,7 @@ class RunLedger:
         except ZkBeatError as exc:
             self._fail(exc)
         self._under_way.append(sent)
+        self.writes, self.written_bytes = self.writes + 1, self.written_bytes + size
         return sent
 
     def _goes_alone(self, has_states: bool) -> bool:

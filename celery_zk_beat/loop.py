@@ -164,6 +164,8 @@ class Loop:
         left = self.source.turn()
         self.ledger.confirm()
         self._metrics.outbox = len(self.ledger.outbox)
+        self._metrics.writes = self.ledger.writes
+        self._metrics.written_bytes = self.ledger.written_bytes
         publisher = self.dispatcher.publisher
         self._usefulness.has_turned(publisher.failing_since)
         # Where the write before is still on its way: come back for this one, for it is what a

@@ -50,6 +50,8 @@ class Metrics:
         failed: attempts to publish that failed.
         lateness: seconds from the instant that a run was for to its publish.
         claim_seconds: seconds that a claim took.
+        writes, written_bytes: transactions that the ledger has sent to ZooKeeper, and about their
+            bytes.
         outbox: runs that are claimed and not known to be published, on the master.
         entries: of this beat's schedule.
         ticked: when the dispatch loop moved last, on boottime(); 0 before.
@@ -64,6 +66,8 @@ class Metrics:
     failed: int = 0
     lateness: Histogram = field(default_factory=lambda: Histogram(_LATENESS))
     claim_seconds: Histogram = field(default_factory=lambda: Histogram(_CLAIMS))
+    writes: int = 0
+    written_bytes: int = 0
     outbox: int = 0
     entries: int = 0
     ticked: float = 0.0

@@ -12,17 +12,18 @@ from typing import Optional
 
 from . import limits
 from .errors import RootError
+from .history import Pasts
 from .limits import Limits
 from .log import get_logger
-from .paths import Paths, page_of
+from .paths import PAGES_OF_VOLUME, Paths, page_of
 from .records import to_text
-from .runs import HISTORY, HISTORY_OF_PAGE, LATEST, TOLERANCE, RunState, decode_page, encode_page
+from .runs import LATEST, TOLERANCE, RunState, decode_page, encode_page
 
 logger = get_logger(__name__)
 
 #: How many times as long a page may become when it is written again.
 _MOST_LONGER = 5
-#: Bytes by which a state may grow that has no history: as it runs, and is named no longer.
+#: Bytes by which a state may grow that has no past: as it runs, and is named no longer.
 _GROWTH = 250
 #: At least the bytes of a transaction, and of a run in the outbox, beside names and data.
 OVERHEAD = 300
@@ -41,7 +42,6 @@ class Page:
         version: None where there is none yet.
         size: in bytes.
         floor: see :class:`.runs.States`.
-        most_past: how many past runs of an entry there is room for; less where it is full.
         mtime: when it was written, as it was loaded, by ZooKeeper's clock, seconds since 1970.
     """
 
@@ -49,14 +49,7 @@ class Page:
     version: int | None = None
     size: int = 0
     floor: int = 0
-    most_past: int = HISTORY
     mtime: float = 0.0
-
-    @property
-    def remembers(self) -> int:
-        """How many past runs are kept of each entry."""
-        share = max(1, min(HISTORY, HISTORY_OF_PAGE // max(1, len(self.states))))
-        return min(share, self.most_past)
 
     def change(self, entry: str, state: RunState | None) -> None:
         """Puts a state onto it; None removes it."""
@@ -66,18 +59,23 @@ class Page:
             self.states[entry] = state
 
     def encode(self, most: int) -> bytes:
-        """Its bytes; where they are more than `most`, without what is oldest in the histories."""
+        """Its bytes; where they are more than `most`, without the oldest of the past."""
         data = encode_page(self.states, self.floor)
-        while len(data) > most and self.most_past:
-            self.most_past //= 2
-            for entry, state in self.states.items():
-                if not self.most_past:
-                    self.states[entry] = state.bare
-                elif len(state.history) > self.most_past:
-                    self.states[entry] = replace(state, history=state.history[-self.most_past :])
-            data = encode_page(self.states, self.floor)
+        if len(data) > most:
+            keep = max(len(state.past) for state in self.states.values())
+            while len(data) > most and keep:
+                keep //= 2
+                self._cut_past(keep)
+                data = encode_page(self.states, self.floor)
         self.size = len(data)
         return data
+
+    def _cut_past(self, keep: int) -> None:
+        for entry, state in self.states.items():
+            if not keep:
+                self.states[entry] = state.bare
+            elif len(state.past) > keep:
+                self.states[entry] = replace(state, past=state.past[-keep:])
 
     def room(self, most: int) -> int:
         """How many bytes of states there is room for, on a page of at most so many."""
@@ -194,6 +192,22 @@ class Pages:
             page = touched[name] = self._pages.setdefault(name, Page({}))
             page.change(entry, state)
         return touched
+
+    def pasts(self, volume: str) -> Pasts | None:
+        """The past runs of all entries of a volume that are on their pages; None where one of
+        these cannot be understood, so that not all entries are known."""
+        names = [f"{volume}{number:x}" for number in range(PAGES_OF_VOLUME)]
+        if not self._damaged.isdisjoint(names):
+            return None
+        pages = filter(None, map(self._pages.get, names))
+        return {name: state.past for page in pages for name, state in page.states.items()}
+
+    def take_over(self, pasts: Pasts) -> None:
+        """Forgets past runs that a volume has from now on."""
+        for name, past in pasts.items():
+            if past:
+                states = self.of(name).states
+                states[name] = replace(states[name], past=())
 
     def next_batch(self, left: deque[str], states: Changes, room: int) -> Changes:
         """Takes from the left of `left`, entries in the order of their pages, those whose states
@@ -347,5 +361,5 @@ def size_of(name: str, state: RunState | None) -> int:
 
 
 def _least(name: str, state: RunState) -> int:
-    """Bytes that an entry's state has on its page, however it grows, without its history."""
+    """Bytes that an entry's state has on its page, however it grows, without its past."""
     return len(_quoted(name)) + len(state.bare.text) + _GROWTH

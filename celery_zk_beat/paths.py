@@ -9,6 +9,9 @@ import zlib
 from dataclasses import dataclass
 from urllib.parse import quote
 
+#: How many pages there are for each volume of histories.
+PAGES_OF_VOLUME = 16
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -63,7 +66,13 @@ class Paths:
 
     @property
     def runs(self) -> str:
+        """Persistent; parent of the pages of run states."""
         return f"{self.root}/runs"
+
+    @property
+    def history(self) -> str:
+        """Persistent; parent of the histories."""
+        return f"{self.root}/history"
 
     def damaged_outbox(self, data: bytes) -> str:
         """Persistent; an outbox that could not be understood, put aside, with its checksum."""
@@ -91,16 +100,31 @@ class Paths:
         """Persistent; the run states of the entries whose :func:`page_of` is `page`."""
         return f"{self.runs}/{page}"
 
+    def volume(self, volume: str) -> str:
+        """Persistent; the past runs of the entries on the 16 pages whose :func:`volume_of` is
+        `volume`."""
+        return f"{self.history}/{volume}"
+
 
 @functools.lru_cache(1 << 17)
 def page_of(entry: str) -> str:
-    """Names the page (``"00"`` to ``"ff"``) that holds the run state of an entry, for ever: a
+    """Names the page (``"000"`` to ``"fff"``) that holds the run state of an entry, for ever: a
     stable hash, so that any text can be an entry's name."""
-    return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:2]
+    return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:3]
 
 
 def is_page(name: str) -> bool:
     """True where a znode below ``runs`` is a page."""
+    return re.fullmatch("[0-9a-f]{3}", name) is not None
+
+
+def volume_of(page: str) -> str:
+    """Names the volume (``"00"`` to ``"ff"``) that holds the histories of a page's entries."""
+    return page[:2]
+
+
+def is_volume(name: str) -> bool:
+    """True where a znode below ``history`` is a volume."""
     return re.fullmatch("[0-9a-f]{2}", name) is not None
 
 

@@ -1,6 +1,6 @@
 """The JSON records that the znodes hold. Pure: no I/O.
 
-Every record carries ``"format": 1``. Raise FORMAT when a release can no longer be read by the one
+Every record carries ``"format": 2``. Raise FORMAT when a release can no longer be read by the one
 before it; a record of an unknown format is refused by name, never guessed.
 
 Two kinds of znodes are read and written elsewhere, with the functions of this module: pages and
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from .errors import RootError
 
-FORMAT = 1
+FORMAT = 2
 #: What every reader of JSON can hold.
 LARGEST_NUMBER = 2**53 - 1
 #: How many masters are remembered.
@@ -34,6 +34,9 @@ LARGEST_MASTERS = 400_000
 #: For messages: not all of what may be large, or so deep that repr() gives up.
 _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
+shown = _repr.repr
+#: What to do about a znode that is damaged in part.
+MEND = "mend it (zkCli.sh get {0}), or delete the znode to start anew"
 
 R = TypeVar("R", bound="Record")
 
@@ -61,11 +64,11 @@ class Record:
     def of(cls: type[R], path: str, fields: Any) -> R:
         """Makes a record of the fields of another one's part; raises as :meth:`decode`."""
         if not isinstance(fields, dict):
-            raise RootError(f"{path}: {_repr.repr(fields)} is no {cls.__name__}; {_remedy(path)}")
+            raise RootError(f"{path}: {shown(fields)} is no {cls.__name__}; {_remedy(path)}")
         for name, kind in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
             if not _KINDS[kind.type](fields.get(name)):
                 raise RootError(
-                    f"{path}: the field {name!r} is {_repr.repr(fields.get(name))}, expected "
+                    f"{path}: the field {name!r} is {shown(fields.get(name))}, expected "
                     f"{kind.type}; {_remedy(path)}"
                 )
         return cls(**{name: fields.get(name) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
@@ -189,7 +192,7 @@ def decode(path: str, data: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
         raise RootError(
-            f"{path}: a record of format {_repr.repr(found)}, and this release reads format "
+            f"{path}: a record of format {shown(found)}, and this release reads format "
             f"{FORMAT}: run the release that wrote it, or {_remedy(path)}"
         )
     return fields
@@ -201,8 +204,8 @@ def field(path: str, fields: Any, name: str, kind: type) -> Any:
     value = fields.get(name) if isinstance(fields, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise RootError(
-            f"{path}: the field {name!r} is {_repr.repr(value)}, expected {kind.__name__}: mend it "
-            f"(zkCli.sh get {path}), or delete the znode to start anew"
+            f"{path}: the field {name!r} is {shown(value)}, expected {kind.__name__}: "
+            f"{MEND.format(path)}"
         )
     return value
 
@@ -212,7 +215,7 @@ def count(path: str, fields: Any, name: str) -> int:
     value: int = field(path, fields, name, int)
     if not 0 <= value <= LARGEST_NUMBER:
         raise RootError(
-            f"{path}: the field {name!r} is {_repr.repr(value)}, expected 0 to {LARGEST_NUMBER}"
+            f"{path}: the field {name!r} is {shown(value)}, expected 0 to {LARGEST_NUMBER}"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Runs and the states of entries, and how they lie in the pages and the outbox. Pure: no I/O."""
+"""Runs and the states of entries, and how they lie on the pages and in the outbox. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 
 from .errors import RootError
 from .paths import page_of
-from .records import FORMAT, count, decode, field, instant, to_text
+from .records import FORMAT, MEND, count, decode, field, shown
 
 #: The `last_run_at` of an entry that never ran. None is earlier: near the first year, and the last,
 #: other time zones cannot tell the time, and so nobody could say when the entry is due.
 NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_MILLISECOND = timedelta(milliseconds=1)
+_MICROSECOND, _MILLISECOND = timedelta(microseconds=1), timedelta(milliseconds=1)
 #: Of the year 9999: seconds, and milliseconds, since 1970.
 LATEST = 253_370_764_800
-_LATEST_MS = 1000 * LATEST
-#: Most that is remembered of an entry's past; of all entries on one page together.
-HISTORY, HISTORY_OF_PAGE = 20, 200
+_LATEST_MS, _LATEST_US = 1_000 * LATEST, 1_000_000 * LATEST
+#: Most that is remembered of an entry's past.
+HISTORY = 20
 #: Instants, in milliseconds since 1970: after the first, up to the second.
 Stretch = tuple[int, int]
 #: How many of them a state keeps of each kind.
@@ -44,11 +44,11 @@ LONGEST_ERROR = 100
 #: Most characters of a note in it.
 _LONGEST_NOTE = 200
 #: Kept, for it takes longer to make than to use.
-_to_json = JSONEncoder(separators=(",", ":")).encode
+to_json = JSONEncoder(separators=(",", ":")).encode
 
 
 class PastRun(NamedTuple):
-    """The fate of an instant at which an entry was due. Compact, for a page holds hundreds.
+    """The fate of an instant at which an entry was due. Compact, for there are tens of thousands.
 
     Attributes:
         number: of the run; None where there was none, because it was skipped.
@@ -93,7 +93,8 @@ class RunState:
             first. What an operator asked for is none of them.
         dropped: numbers of the last runs that were dropped, by the recovery policy.
         unnamed_since: since when no master's schedule named the entry, None while one does.
-        history: what became of the last instants at which it was due, newest last.
+        past: what became of the last instants at which it was due, newest last: as much as the
+            history of the entry does not have yet (see history.py), or tells otherwise.
         key: which of all entries that had its name it is, where a gated scheduler tells.
         zone: of an entry that runs by the hour of a time zone: :func:`.due.zone_of`.
         ask: of an entry whose class alone says when it is due: milliseconds since 1970 before
@@ -110,7 +111,7 @@ class RunState:
     due: datetime | None = None
     dropped: tuple[int, ...] = ()
     unnamed_since: datetime | None = None
-    history: tuple[PastRun, ...] = ()
+    past: tuple[PastRun, ...] = ()
     key: str | None = None
     zone: str | None = None
     ask: tuple[int, int] | None = None
@@ -141,14 +142,14 @@ class RunState:
             return state
         return replace(state, last_run_at=waiting.claimed, due=waiting.due)
 
-    def after_claim(self, run: Run, most: int, ahead: timedelta) -> RunState:
-        """The state once a run is claimed, with `most` past runs. A clock that was set back, or
-        another machine's, does not set it back."""
+    def after_claim(self, run: Run, ahead: timedelta) -> RunState:
+        """The state once a run is claimed. A clock that was set back, or another machine's, does
+        not set it back."""
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
         changes: dict[str, Any] = {
             "total_run_count": run.number,
             "unnamed_since": None,
-            "history": self._with_past(past, most),
+            "past": self._with_past(past),
             "key": run.key,
         }
         if run.extra:
@@ -160,23 +161,20 @@ class RunState:
     ) -> RunState:
         """The state once a run is published later than its claim said: `past` is true of it,
         and the clock goes on from another instant, where one is given."""
-        last, history = self.last_run_at, self._with_amended(past)
-        return self.moved(last, goes_on_from or last, ahead, history=history)
+        last = self.last_run_at
+        return self.moved(last, goes_on_from or last, ahead, past=self._with_amended(past))
 
     def after_drop(self, run: Run, why: str) -> RunState:
         """The state once a run is dropped."""
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
         dropped = (*self.dropped, run.number)[-DROPS_REMEMBERED:]
-        # Of one that was claimed under another name the history has nothing yet.
-        history = self._with_amended(past) if run.was is None else (*self.history, past)
-        return replace(self, dropped=dropped, history=history)
+        return replace(self, dropped=dropped, past=self._with_amended(past))
 
-    def after_skip(self, past: PastRun, at: datetime, most: int, ahead: timedelta) -> RunState:
-        """The state, with `most` past runs, once an instant is skipped and its clock goes on from
-        `at`."""
+    def after_skip(self, past: PastRun, at: datetime, ahead: timedelta) -> RunState:
+        """The state once an instant is skipped and its clock goes on from `at`."""
         # None of what was due until then has run.
-        past_runs = self._with_past(past, most)
-        return self.moved(self.last_run_at, at, ahead, due=past.due, history=past_runs)
+        past_runs = self._with_past(past)
+        return self.moved(self.last_run_at, at, ahead, due=past.due, past=past_runs)
 
     def begun_anew(self, at: datetime, key: str | None, ahead: timedelta) -> RunState:
         """The state of an entry that is enabled again, or is another of the same name: its clock
@@ -215,12 +213,14 @@ class RunState:
         is_old = now - max(ahead, timedelta()) - self.unnamed_since > RETENTION
         return None if is_old else self
 
-    def _with_past(self, past: PastRun, most: int) -> tuple[PastRun, ...]:
-        return (*self.history, past)[-most:] if most else ()
+    def _with_past(self, past: PastRun) -> tuple[PastRun, ...]:
+        return (*self.past, past)[-HISTORY:]
 
     def _with_amended(self, past: PastRun) -> tuple[PastRun, ...]:
-        """With what is said of a run replaced, as long as it is remembered."""
-        return tuple(past if each.number == past.number else each for each in self.history)
+        """With what is said of a run replaced, here or, where only that has it, in its history."""
+        if any(each.number == past.number for each in self.past):
+            return tuple(past if each.number == past.number else each for each in self.past)
+        return self._with_past(past)
 
     def moved(self, since: datetime, at: datetime, ahead: timedelta, **changes: Any) -> RunState:
         """The state after a run for the instant `since`, or none, which has the clock go on at
@@ -262,37 +262,37 @@ class RunState:
 
     @cached_property
     def text(self) -> str:
-        """The JSON that stands on its page. What most entries have not is left out: a page is
-        written whole. By hand, because a claim makes hundreds."""
-        text = f'{{"last_run_at":"{to_text(self.last_run_at)}"'
-        text += f',"total_run_count":{self.total_run_count}'
-        if self.due is not None:
-            text += f',"due":"{to_text(self.due)}"'
-        if self.dropped:
-            text += f',"dropped":{_to_json(self.dropped)}'
-        if self.unnamed_since is not None:
-            text += f',"unnamed_since":"{to_text(self.unnamed_since)}"'
-        if self.history:
-            text += f',"history":{_to_json([p if p.note else p[:-1] for p in self.history])}'
+        """The JSON that stands on its page: last_run_at and due in microseconds since 1970, for a
+        claim writes the whole page. What most entries have not comes after these, by name. By
+        hand, because a claim makes hundreds."""
+        due = "null" if self.due is None else microseconds(self.due)
+        text = f"[{microseconds(self.last_run_at)},{self.total_run_count},{due}"
+        more = []
+        if self.past:
+            more.append(f'"past":{to_json(plain_past(self.past))}')
         if self.key is not None:
-            text += f',"key":{_quoted(self.key)}'
+            more.append(f'"key":{_quoted(self.key)}')
+        if self.dropped:
+            more.append(f'"dropped":{to_json(self.dropped)}')
+        if self.unnamed_since is not None:
+            more.append(f'"unnamed_since":{microseconds(self.unnamed_since)}')
         if self.zone is not None:
-            text += f',"zone":{_quoted(self.zone)}'
+            more.append(f'"zone":{_quoted(self.zone)}')
         if self.ask is not None:
-            text += f',"ask":{_to_json(self.ask)}'
+            more.append(f'"ask":{to_json(self.ask)}')
         if self.leaps:
-            text += f',"leaps":{_to_json(self.leaps)}'
+            more.append(f'"leaps":{to_json(self.leaps)}')
         if self.done:
-            text += f',"done":{_to_json(self.done)}'
-        return text + "}"
+            more.append(f'"done":{to_json(self.done)}')
+        return _with_more(text, more)
 
     @property
     def bare(self) -> RunState:
-        """Without what a full page has no room for: the history, all but the last drop, and what
+        """Without what a full page has no room for: the past, all but the last drop, and what
         would be of help after a clock was ahead."""
-        if not self.history and not self.leaps and len(self.dropped) < 2:
+        if not self.past and not self.leaps and len(self.dropped) < 2:
             return self
-        return replace(self, history=(), leaps=(), dropped=self.dropped[-1:])
+        return replace(self, past=(), leaps=(), dropped=self.dropped[-1:])
 
 
 @dataclass(frozen=True)
@@ -346,21 +346,22 @@ class Run:
     @cached_property
     def text(self) -> str:
         """The JSON that stands in the outbox; made like :attr:`RunState.text`."""
-        text = f'{{"entry":{_quoted(self.entry)},"number":{self.number},"due":"{to_text(self.due)}"'
-        text += f',"claimed":"{to_text(self.claimed)}","epoch":{self.epoch}'
+        text = f"[{_quoted(self.entry)},{self.number},{microseconds(self.due)}"
+        text += f",{microseconds(self.claimed)},{self.epoch}"
+        more = []
         if self.extra:
-            text += ',"extra":true'
+            more.append('"extra":true')
         if self.unsent:
-            text += ',"unsent":true'
+            more.append('"unsent":true')
         if self.key is not None:
-            text += f',"key":{_quoted(self.key)}'
+            more.append(f'"key":{_quoted(self.key)}')
         if self.error is not None:
-            text += f',"error":{_quoted(self.error)}'
+            more.append(f'"error":{_quoted(self.error)}')
         if self.was is not None:
-            text += f',"was":{_quoted(self.was)}'
+            more.append(f'"was":{_quoted(self.was)}')
         if self.call:
-            text += f',"call":{self.call}'
-        return text + "}"
+            more.append(f'"call":{self.call}')
+        return _with_more(text, more)
 
 
 class States(dict[str, RunState]):
@@ -394,20 +395,39 @@ def decode_page(path: str, data: bytes) -> States:
     return states
 
 
-def _decode_state(path: str, fields: Any) -> RunState:
+def _decode_state(path: str, item: Any) -> RunState:
+    (last, number, due), more = _decode_fields(path, item, 3, "run state")
+    last_run_at = _decode_instant(path, "last_run_at", last)
+    due = None if due is None else _decode_instant(path, "due", due)
+    number = count(path, {"total_run_count": number}, "total_run_count")
+    if not more:
+        return RunState(last_run_at, number, due)
     return RunState(
-        max(NEVER, instant(path, fields, "last_run_at")),
-        count(path, fields, "total_run_count"),
-        instant(path, fields, "due") if "due" in fields else None,
-        _decode_dropped(path, fields),
-        instant(path, fields, "unnamed_since") if "unnamed_since" in fields else None,
-        _decode_history(fields.get("history")),
-        _decode_text(fields, "key"),
-        _decode_text(fields, "zone", _LONGEST_ZONE),
-        _decode_pair(fields.get("ask")),
-        _decode_stretches(fields.get("leaps")),
-        _decode_stretches(fields.get("done")),
+        last_run_at,
+        number,
+        due,
+        _decode_dropped(path, more),
+        _instant(path, more, "unnamed_since") if "unnamed_since" in more else None,
+        decode_past(more.get("past")),
+        _decode_text(more, "key"),
+        _decode_text(more, "zone", _LONGEST_ZONE),
+        _decode_pair(more.get("ask")),
+        _decode_stretches(more.get("leaps")),
+        _decode_stretches(more.get("done")),
     )
+
+
+def _instant(path: str, fields: Any, name: str) -> datetime:
+    return _decode_instant(path, name, field(path, fields, name, int))
+
+
+def _decode_instant(path: str, name: str, value: Any) -> datetime:
+    if type(value) is not int or not 0 <= value < _LATEST_US:
+        raise RootError(
+            f"{path}: the field {name!r} is {shown(value)}, expected microseconds since 1970; "
+            f"{MEND.format(path)}"
+        )
+    return NEVER + timedelta(microseconds=value)
 
 
 def _decode_pair(item: Any) -> tuple[int, int] | None:
@@ -436,8 +456,13 @@ def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
     return tuple(number for number in numbers if type(number) is int and 0 <= number < _LATEST_MS)
 
 
-def _decode_history(items: Any) -> tuple[PastRun, ...]:
-    """Without what is not understood: nothing depends on it."""
+def plain_past(past: Iterable[PastRun]) -> list[tuple[Any, ...]]:
+    """Past runs as they are written."""
+    return [each if each.note else each[:-1] for each in past]
+
+
+def decode_past(items: Any) -> tuple[PastRun, ...]:
+    """Past runs as they were written, without what is not understood: nothing depends on it."""
     if not isinstance(items, list):
         return ()
     return tuple(filter(None, map(_decode_past, items[-HISTORY:])))
@@ -448,7 +473,7 @@ def _decode_past(item: Any) -> PastRun | None:
         number, due_ms, at_ms, epoch, *note = item
     except (TypeError, ValueError):
         return None
-    # A page holds hundreds: by hand, because a loop takes three times as long.
+    # By hand, because a loop takes three times as long.
     if not (
         (number is None or (type(number) is int and 0 <= number < _LATEST_MS))
         and (type(due_ms) is int and 0 <= due_ms < _LATEST_MS)
@@ -458,6 +483,11 @@ def _decode_past(item: Any) -> PastRun | None:
         return None
     text = note[0][:_LONGEST_NOTE] if note and isinstance(note[0], str) else None
     return PastRun(number, due_ms, at_ms, epoch, text)
+
+
+def microseconds(instant: datetime) -> int:
+    """Since 1970, of an aware datetime; the nearest that can be read again."""
+    return min(max(0, (instant - NEVER) // _MICROSECOND), _LATEST_US - 1)
 
 
 def milliseconds(instant: datetime) -> int:
@@ -491,19 +521,36 @@ def bytes_of(runs: Iterable[Run]) -> int:
 
 
 def decode_outbox(path: str, data: bytes) -> list[Run]:
-    return [
-        Run(
-            field(path, fields, "entry", str),
-            count(path, fields, "number"),
-            instant(path, fields, "due"),
-            instant(path, fields, "claimed"),
-            count(path, fields, "epoch"),
-            fields.get("extra") is True,
-            _decode_text(fields, "key"),
-            error=_decode_text(fields, "error", LONGEST_ERROR),
-            unsent=fields.get("unsent") is True,
-            was=_decode_text(fields, "was"),
-            call=count(path, fields, "call") if "call" in fields else 0,
-        )
-        for fields in field(path, decode(path, data), "runs", list)
-    ]
+    return [_decode_run(path, item) for item in field(path, decode(path, data), "runs", list)]
+
+
+def _decode_run(path: str, item: Any) -> Run:
+    (entry, number, due, claimed, epoch), more = _decode_fields(path, item, 5, "run")
+    return Run(
+        field(path, {"entry": entry}, "entry", str),
+        count(path, {"number": number}, "number"),
+        _decode_instant(path, "due", due),
+        _decode_instant(path, "claimed", claimed),
+        count(path, {"epoch": epoch}, "epoch"),
+        more.get("extra") is True,
+        _decode_text(more, "key"),
+        error=_decode_text(more, "error", LONGEST_ERROR),
+        unsent=more.get("unsent") is True,
+        was=_decode_text(more, "was"),
+        call=count(path, more, "call") if "call" in more else 0,
+    )
+
+
+def _with_more(text: str, more: list[str]) -> str:
+    """Ends an array; what most have not is its last item, by name."""
+    return f"{text},{{{','.join(more)}}}]" if more else f"{text}]"
+
+
+def _decode_fields(path: str, item: Any, length: int, what: str) -> tuple[list[Any], Any]:
+    """Tells apart what is always there and what is not."""
+    if isinstance(item, list):
+        if len(item) == length:
+            return item, {}
+        if len(item) == length + 1 and isinstance(item[-1], dict):
+            return item[:-1], item[-1]
+    raise RootError(f"{path}: {shown(item)} is no {what}; {MEND.format(path)}")

@@ -43,7 +43,7 @@ EVIL_VALUES: tuple[Any, ...] = (
 def nested(depth: int) -> bytes:
     """Fields that no reader asks for are as deep as that; and so is one that all do."""
     deep = b"[" * depth + b"]" * depth
-    return b'{"format":1,"entries":{"e":%s},"runs":[%s],"id":%s}' % (deep, deep, deep)
+    return b'{"format":2,"entries":{"e":%s},"runs":[%s],"id":%s}' % (deep, deep, deep)
 
 
 #: What is no record of any kind.
@@ -54,16 +54,16 @@ GARBAGE = {
     "another type": b"[]",
     "null": b"null",
     "not a number": b"NaN",
-    "a huge number": b'{"format":1,"epoch":%s}' % (b"9" * 4000),
+    "a huge number": b'{"format":2,"epoch":%s}' % (b"9" * 4000),
     "a number too long to be read": b"9" * 100_000,
-    "another format": b'{"format":2}',
+    "another format": b'{"format":1}',
     "a format that is no number": json.dumps({"format": EVIL_TEXTS[1]}).encode(),
     "deep": b"[" * 100_000,
     "as deep as can be read": nested(900),
-    "no fields": b'{"format":1}',
-    "UTF-16": '{"format":1}'.encode("utf-16"),
-    "the same twice": b'{"format":2,"format":1,"app":"x","app":7}',
-    "large": b'{"format":1,"x":"' + b"x" * 900_000 + b'"}',
+    "no fields": b'{"format":2}',
+    "UTF-16": '{"format":2}'.encode("utf-16"),
+    "the same twice": b'{"format":1,"format":2,"app":"x","app":7}',
+    "large": b'{"format":2,"x":"' + b"x" * 900_000 + b'"}',
 }
 
 INSTANTS = st.sampled_from(
@@ -96,7 +96,7 @@ def records(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[byte
         {}, optional={name: right | VALUES for name, right in fields.items()}
     )
     return st.one_of(
-        wrong.map(lambda found: json.dumps({"format": 1, **found}).encode()),
+        wrong.map(lambda found: json.dumps({"format": 2, **found}).encode()),
         VALUES.map(lambda value: json.dumps(value).encode()),
         st.sampled_from(list(GARBAGE.values())),
         st.binary(max_size=40),
@@ -106,26 +106,32 @@ def records(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[byte
 _NUMBERS = st.integers(0, 10) | st.just(2**53)
 _PAUSES = st.fixed_dictionaries({"since": INSTANTS}, optional={"until": INSTANTS | VALUES})
 _TEXTS = st.sampled_from(EVIL_TEXTS) | st.text(max_size=5)
-_STATES = st.fixed_dictionaries(
-    {"last_run_at": INSTANTS, "total_run_count": _NUMBERS},
-    optional={
-        "due": INSTANTS,
-        "dropped": st.lists(VALUES, max_size=3) | VALUES,
-        "unnamed_since": INSTANTS,
-        "history": st.lists(
-            st.tuples(_NUMBERS, _NUMBERS, _NUMBERS, _NUMBERS, _TEXTS).map(list) | VALUES, max_size=3
-        ),
-    },
+#: Microseconds since 1970.
+_INSTANTS = st.just(1_767_225_600_000_000) | st.sampled_from([0, 253_370_764_799_999_999, 2**60])
+_PAST = st.lists(
+    st.tuples(_NUMBERS, _NUMBERS, _NUMBERS, _NUMBERS, _TEXTS).map(list) | VALUES, max_size=3
 )
-_RUNS = st.fixed_dictionaries(
-    {
-        "entry": st.just("e") | _TEXTS,
-        "number": _NUMBERS,
-        "due": INSTANTS,
-        "claimed": INSTANTS,
-        "epoch": _NUMBERS,
-    }
-)
+_STATES = st.tuples(
+    _INSTANTS,
+    _NUMBERS,
+    st.none() | _INSTANTS,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "dropped": st.lists(VALUES, max_size=3) | VALUES,
+            "unnamed_since": _INSTANTS,
+            "past": _PAST,
+        },
+    ),
+).map(list)
+_RUNS = st.tuples(
+    st.just("e") | _TEXTS,
+    _NUMBERS,
+    _INSTANTS,
+    _INSTANTS,
+    _NUMBERS,
+    st.fixed_dictionaries({}, optional={"key": VALUES, "error": _TEXTS, "extra": VALUES}),
+).map(list)
 ROOTS = records({"app": st.just("shop") | _TEXTS})
 INSTALLED = records({"digest": _TEXTS})
 MASTERS = records(
@@ -172,6 +178,7 @@ TERMS = records(
     }
 )
 PAGES = records({"entries": st.dictionaries(st.just("e") | _TEXTS, _STATES | VALUES, max_size=3)})
+VOLUMES = records({"entries": st.dictionaries(st.just("e") | _TEXTS, _PAST | VALUES, max_size=3)})
 OUTBOXES = records({"runs": st.lists(_RUNS | VALUES, max_size=3)})
 PAUSES = records(
     {"all": _PAUSES, "entries": st.dictionaries(st.just("e") | _TEXTS, _PAUSES | VALUES)}

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from ..control import Pauses
 from ..errors import RootError
+from ..history import Pasts, decode_volume
 from ..paths import Paths
 from ..records import LARGEST_NUMBER, TERMS_REMEMBERED, RootRecord, decode, from_text
 from ..runs import PastRun, Run, RunState, decode_outbox, decode_page
@@ -32,6 +33,8 @@ _LONGEST_TEXT = 200
 
 D = TypeVar("D")
 T = TypeVar("T", Master, Member, RecentTerm)
+#: A past run, and its entry.
+Past = tuple[PastRun, str]
 
 
 class LenientRecords:
@@ -125,11 +128,11 @@ class LenientRecords:
 
 @dataclass(frozen=True)
 class PageContent:
-    """The run states of a page, and the newest of their runs; `damage` says why they cannot be
-    understood."""
+    """The run states of a page, and the newest of their past runs; `damage` says why they cannot
+    be understood."""
 
     states: dict[str, RunState]
-    newest: list[tuple[PastRun, str]]
+    newest: list[Past]
     damage: str = ""
 
     @classmethod
@@ -138,12 +141,39 @@ class PageContent:
             states = decode_page(path, data)
         except RootError as exc:
             return cls({}, [], f"{exc}; until then the entries on this page do not run")
-        past = ((run, name) for name, state in states.items() for run in state.history)
+        past = ((run, name) for name, state in states.items() for run in state.past)
         return cls(states, latest(MOST_RECENT, past))
 
 
-def latest(limit: int, past: Iterable[tuple[PastRun, str]]) -> list[tuple[PastRun, str]]:
+@dataclass(frozen=True)
+class VolumeContent:
+    """The histories of a volume, by entry; the rest as in :class:`PageContent`."""
+
+    pasts: Pasts
+    newest: list[Past]
+    damage: str = ""
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> VolumeContent:
+        try:
+            pasts = decode_volume(path, data)
+        except RootError as exc:
+            return cls({}, [], f"{exc}; until then no more runs are added to it")
+        past = ((run, name) for name, past in pasts.items() for run in past)
+        return cls(pasts, latest(MOST_RECENT, past))
+
+
+def latest(limit: int, past: Iterable[Past]) -> list[Past]:
     return heapq.nlargest(limit, past, key=lambda each: (each[0].at_ms, each[1]))
+
+
+def recent(pages: Iterable[PageContent], volumes: Iterable[VolumeContent]) -> list[Past]:
+    """The newest past runs of all, each once."""
+    found: dict[Any, Past] = {}
+    for newest in (*(each.newest for each in volumes), *(each.newest for each in pages)):
+        for run, name in newest:  # the states know better
+            found[name, run if run.number is None else run.number] = run, name
+    return latest(MOST_RECENT, found.values())
 
 
 def _offset(written: datetime | None, node: Node) -> float | None:

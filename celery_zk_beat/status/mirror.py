@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from .. import clock
 from ..errors import ZkBeatError
-from ..paths import Paths, is_page
+from ..paths import Paths, is_page, is_volume
 from ..zookeeper.operations import Node, changed_path
 from ..zookeeper.quota import Quota, quota_of
 from ..zookeeper.session import ZooKeeperSession
@@ -30,7 +30,7 @@ class Mirror:
         self._on_change = on_change
         #: What is always looked at, and what may be missing and come.
         self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
-        self._parents = (paths.root, paths.members, paths.runs)
+        self._parents = (paths.root, paths.members, paths.runs, paths.history)
         #: Paths that changed since they were read; None for all of them.
         self._changed: clock.SimpleQueue[str | None] = clock.SimpleQueue()
         self._changed.put(None)
@@ -80,9 +80,13 @@ class Mirror:
                 if parent != self._paths.root:
                     wanted |= self._follow(parent, names, everything)
         self.quota = quota_of(self._paths.root, self._session.read_all)
-        # The outbox after the pages: what it says is then never older than what they say.
-        if paths := sorted(wanted, key=lambda path: (path == self._paths.outbox, path)):
+        if paths := sorted(wanted, key=self._rank):
             self.nodes.update(zip(paths, self._session.read_all(paths, watch)))
+
+    def _rank(self, path: str) -> int:
+        """The histories after the pages, of which they take past runs over; the outbox at last, so
+        that what it says is never older than what the pages say."""
+        return 2 if path == self._paths.outbox else path.startswith(f"{self._paths.history}/")
 
     def _take_changed(self) -> set[str | None]:
         changed = set()
@@ -95,6 +99,8 @@ class Mirror:
         """Forgets the znodes that are no longer below `parent`; returns those to be read."""
         if parent == self._paths.runs:
             names = filter(is_page, names)
+        elif parent == self._paths.history:
+            names = filter(is_volume, names)
         there = {f"{parent}/{name}" for name in names}
         known = {path for path in self.nodes if path.startswith(f"{parent}/")}
         for path in known - there:

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from .. import clock
 from ..control import Pause, Pauses
 from ..due import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
+from ..history import Pasts, merged
 from ..paths import Paths
 from ..runs import PastRun, Run, RunState, milliseconds
 from ..settings import Settings
 from ..zookeeper.operations import Node
 from ..zookeeper.session import ZooKeeperSession
-from .lenient import MOST_RECENT, LenientRecords, PageContent, latest
+from .lenient import LenientRecords, PageContent, VolumeContent, latest, recent
 from .mirror import Mirror
 from .others import OtherEntries, OtherEntry
 from .snapshot import (
@@ -39,6 +40,9 @@ from .warnings import WAITS_QUIETLY, warnings_of
 _CLAIMED_WITHIN, _WRITES_WITHIN = timedelta(seconds=5), timedelta(seconds=45)
 
 
+C = TypeVar("C")
+
+
 class Schedule(Protocol):
     """The part of the asker's scheduler that a look needs."""
 
@@ -53,6 +57,26 @@ class Schedule(Protocol):
 
     def task_id(self, entry: str, number: int, due: datetime) -> str:
         """The one with which a run is, or was, published."""
+
+
+class Contents(Generic[C]):
+    """What the znodes below one parent hold, each decoded when it has changed."""
+
+    def __init__(self, mirror: Mirror, parent: str, decode: Callable[[str, bytes], C]) -> None:
+        self._mirror, self._parent, self._decode = mirror, parent, decode
+        self._known: dict[str, tuple[Node, C]] = {}
+
+    def read(self) -> list[C]:
+        before, self._known = self._known, {}
+        for path, node in self._mirror.below(self._parent):
+            known = before.get(path)
+            if known is None or known[0] is not node:
+                known = node, self._decode(path, node.data)
+            self._known[path] = known
+        return [*self]
+
+    def __iter__(self) -> Iterator[C]:
+        return (content for _, content in self._known.values())
 
 
 class Reader:
@@ -86,8 +110,9 @@ class Reader:
         scheduler, self._others = settings.scheduler, None
         if scheduler is not None:
             self._others = OtherEntries(session, self._paths, scheduler, schedule.app, on_change)
-        #: A page's content, and what it was read of.
-        self._pages: dict[str, tuple[Node, PageContent]] = {}
+        #: What is on the pages, and in the volumes of histories.
+        self._pages = Contents(self._mirror, self._paths.runs, PageContent.of)
+        self._volumes = Contents(self._mirror, self._paths.history, VolumeContent.of)
         #: An entry as it was last shown, and what it was made of.
         self._shown: dict[str, tuple[tuple[Any, ...], Entry]] = {}
 
@@ -107,11 +132,13 @@ class Reader:
     def history(self, entry: str | None, limit: int) -> list[RecentRun]:
         """The last runs, newest first, of one entry or of all, as far as the last :meth:`read`
         saw them."""
+        states = {name: state.past for page in self._pages for name, state in page.states.items()}
+        pasts = self._pasts()
+        names = {*states, *pasts} if entry is None else {entry}
         past = (
             (run, name)
-            for _, page in self._pages.values()
-            for name in (page.states if entry is None else {entry} & page.states.keys())
-            for run in page.states[name].history
+            for name in names
+            for run in merged(pasts.get(name, ()), states.get(name, ()))
         )
         masters = LenientRecords(self._mirror, self._paths).masters()
         return self._recent(latest(limit, past), masters)
@@ -122,8 +149,9 @@ class Reader:
         master = records.master(now)
         members = records.members()
         runs = records.outbox()
-        pages = self._read_pages()
-        records.warnings += [page.damage for page in pages if page.damage]
+        pages, volumes = self._pages.read(), self._volumes.read()
+        damages = (*(page.damage for page in pages), *(volume.damage for volume in volumes))
+        records.warnings += filter(None, damages)
         masters = records.masters()
         pauses = records.pauses()
         everything = pauses.everything
@@ -133,7 +161,6 @@ class Reader:
         if master is not None and quota is not None and quota.is_tight:
             stuck = _is_stuck(master, entries, outbox, now)
             master = replace(master, ticking=master.ticking and not stuck)
-        past = (each for page in pages for each in page.newest)
         found = Snapshot(
             hosts=self._settings.hosts,
             root=self._settings.root,
@@ -146,7 +173,7 @@ class Reader:
             paused_by=None if everything.since is None else everything.by,
             entries=tuple(entries),
             outbox=outbox,
-            recent=tuple(self._recent(latest(MOST_RECENT, past), masters)),
+            recent=tuple(self._recent(recent(pages, volumes), masters)),
             masters=tuple(masters),
             warnings=(),
         )
@@ -157,14 +184,8 @@ class Reader:
         seen = warnings_of(found, quota, self._remarks, self._ahead(pages, now), held_back)
         return replace(found, warnings=(*seen, *records.warnings))
 
-    def _read_pages(self) -> list[PageContent]:
-        before, self._pages = self._pages, {}
-        for path, node in self._mirror.below(self._paths.runs):
-            known = before.get(path)
-            if known is None or known[0] is not node:
-                known = node, PageContent.of(path, node.data)
-            self._pages[path] = known
-        return [page for _, page in self._pages.values()]
+    def _pasts(self) -> Pasts:
+        return {name: past for volume in self._volumes for name, past in volume.pasts.items()}
 
     def _entries(
         self, pages: Iterable[PageContent], outbox: Iterable[Run], pauses: Pauses, now: datetime
@@ -172,11 +193,13 @@ class Reader:
         schedule = dict(self._named())
         waiting = {run.entry: run.number for run in outbox}
         states = {name: state for page in pages for name, state in page.states.items()}
+        pasts = self._pasts()
         before, self._shown = self._shown, {}
         for name in sorted({*schedule, *states, *waiting}):
             entry = schedule.get(name)
             made_of = (
                 states.get(name),
+                pasts.get(name, ()),
                 waiting.get(name),
                 pauses.of(name),
                 pauses.since(name) is not None,
@@ -232,6 +255,7 @@ class Reader:
 def _entry(
     name: str,
     state: RunState | None,
+    history: tuple[PastRun, ...],
     waiting: int | None,
     pause: Pause,
     held: bool,
@@ -239,6 +263,7 @@ def _entry(
     entry: Any,
     gated: bool,
 ) -> Entry:
+    last_run_at, last_due = _last_ran(state, history)
     in_schedule = entry is not None or gated
     told = entry.told if isinstance(entry, OtherEntry) else None
     if gated and state is not None and state.unnamed_since is not None:
@@ -252,9 +277,9 @@ def _entry(
         schedule=_schedule_text(entry),
         paused=pause.since,
         paused_by=None if pause.since is None else pause.by,
-        last_run_at=None if state is None else _last_run_at(state),
+        last_run_at=last_run_at,
         total_run_count=0 if state is None else state.total_run_count,
-        last_due=None if state is None else _last_due(state),
+        last_due=last_due,
         next_run_at=None if entry is None or state is None or held else _next_run(entry, state),
         waiting=waiting,
         in_schedule=in_schedule,
@@ -277,23 +302,22 @@ def _schedule_text(entry: Any) -> str | None:
     return None if entry is None or entry.schedule is None else schedule_text(entry.schedule)
 
 
-def _last_run_at(state: RunState) -> datetime | None:
-    """Not that of the state, from which the entry's clock runs: it is also set by a run that is
-    skipped, and not by one that an operator asks for."""
-    for past in reversed(state.history):
+def _last_ran(
+    state: RunState | None, history: tuple[PastRun, ...]
+) -> tuple[datetime | None, datetime | None]:
+    """When an entry ran last, and for which instant. Not `last_run_at` of the state, from which
+    the entry's clock runs: it is also set by a run that is skipped, and not by one that an operator
+    asks for."""
+    if state is None:
+        return None, None
+    for past in (*reversed(state.past), *reversed(history)):
         if past.number is not None:
-            return past.at
-    # Or all of them were skipped.
-    return state.last_run_at if state.due is not None and state.total_run_count else None
-
-
-def _last_due(state: RunState) -> datetime | None:
-    """That of the same run; of its schedule's own instants to the microsecond."""
-    for past in reversed(state.history):
-        if past.number is not None:
+            # Of its schedule's own instants to the microsecond.
             is_own = state.due is not None and milliseconds(state.due) == past.due_ms
-            return state.due if is_own else past.due
-    return state.due if state.total_run_count else None
+            return past.at, state.due if is_own else past.due
+    if state.due is None or not state.total_run_count:  # all of them were skipped
+        return None, None
+    return state.last_run_at, state.due
 
 
 def _is_stuck(

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ..records import FORMAT, to_text
+from ..records import to_text
+
+#: Of the JSON: it grows when a field changes its meaning, or goes.
+FORMAT = 1
 
 
 @dataclass(frozen=True)

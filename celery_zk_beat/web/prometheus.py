@@ -87,6 +87,12 @@ class _Collector(Collector):
             ("runs_dropped", "Claimed runs that this beat dropped.", metrics.dropped),
             ("runs_skipped", "Due instants that this beat gave no run.", metrics.skipped),
             ("publish_failures", "Attempts to publish a run that failed.", metrics.failed),
+            ("zookeeper_writes", "Transactions sent to ZooKeeper for runs.", metrics.writes),
+            (
+                "zookeeper_written_bytes",
+                "Bytes of these transactions, about.",
+                metrics.written_bytes,
+            ),
         )
         for name, text, value in counters:
             yield CounterMetricFamily(f"celery_zk_beat_{name}", text, value)

@@ -10,7 +10,7 @@ from pathlib import Path
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
-from celery_zk_beat.paths import Paths, page_of
+from celery_zk_beat.paths import Paths, page_of, volume_of
 from celery_zk_beat.records import MasterRecord, TermRecord, encode, encode_masters
 from example_project.servers import Process
 from tests import hostile
@@ -32,17 +32,18 @@ def cpu_seconds(process: Process) -> float:
 def evil(paths: Paths) -> list[tuple[str, bytes]]:
     master = MasterRecord("x\n\x1b[2J", "\u202e", 1, "never", 2**31 - 1, "<b>", "%s", "beat")
     term = TermRecord(2**50, "\x1b", "\n", 1, "", None, "\r")
-    entry = {"last_run_at": "9999-12-31T23:59:59+00:00", "total_run_count": 1}
+    entry = [253_370_764_799_000_000, 1, None]
     return [
         *((path, hostile.GARBAGE["deep"]) for path in (paths.master, paths.epoch, paths.outbox)),
         (f"{paths.members}/beat", hostile.GARBAGE["binary"]),
         (f"{paths.members}/\u202e<b>", hostile.GARBAGE["large"]),
         (f"{paths.requests}/{0:032x}", hostile.GARBAGE["as deep as can be read"]),
-        (f"{paths.requests}/{1:032x}", b'{"format":1,"do":"\\n\\u001b","asked":"","by":"\\n"}'),
+        (f"{paths.requests}/{1:032x}", b'{"format":2,"do":"\\n\\u001b","asked":"","by":"\\n"}'),
         (paths.requests, b"x"),
         (paths.page(page_of("future")), encode({"entries": {"future": entry}})),
         (paths.page(page_of("damaged")), hostile.GARBAGE["binary"]),
-        (paths.page("00"), encode({"entries": {"often": entry}})),
+        (paths.page("000"), encode({"entries": {"often": entry}})),
+        (paths.volume(volume_of(page_of("often"))), hostile.GARBAGE["deep"]),
         (paths.masters, encode_masters([term] * 50)),
         (paths.outbox, hostile.GARBAGE["large"]),
         (paths.master, master.encode()),
@@ -76,7 +77,7 @@ def test_a_beat(site: Site, client: KazooClient, root: str) -> None:
     site.wait_for_run(beat)
     assert "Traceback" not in beat.log()
     assert beat.log().replace("\n", "").isprintable()
-    client.set(paths.page(page_of("damaged")), b'{"format":1,"entries":{}}')
+    client.set(paths.page(page_of("damaged")), b'{"format":2,"entries":{}}')
     beat.terminate(PATIENCE)
     beat.start()
     site.wait(lambda history: any(m.task == "damaged" for m in history[-9:]), "what was mended")

@@ -16,7 +16,9 @@ from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.beat_schedule import BeatSchedule, Planner
 from celery_zk_beat.gate.entries import GatedEntries
 from celery_zk_beat.gate.gated import Gated
-from celery_zk_beat.runs import RunState
+from celery_zk_beat.history import decode_volume, merged
+from celery_zk_beat.paths import page_of, volume_of
+from celery_zk_beat.runs import PastRun, RunState
 from example_project.servers import Redis, ZooKeeper, free_port
 from tests.conftest import PATIENCE
 from tests.history import Message, messages
@@ -83,6 +85,14 @@ def state_of(scheduler: ZooKeeperScheduler, entry: str) -> RunState:
     state: RunState | None = scheduler._loop.ledger.state(entry)
     assert state is not None
     return state
+
+
+def past_of(scheduler: ZooKeeperScheduler, entry: str) -> tuple[PastRun, ...]:
+    """The past runs of an entry, from its history and its state."""
+    path = scheduler.election.paths.volume(volume_of(page_of(entry)))
+    node = scheduler.election.session.read(path)
+    pasts = {} if node is None else decode_volume(path, node.data)
+    return merged(pasts.get(entry, ()), state_of(scheduler, entry).past)
 
 
 def every(seconds: float, task: str = "task", **more: Any) -> dict[str, Any]:

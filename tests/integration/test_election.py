@@ -677,8 +677,8 @@ def test_root_of_the_future(candidate: Candidate, client: KazooClient, data: byt
     "data",
     [
         b"not ours",
-        b'{"format":1,"id":"x","host":"x","pid":1,"since":"","epoch":"7","version":"","schedule":null}',
-        b'{"format":1,"id":[],"host":"x","pid":1,"since":"","epoch":7.5,"version":"","schedule":null}',
+        b'{"format":2,"id":"x","host":"x","pid":1,"since":"","epoch":"7","version":"","schedule":null}',
+        b'{"format":2,"id":[],"host":"x","pid":1,"since":"","epoch":7.5,"version":"","schedule":null}',
     ],
     ids=["no JSON", "a text for the epoch", "other types"],
 )

@@ -26,7 +26,7 @@ from tests.conftest import PATIENCE
 from tests.faults import Road
 from tests.history import check
 
-from .conftest import Make, away, back, every, gated_of, history, state_of, turn
+from .conftest import Make, away, back, every, gated_of, history, past_of, state_of, turn
 
 PLAIN = "celery.beat:Scheduler"
 PERSISTENT = "celery.beat:PersistentScheduler"
@@ -110,8 +110,8 @@ def opened(scheduler: ZooKeeperScheduler) -> Any:
 
 def check_rhythm(scheduler: ZooKeeperScheduler) -> None:
     """Asserts that each run was due a period after the last was claimed, however late that was."""
-    state = state_of(scheduler, "e")
-    for one, next_one in zip(state.history, state.history[1:]):
+    past = past_of(scheduler, "e")
+    for one, next_one in zip(past, past[1:]):
         assert PERIOD - 0.1 < (next_one.due - one.at).total_seconds() < PERIOD + 0.5
 
 

@@ -23,7 +23,7 @@ from tests.conftest import PATIENCE
 from tests.django_database import Database
 from tests.history import check
 
-from .conftest import Make, every, gated_of, history, state_of, turn
+from .conftest import Make, every, gated_of, history, past_of, state_of, turn
 from .test_gate import PERIOD, Start, ask_for_run, crash, turn_for, turn_until
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -170,9 +170,8 @@ def test_a_run_of_an_entry_that_was_made_anew(
     turn_until(scheduler, lambda: history(app))
     run = history(app)[0]
     assert (run.run, run.task) == (2, "another")
-    state = state_of(scheduler, "e")
     why = "its entry was deleted or disabled while it waited"
-    assert [past.note for past in state.history[:2]] == [f"dropped: {why}", None]
+    assert [past.note for past in past_of(scheduler, "e")[:2]] == [f"dropped: {why}", None]
 
 
 @pytest.mark.parametrize("meanwhile", [False, True])

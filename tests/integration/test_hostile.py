@@ -18,7 +18,7 @@ from celery_zk_beat.election import candidate as candidate_module
 from celery_zk_beat.election import restraint
 from celery_zk_beat.limits import LARGEST_OUTBOX
 from celery_zk_beat.paths import Paths, page_of
-from celery_zk_beat.records import MasterRecord, TermRecord, encode, encode_masters, to_text
+from celery_zk_beat.records import MasterRecord, TermRecord, encode, encode_masters
 from celery_zk_beat.runs import Run, encode_outbox
 from example_project.servers import wait_until
 from tests import hostile
@@ -34,11 +34,13 @@ PAGE, OTHER = page_of("e"), page_of("other")
 CHOSEN = ("nothing", "binary", "no fields", "as deep as can be read", "a huge number", "large")
 EVIL = hostile.EVIL_TEXTS[:-1]
 NOW = datetime.now(timezone.utc)
-END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+END = datetime(9998, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+#: Microseconds since 1970.
+THEN, AT_LAST = 1_767_225_600_000_000, 253_370_764_799_999_999
 
 
-def state(instant: str = "2026-01-01T00:00:00+00:00", count: int = 1, **more: object) -> object:
-    return {"last_run_at": instant, "total_run_count": count, **more}
+def state(at: int = THEN, count: int = 1, due: object = None, **more: object) -> object:
+    return [at, count, due, more] if more else [at, count, due]
 
 
 def master(id: str, epoch: int = 1, successor: str | None = None) -> bytes:
@@ -144,12 +146,12 @@ def test_states_that_are_no_damage(app: Celery, make: Make, stranger: Stranger) 
     scheduler = make(beat_schedule=SCHEDULE)
     turn(scheduler)
     for value in (
-        state("0001-01-01T00:00:00+00:00", 100),
+        state(0, 100),
         # No clock that is right wrote that.
-        state("9999-12-31T23:59:59+00:00", 120),
-        state("9999-12-31T23:59:59.999999+00:00", 140),
-        state(count=200, dropped=["x" * 1000, None, 1e300], history=[[1, 2, 3, 4, "\x1b\n"], "x"]),
-        state(count=300, due=to_text(END), unnamed_since="0001-01-01T00:00:00+00:00"),
+        state(AT_LAST - 1_000_000, 120),
+        state(AT_LAST, 140),
+        state(count=200, dropped=["x" * 1000, None, 1e300], past=[[1, 2, 3, 4, "\x1b\n"], "x"]),
+        state(count=300, due=AT_LAST, unnamed_since=0),
         state(count=2**53 - 2),
     ):
         stranger.write(stranger.paths.page(PAGE), encode({"entries": {"e": value}}))
@@ -255,8 +257,9 @@ def test_odd_children(app: Celery, make: Make, stranger: Stranger) -> None:
         stranger.paths.runs,
         stranger.paths.requests,
     ):
-        for name in ("...", "%2e%2e", "<b>", "0", "000", "FF", "ü\u200b", "a" * 200):
+        for name in ("...", "%2e%2e", "<b>", "0", "00", "0000", "FFF", "ü\u200b", "a" * 200):
             stranger.write(f"{parent}/{name}", hostile.GARBAGE["binary"])
+    stranger.write(f"{stranger.paths.history}/000", hostile.GARBAGE["binary"])
     scheduler = make(beat_schedule=SCHEDULE)
     turn(scheduler)
     goes_on(scheduler, app)

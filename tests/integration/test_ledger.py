@@ -13,10 +13,19 @@ from kazoo.client import KazooClient, TransactionRequest
 
 from celery_zk_beat import MasterElection, clock, limits
 from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
+from celery_zk_beat.history import decode_volume, merged
 from celery_zk_beat.ledger import BELOW_ROOT, SAFE_PART, RunLedger
 from celery_zk_beat.limits import LARGEST_PAGE, LONGEST_NAME, MOST_BYTES, MOST_RUNS
-from celery_zk_beat.paths import page_of
-from celery_zk_beat.runs import ABSENCE, RETENTION, Run, RunState, encode_outbox, encode_page
+from celery_zk_beat.paths import page_of, volume_of
+from celery_zk_beat.runs import (
+    ABSENCE,
+    RETENTION,
+    Run,
+    RunState,
+    decode_page,
+    encode_outbox,
+    encode_page,
+)
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE, kazoo_of
 from tests.faults import Road
@@ -46,7 +55,7 @@ def ledger(election: MasterElection) -> RunLedger:
 
 def bare(state: RunState | None) -> RunState | None:
     """Without what else is remembered."""
-    return state and replace(state, history=(), leaps=())
+    return state and replace(state, past=(), leaps=())
 
 
 def load(election: MasterElection) -> RunLedger:
@@ -294,15 +303,15 @@ def test_long_names_fit(ledger: RunLedger) -> None:
         b"",
         b"not JSON",
         b'{"format": 99, "entries": {}}',
-        b'{"format": 1}',
-        b'{"format": 1, "entries": []}',
-        b'{"format": 1, "entries": {"a": null}}',
-        b'{"format": 1, "entries": {"a": {"last_run_at": "soon", "total_run_count": 1}}}',
-        b'{"format": 1, "entries": {"a": {"last_run_at": 7, "total_run_count": 1}}}',
-        b'{"format":1,"entries":{"a":{"last_run_at":"2026-01-01T00:00:00+00:00",'
-        b'"total_run_count":-1}}}',
-        b'{"format":1,"entries":{"a":{"last_run_at":"2026-01-01T00:00:00+00:00",'
-        b'"total_run_count":true}}}',
+        b'{"format": 2}',
+        b'{"format": 2, "entries": []}',
+        b'{"format": 2, "entries": {"a": null}}',
+        b'{"format": 2, "entries": {"a": {"last_run_at": 7, "total_run_count": 1}}}',
+        b'{"format": 2, "entries": {"a": ["soon", 1, null]}}',
+        b'{"format": 2, "entries": {"a": [7, 1]}}',
+        b'{"format": 2, "entries": {"a": [7, -1, null]}}',
+        b'{"format": 2, "entries": {"a": [7, true, null]}}',
+        b'{"format": 2, "entries": {"a": [7, 1, null, []]}}',
     ],
 )
 def test_damaged_page(
@@ -321,7 +330,7 @@ def test_damaged_page(
     assert client.get(path)[0] == data
 
 
-@pytest.mark.parametrize("data", [b"not JSON", b'{"format": 1, "runs": [{"entry": 1}]}'])
+@pytest.mark.parametrize("data", [b"not JSON", b'{"format": 2, "runs": [{"entry": 1}]}'])
 def test_damaged_outbox(
     ledger: RunLedger, client: KazooClient, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -357,7 +366,7 @@ def test_page_too_large(ledger: RunLedger, client: KazooClient) -> None:
 
 
 def names_on_the_page_of(entry: str, count: int, text: str = "n") -> list[str]:
-    names = (f"{text}-{n}" for n in range(count * 2000))
+    names = (f"{text}-{n}" for n in range(count * 20_000))
     return [name for name in names if page_of(name) == page_of(entry)][:count]
 
 
@@ -403,7 +412,7 @@ def test_an_outbox_that_is_too_large_to_claim_more(
     and gets smaller."""
     monkeypatch.setattr(limits, "MOST_BYTES", 100_000)
     ledger = load(election)
-    names = [f"{n}-" + "x" * 780 for n in range(105)]
+    names = [f"{n}-" + "x" * 840 for n in range(105)]
     ledger.first_seen(dict.fromkeys(names[:70], NOW))
     data = encode_outbox([run(name) for name in names])
     assert 90_000 < len(data) < 100_000
@@ -495,7 +504,7 @@ def test_a_page_full_of_what_is_named(
 
 
 def test_the_last_past_is_what_stays(ledger: RunLedger) -> None:
-    """Of the histories on a page that has no room for them."""
+    """Of the past, on a page that has no room for all of it."""
     ledger.limits.most_bytes = 25_000
     names = ["a", *names_on_the_page_of("a", 4)]
     ledger.first_seen(dict.fromkeys(names, NOW))
@@ -504,8 +513,8 @@ def test_the_last_past_is_what_stays(ledger: RunLedger) -> None:
     for name in names:
         state = ledger.state(name)
         assert state is not None
-        assert 0 < len(state.history) < 20
-        assert state.history[-1].note == "20 " + "\u4e2d" * 150
+        assert 0 < len(state.past) < 20
+        assert state.past[-1].note == "20 " + "\u4e2d" * 150
 
 
 def test_drop(election: MasterElection, ledger: RunLedger) -> None:
@@ -752,28 +761,101 @@ def test_what_stands_in_zookeeper(ledger: RunLedger, client: KazooClient) -> Non
     ledger.first_seen({"a": NOW})
     ledger.claim([run("a", 1, NOW + SECOND)])
     assert json.loads(client.get(ledger._paths.page(page_of("a")))[0]) == {
-        "format": 1,
+        "format": 2,
         "entries": {
-            "a": {
-                "last_run_at": "2026-01-01T12:00:01.000000+00:00",
-                "total_run_count": 1,
-                "due": "2026-01-01T12:00:00.000000+00:00",
-                "history": [[1, 1767268800000, 1767268801000, 1]],
-            }
+            "a": [
+                1_767_268_801_000_000,
+                1,
+                1_767_268_800_000_000,
+                {"past": [[1, 1767268800000, 1767268801000, 1]]},
+            ]
         },
     }
     assert json.loads(client.get(ledger._paths.outbox)[0]) == {
-        "format": 1,
-        "runs": [
-            {
-                "entry": "a",
-                "number": 1,
-                "due": "2026-01-01T12:00:00.000000+00:00",
-                "claimed": "2026-01-01T12:00:01.000000+00:00",
-                "epoch": 1,
-            }
-        ],
+        "format": 2,
+        "runs": [["a", 1, 1_767_268_800_000_000, 1_767_268_801_000_000, 1]],
     }
+
+
+def past_of(client: KazooClient, ledger: RunLedger, entry: str) -> list[int | None]:
+    """The numbers of the past runs that ZooKeeper has of an entry, by its history and its state."""
+    volume = ledger._paths.volume(volume_of(page_of(entry)))
+    old = decode_volume(volume, client.get(volume)[0]) if client.exists(volume) else {}
+    page = ledger._paths.page(page_of(entry))
+    new = decode_page(page, client.get(page)[0])
+    return [past.number for past in merged(old.get(entry, ()), new[entry].past)]
+
+
+def run_through(ledger: RunLedger, entry: str, number: int) -> None:
+    (claimed,) = ledger.claim([run(entry, number)])
+    ledger.published(claimed, NOW)
+    ledger.flush()
+
+
+def test_histories(election: MasterElection, ledger: RunLedger, client: KazooClient) -> None:
+    """Past runs leave the states; at no moment is one of the last twenty in neither, whoever
+    is master next."""
+    last = dict.fromkeys(["a", *names_in_the_volume_of("a", 1)], 0)
+    ledger.first_seen(dict.fromkeys(last, NOW))
+    for number in range(1, 60):
+        if number % 17 == 0:
+            ledger = load(election)
+        entry = [*last][number % 3 == 0]
+        last[entry] += 1
+        run_through(ledger, entry, last[entry])
+        first = max(1, last[entry] - 19)
+        assert past_of(client, ledger, entry) == [*range(first, last[entry] + 1)]
+    volume = ledger._paths.volume(volume_of(page_of("a")))
+    assert len(decode_volume(volume, client.get(volume)[0])["a"]) == 20
+    assert 4 < client.get(volume)[1].version < 30
+    state = ledger.state("a")
+    assert state is not None
+    assert len(state.past) < 10
+
+
+def test_a_history_deleted_underfoot(ledger: RunLedger, client: KazooClient) -> None:
+    """It costs the past runs that were in it, and no run."""
+    ledger.first_seen({"a": NOW})
+    run_through(ledger, "a", 1)
+    client.delete(ledger._paths.volume(volume_of(page_of("a"))))
+    numbers = iter(range(2, 50))
+    with pytest.raises(Conflict, match="history"):  # noqa: PT012
+        for number in numbers:
+            run_through(ledger, "a", number)
+    term = ledger._election.term
+    assert term is not None
+    ledger.load(term)
+    assert not ledger.outbox
+    run_through(ledger, "a", next(numbers))
+    run_through(ledger, "a", next(numbers))
+    assert past_of(client, ledger, "a")[-4:] == [number - 1, number, number + 1, number + 2]
+
+
+def test_what_is_told_of_a_run_that_its_history_has(ledger: RunLedger, client: KazooClient) -> None:
+    """A drop of it is noted all the same, in its place."""
+    (other,) = names_in_the_volume_of("a", 1)
+    ledger.first_seen({"a": NOW, other: NOW})
+    a, b = ledger.claim([run("a"), run(other)])
+    ledger.published(b, NOW)
+    for number in range(2, 10):
+        run_through(ledger, other, number)
+    state = ledger.state("a")
+    assert state is not None
+    assert state.past == ()
+    ledger.drop([a], "the test wants it")
+    path = ledger._paths.page(page_of("a"))
+    (past,) = decode_page(path, client.get(path)[0])["a"].past
+    assert (past.number, past.note) == (1, "dropped: the test wants it")
+    assert past_of(client, ledger, "a") == [1]
+
+
+def names_in_the_volume_of(entry: str, count: int) -> list[str]:
+    names = (f"n-{n}" for n in range(count * 20_000))
+    return [
+        name
+        for name in names
+        if volume_of(page_of(name)) == volume_of(page_of(entry)) and page_of(name) != page_of(entry)
+    ][:count]
 
 
 def test_repr(ledger: RunLedger) -> None:

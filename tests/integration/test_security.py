@@ -297,7 +297,7 @@ def test_an_open_root_is_told_once(
     caplog.clear()
     assert elected(start(auth="beat:sesame", id="two"))
     line = complaint(caplog, "give world:anyone:cdrwa, which is more than")
-    assert line.startswith(f"{root} and 4 more ")
+    assert line.startswith(f"{root} and 5 more ")
     assert f"setAcl -R {root} auth::cdrwa" in line
 
 

@@ -180,7 +180,7 @@ def test_another_apps_root(candidate: Candidate, look: Callable[[], Snapshot], r
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff", b"[]", b'{"format":9}', b'{"format":1}', b'{"format":1,"runs":7}']
+    "data", [b"", b"\xff", b"[]", b'{"format":9}', b'{"format":2}', b'{"format":2,"runs":7}']
 )
 def test_what_cannot_be_understood(
     ledger: RunLedger, client: KazooClient, look: Callable[[], Snapshot], data: bytes
@@ -198,7 +198,7 @@ def test_what_cannot_be_understood(
     warnings = " ".join(seen.warnings)
     for path in (paths.outbox, page):
         assert f"{path}: " in warnings
-    if data and data != b'{"format":1}' and b"runs" not in data:
+    if data and data != b'{"format":2}' and b"runs" not in data:
         for path in (*strange, paths.pauses, paths.member("strange")):
             assert f"{path}: " in warnings
     assert {entry.name: entry.total_run_count for entry in seen.entries}["often"] == 0

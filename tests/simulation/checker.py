@@ -11,14 +11,15 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery_zk_beat import limits
 from celery_zk_beat.control import Pauses
 from celery_zk_beat.errors import RootError
-from celery_zk_beat.paths import Paths
-from celery_zk_beat.records import EpochRecord, MasterRecord, decode_masters
-from celery_zk_beat.runs import RunState, decode_outbox, decode_page
+from celery_zk_beat.history import Pasts, decode_volume, merged
+from celery_zk_beat.paths import Paths, page_of, volume_of
+from celery_zk_beat.records import EpochRecord, MasterRecord, decode_masters, from_text
+from celery_zk_beat.runs import Run, RunState, decode_outbox, decode_page
 from celery_zk_beat.shown import Index, decode_shown
 
 from .broker import Sent
@@ -96,9 +97,13 @@ class Checker:
         self.states: dict[str, RunState] = {}
         #: The entries on each page.
         self._pages: dict[str, set[str]] = {}
+        #: The histories.
+        self._volumes: dict[str, Pasts] = {}
+        #: The last runs of each entry, since it was last skipped: they are to be remembered.
+        self._ran: dict[str, list[int]] = defaultdict(list)
         #: When the state of each entry was written as it is, by ZooKeeper's clock.
         self._written: dict[str, float] = {}
-        self.outbox: dict[tuple[str, int], dict[str, Any]] = {}
+        self.outbox: dict[tuple[str, int], Run] = {}
         self.epoch = 0
         #: The session that was elected last.
         self.master = 0
@@ -142,10 +147,12 @@ class Checker:
                 self.epoch = node.version
             elif path == self._paths.outbox:
                 self.outbox = {
-                    (run["entry"], run["number"]): run for run in json.loads(node.data)["runs"]
+                    (run.entry, run.number): run for run in decode_outbox(path, node.data)
                 }
             elif path == self._paths.pauses:
                 self.pauses = Pauses.decode(path, node.data)
+            elif path.startswith(self._paths.history + "/"):
+                self._volumes[path] = decode_volume(path, node.data)
             elif path.startswith(self._paths.runs + "/"):
                 states = decode_page(path, node.data)
                 self.states.update(states)
@@ -156,8 +163,8 @@ class Checker:
         # A beat that lived through it may know.
         self.published = {
             run
-            for run, fields in self.outbox.items()
-            if any(not each.failed and each.due == fields["due"] for each in sent[run])
+            for run, waiting in self.outbox.items()
+            if any(not each.failed and from_text(each.due) == waiting.due for each in sent[run])
         }
 
     def hurt(self, who: str, failures: Sequence[BaseException]) -> None:
@@ -205,10 +212,19 @@ class Checker:
             for entry in self._pages.get(path, set()) - states.keys():
                 self._on_removed(entry)
             self._pages[path] = set(states)
+        for path in changes:
+            if path.startswith(self._paths.history + "/"):
+                node = changes[path]
+                assert node is not None
+                self._volumes[path] = decode_volume(path, node.data)
+        if not self.pages_are_small:
+            for path in pages:
+                for entry in self._pages[path]:
+                    self._on_past(entry)
         if self._paths.outbox in changes:
             node = changes[self._paths.outbox]
             assert node is not None
-            self._on_outbox(json.loads(node.data)["runs"], claimed)
+            self._on_outbox(decode_outbox(self._paths.outbox, node.data), claimed)
         if not self._answers <= claimed:
             self.fail(f"I8: said to be claimed, and is not: {self._answers - claimed}")
         if self._paths.pauses in changes:
@@ -246,6 +262,9 @@ class Checker:
                             self.fail(f"the index of {page} tells of another page")
                 elif path.startswith(paths.shown + "/"):
                     decode_shown(path, node.data)
+                elif path.startswith(paths.history + "/"):
+                    decode_volume(path, node.data)
+                    self._measure(path, node, limits.LARGEST_PAGE)
                 elif path.startswith(f"{paths.root}/outbox-damaged"):
                     self.fail(f"I10: an outbox is put aside as {path}")
             except RootError as exc:
@@ -255,8 +274,17 @@ class Checker:
         if len(node.data) > most:
             self.fail(f"I10: {path} has {len(node.data)} bytes, which no beat takes over: {most}")
 
+    def _on_past(self, entry: str) -> None:
+        """However its past runs go from its state into its history, none of the last is missing."""
+        volume = self._volumes.get(self._paths.volume(volume_of(page_of(entry))), {})
+        past = merged(volume.get(entry, ()), self.states[entry].past)
+        missing = {*self._ran[entry][-3:]} - {each.number for each in past}
+        if missing:
+            self.fail(f"the history of {entry} lacks {missing}: {past}")
+
     def _on_removed(self, entry: str) -> None:
         del self.states[entry]
+        self._ran.pop(entry, None)
         if self.has_store:
             # What a store that is behind says is all that is known of it now.
             self._dues = {each for each in self._dues if each[0] != entry}
@@ -274,12 +302,12 @@ class Checker:
         self.dropped |= {(entry, dropped) for dropped in getattr(state, "dropped", ())}
         self.dropped |= {
             (entry, past.number)
-            for past in state.history
+            for past in state.past
             if past.number is not None and (past.note or "").startswith("dropped: ")
         }
         self.dropped_in_any_case |= {
             (entry, past.number)
-            for past in state.history
+            for past in state.past
             if past.number is not None and _NOT_BY_POLICY.match(past.note or "")
         }
         highest, self._highest[entry] = self._highest[entry], max(number, self._highest[entry])
@@ -294,9 +322,13 @@ class Checker:
             return set()
         if back > 0 or number < before.total_run_count:
             self.fail(f"I5: {entry} goes back, from {before} to {state}, {written}")
+        if number > before.total_run_count:
+            self._ran[entry].append(number)
+        elif state.past and state.past[-1].number is None:
+            self._ran[entry].clear()
         if number == before.total_run_count:
             if state.last_run_at > before.last_run_at:
-                last = state.history[-1] if state.history else None
+                last = state.past[-1] if state.past else None
                 if self.pauses.skips if last is None else last.number is None:
                     self._on_skip(entry, before, state)
                 else:
@@ -304,9 +336,9 @@ class Checker:
             return set()
         if number != before.total_run_count + 1 or (entry, number) in self.claimed:
             self.fail(f"I1: {entry}: {before} is followed by {state}")
-        notes = {past.number: past.note for past in state.history}
+        notes = {past.number: past.note for past in state.past}
         if number not in notes:
-            if state.history or not self.pages_are_small:
+            if state.past or not self.pages_are_small:
                 self.fail(f"I8: {entry}, run {number}, is not remembered: {state}")
                 return set()
             notes[number] = "asked for" if (entry, number) in self._answers else None
@@ -393,8 +425,8 @@ class Checker:
             if due > until:
                 self.fail(f"I2: {entry} is skipped before it was due, {due}: {state}")
 
-    def _on_outbox(self, runs: list[dict[str, Any]], claimed: set[tuple[str, int]]) -> None:
-        found = {(run["entry"], run["number"]): run for run in runs}
+    def _on_outbox(self, runs: list[Run], claimed: set[tuple[str, int]]) -> None:
+        found = {(run.entry, run.number): run for run in runs}
         if not claimed <= found.keys():
             self.fail(f"I2: claimed and not in the outbox: {claimed - found.keys()}")
         if not found.keys() <= self.outbox.keys() | claimed:

@@ -210,7 +210,7 @@ def _on_one_page(letter: str, size: int, count: int) -> list[str]:
     number = 0
     while len(names) < count:
         name = f"{letter * size}{number}"
-        if page_of(name) == "07":
+        if page_of(name) == "07a":
             names.append(name)
         number += 1
     return names

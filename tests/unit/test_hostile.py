@@ -22,8 +22,9 @@ from kazoo.protocol.states import ZnodeStat
 from celery_zk_beat import RootError, ZooKeeperScheduler
 from celery_zk_beat.control import Asking, Pauses, RequestRecord
 from celery_zk_beat.errors import Uncertain
+from celery_zk_beat.history import decode_volume, encode_volume
 from celery_zk_beat.log import get_logger
-from celery_zk_beat.paths import Paths, page_of
+from celery_zk_beat.paths import Paths, page_of, volume_of
 from celery_zk_beat.records import (
     EpochRecord,
     InstalledRecord,
@@ -101,6 +102,23 @@ def test_what_is_read(kind: str, data: st.DataObject) -> None:
         assert read(PATH, found.encode()) == found
 
 
+@patiently
+@given(hostile.VOLUMES)
+def test_a_history_that_is_read(data: bytes) -> None:
+    """Likewise; what is not understood in it is left out."""
+    path, error = PATHS.volume(volume_of(page_of("e"))), ""
+    try:
+        found = decode_volume(path, data)
+    except RootError as exc:
+        error = str(exc)
+    if error:
+        assert path in error
+        assert len(error) < 2000
+    else:
+        written = encode_volume(found)
+        assert encode_volume(decode_volume(path, written)) == written
+
+
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("garbage", hostile.GARBAGE)
 def test_garbage(kind: str, garbage: str) -> None:
@@ -134,14 +152,13 @@ def test_the_deepest_that_can_be_read() -> None:
 
 def test_numbers_of_dropped_runs() -> None:
     """What is none is left out: it would be written again, and may be too deep for that."""
-    fields: dict[str, Any] = {"last_run_at": "2020-01-01T00:00:00+00:00", "total_run_count": 1}
-    fields["dropped"] = [1, "2", None, True, -1, 10**300, [[[[]]]], 3]
+    fields: list[Any] = [0, 1, None, {"dropped": [1, "2", None, True, -1, 10**300, [[[[]]]], 3]}]
     assert decode_page(PATH, encode({"entries": {"e": fields}}))["e"].dropped == (1, 3)
 
 
 def test_a_page_with_entries_of_another() -> None:
     """Its states would be written to the page on which they belong, over those that are there."""
-    fields = {"last_run_at": "2020-01-01T00:00:00+00:00", "total_run_count": 1}
+    fields = [0, 1, None]
     with pytest.raises(RootError, match=f"'x', whose page is {page_of('x')}"):
         decode_page(PATH, encode({"entries": {"x": fields}}))
 
@@ -192,6 +209,7 @@ TREES = st.fixed_dictionaries(
         f"{PATHS.members}/a": hostile.MEMBERS,
         f"{PATHS.members}/\u202eb": hostile.MEMBERS,
         PATHS.page(page_of("e")): hostile.PAGES,
+        PATHS.volume(volume_of(page_of("e"))): hostile.VOLUMES,
         f"{PATHS.runs}/no page": hostile.PAGES,
         PATHS.shown: hostile.INDEXES | st.just(Index("package:Another", {"3f": 0}).encode()),
         PATHS.shown_page("3f"): hostile.SHOWN,
@@ -249,8 +267,8 @@ def test_what_is_shown(scheduler: ZooKeeperScheduler, tree: dict[str, bytes], mt
 
 def test_a_run_in_the_future_is_shown(scheduler: ZooKeeperScheduler) -> None:
     """Its entry does not run, and would not say why."""
-    for instant in ("9999-12-31T23:59:59+00:00", "2999-01-01T00:00:00+00:00"):
-        fields = {"last_run_at": instant, "total_run_count": 10**15}
+    for instant in (253_370_764_799_999_999, 32_472_144_000_000_000):
+        fields = [instant, 10**15, None]
         page = {PATHS.page(page_of("e")): encode({"entries": {"e": fields}})}
         (warning,) = [each for each in look(scheduler, page).warnings if "still to come" in each]
         assert warning.startswith("e ran last at ")
@@ -291,14 +309,15 @@ def test_what_is_answered(data: bytes) -> None:
 def test_it_does_not_take_long(scheduler: ZooKeeperScheduler) -> None:
     """The largest that fits into each znode at once."""
     large = 1_000_000
-    run = encode_outbox([Run("e", 1, NOW, NOW, 1)])[len(b'{"format":1,"runs":[') : -2]
-    state = b'{"last_run_at":"2026-01-01T00:00:00+00:00","total_run_count":1,"history":[%s]}'
+    run = encode_outbox([Run("e", 1, NOW, NOW, 1)])[len(b'{"format":2,"runs":[') : -2]
+    state = b'[1767225600000000,1,null,{"past":[%s]}]'
     past = b",".join([b"[1,2,3,4]"] * (large // 10))
     tree = {
-        PATHS.outbox: b'{"format":1,"runs":[' + b",".join([run] * (large // len(run))) + b"]}",
-        PATHS.page(page_of("e")): b'{"format":1,"entries":{"e":%s}}' % (state % past),
-        PATHS.masters: b'{"format":1,"masters":[%s]}' % b",".join([b"{}"] * (large // 3)),
-        PATHS.pauses: b'{"format":1,"all":null,"entries":{%s}}' % (b'"x":{},' * 100_000)[:-1],
+        PATHS.outbox: b'{"format":2,"runs":[' + b",".join([run] * (large // len(run))) + b"]}",
+        PATHS.volume(volume_of(page_of("e"))): b'{"format":2,"entries":{"e":[%s]}}' % past,
+        PATHS.page(page_of("e")): b'{"format":2,"entries":{"e":%s}}' % (state % past),
+        PATHS.masters: b'{"format":2,"masters":[%s]}' % b",".join([b"{}"] * (large // 3)),
+        PATHS.pauses: b'{"format":2,"all":null,"entries":{%s}}' % (b'"x":{},' * 100_000)[:-1],
     }
     begun = time.process_time()
     seen = look(scheduler, tree)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_zk_beat.errors import RootError
+from celery_zk_beat.history import decode_volume
 from celery_zk_beat.pages import size_of
-from celery_zk_beat.paths import page_of
+from celery_zk_beat.paths import Paths, page_of, volume_of
 from celery_zk_beat.records import encode
 from celery_zk_beat.runs import (
     DROPS_REMEMBERED,
+    NEVER,
     PastRun,
     Run,
     RunState,
@@ -69,14 +70,24 @@ def test_pages(states: dict[str, RunState]) -> None:
     assert len(data) <= reckoned + len(encode_page({}))
 
 
-@pytest.mark.parametrize(
-    "instant", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", "2026-01-01", "x"]
-)
-def test_no_instant(instant: str) -> None:
-    """A page that holds one is damaged, whatever is wrong with it."""
-    fields = {"last_run_at": instant, "total_run_count": 1}
-    with pytest.raises(RootError, match="no ISO 8601 instant"):
-        decode_page(PAGE, encode({"entries": {"e": fields}}))
+@pytest.mark.parametrize("instant", [-1, 2**60, True, 1.5, None, "2026-01-01T00:00:00+00:00", []])
+def test_no_instant(instant: object) -> None:
+    """A page that holds one is damaged, whatever is wrong with it; which, is said."""
+    with pytest.raises(RootError, match=r"'last_run_at' is .*, expected microseconds since 1970"):
+        decode_page(PAGE, encode({"entries": {"e": [instant, 1, None]}}))
+    if instant is not None:  # none yet
+        with pytest.raises(RootError, match="'due' is "):
+            decode_page(PAGE, encode({"entries": {"e": [0, 1, instant]}}))
+
+
+@pytest.mark.parametrize("instant", ["1960-01-01", "0001-01-01", "9999-12-31"])
+def test_an_instant_that_cannot_be_read_again(instant: str) -> None:
+    """[I10] The nearest that can is written in its place."""
+    at = datetime.fromisoformat(f"{instant}T00:00:00+00:00")
+    read = decode_page(PAGE, encode_page({"e": RunState(at, 1, at)}))["e"]
+    (run,) = decode_outbox("/outbox", encode_outbox([Run("e", 1, at, at, 1)]))
+    assert read.last_run_at == read.due == run.due == run.claimed
+    assert (read.last_run_at == NEVER) == (instant < "1970")
 
 
 @given(st.lists(RUNS, max_size=5))
@@ -94,8 +105,9 @@ def test_outbox(runs: list[Run]) -> None:
 def test_a_past_that_is_not_understood(item: object) -> None:
     """It is left out; the state is not damaged by it."""
     state = RunState(datetime(2026, 1, 1, tzinfo=timezone.utc), 1)
-    fields: dict[str, Any] = {"last_run_at": "2026-01-01T00:00:00+00:00", "total_run_count": 1}
-    fields["history"] = [item]
-    assert decode_page(PAGE, encode({"entries": {"e": fields}})) == {"e": state}
-    fields["history"] = {"1": item}
-    assert decode_page(PAGE, encode({"entries": {"e": fields}})) == {"e": state}
+    at = int(state.last_run_at.timestamp() * 1e6)
+    for past in ([item], {"1": item}):
+        fields = [at, 1, None, {"past": past}]
+        assert decode_page(PAGE, encode({"entries": {"e": fields}})) == {"e": state}
+        volume = Paths("").volume(volume_of(page_of("e")))
+        assert decode_volume(volume, encode({"entries": {"e": past, "x": past}})) == {"e": ()}

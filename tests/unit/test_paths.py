@@ -7,20 +7,21 @@ from urllib.parse import unquote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_zk_beat.paths import Paths, page_of, quote_name
+from celery_zk_beat.paths import Paths, is_page, is_volume, page_of, quote_name, volume_of
 
 
 @given(st.text(st.characters()))
 def test_any_name_has_a_page(name: str) -> None:
-    """Slashes, dots, surrogates, nothing at all: a page is always two hexadecimal digits."""
+    """Slashes, dots, surrogates, nothing at all: a page is always three hexadecimal digits."""
     assert page_of(name) == page_of(name)
-    assert 0 <= int(page_of(name), 16) <= 0xFF
-    assert len(page_of(name)) == 2
+    assert 0 <= int(page_of(name), 16) <= 0xFFF
+    assert is_page(page_of(name))
+    assert is_volume(volume_of(page_of(name)))
 
 
 def test_pages_do_not_move() -> None:
     """A release that hashed otherwise would not find the states that the last one wrote."""
-    assert [page_of(name) for name in ("", "heartbeat", "a/b", "ü")] == ["e3", "6b", "c1", "60"]
+    assert [page_of(name) for name in ("", "heartbeat", "a/b", "ü")] == ["e3b", "6b2", "c14", "607"]
 
 
 @given(st.text(st.characters(), min_size=1))

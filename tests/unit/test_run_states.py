@@ -10,6 +10,7 @@ import pytest
 from celery_zk_beat.runs import (
     ABSENCE,
     DROPS_REMEMBERED,
+    HISTORY,
     NEVER,
     RETENTION,
     PastRun,
@@ -21,7 +22,7 @@ NOW = datetime(2026, 1, 1, 12, 0, tzinfo=timezone.utc)
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 NONE = timedelta()
 
-RAN = RunState(NOW, 4, NOW - SECOND, history=(PastRun.of(4, NOW - SECOND, NOW, 1),))
+RAN = RunState(NOW, 4, NOW - SECOND, past=(PastRun.of(4, NOW - SECOND, NOW, 1),))
 WAITS = Run("e", 7, NOW - SECOND, NOW, 2, key="5")
 
 
@@ -38,32 +39,33 @@ def test_a_claim(claimed: datetime, extra: bool, clock: datetime) -> None:
     operator asked for it."""
     unnamed = replace(RAN, unnamed_since=NOW, key="1")
     run = Run("e", 5, claimed, claimed, 3, extra, "1")
-    state = unnamed.after_claim(run, 20, NONE)
+    state = unnamed.after_claim(run, NONE)
     assert (state.total_run_count, state.last_run_at) == (5, clock)
     assert state.due == (RAN.due if extra else claimed)
     assert (state.key, state.unnamed_since) == ("1", None)
     note = "asked for" if extra else None
-    assert state.history == (*RAN.history, PastRun.of(5, claimed, claimed, 3, note))
+    assert state.past == (*RAN.past, PastRun.of(5, claimed, claimed, 3, note))
 
 
-@pytest.mark.parametrize(("most", "kept"), [(20, 3), (2, 2), (0, 0)])
-def test_a_past_that_has_no_room(most: int, kept: int) -> None:
-    past = [PastRun.of(None, NOW, NOW, n, "paused") for n in (2, 3)]
-    state = RAN.after_skip(past[0], NOW, 20, NONE).after_skip(past[1], NOW, most, NONE)
-    assert state.history == (*RAN.history, *past)[3 - kept :]
+def test_a_past_is_not_endless() -> None:
+    state = RAN
+    for number in range(HISTORY):
+        state = state.after_skip(PastRun.of(None, NOW, NOW, number, "paused"), NOW, NONE)
+    assert [past.epoch for past in state.past] == [*range(HISTORY)]
 
 
 def test_a_skip_is_one_of_its_own_instants() -> None:
-    state = RunState(NOW).after_skip(PastRun.of(None, NOW, NOW + HOUR, 1, "paused"), NOW, 20, NONE)
+    state = RunState(NOW).after_skip(PastRun.of(None, NOW, NOW + HOUR, 1, "paused"), NOW, NONE)
     assert (state.due, state.total_run_count) == (NOW, 0)
 
 
 def test_a_drop_is_noted() -> None:
-    """In the history, as long as that has the run; and its number for longer."""
+    """In the past, also of a run that only the history has; and its number for longer."""
     run = Run("e", 4, NOW - SECOND, NOW, 1)
     state = RAN.after_drop(run, "nobody wants it")
-    assert [past.note for past in state.history] == ["dropped: nobody wants it"]
+    assert [past.note for past in state.past] == ["dropped: nobody wants it"]
     assert (state.last_run_at, state.dropped) == (NOW, (4,))
+    assert replace(RAN, past=()).after_drop(run, "nobody wants it").past == state.past
     for number in range(5, 5 + DROPS_REMEMBERED):
         state = state.after_drop(replace(run, number=number), "")
     assert state.dropped == tuple(range(5, 5 + DROPS_REMEMBERED))
@@ -72,9 +74,9 @@ def test_a_drop_is_noted() -> None:
 def test_published_late() -> None:
     """The history says when, by whom; the clock goes on from there only where that is said."""
     past = PastRun.of(4, NOW - SECOND, NOW + HOUR, 2)
-    assert RAN.after_publish(past, None, NONE) == replace(RAN, history=(past,))
+    assert RAN.after_publish(past, None, NONE) == replace(RAN, past=(past,))
     state = RAN.after_publish(past, NOW + HOUR, NONE)
-    assert (state.last_run_at, state.history) == (NOW + HOUR, (past,))
+    assert (state.last_run_at, state.past) == (NOW + HOUR, (past,))
 
 
 @pytest.mark.parametrize(
