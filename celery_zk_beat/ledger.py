@@ -220,7 +220,8 @@ class RunLedger:
         where nothing is changed: there is no room for it, or a run waits of the other name."""
         page, waiting = self._pages.of(new), self.outbox.get(old)
         there, before = page.states.get(new), self._pages.of(old).states[old]
-        state = before.renamed(page.floor if there is None else there.total_run_count)
+        number, past = (page.floor, ()) if there is None else (there.total_run_count, there.past)
+        state = before.renamed(number, past)
         states = dict(self._pages.admit({new: state}, self.outbox))
         if new in self.outbox or new not in states or self._goes_alone(True):
             return False

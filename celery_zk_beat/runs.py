@@ -182,10 +182,11 @@ class RunState:
         state = replace(self, unnamed_since=None, key=key, due=None)
         return state.moved(self.last_run_at, at, ahead, ask=None)
 
-    def renamed(self, number: int) -> RunState:
+    def renamed(self, number: int, past: tuple[PastRun, ...]) -> RunState:
         """The state of the same entry under another name, whose runs have been counted up to
-        `number`: the history stays with the old name, for the task ids of its runs are of it."""
-        return replace(self, total_run_count=max(number, self.total_run_count), history=())
+        `number` and have this `past`: its own stays with the old name, for the task ids of its runs
+        are of it."""
+        return replace(self, total_run_count=max(number, self.total_run_count), past=past)
 
     def left_behind(self, now: datetime, ahead: timedelta) -> RunState:
         """The state that stays under the old name, for its history: it is nobody's."""

@@ -210,7 +210,7 @@ def test_renamed_while_it_waits(
     assert (two.entry, two.run) == ("new", 2)
     assert two.id == scheduler.task_id("new", 2, two.due)
     assert two.due - one.due > timedelta(seconds=PERIOD - 0.1)
-    assert [past.number for past in state_of(scheduler, "old").history] == [1]
+    assert [past.number for past in past_of(scheduler, "old")] == [1]
     assert state_of(scheduler, "old").unnamed_since is not None
 
 

@@ -106,13 +106,14 @@ def test_another_name(election: MasterElection, ledger: RunLedger) -> None:
     for number in (1, 2):
         ledger.published(ledger.claim([replace(run("new", number), key="8")])[0], NOW)
     (claimed,) = ledger.claim([replace(run("old"), key="7")])
-    before = ledger.state("old")
+    before, other = ledger.state("old"), ledger.state("new")
     assert before is not None
+    assert other is not None
     assert ledger.names_by_key() == {"7": "old", "8": "new"}
     assert ledger.rename("old", "new", NOW)
     for each in (ledger, load(election)):
         assert each.outbox == {"new": replace(claimed, entry="new", was="old")}
-        assert each.state("new") == replace(before, total_run_count=2, history=())
+        assert each.state("new") == replace(before, total_run_count=2, past=other.past)
         left = each.state("old")
         assert left is not None
         assert left.unnamed_since is not None
@@ -120,7 +121,7 @@ def test_another_name(election: MasterElection, ledger: RunLedger) -> None:
     ledger.drop([ledger.outbox["new"]], "nobody wants it")
     state = ledger.state("new")
     assert state is not None
-    assert [past.note for past in state.history] == ["dropped: nobody wants it"]
+    assert state.past[-1].note == "dropped: nobody wants it"
 
 
 def test_another_name_that_has_a_run(ledger: RunLedger) -> None:
