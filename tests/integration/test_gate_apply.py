@@ -13,7 +13,7 @@ from celery.beat import Scheduler
 from celery_zk_beat import ZooKeeperScheduler
 from tests.history import all_headers
 
-from .conftest import away, back, every, history, state_of
+from .conftest import away, back, every, history, past_of
 from .test_control import Operator, heard
 from .test_control import operator as operator
 from .test_gate import PERIOD, Start, crash, turn_for, turn_until
@@ -157,7 +157,7 @@ def test_a_run_that_it_does_not_give_any_more(
     monkeypatch.setattr(Tenants, "tenants", ["a"])
     back(app, good, second)
     turn_until(second, lambda: second.metrics.dropped)
-    (note,) = [past.note for past in state_of(second, "e").history if past.number == 2]
+    (note,) = [past.note for past in past_of(second, "e") if past.number == 2]
     assert note == (
         "dropped: cannot be sent, LookupError: apply_entry gave 1 runs this time, not 2"
     )
