@@ -53,8 +53,8 @@ def merged(
 ) -> tuple[PastRun, ...]:
     """The last of an entry's past runs: `old` are those of its history, and `new` those of its
     state, which know better."""
-    amended = {past.number: past for past in new if past.number is not None}
-    kept = [past if past.number is None else amended.get(past.number, past) for past in old]
+    amended = {past.run: past for past in new if past.number is not None}
+    kept = [amended.get(past.run, past) for past in old]
     known = set(kept)
     past = (*kept, *(each for each in new if each not in known))
     return past[-most:] if most else ()

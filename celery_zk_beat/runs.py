@@ -71,6 +71,12 @@ class PastRun(NamedTuple):
         return cls(number, milliseconds(due), milliseconds(at), epoch, note)
 
     @property
+    def run(self) -> tuple[int | None, int]:
+        """Tells it from others of its entry: two runs of one number may have become one entry's by
+        a change of its name."""
+        return self.number, self.due_ms
+
+    @property
     def due(self) -> datetime:
         """The instant that it was for: aware, UTC."""
         return NEVER + timedelta(milliseconds=self.due_ms)
@@ -168,7 +174,9 @@ class RunState:
         """The state once a run is dropped."""
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
         dropped = (*self.dropped, run.number)[-DROPS_REMEMBERED:]
-        return replace(self, dropped=dropped, past=self._with_amended(past))
+        # Of one that was claimed under another name there is nothing yet.
+        note = self._with_amended if run.was is None else self._with_past
+        return replace(self, dropped=dropped, past=note(past))
 
     def after_skip(self, past: PastRun, at: datetime, ahead: timedelta) -> RunState:
         """The state once an instant is skipped and its clock goes on from `at`."""
@@ -219,8 +227,8 @@ class RunState:
 
     def _with_amended(self, past: PastRun) -> tuple[PastRun, ...]:
         """With what is said of a run replaced, here or, where only that has it, in its history."""
-        if any(each.number == past.number for each in self.past):
-            return tuple(past if each.number == past.number else each for each in self.past)
+        if any(each.run == past.run for each in self.past):
+            return tuple(past if each.run == past.run else each for each in self.past)
         return self._with_past(past)
 
     def moved(self, since: datetime, at: datetime, ahead: timedelta, **changes: Any) -> RunState:

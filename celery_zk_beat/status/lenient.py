@@ -172,7 +172,7 @@ def recent(pages: Iterable[PageContent], volumes: Iterable[VolumeContent]) -> li
     found: dict[Any, Past] = {}
     for newest in (*(each.newest for each in volumes), *(each.newest for each in pages)):
         for run, name in newest:  # the states know better
-            found[name, run if run.number is None else run.number] = run, name
+            found[name, run if run.number is None else run.run] = run, name
     return latest(MOST_RECENT, found.values())
 
 
