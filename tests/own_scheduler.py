@@ -27,6 +27,7 @@ class FolderScheduler(Scheduler):
         if (now := self._look()) != self._seen:
             self.sync()
             self._seen, self.data = now, dict(self._read())
+            self._heap = None  # Celery would see another task or schedule, not another last run
         data: dict[str, ScheduleEntry] = self.data
         return data
 

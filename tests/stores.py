@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,6 +48,9 @@ class Store:
 
     def change(self, name: str, /, **fields: Any) -> None:
         """`fields`: ``task``, ``enabled``."""
+        raise NotImplementedError
+
+    def set_last_run(self, name: str, at: datetime) -> None:
         raise NotImplementedError
 
     def delete(self, name: str) -> None:
@@ -105,6 +108,9 @@ class Folder(Store):
     def change(self, name: str, /, **fields: Any) -> None:
         own_scheduler.write(self._folder, name, **fields)
 
+    def set_last_run(self, name: str, at: datetime) -> None:
+        self.change(name, last_run_at=at.isoformat())
+
     def delete(self, name: str) -> None:
         (Path(self._folder) / f"{name}.json").unlink()
 
@@ -131,6 +137,9 @@ class Django(Store):
 
     def change(self, name: str, /, **fields: Any) -> None:
         self.database.change(name, **fields)
+
+    def set_last_run(self, name: str, at: datetime) -> None:
+        self.change(name, last_run_at=at)
 
     def damage(self, name: str) -> None:
         self.database.change(name, headers="{")
@@ -183,6 +192,9 @@ class SQLAlchemy(Store):
             for field, value in fields.items():
                 setattr(row, field, value)
 
+    def set_last_run(self, name: str, at: datetime) -> None:
+        self.change(name, last_run_at=at)
+
     def damage(self, name: str) -> None:
         self.change(name, headers="{")
 
@@ -225,6 +237,9 @@ class RedBeat(Store):
         for field, value in fields.items():
             setattr(entry, field, value)
         entry.save()
+
+    def set_last_run(self, name: str, at: datetime) -> None:
+        self._entry(name).reschedule(at)
 
     def damage(self, name: str) -> None:
         from redbeat.schedulers import get_redis

@@ -264,6 +264,39 @@ def test_a_clock_that_never_ran(site: Site) -> None:
     assert since == first or before <= since <= clock.now()
 
 
+def test_a_clock_that_never_ran_begins_once(site: Site) -> None:
+    """When the ledger first saw the entry, however often its store is read and changed."""
+    site.store.add("e", 3600)
+    site.store.add("other")
+    first = site.open()
+    entry = first.entries["e"]
+    at = first.adapter.last_run_at(entry)
+    gate = OpenGate({"e": RunState(at, key=first.adapter.key(entry))})
+    first.throw_away()
+    wait_for_next_instant(site.store)
+    gated = site.open(gate)
+    assert abs(gated.adapter.last_run_at(gated.entries["e"]) - at) < MOMENT
+    if site.store.is_live:
+        site.store.delete("other")
+        until(gated, lambda: "other" not in gated.entries)
+        assert abs(gated.adapter.last_run_at(gated.entries["e"]) - at) < MOMENT
+
+
+def test_a_last_run_that_is_still_to_come(site: Site) -> None:
+    """Holds its entry back while its store says so, and no longer."""
+    if not site.store.is_live:
+        pytest.skip("nobody else writes it")
+    site.store.add("e", 1)
+    site.store.set_last_run("e", clock.now() + HOUR)
+    gate = OpenGate()
+    gated = site.open(gate)
+    turn_for(gated, 1.5)
+    assert gate.runs == []
+    wait_for_next_instant(site.store)
+    site.store.set_last_run("e", clock.now() - HOUR)
+    until(gated, lambda: gate.runs)
+
+
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
 def test_what_the_ledger_knows_is_written(site: Site, zone: str) -> None:
     """As exactly as its store has it, which says it to the next scheduler, which has no ledger."""
