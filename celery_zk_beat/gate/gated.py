@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
@@ -143,6 +143,8 @@ class Gated(Giving):
         self._being_read: Mapping[str, Any] = {}
         self._names_before: Mapping[str, str] | None = None
         self._unreadable: dict[str, str] = {}
+        #: Why entries could not tell when they are due, by name.
+        self._undecided: dict[str, str] = {}
         self.adapter = self.adapter_class(self)
         began, since = clock.now(), clock.boottime()
         super().__init__(*args, **kwargs)
@@ -226,7 +228,23 @@ class Gated(Giving):
 
     def is_due(self, entry: Any) -> Any:
         seconds = self._held_back(entry)
-        return super().is_due(entry) if seconds is None else schedstate(False, seconds)
+        if seconds is not None:
+            return schedstate(False, seconds)
+        try:
+            return super().is_due(entry)
+        except Exception as exc:
+            return self._cannot_tell(entry, exc)
+
+    def _cannot_tell(self, entry: Any, exc: Exception) -> Any:
+        """What an entry is taken to say that does not say whether it is due. It must not stop the
+        others, as with Celery before 5.7; that logs a traceback whenever it is asked."""
+        if self.adapter.is_away(exc):
+            raise exc
+        why = f"{type(exc).__name__}: {exc}"
+        if self._undecided.get(entry.name) != why:
+            self._undecided[entry.name] = why
+            logger.error("%s: cannot tell when it is due, and is left out: %s", entry.name, why)
+        return schedstate(False, self.max_interval)
 
     def _held_back(self, entry: Any) -> float | None:
         return self.gate.holds_back(self.renamed.get(entry.name, entry.name))
@@ -243,11 +261,23 @@ class Gated(Giving):
                 if seconds is not None:
                     held.append(entry)
                     entry.is_due = functools.partial(schedstate, False, seconds)
-            super().populate_heap(*args, **kwargs)
+            try:
+                super().populate_heap(*args, **kwargs)
+            except Exception:
+                held += self._hold_undecided(self._asked.values())
+                super().populate_heap(*args, **kwargs)
         finally:
             self._asked = None
             for entry in held:
                 del entry.is_due
+
+    def _hold_undecided(self, entries: Iterable[Any]) -> Iterator[Any]:
+        for entry in entries:
+            try:
+                entry.is_due()
+            except Exception as exc:
+                entry.is_due = functools.partial(tuple, self._cannot_tell(entry, exc))
+                yield entry
 
     def reserve(self, entry: Any) -> Any:
         self._last_reserved = new = super().reserve(entry)

@@ -16,6 +16,7 @@ import pytest
 import redis
 from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
+from celery.schedules import schedule
 
 from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.control import RUN, Answer, Asking, Pauses, RequestRecord, change_pauses
@@ -799,6 +800,38 @@ def test_an_entry_that_runs_once(
     second = start()
     turn_for(second, PERIOD + 0.5)
     assert state_of(second, "e").total_run_count == 1
+
+
+class NeverTells(schedule):
+    """Cannot tell when it is due, as a place where the sun does not set."""
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        raise ValueError("no sunset")
+
+
+@pytest.mark.parametrize("celery", ["5.5", "5.7"])
+def test_an_entry_that_cannot_tell_when_it_is_due(
+    app: Celery,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    celery: str,
+) -> None:
+    """It stops no other: not in a Celery either that does not see to that itself."""
+    if celery == "5.5":
+
+        def fails(*args: Any) -> None:
+            raise  # what is being handled
+
+        monkeypatch.setattr(Scheduler, "_is_due_failed", fails, raising=False)
+    app.conf.zk_beat_scheduler = PLAIN
+    bad = {"task": "bad", "schedule": NeverTells(1)}
+    scheduler = start(beat_schedule={"bad": bad, "e": every(PERIOD)})
+    turn_until(scheduler, lambda: len(history(app)) == 2)
+    assert {run.task for run in history(app)} == {"task"}
+    if celery == "5.5":
+        told = [line for line in caplog.messages if line.startswith("bad: cannot tell when it is")]
+        assert len(told) == 1
 
 
 class Unreadable(Scheduler):
