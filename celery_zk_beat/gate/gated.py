@@ -349,7 +349,8 @@ class Gated(Giving):
         before, self.ahead = self.ahead, {}
         self.renamed, self._names_before = {}, None
         self._being_read = entries
-        found = {name: self._as_known(entry, since) for name, entry in entries.items()}
+        now = clock.now()
+        found = {name: self._as_known(entry, since, now) for name, entry in entries.items()}
         news = [name for name, at in self.ahead.items() if before.get(name) != at]
         for name in news[:1]:
             logger.error(
@@ -361,7 +362,7 @@ class Gated(Giving):
             )
         return {name: entry for name, entry in found.items() if entry is not entries[name]}
 
-    def _as_known(self, entry: Any, since: datetime) -> Any:
+    def _as_known(self, entry: Any, since: datetime, now: datetime) -> Any:
         """An entry as it is by what its store says, and by what the ledger knows to have run: of
         the two, the later counts. One that never ran has its clock run since it was first seen,
         however often it is read."""
@@ -369,17 +370,18 @@ class Gated(Giving):
             return entry
         adapter, state = self.adapter, self._state(entry)
         at, has_run = adapter.last_run_at(entry), adapter.has_run(entry, since)
-        if has_run and not adapter.puts_off and is_ahead(at, clock.now()):
+        if has_run and not adapter.puts_off and is_ahead(at, now):
             self.ahead[entry.name] = at
-        if state is None:
+        # One that is ahead is not for its store, where it would have to be mended too.
+        if state is None or is_ahead(state.last_run_at, now):
             return entry
         ran = state.last_run_at
         if self._begins_anew(entry, state, has_run):
             return adapter.as_if_known(entry, ran, False) if has_run and at < ran else entry
         if state.due is None:
             # With a start its class pretends that it ran long ago.
-            is_its_own = has_run or adapter.start(entry) is not None
-            return entry if is_its_own else adapter.as_if_known(entry, ran, False)
+            is_right = has_run or abs(at - ran) <= _ROUNDED or adapter.start(entry) is not None
+            return entry if is_right else adapter.as_if_known(entry, ran, False)
         if not has_run:
             return adapter.as_if_known(entry, ran, True)
         if abs(at - ran) <= _ROUNDED:
@@ -392,9 +394,7 @@ class Gated(Giving):
         key, state = self.adapter.key(entry), self.gate.state(entry.name)
         if key is not None and (state is None or state.key != key):
             state = self._state_before(entry.name, key)
-        if state is None or is_ahead(state.last_run_at, clock.now()):
-            return None  # not for its store, where it would have to be mended too
-        return state if state.key == key else None
+        return state if state is not None and state.key == key else None
 
     def _state_before(self, name: str, key: str) -> RunState | None:
         """The state of an entry that has another name since, of all that are being looked at."""

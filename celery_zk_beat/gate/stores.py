@@ -375,8 +375,10 @@ class RowAdapter(StoreAdapter):
         return self._scheduler.reserve(entry)
 
     def as_if_known(self, entry: Any, at: datetime, has_run: bool) -> Any:
-        # One that is to run once asks its row whether it did.
-        return self.as_if_run(entry, at) if has_run else super().as_if_known(entry, at, has_run)
+        if has_run:  # one that is to run once asks its row whether it did
+            return self.as_if_run(entry, at)
+        entry.last_run_at = at.astimezone(self._scheduler.app.timezone)
+        return entry
 
 
 class DjangoAdapter(RowAdapter):
