@@ -9,11 +9,13 @@ volume was written with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Optional, Protocol
 
+from . import clock
 from .errors import RootError
 from .limits import Limits
 from .log import get_logger
@@ -49,14 +51,17 @@ def share(entries: int) -> int:
 
 
 def merged(
-    old: Iterable[PastRun], new: Iterable[PastRun], most: int = HISTORY
+    old: tuple[PastRun, ...], new: tuple[PastRun, ...], most: int = HISTORY
 ) -> tuple[PastRun, ...]:
     """The last of an entry's past runs: `old` are those of its history, and `new` those of its
     state, which know better."""
+    there = set(old)
+    # What comes before one that was taken over was so, too, though it may not be kept any more.
+    taken = max((n for n, past in enumerate(new, 1) if past in there), default=0)
     amended = {past.run: past for past in new if past.number is not None}
     kept = [amended.get(past.run, past) for past in old]
-    known = set(kept)
-    past = (*kept, *(each for each in new if each not in known))
+    there.update(kept)
+    past = (*kept, *(past for past in new[taken:] if past not in there))
     return past[-most:] if most else ()
 
 
@@ -114,22 +119,33 @@ class Histories:
         self._cost: dict[str, int] = {}
         #: Volumes that are to be written, in the order in which they came to be so.
         self._due: dict[str, None] = {}
+        #: On boottime(): since when some are.
+        self._due_since = math.inf
         #: Those that cannot be understood: they are left alone.
         self._damaged: set[str] = set()
 
     @property
-    def are_due(self) -> bool:
-        """True where some are to be written."""
-        return bool(self._due)
+    def is_damaged(self) -> bool:
+        """True where some cannot be understood."""
+        return bool(self._damaged)
+
+    @property
+    def due_since(self) -> float:
+        """Since when some are to be written, on boottime(); infinite where none is."""
+        return self._due_since if self._due else math.inf
 
     def note_written(self, page: str, states: Mapping[str, RunState]) -> None:
         """Notes that a page was written, with these states."""
-        cost = _PAST_BYTES * sum(len(state.past) for state in states.values())
+        cost = sum(
+            _PAST_BYTES + len(past.note or "") for state in states.values() for past in state.past
+        )
         if not cost:
             return
         name = volume_of(page)
         self._cost[name] = self._cost.get(name, 0) + cost
         if name not in self._damaged and not self._is_early(name):
+            if not self._due:
+                self._due_since = clock.boottime()
             self._due[name] = None
 
     def _is_early(self, name: str) -> bool:
@@ -155,10 +171,11 @@ class Histories:
                 del self._due[name]
                 continue
             before, path = self._volumes[name], self._paths.volume(name)
-            after, operation = before.after(path, pasts, self._limits.largest_page)
-            room -= len(operation.data) + len(path) + _OVERHEAD
-            if room < 0:
-                break
+            after, operation = before.after(path, pasts, self._limits.largest_volume)
+            size = len(operation.data) + len(path) + _OVERHEAD
+            if size > room:
+                continue
+            room -= size
             self._volumes[name] = after
             del self._cost[name], self._due[name]
             states.take_over(pasts)

@@ -38,7 +38,7 @@ logger = get_logger(__name__)
 BELOW_ROOT = ("runs", "history")
 #: Bytes of an outbox that is put aside that go into one znode.
 _PIECE = 500_000
-#: Seconds after which histories are written by themselves: they go with other writes, as a rule.
+#: Seconds that histories wait for a write to go with, and for a burst to be over.
 HISTORIES_WITHIN = 5.0
 #: So many runs that were published and are not confirmed are no burst.
 _FEW = 10
@@ -132,6 +132,8 @@ class RunLedger:
         # Programmer's Guide, consistency guarantees), such as a claim of ours whose answer was
         # lost. But not one that follows a write of the same session, which a mere check is, too.
         fence = self._session.send(Check(self._paths.epoch, term.epoch))
+        for path in (self._paths.runs, self._paths.history):
+            self._session.ensure(path)  # another hand may have deleted it
         names = sorted(filter(is_page, self._session.children(self._paths.runs)))
         try:
             fence.result()
@@ -178,8 +180,8 @@ class RunLedger:
 
     @property
     def is_damaged(self) -> bool:
-        """True where some page cannot be understood."""
-        return self._pages.is_damaged
+        """True where some page, or volume of histories, cannot be understood."""
+        return self._pages.is_damaged or self._histories.is_damaged
 
     def first_seen(
         self,
@@ -222,8 +224,11 @@ class RunLedger:
         there, before = page.states.get(new), self._pages.of(old).states[old]
         number, past = (page.floor, ()) if there is None else (there.total_run_count, there.past)
         state = before.renamed(number, past)
-        states = dict(self._pages.admit({new: state}, self.outbox))
-        if new in self.outbox or new not in states or self._goes_alone(True):
+        states: dict[str, RunState | None] = {new: state}
+        if there is None:
+            states = dict(self._pages.admit({new: state}, self.outbox))
+        size = self.outbox_bytes + page.size + self._pages.of(old).size + 4 * OVERHEAD
+        if new in self.outbox or new not in states or size > self.limits.most_bytes:
             return False
         outbox = self.outbox
         if waiting is not None:
@@ -388,25 +393,26 @@ class RunLedger:
         outbox tells others that this master is at work."""
         if self._confirming is not None and self._confirming.pending.answered():
             self._finish_confirming()
-        if self._confirming is None and (self.unconfirmed or self._is_time_to_write()):
-            histories = self._histories_due()
-            states = {name: self.state(name) for name in self._amended}
+        if self._confirming is not None:
+            return
+        now = clock.boottime()
+        is_time = self.unconfirmed or now - self._written_at > TOUCH_EVERY
+        histories = self._histories_due(now, is_time)
+        if histories or is_time:
+            states = {} if histories else {name: self.state(name) for name in self._amended}
             self._confirming = self._send(next(self._batches(states), {}), self.outbox, *histories)
 
-    def _is_time_to_write(self) -> bool:
-        """True where nothing was written for so long that what can wait waits no longer."""
-        longest = HISTORIES_WITHIN if self._histories.are_due else TOUCH_EVERY
-        return clock.boottime() - self._written_at > longest
-
-    def _histories_due(self) -> list[Operation]:
-        """What adds past runs to their histories; nothing while many are published. From now on the
-        states are written without them: never without this, which the version of the outbox tells
-        that is written with both."""
-        is_busy = bool(self._claiming or self._amended) or len(self._published) > _FEW
-        if is_busy or not self._histories.are_due:
+    def _histories_due(self, now: float, is_time: bool) -> list[Operation]:
+        """What adds past runs to their histories, where something `is_time` to be written, and few
+        runs were published; after HISTORIES_WITHIN in any case. From now on the states are written
+        without them: never without this, which the version of the outbox tells that is written with
+        both."""
+        waited = now - self._histories.due_since
+        is_calm = is_time and not self._amended and len(self._published) <= _FEW
+        if waited < 0 or self._claiming or not (is_calm or waited > HISTORIES_WITHIN):
             return []
-        room = self.limits.most_bytes // 2 - self.outbox_bytes
         try:
+            room = self.limits.most_bytes // 2 - self.outbox_bytes
             return self._histories.write(self._pages, self._session.read_all, room)
         except ZkBeatError as exc:
             self._fail(exc)

@@ -55,6 +55,11 @@ class Limits:
         return min(LARGEST_PAGE, self.most_bytes // 2)
 
     @property
+    def largest_volume(self) -> int:
+        """Most bytes of a volume of histories: so many are left beside the largest outbox."""
+        return self.most_bytes // 10
+
+    @property
     def largest_outbox(self) -> int:
         """Most bytes of the runs in the outbox that something more is claimed beside."""
         return min(LARGEST_OUTBOX, self.most_bytes * 2 // 5)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .errors import RootError
 from .paths import page_of
-from .records import FORMAT, MEND, count, decode, field, shown
+from .records import FORMAT, LARGEST_NUMBER, MEND, count, decode, field, shown
 
 #: The `last_run_at` of an entry that never ran. None is earlier: near the first year, and the last,
 #: other time zones cannot tell the time, and so nobody could say when the entry is due.
@@ -400,7 +400,7 @@ def decode_page(path: str, data: bytes) -> States:
         if page_of(name) != page:
             raise RootError(f"{path}: holds {name!r:.80}, whose page is {page_of(name)}")
     states = States({name: _decode_state(path, each) for name, each in entries.items()})
-    states.floor = count(path, fields, "floor") if "floor" in fields else 0
+    states.floor = _decode_number(path, "floor", fields.get("floor", 0))
     return states
 
 
@@ -408,7 +408,7 @@ def _decode_state(path: str, item: Any) -> RunState:
     (last, number, due), more = _decode_fields(path, item, 3, "run state")
     last_run_at = _decode_instant(path, "last_run_at", last)
     due = None if due is None else _decode_instant(path, "due", due)
-    number = count(path, {"total_run_count": number}, "total_run_count")
+    number = _decode_number(path, "total_run_count", number)
     if not more:
         return RunState(last_run_at, number, due)
     return RunState(
@@ -424,6 +424,13 @@ def _decode_state(path: str, item: Any) -> RunState:
         _decode_stretches(more.get("leaps")),
         _decode_stretches(more.get("done")),
     )
+
+
+def _decode_number(path: str, name: str, value: Any) -> int:
+    """Of a run, after which there may be another that can be read."""
+    if count(path, {name: value}, name) == LARGEST_NUMBER:
+        raise RootError(f"{path}: the field {name!r} is {value}, the last; {MEND.format(path)}")
+    return int(value)
 
 
 def _instant(path: str, fields: Any, name: str) -> datetime:

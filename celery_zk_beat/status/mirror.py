@@ -30,7 +30,7 @@ class Mirror:
         self._on_change = on_change
         #: What is always looked at, and what may be missing and come.
         self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
-        self._parents = (paths.root, paths.members, paths.runs, paths.history)
+        self._parents = (paths.root, paths.members, paths.runs)
         #: Paths that changed since they were read; None for all of them.
         self._changed: clock.SimpleQueue[str | None] = clock.SimpleQueue()
         self._changed.put(None)
@@ -65,7 +65,7 @@ class Mirror:
         if not changed and self._on_change is not None:
             return
         everything = None in changed or self._on_change is None
-        watch = None if self._on_change is None else self._on_watch
+        watch = self._watch
         wanted = {path for path in changed if path in self.nodes}
         # What is missing has no watch of its own: the one on the root tells that it has come.
         something_came = everything or self._paths.root in changed
@@ -80,16 +80,40 @@ class Mirror:
                 if parent != self._paths.root:
                     wanted |= self._follow(parent, names, everything)
         self.quota = quota_of(self._paths.root, self._session.read_all)
-        if paths := sorted(wanted, key=self._rank):
-            self.nodes.update(zip(paths, self._session.read_all(paths, watch)))
+        wanted = {path for path in wanted if not self._is_history(path)}
+        # The outbox after the pages: what it says is then never older than what they say.
+        self._read(sorted(wanted, key=lambda path: (path == self._paths.outbox, path)))
+        self._refresh_histories(changed, something_came, everything)
 
-    def _rank(self, path: str) -> int:
-        """The histories after the pages, of which they take past runs over; the outbox at last, so
-        that what it says is never older than what the pages say."""
-        return 2 if path == self._paths.outbox else path.startswith(f"{self._paths.history}/")
+    def _refresh_histories(
+        self, changed: set[str | None], something_came: bool, everything: bool
+    ) -> None:
+        """Asks for the histories, after the pages: with past runs that these have no more."""
+        for path in self._take_changed():  # meanwhile
+            if self._is_history(path):
+                changed.add(path)
+            else:
+                self._changed.put(path)
+        wanted = {path for path in self.nodes if path in changed and self._is_history(path)}
+        if something_came or self._paths.history in changed:
+            names = self._session.children(self._paths.history, self._watch)
+            wanted |= self._follow(self._paths.history, names, everything)
+        self._read(sorted(wanted))
+
+    def _read(self, paths: list[str]) -> None:
+        if paths:
+            self.nodes.update(zip(paths, self._session.read_all(paths, self._watch)))
+
+    @property
+    def _watch(self) -> Callable[[object], None] | None:
+        return None if self._on_change is None else self._on_watch
+
+    def _is_history(self, path: str | None) -> bool:
+        """True also for the parent of all."""
+        return path is not None and path.startswith(self._paths.history)
 
     def _take_changed(self) -> set[str | None]:
-        changed = set()
+        changed: set[str | None] = set()
         with contextlib.suppress(clock.Empty):
             while True:
                 changed.add(self._changed.get_nowait())

@@ -18,8 +18,9 @@ from kazoo.protocol.serialization import (
 )
 from kazoo.protocol.states import ZnodeStat
 
-#: Of one request: its answer is as large as all of them together.
-_TOGETHER = 64
+#: Most of one request, for its answer is as large as all of them together; and most of its bytes:
+#: a server hangs up on more than its jute.maxbuffer.
+_TOGETHER, _MOST_BYTES = 64, 10_000
 _END = MultiHeader(-1, True, -1).serialize()
 _READ = MultiHeader(GetData.type, False, -1).serialize()
 
@@ -55,9 +56,11 @@ class MultiRead:
 def send(kazoo: Any, paths: Sequence[str]) -> list[tuple[Sequence[str], Any]]:
     """Asks for so many znodes, with all requests on their way at once. Returns the paths of each
     request, and kazoo's promise of its answer."""
+    longest = max((len(path) for path in paths), default=0)
+    together = max(1, min(_TOGETHER, _MOST_BYTES // (longest * 4 + 20)))
     sent = []
-    for begin in range(0, len(paths), _TOGETHER):
-        part = paths[begin : begin + _TOGETHER]
+    for begin in range(0, len(paths), together):
+        part = paths[begin : begin + together]
         promise = kazoo.handler.async_result()
         kazoo._call(MultiRead(part), promise)
         sent.append((part, promise))

@@ -158,6 +158,8 @@ class ZooKeeperSession:
         if watch is None:
             for asked, result in reads.send(kazoo, paths):
                 found = self._answer(asked[0], result)
+                if len(found) != len(asked):
+                    raise Uncertain(f"{asked[0]}: {len(found)} of {len(asked)} answers")
                 nodes += [self._node(*each) for each in zip(asked, found)]
             return nodes
         for path, result in [(path, kazoo.get_async(path, watch=watch)) for path in paths]:

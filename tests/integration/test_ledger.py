@@ -12,6 +12,7 @@ import pytest
 from kazoo.client import KazooClient, TransactionRequest
 
 from celery_zk_beat import MasterElection, clock, limits
+from celery_zk_beat import ledger as ledger_module
 from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
 from celery_zk_beat.history import decode_volume, merged
 from celery_zk_beat.ledger import BELOW_ROOT, SAFE_PART, RunLedger
@@ -812,6 +813,50 @@ def test_histories(election: MasterElection, ledger: RunLedger, client: KazooCli
     state = ledger.state("a")
     assert state is not None
     assert len(state.past) < 10
+
+
+def test_histories_of_bursts(ledger: RunLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs leave together, and however soon the next do."""
+    names = [f"n{number}" for number in range(30)]
+    ledger.first_seen(dict.fromkeys(names, NOW))
+
+    def burst(number: int) -> int:
+        for each in ledger.claim([run(name, number) for name in names]):
+            ledger.published(each, NOW)
+        ledger.flush()
+        states = map(ledger.state, names)
+        return sum(len(state.past) for state in states if state is not None)
+
+    assert [burst(number) for number in (1, 2)] == [30, 60]
+    monkeypatch.setattr(ledger_module, "HISTORIES_WITHIN", 0.0)
+    assert burst(3) == 0
+
+
+@pytest.mark.parametrize("parent", ["runs", "history"])
+def test_a_parent_deleted_by_hand(ledger: RunLedger, client: KazooClient, parent: str) -> None:
+    """It is made again."""
+    ledger.first_seen({"a": NOW})
+    client.delete(f"{ledger._paths.root}/{parent}", recursive=True)
+    with pytest.raises(Conflict):  # noqa: PT012
+        run_through(ledger, "a", 1)
+        run_through(ledger, "a", 2)
+    again = load(ledger._election)
+    again.first_seen({"b": NOW})
+    run_through(again, "b", 1)
+    run_through(again, "b", 2)
+    assert past_of(client, again, "b") == [1, 2]
+
+
+def test_a_name_for_which_there_is_no_room(ledger: RunLedger) -> None:
+    """Nothing is changed, and nothing harmed: not the entry that had the name."""
+    ledger.limits.most_bytes = 16_000
+    other = names_on_the_page_of("a", 60)
+    ledger.first_seen(dict.fromkeys(["old", "a", *other], NOW))
+    assert ledger.rename("old", "a", NOW) or not ledger.damaged("a")
+    assert not ledger.damaged("a")
+    for name in ("old", "a"):  # as large as may be, each
+        ledger._pages.of(name).size = ledger.limits.largest_page
+    assert not ledger.rename("old", "a", NOW)
 
 
 def test_a_history_deleted_underfoot(ledger: RunLedger, client: KazooClient) -> None:

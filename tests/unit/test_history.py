@@ -3,6 +3,7 @@ I/O."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
@@ -46,6 +47,9 @@ SKIPPED = PastRun.of(None, NOW, NOW, 1, "skipped: it is paused")
         ((*ran(1), SKIPPED), (SKIPPED, *ran(2)), 20, (*ran(1), SKIPPED, *ran(2))),
         (ran(1, 2), ran(3, 4), 3, ran(2, 3, 4)),
         (ran(1, 2), ran(3), 0, ()),
+        (ran(3), ran(1, 2, 3), 1, ran(3)),  # taken over before, and cut: not as the newest again
+        (ran(3), ran(1, 2, 3, 4), 1, ran(4)),
+        (ran(2, 3), (*ran(4), *ran(3, note="late")), 20, (*ran(2), *ran(3, note="late"), *ran(4))),
     ],
 )
 def test_both_together(
@@ -159,6 +163,31 @@ def test_there_is_no_room() -> None:
     assert isinstance(operation, Create)
 
 
+def test_one_for_which_there_is_no_room_keeps_no_other() -> None:
+    histories, there = Histories(PATHS, Limits("/root")), There(None)
+    large = {f"e{n}": ran(1, note="x" * 200) for n in range(20)}
+    pasts: dict[str, Pasts] = {"aa": large, "bb": {"e": ran(1)}}
+    taken: list[Pasts] = []
+
+    class Both:
+        def pasts(self, volume: str) -> Pasts:
+            return pasts[volume]
+
+        def take_over(self, pasts: Pasts) -> None:
+            taken.append(pasts)
+
+    for page, volume in (("aa0", "aa"), ("bb0", "bb")):
+        states = {name: RunState(NOW, past=past) for name, past in pasts[volume].items()}
+        histories.note_written(page, states)
+    (operation,) = histories.write(Both(), there.read_all, 2_000)
+    assert operation.path == PATHS.volume("bb")
+    assert taken == [pasts["bb"]]
+    assert histories.due_since < math.inf
+    (operation,) = histories.write(Both(), there.read_all, 20_000)
+    assert operation.path == PATHS.volume("aa")
+    assert histories.due_since == math.inf
+
+
 def test_one_that_cannot_be_understood(caplog: pytest.LogCaptureFixture) -> None:
     """It is named, once, and left alone: the states keep what they can."""
     histories, states, there = Histories(PATHS, Limits("/root")), States(), There(b"[]")
@@ -166,6 +195,7 @@ def test_one_that_cannot_be_understood(caplog: pytest.LogCaptureFixture) -> None
         states.run(histories)
         assert write(histories, states, there) == []
     assert len(caplog.messages) == 1
+    assert histories.is_damaged
     assert PATH in caplog.text
     assert there.count == 1
     assert states.past == ran(1, 2, 3)
