@@ -130,7 +130,7 @@ class GatedEntries(Source):
     def turn(self) -> float:
         """Publishes what waits, and has the scheduler dispatch what is due; returns the seconds
         after which something may be. Raises SchedulerFailed where it raised something."""
-        publisher = self._dispatcher.publisher
+        began, publisher = clock.boottime(), self._dispatcher.publisher
         waiting = [run.entry for run in publisher.waiting() if publisher.back_off(run.entry) <= 0]
         if waiting:
             self.look_at(waiting)
@@ -143,7 +143,7 @@ class GatedEntries(Source):
             self.trouble.turned()
         if gated.entries is not self._taken:
             self._take_entries()
-        return min(left, self._showing.turn(self.entries, gated.adapter))
+        return min(left, self._showing.turn(self.entries, gated.adapter, began))
 
     def _knows_better(self, entry: Any, state: RunState) -> bool:
         """It has run by its store alone, or was brought up to date: see gated.py."""

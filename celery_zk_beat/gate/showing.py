@@ -33,9 +33,10 @@ logger = get_logger(__name__)
 #: Seconds from one look at all entries to the next, between two writes, and before it is tried
 #: again what failed.
 LOOK_EVERY, _WRITE_EVERY, _RETRY_AFTER = 10.0, 1.0, 60.0
-#: Seconds that a slice of a look takes, and the rest between two; entries between two looks at the
-#: clock.
-_SLICE, _REST, _AT_ONCE = 0.003, 0.01, 20
+#: Seconds that a slice of a look takes, at least and at most; in between it is a part of what the
+#: turn of the loop has taken without it: for each slice costs a turn, and with many entries a turn
+#: takes long. The rest between two; entries between two looks at the clock.
+_SLICE, _LONGEST_SLICE, _PART, _REST, _AT_ONCE = 0.003, 0.25, 0.5, 0.01, 20
 #: Seconds until it is looked whether a write was answered.
 _LOOK_FOR_ANSWER = 0.5
 #: Least bytes of the pages of a write, however little the server takes; and those of a page beside
@@ -93,10 +94,11 @@ class Showing:
         self._names: dict[str, set[str]] = {}
         self._changed: dict[str, bytes] = {}
 
-    def turn(self, entries: Mapping[str, Any], adapter: StoreAdapter) -> float:
-        """Does a little; returns the seconds after which to call it again."""
+    def turn(self, entries: Mapping[str, Any], adapter: StoreAdapter, began: float) -> float:
+        """Does a little; returns the seconds after which to call it again. `began`: when this turn
+        of the loop did, on boottime()."""
         try:
-            return self._turn(entries, adapter)
+            return self._turn(entries, adapter, began)
         except Exception as exc:  # also those of entries of a class of the user's
             if not self._is_failing and not isinstance(exc, Conflict):
                 # With that another beat is master by now, as a rule.
@@ -107,13 +109,14 @@ class Showing:
             self._look_at = clock.boottime() + _RETRY_AFTER
             return _RETRY_AFTER
 
-    def _turn(self, entries: Mapping[str, Any], adapter: StoreAdapter) -> float:
+    def _turn(self, entries: Mapping[str, Any], adapter: StoreAdapter, began: float) -> float:
         now = clock.boottime()
         if self._look is None and not self._changed and self._look_at <= now:
             self._look, self._look_at = self._looks(entries, adapter), now + LOOK_EVERY
         if self._look is not None:
+            end = now + max(_SLICE, min(_LONGEST_SLICE, _PART * (now - began)))
             for _ in self._look:
-                if clock.boottime() - now > _SLICE:
+                if clock.boottime() > end:
                     return _REST
             self._look = None
         if self._pending is not None and self._pending.answered():

@@ -16,7 +16,7 @@ from celery import Celery
 from celery.beat import Scheduler
 from celery.schedules import crontab, schedule
 
-from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.control import change_pauses
 from celery_zk_beat.gate import showing
 from celery_zk_beat.gate.entries import GatedEntries
@@ -407,11 +407,11 @@ def test_a_take_over(app: Celery, make: Make, eye: Eye) -> None:
     adapter = StoreAdapter(second)
 
     def write() -> Pending | None:
-        stale.turn(entries, adapter)
+        stale.turn(entries, adapter, clock.boottime())
         return stale._pending
 
     wait_until(wait_until(write, PATIENCE, "a write").answered, PATIENCE, "an answer")
-    stale.turn(entries, adapter)
+    stale.turn(entries, adapter, clock.boottime())
     assert stale._written is None
     assert eye.znodes() == before
 
@@ -480,5 +480,5 @@ def test_a_store_that_raises(
     shows = Showing(scheduler.election, PLAIN, scheduler._loop.ledger)
     for _ in range(2):
         shows._look_at = 0.0
-        assert shows.turn(scheduler.entries, Strange(scheduler)) == showing._RETRY_AFTER
+        assert shows.turn(scheduler.entries, Strange(scheduler), 0.0) == showing._RETRY_AFTER
     assert caplog.text.count("ValueError('nobody knows'); so `zk-beat status` does not") == 1
