@@ -280,7 +280,7 @@ class Checker:
         past = merged(volume.get(entry, ()), self.states[entry].past)
         missing = {*self._ran[entry][-3:]} - {each.number for each in past}
         if missing:
-            self.fail(f"the history of {entry} lacks {missing}: {past}")
+            self.fail(f"I10: the history of {entry} lacks {missing}: {past}")
 
     def _on_removed(self, entry: str) -> None:
         del self.states[entry]
