@@ -38,11 +38,11 @@ unit:
 
 # Most tests wait most of the time: for a session to end, a beat to start, a page to load.
 test: lint
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile
 
 test-oldest:
 	@.ci/setup $(VENV)-oldest test celery==5.5.3 kazoo==2.10.0
-	$(VENV)-oldest/bin/pytest -n 3 --dist loadfile
+	$(VENV)-oldest/bin/pytest -n 4 --dist loadfile
 
 docker: EXTRAS := test,docker
 docker:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import redis
@@ -148,10 +149,11 @@ class Znodes:
             return False
         states = {}
         for data, stat in found:
-            for name, state in json.loads(data)["entries"].items():
-                count, dropped = state["total_run_count"], state.get("dropped", [])
-                states[name] = [state["last_run_at"], count, dropped, stat.mzxid]
-        runs = [[run["entry"], run["number"]] for run in outbox]
+            for name, (last, count, _, *more) in json.loads(data)["entries"].items():
+                at = datetime.fromtimestamp(last / 1e6, timezone.utc)
+                dropped = more[0].get("dropped", []) if more else []
+                states[name] = [at.isoformat(timespec="microseconds"), count, dropped, stat.mzxid]
+        runs = [[entry, number] for entry, number, *_ in outbox]
         self._record.write("states", entries=states, outbox=runs)
         return True
 
