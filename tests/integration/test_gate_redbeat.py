@@ -3,6 +3,7 @@ that is not due for long, or that cannot be decoded."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def test_an_entry_that_cannot_be_decoded(
     scheduler = start()
     turn_until(scheduler, lambda: history(app))
     turn_for(scheduler, 1.0)
-    (line,) = [line for line in caplog.messages if "bad" in line]
+    (line,) = [line for line in caplog.messages if re.search(r"\bbad\b", line)]
     assert line.startswith("bad: cannot be read, and is left out: ")
     assert "Traceback" not in caplog.text
     gated = gated_of(scheduler)
