@@ -36,6 +36,9 @@ _AT_ONCE, _BYTES_AT_ONCE = 64, 200_000
 
 #: At least the bytes of an operation beside path and data.
 _OVERHEAD = 60
+#: Bytes that past runs may cost in any case before their volume is written: to write it again and
+#: again while it is small costs processor time.
+_LEAST = 2_000
 
 #: By entry, newest last.
 Pasts = dict[str, tuple[PastRun, ...]]
@@ -150,7 +153,8 @@ class Histories:
 
     def _is_early(self, name: str) -> bool:
         """False also where the volume must be read before that can be told."""
-        return name in self._volumes and self._cost[name] < self._volumes[name].size
+        known = self._volumes.get(name)
+        return known is not None and self._cost[name] < max(known.size, _LEAST)
 
     def write(self, states: States, read_all: ReadAll, room: int) -> list[Operation]:
         """Has those that are to be written take over what the states have; returns how they are

@@ -408,7 +408,8 @@ def _decode_state(path: str, item: Any) -> RunState:
     (last, number, due), more = _decode_fields(path, item, 3, "run state")
     last_run_at = _decode_instant(path, "last_run_at", last)
     due = None if due is None else _decode_instant(path, "due", due)
-    number = _decode_number(path, "total_run_count", number)
+    if type(number) is not int or not 0 <= number < LARGEST_NUMBER:
+        _decode_number(path, "total_run_count", number)  # which says so
     if not more:
         return RunState(last_run_at, number, due)
     return RunState(

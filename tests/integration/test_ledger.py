@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kazoo.client import KazooClient, TransactionRequest
 
-from celery_zk_beat import MasterElection, clock, limits
+from celery_zk_beat import MasterElection, clock, history, limits
 from celery_zk_beat import ledger as ledger_module
 from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
 from celery_zk_beat.history import decode_volume, merged
@@ -47,6 +47,12 @@ def election(candidate: Candidate) -> MasterElection:
     election.start(PATIENCE)
     assert election.wait(PATIENCE)
     return election
+
+
+@pytest.fixture(autouse=True)
+def small_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are written as soon as large ones would be."""
+    monkeypatch.setattr(history, "_LEAST", 0)
 
 
 @pytest.fixture

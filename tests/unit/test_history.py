@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 
 import pytest
 
+from celery_zk_beat import history
 from celery_zk_beat.history import (
     Histories,
     Pasts,
@@ -28,6 +29,12 @@ NOW = datetime(2026, 1, 1, 12, 0, tzinfo=timezone.utc)
 #: The page of the entry e.
 PAGE = "3f7"
 PATH = PATHS.volume(volume_of(PAGE))
+
+
+@pytest.fixture(autouse=True)
+def small_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are written as soon as large ones would be."""
+    monkeypatch.setattr(history, "_LEAST", 0)
 
 
 def ran(*numbers: int, note: str | None = None) -> tuple[PastRun, ...]:
@@ -132,6 +139,17 @@ def test_a_history_is_written_when_it_pays() -> None:
     apart = [b - a for a, b in zip(written, written[1:])]
     assert apart[0] < 3
     assert 5 <= apart[-1] <= 8
+
+
+def test_a_small_history_is_not_written_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_LEAST", 2_000)
+    histories, states, there = Histories(PATHS, Limits("/root")), States(), There(None)
+    written = []
+    for number in range(1, 31):
+        states.run(histories)
+        if write(histories, states, there):
+            written.append(number)
+    assert written == [10, 20, 30]
 
 
 def test_what_is_there_is_kept() -> None:
