@@ -24,7 +24,7 @@ from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from kazoo.client import KazooClient
@@ -35,6 +35,9 @@ from celery_zk_beat.records import MasterRecord, from_text
 from celery_zk_beat.settings import default_root
 from example_project.processes import Process, wait_until
 from example_project.servers import Redis, ZooKeeper, celery_beat
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: ZooKeeper's tickTime, milliseconds: it expires sessions up to one tick late.
 TICK_TIME = 500
@@ -78,6 +81,36 @@ class Request:
     session: int
     kind: str
     path: str
+
+
+class Servers:
+    """ZooKeeper and Redis, with a client of each, which live as long as the ``with`` block.
+
+    Args:
+        log_requests: has ZooKeeper log each request, for :func:`requests`.
+    """
+
+    def __init__(self, folder: Path, *, log_requests: bool = False) -> None:
+        self.folder = folder
+        java = LOG_REQUESTS if log_requests else ()
+        self.zookeeper = ZooKeeper(folder, tick_time=TICK_TIME, java=java)
+        self.redis = Redis(folder)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.zookeeper).start()
+            stack.enter_context(self.redis).start()
+            self.client = KazooClient(self.zookeeper.hosts)
+            self.client.start(PATIENCE)
+            stack.callback(self.client.close)
+            stack.callback(self.client.stop)
+            self.broker = stack.enter_context(redis.Redis.from_url(self.redis.url()))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
 
 class Cluster:

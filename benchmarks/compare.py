@@ -38,20 +38,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Callable
 
-import redis
-from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
 from celery_zk_beat.records import MasterRecord, from_text
 from example_project.processes import Process, wait_until
-from example_project.servers import Redis, ZooKeeper, celery_beat
+from example_project.servers import celery_beat
 
 from . import failover, tables
 from .bench import (
     PATHS,
     PATIENCE,
-    TICK_TIME,
     Cluster,
+    Servers,
     Term,
     connection,
     cpu_seconds,
@@ -123,29 +121,8 @@ QUICK = Plan(
 )
 
 
-class Site:
+class Site(Servers):
     """ZooKeeper and Redis, and beats that start from what each case puts there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._stack = contextlib.ExitStack()
-        self.zookeeper = ZooKeeper(folder, tick_time=TICK_TIME)
-        self.redis = Redis(folder)
-
-    def __enter__(self) -> Site:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.zookeeper).start()
-            stack.enter_context(self.redis).start()
-            self.client = KazooClient(self.zookeeper.hosts)
-            self.client.start(PATIENCE)
-            stack.callback(self.client.close)
-            stack.callback(self.client.stop)
-            self.broker = stack.enter_context(redis.Redis.from_url(self.redis.url()))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def prepare(self, load: Load, *names: str) -> None:
         """Nothing is left of whoever was here before, and those named have their schedule."""

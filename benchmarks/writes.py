@@ -39,9 +39,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import redis
-from kazoo.client import KazooClient
-
 from celery_zk_beat import MasterElection
 from celery_zk_beat import ledger as ledger_module
 from celery_zk_beat.ledger import BELOW_ROOT, RunLedger
@@ -49,14 +46,13 @@ from celery_zk_beat.limits import MOST_RUNS
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import HISTORY, Run, decode_outbox
 from example_project.processes import Process, wait_until
-from example_project.servers import Redis, ZooKeeper, celery_beat
+from example_project.servers import celery_beat
 
 from .bench import (
-    LOG_REQUESTS,
     PATHS,
     PATIENCE,
-    TICK_TIME,
     Row,
+    Servers,
     machine,
     requests,
     scratch,
@@ -156,32 +152,15 @@ class Measured:
         return Row(what, [sum(self.parts.values()) / self.window.runs], "bytes a run", bound)
 
 
-class Site:
+class Site(Servers):
     """Servers with so many entries of one period, as long as the ``with`` block lasts."""
 
     def __init__(self, folder: Path, entries: int, period: float) -> None:
-        self.folder, self.entries, self.period = folder, entries, period
+        super().__init__(folder, log_requests=True)
+        self.entries, self.period = entries, period
         self.names = sorted((f"entry-{n}" for n in range(entries)), key=page_of)
-        self.zookeeper = ZooKeeper(folder, tick_time=TICK_TIME, java=LOG_REQUESTS)
-        self.redis = Redis(folder)
         #: Seconds that it takes to write all states.
         self.took = 0.0
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Site:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.zookeeper).start()
-            stack.enter_context(self.redis).start()
-            self.client = KazooClient(self.zookeeper.hosts)
-            self.client.start(PATIENCE)
-            stack.callback(self.client.close)
-            stack.callback(self.client.stop)
-            self.broker = stack.enter_context(redis.Redis.from_url(self.redis.url()))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def measure(self, seconds: float) -> Iterator[Measured]:
         print("\n".join(machine(self.zookeeper, self.redis)), flush=True)
