@@ -4,6 +4,7 @@ can."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import uuid
@@ -167,14 +168,20 @@ def root() -> str:
     return f"/{uuid.uuid4()}"
 
 
-@pytest.fixture
-def client(zookeeper: ZooKeeper) -> Iterator[KazooClient]:
-    """A hand in ZooKeeper that is not ours."""
-    client = KazooClient(zookeeper.hosts)
+@contextlib.contextmanager
+def kazoo_client(hosts: str) -> Iterator[KazooClient]:
+    """A client that is not ours, connected."""
+    client = KazooClient(hosts)
     client.start(PATIENCE)
     yield client
     client.stop()
     client.close()
+
+
+@pytest.fixture
+def client(zookeeper: ZooKeeper) -> Iterator[KazooClient]:
+    with kazoo_client(zookeeper.hosts) as client:
+        yield client
 
 
 @pytest.fixture

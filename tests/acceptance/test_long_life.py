@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import redis
 
+from celery_zk_beat.paths import page_of, volume_of
 from example_project.processes import Process
 from example_project.servers import Redis, ZooKeeper, wait_until
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, kazoo_client
 
 from .conftest import Site
 from .test_http import Server
@@ -97,13 +98,22 @@ def test_nothing_stays_behind(
     """Memory, descriptors, threads, subscriptions, watches, znodes: after thousands of runs,
     elections, failed publishes and looks at the status they are what they were."""
     own_zookeeper.start()
-    own_site.schedule(**{f"entry{n}": PERIOD for n in range(ENTRIES)})
+    names = [f"entry{n}" for n in range(ENTRIES)]
+    own_site.schedule(**dict.fromkeys(names, PERIOD))
     # One whose message Celery makes, not we.
     own_site.conf["beat_schedule"]["entry0"]["options"] = {"expires": 60}
     life = Life(own_site, own_zookeeper, redis_server)
     for _ in range(2):  # each is master once
         life.be_busy()
         life.go_on(ROUND // 2)
+    with kazoo_client(own_zookeeper.hosts) as client:
+        # Each volume of histories is made once, when enough has happened to its entries.
+        volumes = {volume_of(page_of(name)) for name in names}
+        wait_until(
+            lambda: set(client.get_children(f"{own_site.conf['zk_beat_root']}/history")) == volumes,
+            PATIENCE,
+            "all volumes",
+        )
     before, memory = life.left(), life.memory()
     for _ in range(ROUNDS):
         life.be_busy()

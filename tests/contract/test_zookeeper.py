@@ -229,6 +229,7 @@ def test_what_was_sent_before_a_cut(backend: Backend, root: str) -> None:
         backend.cut(session)
         with contextlib.suppress(Uncertain):
             sent.result()
+        backend.until(lambda: not session.connected)
         backend.open(session)
         backend.until(lambda: session.connected)
         after = session.commit(SetData(root, b"y"))
