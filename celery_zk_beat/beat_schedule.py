@@ -89,13 +89,13 @@ class Plan:
     Attributes:
         runs: to be claimed.
         skipped: entry to the instant for which it has no run, and from which its clock goes on.
-        why: of what is skipped, for the history.
+        reason: of what is skipped, one of metrics.SKIPPED.
         look_again: when something may be due, seconds since 1970; in the past: at once.
     """
 
     runs: list[Run] = field(default_factory=list)
     skipped: dict[str, tuple[datetime, datetime]] = field(default_factory=dict)
-    why: str = "older than beat_cron_starting_deadline"
+    reason: str = "deadline"
     look_again: float = math.inf
 
 
@@ -392,7 +392,7 @@ class BeatSchedule(Source):
         self._planner.max_interval = self._scheduler.max_interval  # which may be set at any time
         plan = self._planner.plan(now, dispatcher.room())
         look_again = plan.look_again
-        dispatcher.skip(plan.skipped, plan.why)
+        dispatcher.skip(plan.skipped, plan.reason)
         if plan.runs:
             unchanged = self._control.unchanged
             claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=dispatcher.publish_waiting)

@@ -17,7 +17,7 @@ from .ledger import RunLedger
 from .limits import LARGEST_OUTBOX, MOST_RUNS
 from .log import get_logger
 from .messages import run_id
-from .metrics import Metrics
+from .metrics import SKIPPED, Metrics
 from .publishing import Entries, Publisher
 from .records import to_text
 from .runs import NEVER, Run, bytes_of
@@ -187,18 +187,19 @@ class Dispatcher:
             )
 
     def skip(
-        self, missed: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
+        self, missed: Mapping[str, tuple[datetime, datetime]], reason: str, *also: Operation
     ) -> None:
         """Notes that instants have no run.
 
         Args:
             missed: entry to the instant that it was due, and from which its clock goes on.
-            why: for the history.
+            reason: one of metrics.SKIPPED.
             also: is part of the transaction.
         """
         if missed:
+            why = SKIPPED[reason]
             self.ledger.skip(missed, f"skipped: {why}", *also)
-            self.metrics.skipped += len(missed)
+            self.metrics.skipped[reason] += len(missed)
             for name, (due, _) in missed.items():
                 logger.warning("%s: due %s, is skipped: %s", name, to_text(due), why)
 

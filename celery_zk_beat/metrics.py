@@ -14,6 +14,12 @@ from dataclasses import dataclass, field
 _LATENESS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _CLAIMS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
+#: Why a due instant has no run: as a label, and in words, for the history and the log.
+SKIPPED = {
+    "deadline": "older than beat_cron_starting_deadline",
+    "resumed": "an operator resumed without catching up",
+}
+
 
 @dataclass
 class Histogram:
@@ -46,7 +52,7 @@ class Metrics:
         claimed, published, dropped: runs.
         resent: runs among the published that were perhaps published before, by another or by this
             beat: the broker did not say.
-        skipped: instants that were due and had no run, by an operator's or the schedule's will.
+        skipped: instants that were due and had no run, by the reasons of SKIPPED.
         failed: attempts to publish that failed.
         lateness: seconds from the instant that a run was for to its publish.
         claim_seconds: seconds that a claim took.
@@ -62,7 +68,7 @@ class Metrics:
     published: int = 0
     resent: int = 0
     dropped: int = 0
-    skipped: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIPPED, 0))
     failed: int = 0
     lateness: Histogram = field(default_factory=lambda: Histogram(_LATENESS))
     claim_seconds: Histogram = field(default_factory=lambda: Histogram(_CLAIMS))

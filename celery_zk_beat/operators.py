@@ -11,6 +11,7 @@ from .control import DROP_RUN, RESIGN, RUN, Answer, Pauses, Request
 from .dispatcher import MOST_LOGGED, Dispatcher
 from .errors import Conflict, ZooKeeperError
 from .log import get_logger
+from .metrics import SKIPPED
 from .runs import Run
 from .source import Source, only_logged
 
@@ -80,7 +81,7 @@ class Operators:
 
     def _skip_missed(self) -> None:
         """Skips what was due while entries were held back, and is not to be caught up with."""
-        why = "an operator resumed without catching up"
+        reason = "resumed"
         missed: dict[str, tuple[datetime, datetime]] = {}
         pauses, unchanged = self._control.pauses, self._control.unchanged
         for name in list(self._source.entries):
@@ -96,8 +97,8 @@ class Operators:
             for until in [pauses.skip_until(name)]
             if until is not None and run.claimed <= until
         ]
-        self._dispatcher.drop(waiting, why, unchanged)
-        self._dispatcher.skip(missed, why, unchanged)
+        self._dispatcher.drop(waiting, SKIPPED[reason], unchanged)
+        self._dispatcher.skip(missed, reason, unchanged)
 
     def _answer(self, request: Request) -> None:
         record = request.record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -85,7 +85,6 @@ class _Collector(Collector):
                 metrics.resent,
             ),
             ("runs_dropped", "Claimed runs that this beat dropped.", metrics.dropped),
-            ("runs_skipped", "Due instants that this beat gave no run.", metrics.skipped),
             ("publish_failures", "Attempts to publish a run that failed.", metrics.failed),
             ("zookeeper_writes", "Transactions sent to ZooKeeper for runs.", metrics.writes),
             (
@@ -96,6 +95,7 @@ class _Collector(Collector):
         )
         for name, text, value in counters:
             yield CounterMetricFamily(f"celery_zk_beat_{name}", text, value)
+        yield _skipped(metrics.skipped)
         yield _histogram(
             "dispatch_lateness_seconds",
             "From the instant that a run was for to its publish.",
@@ -106,6 +106,14 @@ class _Collector(Collector):
             "How long claims took, of one run or many at once.",
             metrics.claim_seconds,
         )
+
+
+def _skipped(counts: Mapping[str, int]) -> Metric:
+    text = "Due instants that this beat gave no run."
+    family = CounterMetricFamily("celery_zk_beat_runs_skipped", text, labels=["reason"])
+    for reason, count in counts.items():
+        family.add_metric([reason], count)
+    return family
 
 
 def _histogram(name: str, text: str, values: Histogram) -> Metric:

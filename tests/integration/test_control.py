@@ -153,7 +153,7 @@ def test_paused(
     heard(two)
     turn(two)
     assert runs(app, "a") == [(1, begun + HOUR)]
-    assert two.metrics.skipped == 0
+    assert two.metrics.skipped["resumed"] == 0
 
 
 def test_the_log_says_who_paused(
@@ -235,7 +235,7 @@ def test_resumed_without_catching_up(
     heard(one)
     assert runs(app, "a") == []
     assert one._loop.ledger.outbox == {}
-    assert (one.metrics.skipped, one.metrics.dropped) == (1, 1)
+    assert (one.metrics.skipped["resumed"], one.metrics.dropped) == (1, 1)
     dropped, skipped = past(client, root, "a")
     why = "an operator resumed without catching up"
     assert (dropped.number, dropped.note) == (1, f"dropped: {why}")
@@ -249,7 +249,7 @@ def test_resumed_without_catching_up(
     operator.pause("b", clock.now)
     operator.resume("b", clock.now + timedelta(minutes=1), skip=True)
     heard(one)
-    assert one.metrics.skipped == 1
+    assert one.metrics.skipped["resumed"] == 1
 
 
 def test_a_run_that_was_dropped_in_doubt(
@@ -357,7 +357,7 @@ def test_resumed_with_a_schedule_that_has_no_future(
     operator.resume("a", clock.now, skip=True)
     clock.now += timedelta(seconds=1)
     heard(one)
-    assert (one.metrics.skipped, runs(app, "a")) == (1, [])
+    assert (one.metrics.skipped["resumed"], runs(app, "a")) == (1, [])
     clock.now += HOUR
     published(one, 1)
     assert len(runs(app, "a")) == 1
@@ -381,7 +381,7 @@ def test_skipped_by_a_master_that_knows_it(
     two.close()
     three = make(beat_schedule=entries)
     turn(three)
-    assert three.metrics.skipped == 1
+    assert three.metrics.skipped["resumed"] == 1
     clock.now += HOUR
     wait_until(lambda: turn(three) and runs(app, "a"), PATIENCE, "the next run")
     assert runs(app, "a") == [(1, begun + 3.5 * HOUR)]

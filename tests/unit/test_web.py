@@ -208,13 +208,17 @@ def test_nothing_else(path: str) -> None:
 def test_metrics() -> None:
     """The histogram's buckets are cumulative, and the last tick is a time of day."""
     metrics = Metrics(ticked=clock.boottime() - 100, elections=2)
+    metrics.skipped["deadline"] = 3
     for lateness in (0.001, 0.02, 0.02, 1000.0):
         metrics.lateness.observe(lateness)
     _, headers, body = Client(replace(STANDBY, metrics=metrics)).get("/metrics")
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
     values = {
-        (sample.name.replace("celery_zk_beat_", ""), sample.labels.get("le")): sample.value
+        (
+            sample.name.replace("celery_zk_beat_", ""),
+            sample.labels.get("le", sample.labels.get("reason")),
+        ): (sample.value)
         for family in families.values()
         for sample in family.samples
     }
@@ -226,6 +230,8 @@ def test_metrics() -> None:
         4,
     ]
     assert (values[f"{lateness_}_count", None], values["elections_total", None]) == (4, 2)
+    skipped = [values["runs_skipped_total", reason] for reason in ("deadline", "resumed")]
+    assert skipped == [3, 0]
     assert (values["is_master", None], values["epoch", None]) == (0, 7)
     now = datetime.now(timezone.utc).timestamp()
     assert values["last_tick_timestamp_seconds", None] == pytest.approx(now - 100, abs=10)
