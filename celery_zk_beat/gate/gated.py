@@ -27,6 +27,7 @@ from ..errors import SettingsError, ZkBeatError
 from ..log import get_logger
 from ..records import to_text
 from ..runs import NEVER, RunState
+from ..source import no_collector
 from .giving import Given, Giving
 from .installed import Installed
 from .stores import StoreAdapter, Unreadable, adapter_of
@@ -209,10 +210,11 @@ class Gated(Giving):
         if self._asked is not None:
             return self._asked
         began, since = clock.now(), clock.boottime()
-        entries = super().schedule
-        if self._is_open and entries is not self._last_read:
-            self._last_read = entries
-            self._bring_up_to_date(entries, _earliest(began, since))
+        with no_collector():  # for it may read a whole table
+            entries = super().schedule
+            if self._is_open and entries is not self._last_read:
+                self._last_read = entries
+                self._bring_up_to_date(entries, _earliest(began, since))
         return entries
 
     @schedule.setter
