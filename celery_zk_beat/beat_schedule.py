@@ -28,8 +28,8 @@ from .due import (
     utc_of,
     zone_of,
 )
+from .hooks import Sender
 from .log import get_logger
-from .messages import Sender
 from .names import Entries
 from .publishing import Send
 from .runs import Run, RunState
@@ -368,7 +368,7 @@ class BeatSchedule(Source):
 
     def sender(self) -> Send:
         send = Sender(self._scheduler, self._scheduler.producer).send
-        return lambda run, entry, until_due: send(entry, until_due)
+        return lambda run, attempt: send(attempt)
 
     def has_run_extra(self, name: str, number: int) -> None:
         entry = self.entries.get(name)

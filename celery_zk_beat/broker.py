@@ -14,6 +14,7 @@ from typing import Any
 
 import amqp
 from celery.beat import SchedulingError
+from celery.signals import after_task_publish
 from kombu.exceptions import OperationalError, SerializationError
 from kombu.utils.objects import cached_property
 
@@ -237,7 +238,8 @@ class Broker:
         self._sent = 0
         self._is_taken: bool | None = None
         #: How many messages it takes together; one as long as that is not known.
-        self.most_together = 1
+        self._takes_together = 1
+        self._handed = 0
 
     @cached_property
     def connection(self) -> Any:
@@ -275,15 +277,27 @@ class Broker:
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
             if not self._gathering:
                 self._begin(channel)
-            return publish(*args, **kwargs)
+            result = publish(*args, **kwargs)
+            self._handed += 1
+            return result
 
         channel.basic_publish = publish_if_master
         _declare_once(producer)
         # kombu has it since 5.7, for Redis. Tasks that are executed here wait for no other.
         is_eager = self._app.conf.task_always_eager
         if getattr(producer, "supports_batch_publish", False) and not is_eager:
-            self.most_together = MOST_TOGETHER
+            self._takes_together = MOST_TOGETHER
         return producer
+
+    def handed_over(self) -> int:
+        """How many messages were handed to the connection so far, and perhaps not sent yet."""
+        return self._handed
+
+    @property
+    def most_together(self) -> int:
+        """How many messages may leave together. Celery sends `after_task_publish` when a message is
+        made: where somebody listens, that has to be when it has left, so it leaves alone."""
+        return 1 if after_task_publish.receivers else self._takes_together
 
     # Six functions, none of them complex, that share what is known of one channel.
     def _heeding_alarms(self, channel: Any) -> Callable[..., Any]:  # noqa: C901
@@ -384,7 +398,7 @@ class Broker:
     def drop(self) -> None:
         """Closes the connection; also one that is half dead."""
         self.__dict__.pop("producer", None)
-        self.most_together = 1
+        self._takes_together = 1
         connection = self.__dict__.pop("connection", None)
         if connection is not None and self._is_blocked:
             connection.collect()  # it would not answer

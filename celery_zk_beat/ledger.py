@@ -29,7 +29,7 @@ from .limits import Limits
 from .log import get_logger
 from .pages import OVERHEAD, Changes, Pages, too_large
 from .paths import is_page, page_of
-from .runs import PastRun, Run, RunState, bytes_of, decode_outbox, encode_outbox
+from .runs import LONGEST_MADE, PastRun, Run, RunState, bytes_of, decode_outbox, encode_outbox
 from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetData
 
 logger = get_logger(__name__)
@@ -385,6 +385,17 @@ class RunLedger:
             # A text that differs each time is no reason to write it each time.
             self._outbox_changed |= before.error is None or after.error is None
             self._outbox_bytes = None
+
+    def keep(self, run: Run, made: str) -> None:
+        """Has the next master find what hooks have made of a run that waits, if there is room."""
+        before = self.outbox.get(run.entry)
+        if before is None or before != run or before.made == made:
+            return
+        after = replace(before, made=made)
+        more = len(after.text) - len(before.text)
+        if len(made) <= LONGEST_MADE and self.outbox_bytes + more <= self.limits.largest_outbox:
+            self.outbox[run.entry] = after
+            self._outbox_changed, self._outbox_bytes = True, self.outbox_bytes + more
 
     def confirm(self) -> None:
         """Writes down what was published, without waiting; only one such write is on its way at

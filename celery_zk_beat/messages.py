@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import VERSION
 from celery.beat import (
@@ -28,7 +30,7 @@ from celery.signals import after_task_publish, before_task_publish, task_prerun
 from celery.utils.nodenames import anon_nodename
 
 from .log import get_logger
-from .runs import milliseconds
+from .runs import milliseconds, to_json
 
 logger = get_logger(__name__)
 
@@ -96,19 +98,119 @@ def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:
     return copy
 
 
-class Sender:
-    """Does what ``scheduler.apply_async(entry, producer, advance=False)`` does, in less time where
-    nothing but Celery's own takes part. For messages that leave together: what is the same for all
-    is looked at once. For one thread."""
+class Made(NamedTuple):
+    """What hooks have made of a run's entry: of its options what they have put there, and, as long
+    as this process lives, its arguments."""
 
-    def __init__(self, scheduler: Scheduler, producer: Any) -> None:
-        self._scheduler, self._producer = scheduler, producer
+    options: dict[str, Any]
+    args: Any = None
+    kwargs: Any = None
+
+    @classmethod
+    def of(cls, entry: Any, before: Any) -> Made:
+        """From an entry that was :func:`addressed`, and the same before hooks had it."""
+        options = _changed(entry.options, before.options, _ADDRESS)
+        if "headers" in options:
+            was = before.options["headers"]
+            options["headers"] = _changed(entry.options["headers"], was, _ADDRESS)
+        return cls(options, entry.args, entry.kwargs)
+
+    @classmethod
+    def from_text(cls, text: str) -> Made:
+        return cls(json.loads(text))
+
+    @property
+    def text(self) -> str:
+        """The options as JSON, for the outbox, as far as they can be: not the arguments, for
+        whoever may write there is not to choose them."""
+        return to_json({key: value for key, value in self.options.items() if _is_json(value)})
+
+    def put_on(self, entry: Any) -> Any:
+        """A copy of an entry that was :func:`addressed`, changed as hooks have changed it."""
+        copy = copied(entry)
+        headers = {**entry.options["headers"], **self.options.get("headers", {})}
+        copy.options = {**entry.options, **self.options, "headers": headers}
+        if self.args is not None:
+            copy.args, copy.kwargs = self.args, self.kwargs
+        return copy
+
+
+#: What is of each attempt's own, and no hook's.
+_ADDRESS = {"task_id", "retry", "zk_beat", "celery_beat_task"}
+
+
+def _changed(after: Mapping[str, Any], before: Mapping[str, Any], but: set[str]) -> dict[str, Any]:
+    missing = object()
+    return {
+        key: value
+        for key, value in after.items()
+        if key not in but and (value is not before.get(key, missing))
+    }
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(to_json(value))
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+@dataclass
+class Attempt:
+    """To send a run.
+
+    Attributes:
+        entry: its entry, :func:`addressed`.
+        until_due: returns when the run is due. To be called before anything that could look at the
+            clock, such as a lazy argument or a function of the user's.
+        handed: how many messages have been handed to the broker's connection so far.
+        before: what hooks made of the entry at an earlier attempt; None where they had none.
+        made: what they make of it at this one.
+    """
+
+    entry: Any
+    until_due: Callable[[], object]
+    handed: Callable[[], int]
+    before: Made | None = None
+    made: Made | None = None
+
+
+def apply_plainly(scheduler: Scheduler, entry: Any, producer: Any, advance: bool = False) -> Any:
+    """Does what Celery's own ``apply_async`` does, whatever wraps that."""
+    app, task = scheduler.app, scheduler.app.tasks.get(entry.task)
+    try:
+        args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
+        entry.options["headers"]["celery_beat_task"] = True
+        if task is None:
+            return app.send_task(entry.task, args, kwargs, producer=producer, **entry.options)
+        return task.apply_async(args, kwargs, producer=producer, **entry.options)
+    except Exception as exc:
+        what = f"Couldn't apply scheduled task {entry.name}: {exc}"
+        raise SchedulingError(what)  # noqa: B904 - as Celery does
+
+
+class Sender:
+    """Does what ``apply_async(entry, producer, advance=False)`` of Celery's scheduler does, in less
+    time where nothing but Celery's own takes part. For messages that leave together: what is the
+    same for all is looked at once. For one thread. `apply_async`: of the scheduler, by default."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        producer: Any,
+        apply_async: Callable[..., object] | None = None,
+    ) -> None:
+        self._producer = producer
         self._app = app = scheduler.app
         # What Celery calls, or what does without what it would call.
         methods = [
-            *(scheduler.apply_async, scheduler.send_task, scheduler.sync, app.send_task),
+            app.send_task,
             *(app.amqp.router.route, app.amqp.create_task_message, app.amqp.send_task_message),
         ]
+        if apply_async is None:
+            apply_async = scheduler.apply_async
+            methods += apply_async, scheduler.send_task, scheduler.sync
+        self._apply_async = apply_async
         self._is_short = _KNOWN and all(map(is_own, methods))
         self._has_routes = bool(app.amqp.routes)
         self._is_watched = bool(before_task_publish.receivers or after_task_publish.receivers)
@@ -129,7 +231,7 @@ class Sender:
         options = self._plain_options(entry, task) if self._is_short else None
         if options is None:
             until_due()
-            send_by_celery(self._scheduler.apply_async, self._app, self._producer, entry)
+            send_by_celery(self._apply_async, self._app, self._producer, entry)
             return
         if self._has_routes or self._is_watched or _is_lazy(entry):
             until_due()
@@ -278,9 +380,9 @@ def _is_lazy(entry: Any) -> bool:
 
 
 def is_own(method: Any) -> bool:
-    """True where it is Celery's: not overridden, and not wrapped, as tracing tools do."""
+    """True where it is Celery's, or ours: not overridden, and not wrapped, as tracing tools do."""
     # By their very types and globals, for all else a wrapper takes over from what it wraps.
     function = method.__func__ if type(method) is MethodType else method
     if type(function) is not FunctionType:
         return False
-    return str(function.__globals__.get("__name__")).startswith("celery.")
+    return str(function.__globals__.get("__name__")).startswith(("celery.", "celery_zk_beat."))

@@ -3,6 +3,7 @@ and again later what could not be."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from .broker import BackOff, Broker, Fault, comes_from, unwrapped
 from .errors import ZkBeatError
 from .ledger import RunLedger
 from .log import get_logger
-from .messages import addressed
+from .messages import Attempt, Made, addressed
 from .metrics import Metrics
 from .records import to_text
 from .runs import Run
@@ -40,7 +41,7 @@ _FURTHEST_AHEAD = 1.0
 _LONGEST_WHY = 150
 
 
-Send = Callable[[Run, Any, Callable[[], object]], None]
+Send = Callable[[Run, Attempt], None]
 
 
 class Entries(Protocol):
@@ -54,8 +55,8 @@ class Entries(Protocol):
         """What is to be sent for a run."""
 
     def sender(self) -> Send:
-        """For messages that leave together: sends a run's entry that was addressed, as
-        :meth:`messages.Sender.send` does."""
+        """For messages that leave together: makes an attempt to send a run. Raises as
+        :meth:`messages.Sender.send`."""
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
         """The next `last_run_at` of the entry of a run that is published at `at`, where that is
@@ -93,7 +94,7 @@ class Publisher:
     ) -> None:
         self._dispatcher, self._broker, self._ledger = dispatcher, broker, ledger
         self._announcer, self._metrics = announcer, dispatcher.metrics
-        self._back_off = BackOff()
+        self._back_off, self._hooked = BackOff(), _Hooked()
         self._failing_since: float | None = None
         #: Entry to run of which a publish failed, so that the broker may have the message or not.
         self._in_doubt: dict[str, int] = {}
@@ -121,6 +122,7 @@ class Publisher:
         """The entry of a run that waits has another name."""
         for known in (self._in_doubt, self._may_have_left, self._unreached):
             known.update({new: known.pop(old)} if old in known else {})
+        self._hooked.renamed(old, new)
 
     @property
     def failing_since(self) -> float | None:
@@ -261,6 +263,7 @@ class Publisher:
     def _drop_impossible(self) -> None:
         if self._impossible:
             impossible, self._impossible = self._impossible, {}
+            self._hooked.forget(impossible)
             why = {entry: f"cannot be sent, {why}" for entry, (_, why) in impossible.items()}
             self._dispatcher.drop([run for run, _ in impossible.values()], why)
 
@@ -301,20 +304,18 @@ class Publisher:
                 self._note_failed([run], error, begun)
 
     def _send(self, run: Run, send: Send) -> None:
-        header = {
-            "entry": run.entry,
-            "era": self._ledger.era,
-            "epoch": self._ledger.epoch,
-            "run": run.number,
-            "due": to_text(run.due),
-            "master": self._dispatcher.settings.id,
-        }
+        header = _header(run, self._ledger, self._dispatcher.settings.id)
         task_id = self._dispatcher.task_id(run)
         entry = addressed(self._dispatcher.source.entry_of(run), task_id, header)
         logger.info(
             "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
         )
-        send(run, entry, lambda: _wait_until_due([run]))
+        until_due = functools.partial(_wait_until_due, [run])
+        attempt = Attempt(entry, until_due, self._broker.handed_over, self._hooked.before(run))
+        try:
+            send(run, attempt)
+        finally:
+            self._hooked.note(run, attempt)
 
     def _note_published(self, runs: list[Run], left: datetime) -> None:
         """Of runs whose messages left at `left`, or a moment later."""
@@ -334,6 +335,7 @@ class Publisher:
             if self.is_unsent(run):
                 goes_on_from = self._dispatcher.source.goes_on_from(run, left)
             self._may_have_left.pop(run.entry, None)
+            self._hooked.forget([run.entry])
             self._ledger.published(run, at, goes_on_from)
             self._announce_published(run, epoch)
         self._ledger.confirm()
@@ -366,6 +368,7 @@ class Publisher:
         """Of runs of which each, or none, may have been published."""
         fault, error, run = self._broker.fault(exc), unwrapped(exc), runs[0]
         self._metrics.failed += len(runs)
+        self._hooked.keep(runs, self._ledger)
         if fault is Fault.AWAY:
             self._unreached.update({run.entry: run.number for run in runs})
             self._failing_since = self._failing_since or begun
@@ -402,6 +405,52 @@ class Publisher:
             exc,
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
         )
+
+
+def _header(run: Run, ledger: RunLedger, master: str) -> dict[str, Any]:
+    """What a message says of its run."""
+    return {
+        "entry": run.entry,
+        "era": ledger.era,
+        "epoch": ledger.epoch,
+        "run": run.number,
+        "due": to_text(run.due),
+        "master": master,
+    }
+
+
+class _Hooked:
+    """The runs that this process gave to hooks, and that wait; with what they made of each."""
+
+    def __init__(self) -> None:
+        self._by_entry: dict[str, tuple[Run, Made]] = {}
+
+    def note(self, run: Run, attempt: Attempt) -> None:
+        if attempt.made is not None:
+            self._by_entry[run.entry] = run, attempt.made
+
+    def before(self, run: Run) -> Made | None:
+        """What they made of it, be it of this process or of another master's."""
+        known = self._by_entry.get(run.entry)
+        if known is not None and known[0] == run:
+            return known[1]
+        return None if run.made is None else Made.from_text(run.made)
+
+    def keep(self, runs: Iterable[Run], ledger: RunLedger) -> None:
+        """Has another master find it, too, of those of the runs that it has."""
+        for run in runs if self._by_entry else ():
+            known = self._by_entry.get(run.entry)
+            if known is not None and known[0] == run:
+                ledger.keep(run, known[1].text)
+
+    def forget(self, entries: Iterable[str]) -> None:
+        for entry in entries:
+            self._by_entry.pop(entry, None)
+
+    def renamed(self, old: str, new: str) -> None:
+        if old in self._by_entry:
+            run, made = self._by_entry.pop(old)
+            self._by_entry[new] = run.renamed(new), made
 
 
 def early(run: Run, now: datetime) -> float:

@@ -41,6 +41,8 @@ ABSENCE = timedelta(hours=1)
 _LONGEST_ZONE = 20
 #: Most characters of what is wrong with a run.
 LONGEST_ERROR = 100
+#: Most bytes of what hooks have made of a run.
+LONGEST_MADE = 4_000
 #: Most characters of a note in it.
 _LONGEST_NOTE = 200
 #: Kept, for it takes longer to make than to use.
@@ -323,6 +325,7 @@ class Run:
         was: the name that its entry had when the run was claimed, if it is another now: its task id
             is made of that.
         call: which of the runs it is, from 0, that a gated scheduler made of the entry at once.
+        made: it was given to hooks, and this is what they put into its options: JSON.
     """
 
     entry: str
@@ -337,6 +340,7 @@ class Run:
     unsent: bool = dataclasses.field(default=False, compare=False)
     was: str | None = None
     call: int = 0
+    made: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def note(self) -> str | None:
@@ -370,6 +374,8 @@ class Run:
             more.append(f'"was":{_quoted(self.was)}')
         if self.call:
             more.append(f'"call":{self.call}')
+        if self.made is not None:
+            more.append(f'"made":{self.made}')
         return _with_more(text, more)
 
 
@@ -468,6 +474,12 @@ def _decode_text(fields: Any, name: str, most: int | None = None) -> str | None:
     return text[:most] if isinstance(text, str) else None
 
 
+def _decode_made(item: Any) -> str | None:
+    """None where it is not to be understood: hooks are called again then."""
+    is_made = isinstance(item, dict) and isinstance(item.get("headers", {}), dict)
+    return to_json(item) if is_made else None
+
+
 def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
     numbers = field(path, fields, "dropped", list) if "dropped" in fields else ()
     return tuple(number for number in numbers if type(number) is int and 0 <= number < _LATEST_MS)
@@ -555,6 +567,7 @@ def _decode_run(path: str, item: Any) -> Run:
         unsent=more.get("unsent") is True,
         was=_decode_text(more, "was"),
         call=count(path, more, "call") if "call" in more else 0,
+        made=_decode_made(more.get("made")),
     )
 
 

@@ -29,6 +29,7 @@ from .election.public import MasterElection
 from .errors import SettingsError, ZkBeatError
 from .gate.entries import GatedEntries
 from .gate.gated import scheduler_class
+from .hooks import Hooked
 from .ledger import BELOW_ROOT
 from .log import get_logger
 from .loop import Loop
@@ -52,7 +53,7 @@ _STOP_PATIENCE = 3.0
 _LEAST_PATIENCE = 60.0
 
 
-class ZooKeeperScheduler(Scheduler):
+class ZooKeeperScheduler(Hooked):
     """``beat_scheduler = "celery_zk_beat:ZooKeeperScheduler"``, or ``beat -S zookeeper``.
 
     Of all beats with the same root one is master and dispatches; the others wait inside
@@ -140,6 +141,7 @@ class ZooKeeperScheduler(Scheduler):
         if self._failure is not None:
             self._raise_failure()
         self._unit.ticked(self._role())
+        self.tick_for_hooks()
         return 0
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from .. import clock
 from ..dispatcher import Dispatcher
 from ..due import at_one_instant, next_free, utc_of
 from ..log import get_logger
+from ..messages import Attempt
 from ..names import Entries
 from ..publishing import Send
 from ..runs import NEVER, TOLERANCE, Run, RunState
@@ -99,12 +100,12 @@ class GatedEntries(Source):
     def sender(self) -> Send:
         return self._send
 
-    def _send(self, run: Run, entry: Any, until_due: Callable[[], object]) -> None:
+    def _send(self, run: Run, attempt: Attempt) -> None:
         given = self._given_for(run)
         if given is None:
-            self._gated.send_again(entry, until_due, run.call)
+            self._gated.send_again(attempt.entry, attempt.until_due, run.call)
         else:
-            self._gated.send(entry, until_due, given.arguments)
+            self._gated.send(attempt.entry, attempt.until_due, given.arguments)
 
     def _given_for(self, run: Run) -> Given | None:
         """What is dispatched at this very moment, where that is the run."""

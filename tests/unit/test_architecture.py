@@ -74,6 +74,7 @@ WALLS = {
         "cli.py",
         "due.py",
         "gate",
+        "hooks.py",
         "loop.py",
         "messages.py",
         "schedulers.py",
