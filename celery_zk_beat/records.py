@@ -113,7 +113,8 @@ class MemberRecord(Record):
     it would run, `broker` one of where it would send it. `written` is its machine's clock when this
     was written: the znode's mtime, which is the server's, tells how far the two are apart.
     `useless`: why it could do nothing when it was master, as long as it has not shown that it
-    can."""
+    can. `guard`: "on" where a process beside it ends its session if it dies, else why there is
+    none; None where none is wanted."""
 
     id: str
     host: str
@@ -125,6 +126,7 @@ class MemberRecord(Record):
     written: str
     useless: str | None
     broker: str | None = None
+    guard: str | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .election.public import MasterElection
 from .errors import SettingsError, ZkBeatError
 from .gate.entries import GatedEntries
 from .gate.gated import scheduler_class
+from .guard.keeper import Guard
 from .hooks import Hooked
 from .ledger import BELOW_ROOT
 from .log import get_logger
@@ -227,6 +228,7 @@ class ZooKeeperScheduler(Hooked):
             schedule=self.digest(),
             broker=broker_digest(self.app),
             access=settings.access,
+            guard=Guard(settings.access) if settings.fast_takeover else None,
             on_elected=self._announce_elected,
             on_demoted=self._announce_demoted,
             below=BELOW_ROOT,

@@ -45,6 +45,7 @@ class Settings:
         publish_deadline: seconds after which a master that cannot publish resigns; None: never.
         http: host and port of health, metrics and status page; None: none of them.
         auth, sasl, tls, acl: see :class:`~.security.Access`.
+        fast_takeover: a small process beside this beat ends its session if it dies.
         app: the Celery app's name, None where it has none; guards the root against other apps.
     """
 
@@ -58,6 +59,7 @@ class Settings:
     http: tuple[str, int] | None
     app: str | None
     scheduler: str | None = None
+    fast_takeover: bool = True
     auth: Secret | None = None
     sasl: Sasl | None = None
     tls: Tls | None = None
@@ -91,6 +93,7 @@ class Settings:
             recovery=read("recovery", check_recovery, RESEND),
             publish_deadline=read("publish_deadline", check_seconds_or_none, 30.0),
             http=read("http", check_http, None),
+            fast_takeover=read("fast_takeover", check_bool, True),
             auth=read("auth", check_auth, None),
             sasl=read("sasl", check_sasl, None),
             tls=read("tls", check_tls, None),
@@ -236,6 +239,17 @@ def check_seconds_or_none(value: Any) -> float | None:
         return check_seconds(value)
     except SettingsError as exc:
         raise SettingsError(f"{exc}, or None") from None
+
+
+def check_bool(value: Any) -> bool:
+    """Returns `value`.
+
+    Raises:
+        SettingsError: neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise SettingsError(f"{value!r}: expected True or False")
+    return value
 
 
 def check_http(value: Any) -> tuple[str, int] | None:

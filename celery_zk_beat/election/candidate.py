@@ -17,6 +17,7 @@ from ..errors import (
     ZkBeatError,
     ZooKeeperError,
 )
+from ..guard.keeper import Guard
 from ..log import get_logger
 from ..paths import Paths
 from ..records import EpochRecord, MasterRecord, next_era
@@ -40,6 +41,7 @@ class Candidate:
     Args:
         on_watch: is what watches call.
         on_change: is called when role or master may have changed.
+        guard: is told of each session before this contends in it, where there is one.
         on_elected, on_demoted: are called, after it, with the epoch, and with the reason.
 
     Attributes:
@@ -56,6 +58,7 @@ class Candidate:
         identity: Identity,
         root: Root,
         complaints: Complaints,
+        guard: Guard | None,
         *,
         on_watch: Callable[[object], None],
         on_change: Callable[[], None],
@@ -63,7 +66,7 @@ class Candidate:
         on_demoted: Callable[[str], None],
     ) -> None:
         self._session, self._paths, self._identity = session, paths, identity
-        self._root, self._complaints = root, complaints
+        self._root, self._complaints, self._guard = root, complaints, guard
         self._on_watch, self._on_change = on_watch, on_change
         self._on_elected, self._on_demoted = on_elected, on_demoted
         self.membership = Membership(session, paths, identity)
@@ -178,6 +181,8 @@ class Candidate:
         return self._notes
 
     def _decide(self) -> float:
+        if self._guard is not None:
+            self._guard.tell(self._session)
         self._root.prepare(self._this_session)
         while not self._read_master():
             pause = self.restraint.seconds(clock.boottime(), self.membership.is_another_of_use)
@@ -323,7 +328,8 @@ class Candidate:
 
     def _announce(self) -> bool:
         role = "master" if self._term is not None else "standby"
-        return self.membership.announce(self._this_session, role, self.restraint.useless)
+        guard = None if self._guard is None else self._guard.state
+        return self.membership.announce(self._this_session, role, self.restraint.useless, guard)
 
     def _renew_session(self) -> None:
         self._session.stop(timeout=RETRY_AFTER)

@@ -32,7 +32,7 @@ class SessionNotes:
         is_greeted: the log tells of it.
         root_is_ready: all that an election needs was made, and is ours.
         made: the master znode as this session made it last.
-        announced: role and uselessness, as the member znode of this session tells them.
+        announced: role, uselessness and guard, as the member znode of this session tells them.
         announce_at: on boottime(), when the member znode is to be written anew.
     """
 
@@ -40,7 +40,7 @@ class SessionNotes:
     is_greeted: bool = False
     root_is_ready: bool = False
     made: MasterRecord | None = None
-    announced: tuple[str, str | None] | None = None
+    announced: tuple[str, str | None, str | None] | None = None
     announce_at: float = 0.0
 
 
@@ -58,11 +58,13 @@ class Identity:
         who, now = (self.id, socket.gethostname(), os.getpid()), to_text(clock.now())
         return MasterRecord(*who, now, epoch, __version__, self.schedule, None, self.broker)
 
-    def as_member(self, role: str, since: str, useless: str | None) -> MemberRecord:
+    def as_member(
+        self, role: str, since: str, useless: str | None, guard: str | None
+    ) -> MemberRecord:
         """Makes the record of this candidate, written now."""
         who, doing = (self.id, socket.gethostname(), os.getpid()), (role, since, __version__)
         now = to_text(clock.now())
-        return MemberRecord(*who, *doing, self.schedule, now, useless, self.broker)
+        return MemberRecord(*who, *doing, self.schedule, now, useless, self.broker, guard)
 
 
 class Membership:
@@ -80,15 +82,17 @@ class Membership:
         """Notes that this candidate is started now."""
         self._since = to_text(clock.now())
 
-    def announce(self, notes: SessionNotes, role: str, useless: str | None) -> bool:
-        """Writes the member znode when role or uselessness changed, and now and then; False where
+    def announce(
+        self, notes: SessionNotes, role: str, useless: str | None, guard: str | None
+    ) -> bool:
+        """Writes the member znode when what it tells has changed, and now and then; False where
         another's of the same name is in the way (an earlier session that has not expired yet,
         usually)."""
-        told = role, useless
+        told = role, useless, guard
         if notes.announced == told and clock.boottime() < notes.announce_at:
             return True
         path = self._paths.member(self._identity.id)
-        data = self._identity.as_member(role, self._since, useless).encode()
+        data = self._identity.as_member(role, self._since, useless, guard).encode()
         node = self._session.read(path)
         if node is None:
             self._session.commit(Create(path, data, ephemeral=True))

@@ -8,6 +8,7 @@ from typing import Any, Callable, TypeVar
 
 from .. import clock
 from ..errors import ConnectTimeout, SettingsError, ZkBeatError, ZooKeeperError
+from ..guard.keeper import Guard
 from ..log import get_logger
 from ..paths import Paths
 from ..records import MasterRecord
@@ -44,6 +45,7 @@ class MasterElection:
         auth, sasl, tls, acl: credentials, TLS and the rights on the znodes, as the settings
             ``zk_beat_auth`` ... take them.
         access: the same four, checked already.
+        guard: ends the session if this process dies; not started yet.
         on_elected: called with the epoch after each election.
         on_demoted: called with the reason, a text, when mastership ends.
 
@@ -70,6 +72,7 @@ class MasterElection:
         tls: object = None,
         acl: object = None,
         access: Access | None = None,
+        guard: Guard | None = None,
         on_elected: Callable[[int], object] | None = None,
         on_demoted: Callable[[str], object] | None = None,
     ) -> None:
@@ -87,6 +90,7 @@ class MasterElection:
         self._thread: clock.Thread | None = None
         self._stopping = False
         self._failure: ZkBeatError | None = None
+        self._guard = guard
         self._complaints = Complaints(self.session, self.hosts)
         self._candidate = Candidate(
             self.session,
@@ -94,6 +98,7 @@ class MasterElection:
             Identity(self.id, schedule, broker),
             Root(self.session, self.hosts, self.paths, app, below),
             self._complaints,
+            guard,
             on_watch=lambda event: self.recheck(),
             on_change=self._tell_listeners,
             on_elected=lambda epoch: self._callbacks.call(on_elected, epoch),
@@ -277,6 +282,8 @@ class MasterElection:
     def _run(self) -> None:
         """Turns the candidate, on the election's own thread, until it is to stop or fails."""
         try:
+            if self._guard is not None:
+                self._guard.start(self.recheck)
             self.session.start()
             delay: float | None = 0.0
             while not self._stopping:
@@ -291,7 +298,9 @@ class MasterElection:
             self._failure = ZkBeatError(f"the election ended: {exc!r}")
         finally:
             self._candidate.demote("stopped" if self._failure is None else str(self._failure))
-            self.session.stop(timeout=3.0)
+            ended = self.session.stop(timeout=3.0)
+            if self._guard is not None:
+                self._guard.close(ended=ended)
             self._stopping = True
             self._callbacks.end()
             self._tell_listeners()

@@ -38,7 +38,8 @@ class Master:
 class Member:
     """A beat. `clock_offset`: seconds by which its clock is ahead of the server's, None if it does
     not tell; `since`: when its process began; `useless`: why it could do nothing when it was
-    master, as long as it has not shown that it can."""
+    master, as long as it has not shown that it can; `guard`: "on" where a process beside it ends
+    its session if it dies, else why there is none; None where none is wanted."""
 
     id: str
     host: str
@@ -50,6 +51,7 @@ class Member:
     clock_offset: float | None
     useless: str | None
     broker: str | None = None
+    guard: str | None = None
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,7 @@ def _members(snapshot: Snapshot, now: datetime, style: Style, width: float) -> l
         Column("STARTED AT", lambda member: iso(member.since), drop=1),
         Column("STARTED", lambda member: age(member.since, now), drop=3),
         Column("CLOCK", _clock, right=True),
+        Column("GUARD", _guard, drop=6),
         Column("VERSION", lambda member: member.version or "-", drop=4),
         Column("SCHEDULE", schedule),
         Column("HOST", lambda member: member.host, drop=5),
@@ -159,6 +160,10 @@ def _members(snapshot: Snapshot, now: datetime, style: Style, width: float) -> l
         Column("MEMBER", lambda member: member.id),
     ]
     return table(columns, [(each, colour(each)) for each in snapshot.members], style, width)
+
+
+def _guard(member: Member) -> str:
+    return "-" if member.guard is None else "on" if member.guard == "on" else "none"
 
 
 def _clock(member: Member) -> str:

@@ -76,6 +76,9 @@ def _about_single_members(members: Iterable[Member]) -> Iterator[str]:
     for member in members:
         if member.useless is not None and member.state != "master":
             yield f"{member.id} leaves it to others to be master, for as master: {member.useless}"
+    for member in members:
+        if member.guard not in (None, "on"):
+            yield f"{member.id} has no guard, so its death takes a session time-out: {member.guard}"
 
 
 def _about_schedules(digest: str, members: Iterable[Member]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from .. import clock
 from ..errors import SettingsError, UnsupportedEnvironment
 from ..log import get_logger
 from ..security import Access
+from .operations import Handle
 from .servers import Servers, TlsError, tls_refusal
 
 #: Longest pause between two attempts to connect, seconds. kazoo's own default grows to a minute.
@@ -134,13 +135,16 @@ class Client:
         """Begins to connect and returns at once."""
         self.kazoo.start_async()
 
-    def stop(self, timeout: float) -> None:
+    def stop(self, timeout: float) -> bool:
         """Ends the session within so many seconds, whatever ZooKeeper does (kazoo's own stop joins
-        threads without a bound, kazoo#582). Nothing that it says from then on is heard."""
+        threads without a bound, kazoo#582). Nothing that it says from then on is heard. True where
+        the session has been ended, as far as is known."""
         self._stopped = True
+        connected = self.connected
         closer = clock.thread(self._close, "zk-beat-close")
         closer.start()
         closer.join(timeout)
+        return connected and not closer.is_alive()
 
     def _close(self) -> None:
         try:
@@ -160,6 +164,12 @@ class Client:
         """The session's id, 0 before there is one."""
         found = self.kazoo.client_id
         return int(found[0]) if found else 0
+
+    @property
+    def handle(self) -> Handle | None:
+        """Of the session; None without a connection."""
+        found = self.kazoo.client_id
+        return Handle(int(found[0]), bytes(found[1]), self._servers.known) if found else None
 
     @property
     def dead(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Union
+from typing import NamedTuple, Union
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,15 @@ class Delete:
 
 
 Operation = Union[Create, SetData, Check, Delete]
+
+
+class Handle(NamedTuple):
+    """All that it takes to go on with a session, or to end it. `servers`: name, address and port of
+    each."""
+
+    id: int
+    password: bytes
+    servers: list[tuple[str, str, int]]
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ class Servers:
         said = ", ".join(found[:_MOST_NAMED])
         return f" ({said}{more}: is {self._access.name('hosts')} right?)"
 
+    @property
+    def known(self) -> list[tuple[str, str, int]]:
+        """Name, address and port of each, as they were looked up last."""
+        return [(name, ip, int(port)) for (ip, port), name in self._names.items()]
+
     def addresses(
         self, hosts: Iterable[tuple[str, int]], timeout: float
     ) -> list[tuple[str, str, int]]:

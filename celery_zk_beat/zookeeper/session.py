@@ -16,7 +16,7 @@ from ..log import get_logger
 from ..security import Access, Grant
 from . import answers, reads
 from .client import Client
-from .operations import Check, Create, Node, Operation, Pending, SetData
+from .operations import Check, Create, Handle, Node, Operation, Pending, SetData
 from .quota import quota_of
 from .servers import Servers
 
@@ -107,6 +107,12 @@ class ZooKeeperSession:
         return 0 if client is None else client.id
 
     @property
+    def handle(self) -> Handle | None:
+        """Of the session; None without a connection."""
+        client = self._client
+        return None if client is None else client.handle
+
+    @property
     def granted_otherwise(self) -> str:
         """For a log line: what was asked for, where the server granted another time-out."""
         return "" if self.timeout == self._asked else f" (asked for {self._asked:g} s)"
@@ -129,14 +135,15 @@ class ZooKeeperSession:
         )
         client.start()
 
-    def stop(self, timeout: float) -> None:
+    def stop(self, timeout: float) -> bool:
         """Ends the session, which deletes its ephemeral znodes at once. Returns within `timeout`
-        seconds, whatever ZooKeeper does."""
+        seconds, whatever ZooKeeper does: True where there is none any more."""
         client = self._client
-        if client is not None:
-            self._granted, self._client = client.timeout, None
-            self.servers = Servers(self._asked, self.access)
-            client.stop(timeout)
+        if client is None:
+            return True
+        self._granted, self._client = client.timeout, None
+        self.servers = Servers(self._asked, self.access)
+        return client.stop(timeout)
 
     def read(self, path: str, watch: Callable[[object], None] | None = None) -> Node | None:
         """Returns the znode, None where there is none. `watch` is called once, on kazoo's thread,

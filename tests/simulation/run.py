@@ -96,6 +96,7 @@ def _make_app(name: str) -> Celery:
         zk_beat_id=name,
         zk_beat_session_timeout=SESSION_TIMEOUT,
         zk_beat_publish_deadline=PUBLISH_DEADLINE,
+        zk_beat_fast_takeover=False,
         result_expires=None,
     )
     app.amqp.Producer = _Producer

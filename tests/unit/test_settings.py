@@ -67,6 +67,7 @@ BAD = [
     ("recovery", "", "'resend' or 'drop'"),
     ("recovery", "Drop", "'resend' or 'drop'"),
     ("recovery", True, "'resend' or 'drop'"),
+    *[("fast_takeover", value, "True or False") for value in (0, 1, "no", [True])],
     *[
         (name, value, "number of seconds above 0")
         for name in ("session_timeout", "connect_timeout", "publish_deadline")
@@ -153,6 +154,7 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_RECOVERY": "drop",
         "CELERY_ZK_BEAT_PUBLISH_DEADLINE": None,
         "CELERY_ZK_BEAT_HTTP": "[::1]:8080",
+        "CELERY_ZK_BEAT_FAST_TAKEOVER": False,
         "CELERY_ZK_BEAT_TLS": True,
         "CELERY_ZK_BEAT_ACL": "world:anyone:cdrw",
     }
@@ -167,6 +169,7 @@ def test_good_values() -> None:
         publish_deadline=None,
         http=("::1", 8080),
         app="shop",
+        fast_takeover=False,
         tls=Tls(),
         acl=(Grant("world", "anyone", 15),),
         prefix="CELERY_ZK_BEAT_",
@@ -181,6 +184,7 @@ def test_defaults() -> None:
     assert settings.connect_timeout is None
     assert settings.recovery == "resend"
     assert settings.publish_deadline == 30
+    assert settings.fast_takeover
     assert settings.id
 
 

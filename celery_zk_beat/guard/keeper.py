@@ -1,0 +1,163 @@
+"""The beat's side of its guard: starts it, tells it of each session, starts another if it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+from .. import clock
+from ..errors import SettingsError
+from ..log import get_logger
+from ..security import Access
+from ..zookeeper.session import ZooKeeperSession
+from . import program
+
+logger = get_logger(__name__)
+
+#: How a guard that knows the session is told of to others.
+ON = "on"
+#: Seconds before another guard is made, where one has ended; twice as long each time.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+
+
+class Guard:
+    """That of one beat. `access`: of its sessions. :meth:`tell` and :meth:`close` are for one
+    thread."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._on_change: Callable[[], None] = lambda: None
+        #: The link to the guard that lives.
+        self._link: socket.socket | None = None
+        #: The link, and the number of the connection, by which it was told of the session.
+        self._told: tuple[socket.socket | None, int] = (None, 0)
+        #: Why there is none.
+        self._trouble = "not started"
+        self._wakeup = clock.Wakeup()
+        self._closing = False
+        #: For tests and log lines; None while there is none.
+        self.pid: int | None = None
+
+    @property
+    def state(self) -> str:
+        """:data:`ON`, or why there is none. Any thread."""
+        link = self._link
+        return ON if link is not None and self._told[0] is link else self._trouble
+
+    def start(self, on_change: Callable[[], None]) -> None:
+        """Begins, on a thread of its own; not before the last fork. `on_change` is called there
+        whenever :meth:`tell` is to be called."""
+        self._on_change = on_change
+        trouble = _missing()
+        if trouble is not None:
+            self._trouble = trouble
+            logger.info("no guard, so the death of this beat takes a session time-out: %s", trouble)
+            return
+        clock.thread(self._run, "zk-beat-guard").start()
+
+    def tell(self, session: ZooKeeperSession) -> None:
+        """Has the guard know the session, and where the servers are. Does nothing where it does.
+        Never blocks."""
+        link, connection = self._link, session.connection
+        if link is None or self._told == (link, connection):
+            return
+        handle = session.handle
+        if handle is None:
+            return
+        message = {"id": handle.id, "password": handle.password.hex(), "servers": handle.servers}
+        try:
+            link.send(json.dumps({**message, "tls": self._tls()}).encode(), socket.MSG_DONTWAIT)
+        except (OSError, SettingsError) as exc:
+            self._trouble = str(exc)
+            return
+        self._told = link, connection
+
+    def close(self, *, ended: bool) -> None:
+        """Lets it go. `ended`: the session is; else the guard waits for the end of this process,
+        and then ends it. Never blocks."""
+        self._closing = True
+        self._wakeup.set()
+        link = self._link
+        if link is not None and ended:
+            with contextlib.suppress(OSError):
+                link.send(program.FAREWELL, socket.MSG_DONTWAIT)
+
+    def _tls(self) -> dict[str, object] | None:
+        tls = self._access.tls
+        if tls is None:
+            return None
+        password = "" if tls.key_password is None else tls.key_password.read()
+        return {**vars(tls), "key_password": password}
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._closing:
+            began = clock.boottime()
+            try:
+                why = f"it has ended ({self._serve()})"
+            except OSError as exc:
+                why = f"it could not be started: {exc}"
+            if self._closing:
+                return
+            if clock.boottime() - began > _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            self._trouble = why
+            logger.warning(
+                "no guard, so the death of this beat takes a session time-out: %s; starting "
+                "another in %g s",
+                why,
+                pause,
+            )
+            self._on_change()
+            self._wakeup.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _serve(self) -> int:
+        """Starts one; returns its exit code when it has ended."""
+        link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with link, theirs:
+            link.settimeout(None)  # Celery's default is 30 s
+            beat = os.pidfd_open(os.getpid())
+            try:
+                # A session of its own, and none of the beat's files: what ends the beat, or a
+                # terminal, does not end it; and nothing that the beat closes stays open in it.
+                guard: subprocess.Popen[bytes] = subprocess.Popen(
+                    [sys.executable, "-I", "-S", program.__file__, str(beat)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[beat],
+                    start_new_session=True,
+                    cwd="/",
+                )
+            finally:
+                os.close(beat)
+            theirs.close()
+            self.pid, self._link = guard.pid, link
+            try:
+                if self._closing:  # too early for close() to have told it
+                    link.send(program.FAREWELL)
+                self._on_change()
+                with contextlib.suppress(OSError):
+                    link.recv(1)  # it says nothing: this is its end
+            finally:
+                self.pid = self._link = None
+            return guard.wait()
+
+
+def _missing() -> str | None:
+    """Returns what a guard would need and is not here; None: nothing."""
+    if not hasattr(os, "pidfd_open"):
+        return "Python has no os.pidfd_open here"
+    if not sys.executable or getattr(sys, "frozen", False) or not os.path.isfile(program.__file__):
+        return "there is no Python to run it with"
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as exc:
+        return f"pidfd_open: {(exc.strerror or str(exc)).lower()}"
+    return None
