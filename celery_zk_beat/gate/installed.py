@@ -14,7 +14,7 @@ from typing import Any
 from celery import Celery
 
 from ..election.public import MasterElection
-from ..errors import RootError
+from ..errors import RootError, ZooKeeperError
 from ..log import get_logger
 from ..names import without_addresses
 from ..records import InstalledRecord
@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 
 class Installed:
     """Of one beat, for its dispatch loop's thread. Its methods raise a ZkBeatError where ZooKeeper
-    does not answer or refuses.
+    does not answer, or another is master. Where it refuses, that is logged, once.
 
     Attributes:
         is_current: it was the `beat_schedule` of the app.
@@ -38,12 +38,16 @@ class Installed:
         self.is_current, self.is_first = False, True
         self._digest = ""
         self._node: Node | None = None
+        self._is_refused = self._has_complained = False
 
     def read(self) -> None:
         """To be called before the scheduler is made."""
         self._digest = digest_of(self._app.conf.beat_schedule)
-        self._node = self._session.read(self._path)
-        self.is_current = False
+        self._node, self.is_current, self._is_refused = None, False, False
+        try:
+            self._node = self._session.read(self._path)
+        except ZooKeeperError as exc:
+            self._complain(exc)
         if self._node is not None:
             try:
                 known = InstalledRecord.decode(self._path, self._node.data)
@@ -55,11 +59,22 @@ class Installed:
     def note(self, epoch: int) -> None:
         """It is written now, by the master of this epoch."""
         self.is_first = False
-        if not self.is_current:
+        if not (self.is_current or self._is_refused):
             data = InstalledRecord(self._digest).encode()
             write = Create(self._path, data) if self._node is None else SetData(self._path, data)
-            self._session.commit(Check(self._epoch_path, epoch), write)
-            self.is_current = True
+            try:
+                self._session.commit(Check(self._epoch_path, epoch), write)
+            except ZooKeeperError as exc:
+                self._complain(exc)
+            else:
+                self.is_current = True
+
+    def _complain(self, exc: ZooKeeperError) -> None:
+        """Once. Nothing that runs is to wait for it."""
+        self._is_refused = True
+        if not self._has_complained:
+            self._has_complained = True
+            logger.error("%s: so beat_schedule is written over its store at each election", exc)
 
 
 def digest_of(schedule: Mapping[Any, Any]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kazoo.client import KazooClient
+from kazoo.security import make_digest_acl
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.paths import Paths
@@ -132,3 +134,14 @@ def test_what_was_installed_is_damaged(
     crash(second)
     store.change("a", task="store")
     assert elected(start())["a"] == "store"
+
+
+def test_it_may_not_be_read(app: Celery, start: Start, store: Store, client: KazooClient) -> None:
+    """Nothing that runs waits for it; what code defines is written at each election then."""
+    first, second = start(beat_schedule=CODE), start()
+    elected(first)
+    store.change("a", task="store")
+    path = Paths(app.conf.zk_beat_root).installed
+    client.set_acls(path, [make_digest_acl("another", "secret", all=True)])
+    crash(first)
+    assert elected(second) == {"a": "code", "b": "code"}
