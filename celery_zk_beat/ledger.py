@@ -25,9 +25,10 @@ from .election.public import MasterElection
 from .election.terms import Term
 from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
 from .history import Histories
-from .limits import Limits
+from .limits import MOST_RUNS, Limits
 from .log import get_logger
-from .pages import OVERHEAD, Changes, Pages, too_large
+from .names import in_order
+from .pages import OVERHEAD, Changes, Pages, size_of, too_large
 from .paths import is_page, page_of
 from .runs import LONGEST_MADE, PastRun, Run, RunState, bytes_of, decode_outbox, encode_outbox
 from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetData
@@ -216,34 +217,80 @@ class RunLedger:
         """The names of all entries that have a key."""
         return self._pages.names_by_key()
 
-    def rename(self, old: str, new: str, now: datetime) -> bool:
-        """Has an entry that has a state go on under another name: its clock, its numbers, and a run
-        that waits, in one transaction. What ran before stays in the history of its old name. False
-        where nothing is changed: there is no room for it, or a run waits of the other name."""
-        page, waiting = self._pages.of(new), self.outbox.get(old)
-        there, before = page.states.get(new), self._pages.of(old).states[old]
-        number, past = (page.floor, ()) if there is None else (there.total_run_count, there.past)
-        state = before.renamed(number, past)
-        states: dict[str, RunState | None] = {new: state}
-        if there is None:
-            states = dict(self._pages.admit({new: state}, self.outbox))
-        size = self.outbox_bytes + page.size + self._pages.of(old).size + 4 * OVERHEAD
-        if new in self.outbox or new not in states or size > self.limits.most_bytes:
-            return False
+    def rename(self, names: Mapping[str, str], now: datetime) -> Iterator[dict[str, str]]:
+        """Has entries that have a state go on under other names, `names` from old to new: their
+        clocks, their numbers, and runs that wait. Those that take each other's names do so in one
+        transaction. What ran before stays in the history of the old name. Yields, transaction by
+        transaction, for which it is done: not for those for which there is no room, or where a run
+        waits of the other name."""
+        left, pending = deque(in_order(names)), set(names)
+        while left:
+            moves: dict[str, str] = {}
+            room = self.limits.enough - self.outbox_bytes
+            while left and len(moves) < MOST_RUNS // 2:
+                room -= sum(map(self._bytes_of_move, left[0].items()))
+                if moves and room < 0:
+                    break
+                moves.update(left.popleft())
+            moved = self._rename(moves, pending, now)
+            pending -= moved.keys()
+            if moved:
+                yield moved
+
+    def _bytes_of_move(self, move: tuple[str, str]) -> int:
+        """At most those of a change of name in a transaction."""
+        old, new = move
+        pages = self._pages.of(old).size + self._pages.of(new).size
+        return pages + size_of(new, self._pages.of(old).states[old]) + 4 * OVERHEAD
+
+    def _rename(self, moves: dict[str, str], pending: set[str], now: datetime) -> dict[str, str]:
+        """Does it for as many as can be, in one transaction, and returns these. `pending`: the
+        names that are to be left, by these and others."""
+        size = sum(map(self._bytes_of_move, moves.items()))
+        if self.outbox_bytes + size > self.limits.most_bytes:
+            return {}
+        before = {old: self._pages.of(old).states[old] for old in moves}
+        there = {new: self._pages.of(new).states.get(new) for new in moves.values()}
+        fresh = {new: before[old] for old, new in moves.items() if there[new] is None}
+        room = self._pages.admit(fresh, self.outbox)
+        taken = {*self.outbox, *pending, *(fresh.keys() - room.keys())}
+        while refused := [old for old, new in moves.items() if new in taken and new not in moves]:
+            moves = {old: new for old, new in moves.items() if old not in refused}
+        if not moves:
+            return {}
+        states: dict[str, RunState | None] = {
+            name: state for name, state in room.items() if state is None
+        }
+        for old in moves:
+            states[old] = before[old].left_behind(now, self._ahead)
+        for old, new in moves.items():
+            other = there[new]
+            number, past = (
+                (self._pages.of(new).floor, ())
+                if other is None
+                else (other.total_run_count, other.past)
+            )
+            states[new] = before[old].renamed(number, past)
+        waiting = {name: self.outbox[name] for name in moves if name in self.outbox}
         outbox = self.outbox
-        if waiting is not None:
+        if waiting:
             outbox = {
-                (new if name == old else name): (run.renamed(new) if name == old else run)
+                moves.get(name, name): run.renamed(moves[name]) if name in moves else run
                 for name, run in outbox.items()
             }
-        states[old] = before.left_behind(now, self._ahead)
         self._commit(states, outbox)
         self.outbox, self._outbox_bytes = outbox, None
-        epoch, unsent = self._unsent_in
-        if old in self.unsent and waiting is not None:
-            self.unsent.add(new)
-            self._unsent_in = epoch, {**unsent, new: waiting.number}
-        return True
+        self._note_renamed(moves, waiting)
+        return moves
+
+    def _note_renamed(self, moves: Mapping[str, str], waiting: Mapping[str, Run]) -> None:
+        """What is known of runs that wait is known by their entries' names."""
+        epoch, known = self._unsent_in
+        unsent = {name: run.number for name, run in waiting.items() if name in self.unsent}
+        known = {name: number for name, number in known.items() if name not in unsent}
+        known.update((moves[name], number) for name, number in unsent.items())
+        self._unsent_in = epoch, known
+        self.unsent = (self.unsent - unsent.keys()) | {moves[name] for name in unsent}
 
     def rewrite(self, states: Changes, *also: Operation) -> None:
         """Writes other states for entries. `also` is part of each transaction."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from . import clock
@@ -30,6 +30,20 @@ def as_text(name: object) -> str:
     # Of a class derived from str, as of an enum, its value: what str() shows is not the same in all
     # releases of Python.
     return str.__str__(name) if isinstance(name, str) else str(name)
+
+
+def in_order(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Changes of names, old to new, no two to the same, in an order in which each finds its new
+    name left already; those that take each other's names come together."""
+    left = dict(names)
+    while left:
+        chain = [next(iter(left))]
+        while (new := left[chain[-1]]) in left and new != chain[0]:
+            chain.append(new)
+        if new == chain[0]:
+            yield {old: left.pop(old) for old in chain}
+        else:
+            yield from ({old: left.pop(old)} for old in reversed(chain))
 
 
 class NamedByText(MutableMapping[str, Any]):

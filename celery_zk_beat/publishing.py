@@ -118,11 +118,11 @@ class Publisher:
         }
         self._failing_since = None
 
-    def renamed(self, old: str, new: str) -> None:
-        """The entry of a run that waits has another name."""
+    def renamed(self, names: Mapping[str, str]) -> None:
+        """Entries, of which runs may wait, have other names: from old to new."""
         for known in (self._in_doubt, self._may_have_left, self._unreached):
-            known.update({new: known.pop(old)} if old in known else {})
-        self._hooked.renamed(old, new)
+            known.update({names[old]: known.pop(old) for old in names if old in known})
+        self._hooked.renamed(names)
 
     @property
     def failing_since(self) -> float | None:
@@ -447,10 +447,10 @@ class _Hooked:
         for entry in entries:
             self._by_entry.pop(entry, None)
 
-    def renamed(self, old: str, new: str) -> None:
-        if old in self._by_entry:
-            run, made = self._by_entry.pop(old)
-            self._by_entry[new] = run.renamed(new), made
+    def renamed(self, names: Mapping[str, str]) -> None:
+        known = {old: self._by_entry.pop(old) for old in names if old in self._by_entry}
+        for old, (run, made) in known.items():
+            self._by_entry[names[old]] = run.renamed(names[old]), made
 
 
 def early(run: Run, now: datetime) -> float:

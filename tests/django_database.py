@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -102,6 +103,19 @@ class Database:
         for field, value in fields.items():
             setattr(entry, field, value)
         entry.save()
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """At once, from old to new."""
+        from django.db import transaction
+        from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+        with transaction.atomic():
+            keys = {old: self.get(old).pk for old in names}
+            for old, key in keys.items():
+                PeriodicTask.objects.filter(pk=key).update(name=f"once {old}")
+            for old, key in keys.items():
+                PeriodicTask.objects.filter(pk=key).update(name=names[old])
+            PeriodicTasks.update_changed()
 
     def watch_writers(self) -> None:
         """Has PostgreSQL note from now on who writes run states."""

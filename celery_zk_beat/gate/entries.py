@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Container, Mapping
 from datetime import datetime
 from typing import Any
 
 from celery.beat import Scheduler
 
 from .. import clock
-from ..dispatcher import Dispatcher
+from ..dispatcher import MOST_LOGGED, Dispatcher
 from ..due import at_one_instant, next_free, utc_of
 from ..log import get_logger
 from ..messages import Attempt
@@ -157,11 +158,24 @@ class GatedEntries(Source):
         self.outdated()  # it is to know
 
     def _take_entries(self) -> None:
-        gated, ledger = self._gated, self._ledger
+        gated = self._gated
         self._scheduler.data = self._taken = gated.entries
         self._names.look_anew()
         self._dispatcher.metrics.entries = len(self.entries)
-        goes_on = set(gated.renamed.values())
+        self._drop_lost({*gated.renamed.values()})
+        self._rename()
+        goes_on = {*gated.renamed.values()}
+        if goes_on:  # there was no room for some: no run of one is to be sent as another's
+            self._drop_lost(goes_on - self.entries.keys())
+        self._begin_clocks()
+        # The clock of an entry is its own. One that cannot be read was not disabled, nor one that
+        # is to have another name.
+        hidden = {*gated.adapter.unreadable, *goes_on}
+        self._note_named(anew=False, hidden=hidden)
+
+    def _drop_lost(self, goes_on: Container[str]) -> None:
+        """Drops runs of entries that are gone, but for those of the names `goes_on`."""
+        gated, ledger = self._gated, self._ledger
         lost = [
             run
             for name, run in ledger.outbox.items()
@@ -169,24 +183,30 @@ class GatedEntries(Source):
             if gated.has_lost(name, run.key)
         ]
         self._dispatcher.drop(lost, "its entry was deleted or disabled while it waited")
-        self._rename()
-        self._begin_clocks()
-        # The clock of an entry is its own. One that cannot be read was not disabled.
-        self._note_named(anew=False, hidden=gated.adapter.unreadable)
 
     def _rename(self) -> None:
         """Has the ledger know entries that have another name by that. A row is its key."""
-        ledger, renamed = self._ledger, self._gated.renamed
-        for name, before in list(renamed.items()):
-            new, old = self._names.text_of(name), self._names.text_of(before)
-            if ledger.damaged(new) or ledger.state(old) is None:
-                continue
-            if self._control.holds(old):
-                logger.warning("%s was paused, and is called %s now: that is not paused", old, new)
-            if ledger.rename(old, new, clock.now()):
-                self._dispatcher.publisher.renamed(old, new)
-                logger.warning("%s is called %s now: it goes on where it was", old, new)
+        ledger, renamed, names = self._ledger, self._gated.renamed, dict[str, str]()
+        raw: dict[str, str] = {}
+        for name, old in list(renamed.items()):
+            new = self._names.text_of(name)
+            if new == old:  # it was not known yet what stands for that name
                 del renamed[name]
+            elif not ledger.damaged(new) and ledger.state(old) is not None:
+                names[old], raw[old] = new, name
+        count = 0
+        for moved in ledger.rename(names, clock.now()):
+            self._dispatcher.publisher.renamed(moved)
+            self._dispatcher.show_progress()
+            for old, new in moved.items():
+                del renamed[raw[old]]
+                count += 1
+                level = logging.WARNING if count <= MOST_LOGGED else logging.DEBUG
+                logger.log(level, "%s is called %s now: it goes on where it was", old, new)
+                if self._control.holds(old) and not self._control.holds(new):
+                    logger.log(level, "%s was paused; %s, as it is called now, is not", old, new)
+        if count > MOST_LOGGED:
+            logger.warning("%d entries in all have other names now", count)
 
     def _begin_clocks(self) -> None:
         """Has the ledger know since when the clocks run of entries that are new, or enabled again:
@@ -218,6 +238,9 @@ class GatedEntries(Source):
 
     def names_by_key(self) -> Mapping[str, str]:
         return self._ledger.names_by_key()
+
+    def waits(self, name: str) -> bool:
+        return self._names.text_of(name) in self._ledger.outbox
 
     def is_open(self) -> bool:
         return self._dispatcher.is_master

@@ -67,6 +67,9 @@ class Gate(Protocol):
         """Claims a run, and publishes it now or later; ZkBeatError: it is not certain to be
         claimed."""
 
+    def waits(self, name: str) -> bool:
+        """True while a run of an entry, by its name in the ledger, is not known to be sent."""
+
     def is_open(self) -> bool:
         """True while this beat is the master."""
 
@@ -395,18 +398,21 @@ class Gated(Giving):
     def _state(self, entry: Any) -> RunState | None:
         key, state = self.adapter.key(entry), self.gate.state(entry.name)
         if key is not None and (state is None or state.key != key):
-            state = self._state_before(entry.name, key)
+            state = self._state_before(entry, key)
         return state if state is not None and state.key == key else None
 
-    def _state_before(self, name: str, key: str) -> RunState | None:
+    def _state_before(self, entry: Any, key: str) -> RunState | None:
         """The state of an entry that has another name since, of all that are being looked at."""
         if self._names_before is None:
             self._names_before = self.gate.names_by_key()
         before = self._names_before.get(key)
-        # A name that is taken may be of rows that were numbered anew.
-        if before is None or before in self._being_read:
+        if before is None:
             return None
-        self.renamed[name] = before
+        if before in self._being_read and not self.adapter.has_run(entry, NEVER):
+            # Another has the name, and this one is perhaps new: some databases number rows anew
+            # from the first, or from one that was deleted.
+            return None
+        self.renamed[entry.name] = before
         return self.gate.state(before)
 
     def begins_anew(self, entry: Any, state: RunState) -> bool:
@@ -427,7 +433,10 @@ class Gated(Giving):
             return False
         # It was disabled and enabled again between two looks, or while no beat looked.
         changed = adapter.changed_at(entry)
-        return changed is not None and changed > state.last_run_at
+        if changed is None or self.gate.waits(self.renamed.get(entry.name, entry.name)):
+            return False  # it has not run yet
+        sent = [past.at for past in state.past if past.number is not None and past.note is None]
+        return changed > max([state.last_run_at, *sent])
 
 
 def _earliest(began: datetime, since: float) -> datetime:

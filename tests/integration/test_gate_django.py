@@ -17,7 +17,7 @@ from celery import Celery
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.control import change_pauses
 from celery_zk_beat.paths import page_of
-from celery_zk_beat.zookeeper.operations import SetData
+from celery_zk_beat.zookeeper.operations import Create, Delete, SetData
 from example_project.servers import free_port
 from tests.conftest import PATIENCE
 from tests.django_database import Database
@@ -240,6 +240,150 @@ def test_renamed(app: Celery, start: Start, database: Database) -> None:
     for one, next_one in zip(renamed, renamed[1:]):
         assert next_one.due - one.due > timedelta(seconds=PERIOD - 0.1)
     assert len({run.id for run in runs}) == len(runs)
+
+
+TAKEN_OVER = {
+    "swap": {"a": "b", "b": "a"},
+    "chain": {"a": "b", "b": "c"},
+    "a new one": {"a": "c"},
+    "of one that is gone": {"a": "b"},
+}
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("how", TAKEN_OVER)
+def test_a_name_is_taken_over(
+    app: Celery,
+    start: Start,
+    database: Database,
+    broker: Broker,
+    how: str,
+    meanwhile: bool,
+    waits: bool,
+) -> None:
+    """Between two looks, or while no beat looks. A row is its key, whoever has its name now: what
+    ran does not run again, though the row does not say that it did, and what waits is sent under
+    the new name, once."""
+    names = TAKEN_OVER[how]
+    if waits:
+        broker.is_away()
+    for name in "ab":
+        database.add(name, 30, last_run_at=soon(-29))
+    scheduler = start()
+    ledger = scheduler._loop.ledger
+    turn_until(scheduler, lambda: len(ledger.outbox if waits else history(app)) == 2)
+    before = {name: state_of(scheduler, name) for name in "ab"}
+    if meanwhile:
+        crash(scheduler)
+    if how == "of one that is gone":
+        database.get("b").delete()
+    database.rename(names)
+    if how == "a new one":
+        database.add("a", 30, task="new")
+    if meanwhile:
+        scheduler = start()
+        ledger = scheduler._loop.ledger
+    tasks = {(new, old) for old, new in names.items()}
+    turn_until(
+        scheduler,
+        lambda: tasks <= {(name, entry.task) for name, entry in scheduler.schedule.items()},
+    )
+    turn_for(scheduler, 0.3)
+    for old, new in names.items():
+        state = state_of(scheduler, new)
+        assert (state.last_run_at, state.due) == (before[old].last_run_at, before[old].due)
+        if waits:
+            assert ledger.outbox[new].was == old
+    if waits:
+        broker.is_back(scheduler)
+        turn_until(scheduler, lambda: not ledger.outbox)
+    turn_for(scheduler, 0.3)
+    gone = waits and how == "of one that is gone"  # what waited of it is dropped
+    assert sorted(run.task for run in history(app)) == (["a"] if gone else ["a", "b"])
+    run = next(run for run in history(app) if run.task == "a")
+    assert run.id == scheduler.task_id("a", 1, run.due)
+
+
+def test_rows_that_were_made_anew(app: Celery, start: Start, database: Database) -> None:
+    """And numbered from the first once more: they are not the others."""
+    for name in "ab":
+        database.add(name, 30, last_run_at=soon(-29))
+    first = start()
+    turn_until(first, lambda: len(history(app)) == 2)
+    crash(first)
+    keys = {name: database.get(name).pk for name in "ab"}
+    for name in "ab":
+        database.get(name).delete()
+    database.add("b", 3600, pk=keys["a"])
+    database.add("a", 3600, pk=keys["b"])
+    second = start()
+    turn_until(second, lambda: gated_of(second) and "a" in second.schedule)
+    assert state_of(second, "a").due is None
+    assert state_of(second, "a").last_run_at > soon(-60)
+
+
+def test_a_name_of_which_the_page_is_damaged(app: Celery, start: Start, database: Database) -> None:
+    """A renamed entry waits until that is mended, and goes on where it was then."""
+    database.add("a", 30, last_run_at=soon(-29))
+    first = start()
+    turn_until(first, lambda: history(app))
+    before = state_of(first, "a")
+    paths, session = first.election.paths, first.election.session
+    page = paths.page(page_of("b"))
+    session.commit(Create(page, b"{"))
+    crash(first)
+    database.rename({"a": "b"})
+    second = start()
+    turn_until(second, lambda: gated_of(second) and "b" in second.schedule)
+    turn_for(second, 0.3)
+    assert state_of(second, "a") == before
+    second.election.session.commit(Delete(page))
+    second._loop.forget()
+    turn_until(second, lambda: second._loop.ledger.state("b"))
+    after = state_of(second, "b")
+    assert (after.last_run_at, after.due) == (before.last_run_at, before.due)
+    turn_for(second, 0.3)
+    assert len(history(app)) == 1
+
+
+def test_a_name_that_shows_an_address(app: Celery, start: Start, database: Database) -> None:
+    """Another text stands for it. That is no other name."""
+    database.add("run at 0x1F", 30, last_run_at=soon(-29))
+    first = start()
+    turn_until(first, lambda: history(app))
+    before = state_of(first, "run")
+    crash(first)
+    second = start()
+    turn_until(second, lambda: gated_of(second))
+    turn_for(second, 0.3)
+    assert state_of(second, "run") == before
+    assert len(history(app)) == 1
+
+
+@pytest.mark.parametrize("changes", [{"description": "other"}, {"name": "other"}])
+def test_a_one_off_that_is_changed_while_it_waits(
+    app: Celery,
+    start: Start,
+    database: Database,
+    broker: Broker,
+    changes: dict[str, Any],
+) -> None:
+    """Is not enabled again by that, whoever is elected then: it runs once."""
+    broker.is_away()
+    database.add("e", 1, one_off=True)
+    first = start()
+    turn_until(first, lambda: first._loop.ledger.outbox)
+    crash(first)
+    database.change("e", **changes)
+    second = start()
+    turn_until(second, lambda: gated_of(second) and second._loop.ledger.outbox)
+    turn_for(second, 0.3)
+    broker.is_back(second)
+    turn_until(second, lambda: history(app))
+    turn_until(second, lambda: not database.get(changes.get("name", "e")).enabled)
+    turn_for(second, 1.5)
+    assert len(history(app)) == 1
 
 
 @pytest.mark.parametrize("name", ["row", "code"])

@@ -65,6 +65,13 @@ def bare(state: RunState | None) -> RunState | None:
     return state and replace(state, past=(), leaps=())
 
 
+def rename(ledger: RunLedger, **names: str) -> list[str]:
+    """From old to new; the old names of those for which it was done."""
+    return sorted(
+        (old for moved in ledger.rename(names, NOW) for old in moved), key=list(names).index
+    )
+
+
 def load(election: MasterElection) -> RunLedger:
     ledger = RunLedger(election)
     assert election.term is not None
@@ -117,7 +124,7 @@ def test_another_name(election: MasterElection, ledger: RunLedger) -> None:
     assert before is not None
     assert other is not None
     assert ledger.names_by_key() == {"7": "old", "8": "new"}
-    assert ledger.rename("old", "new", NOW)
+    assert rename(ledger, old="new") == ["old"]
     for each in (ledger, load(election)):
         assert each.outbox == {"new": replace(claimed, entry="new", was="old")}
         assert each.state("new") == replace(before, total_run_count=2, past=other.past)
@@ -131,12 +138,88 @@ def test_another_name(election: MasterElection, ledger: RunLedger) -> None:
     assert state.past[-1].note == "dropped: nobody wants it"
 
 
+@pytest.mark.parametrize("at_once", [2, 500])
+def test_names_that_are_taken_over(
+    election: MasterElection, ledger: RunLedger, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of entries that take each other's names each goes on as it was, and so do those of which one
+    takes the name that another leaves: runs that wait, too. A master that dies in between leaves
+    what the next one finds as it should be, and does the rest."""
+    monkeypatch.setattr("celery_zk_beat.ledger.MOST_RUNS", at_once)
+    keys = {"a": "1", "b": "2", "x": "3", "y": "4"}
+    ledger.first_seen(dict.fromkeys(keys, NOW), keys)
+    for name, count in (("b", 2), ("y", 1)):
+        for number in range(1, count + 1):
+            ledger.published(ledger.claim([replace(run(name, number), key=keys[name])])[0], NOW)
+    waiting = [replace(run(name), key=keys[name]) for name in "ax"]
+    ledger.claim([*waiting, replace(run("b", 3), key="2"), replace(run("y", 2), key="4")])
+    before = {name: ledger.state(name) for name in keys}
+    names = {"a": "b", "b": "a", "x": "y", "y": "z"}
+    rest = ledger
+    while names:
+        moved = next(rest.rename(names, NOW))
+        assert len(moved) == (2 if "a" in moved else 1) or at_once > 2
+        names = {old: new for old, new in names.items() if old not in moved}
+        rest = load(election)  # the next master
+    assert rest.names_by_key() == {"1": "b", "2": "a", "3": "y", "4": "z"}
+    for old, new in {"a": "b", "b": "a", "x": "y", "y": "z"}.items():
+        state, of = rest.state(new), before[old]
+        assert state is not None
+        assert of is not None
+        assert (state.last_run_at, state.due, state.key) == (of.last_run_at, of.due, of.key)
+        assert rest.outbox[new].was == old
+        assert rest.outbox[new].number == of.total_run_count <= state.total_run_count
+    left = rest.state("x")
+    assert left is not None
+    assert left.key is None
+
+
+def test_many_names(election: MasterElection, ledger: RunLedger) -> None:
+    """Take few transactions, of a bounded size."""
+    names = {f"{number}": f"the {number}" for number in range(2000)}
+    ledger.first_seen(dict.fromkeys(names, NOW), {name: name for name in names})
+    some = list(names)[:200]
+    ledger.claim([replace(run(name), key=name) for name in some])
+    writes = ledger.writes
+    assert rename(ledger, **names) == list(names)
+    assert ledger.writes - writes < 20
+    again = load(election)
+    assert again.names_by_key() == names
+    assert {run.entry: run.was for run in again.outbox.values()} == {
+        names[name]: name for name in some
+    }
+
+
+def test_a_name_that_is_not_left(ledger: RunLedger) -> None:
+    """It is not taken: the entry that has it would lose what is known of it."""
+    keys = {"a": "1", "b": "2", "c": "3"}
+    ledger.first_seen(dict.fromkeys(keys, NOW), keys)
+    ledger.claim([replace(run("c"), key="3")])
+    assert rename(ledger, a="b", b="c") == []
+    assert ledger.names_by_key() == {"1": "a", "2": "b", "3": "c"}
+
+
+def test_what_is_known_to_be_unsent_has_another_name(
+    election: MasterElection, ledger: RunLedger
+) -> None:
+    ledger.first_seen({"a": NOW, "b": NOW}, {"a": "1", "b": "2"})
+    ledger.claim([replace(run("a"), key="1"), replace(run("b"), key="2")])
+    ledger.hand_over(["a"])
+    again = load(election)
+    assert again.unsent == {"a"}
+    assert rename(again, a="b", b="a") == ["a", "b"]
+    assert again.unsent == {"b"}
+    assert again.term is not None
+    again.load(again.term)
+    assert again.unsent == {"b"}
+
+
 def test_another_name_that_has_a_run(ledger: RunLedger) -> None:
     """Of that name another waits: it stays as it is, until that does not."""
     ledger.first_seen({"old": NOW, "new": NOW}, {"old": "7", "new": "8"})
     waiting = ledger.claim([replace(run("old"), key="7"), replace(run("new"), key="8")])
     before = ledger.state("old")
-    assert not ledger.rename("old", "new", NOW)
+    assert rename(ledger, old="new") == []
     assert list(ledger.outbox.values()) == waiting
     assert ledger.state("old") == before
 
@@ -858,11 +941,11 @@ def test_a_name_for_which_there_is_no_room(ledger: RunLedger) -> None:
     ledger.limits.most_bytes = 16_000
     other = names_on_the_page_of("a", 60)
     ledger.first_seen(dict.fromkeys(["old", "a", *other], NOW))
-    assert ledger.rename("old", "a", NOW) or not ledger.damaged("a")
+    rename(ledger, old="a")
     assert not ledger.damaged("a")
     for name in ("old", "a"):  # as large as may be, each
         ledger._pages.of(name).size = ledger.limits.largest_page
-    assert not ledger.rename("old", "a", NOW)
+    assert rename(ledger, old="a") == []
 
 
 def test_a_history_deleted_underfoot(ledger: RunLedger, client: KazooClient) -> None:

@@ -61,6 +61,9 @@ class OpenGate:
     def holds_back(self, name: str) -> float | None:
         return None
 
+    def waits(self, name: str) -> bool:
+        return False
+
     def dispatch(self, given: Given, due: datetime, claimed: datetime) -> None:
         entry = given.entry
         self.runs.append((entry.name, due, claimed))

@@ -9,7 +9,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 
 from celery_zk_beat.due import shown
-from celery_zk_beat.names import NamedByText, by_text
+from celery_zk_beat.names import NamedByText, by_text, in_order
 
 APP = Celery("names", set_as_current=False)
 
@@ -82,3 +82,18 @@ def test_a_schedule_that_shows_an_address() -> None:
             return f"<Odd of {self.of!r}>"
 
     assert shown(Odd()) == shown(Odd()) == f"<Odd of <{__name__}.Thing object>>"
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        ({}, []),
+        ({"a": "b"}, [{"a": "b"}]),
+        ({"a": "b", "b": "c", "c": "d"}, [{"c": "d"}, {"b": "c"}, {"a": "b"}]),
+        ({"b": "c", "a": "b"}, [{"b": "c"}, {"a": "b"}]),
+        ({"a": "b", "b": "a"}, [{"a": "b", "b": "a"}]),
+        ({"a": "b", "x": "y", "b": "c", "c": "a"}, [{"a": "b", "b": "c", "c": "a"}, {"x": "y"}]),
+    ],
+)
+def test_changes_of_names_in_order(names: dict[str, str], steps: list[dict[str, str]]) -> None:
+    assert list(in_order(names)) == steps
