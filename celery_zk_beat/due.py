@@ -69,6 +69,14 @@ def next_free(entry: Any, due: datetime | None, state: RunState) -> datetime | N
     return due
 
 
+def next_run_of(entry: Any, state: RunState) -> datetime | None:
+    """The next run of an entry of `beat_schedule` that has this state, UTC, perhaps in the past;
+    None where its schedule cannot tell. From any thread."""
+    next_run_at = next_free(entry, next_run(entry, state.last_run_at), state)
+    asked_at = ask_at(entry, state)
+    return next_run_at if asked_at is None else max(asked_at, next_run_at or asked_at)
+
+
 def counts_from_last_run(schedule: Any) -> bool:
     """True where it has no fixed instants at which to run."""
     estimate = getattr(type(schedule), "remaining_estimate", None)

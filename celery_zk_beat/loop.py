@@ -10,6 +10,7 @@ from celery.beat import Scheduler
 
 from . import clock
 from .broker import Broker
+from .by_entry import ByEntry
 from .dispatcher import MOST_LOGGED, Dispatcher
 from .election.public import MasterElection
 from .election.terms import Term
@@ -71,6 +72,8 @@ class Loop:
         self.ledger, self.control = dispatcher.ledger, dispatcher.control
         dispatcher.source = self.source = make_source(dispatcher)
         self.operators = Operators(self, dispatcher, self.source)
+        patterns = settings.metrics_entries
+        self._by_entry = None if patterns is None else ByEntry(patterns, dispatcher, self.source)
         self._usefulness = Usefulness(
             settings.publish_deadline,
             election,
@@ -166,6 +169,8 @@ class Loop:
         self._metrics.outbox = len(self.ledger.outbox)
         self._metrics.writes = self.ledger.writes
         self._metrics.written_bytes = self.ledger.written_bytes
+        if self._by_entry is not None:
+            left = min(left, self._by_entry.turn())
         publisher = self.dispatcher.publisher
         self._usefulness.has_turned(publisher.failing_since)
         # Where the write before is still on its way: come back for this one, for it is what a
@@ -293,3 +298,5 @@ class Loop:
         """Has the ledger be loaded anew before anything is dispatched."""
         self.ledger.forget()
         self.source.close()
+        if self._by_entry is not None:
+            self._by_entry.forget()

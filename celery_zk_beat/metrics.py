@@ -6,9 +6,12 @@ itself, though two that are read one after the other may be of different instant
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 #: Seconds.
 _LATENESS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -19,6 +22,61 @@ SKIPPED = {
     "deadline": "older than beat_cron_starting_deadline",
     "resumed": "an operator resumed without catching up",
 }
+#: Most entries that have numbers of their own, and characters of their names: a label for each.
+MOST_SELECTED, LONGEST_SELECTED = 100, 200
+
+
+class Selected(NamedTuple):
+    """Which entries have numbers of their own.
+
+    Attributes:
+        names: sorted.
+        matching: how many match the patterns.
+        faults: a line for each thing that somebody should look at.
+    """
+
+    names: list[str]
+    matching: int
+    faults: list[str]
+
+
+def select(patterns: Sequence[str], names: Iterable[str], setting: str) -> Selected:
+    """Selects of `names` what matches a pattern of fnmatch's, upper and lower case apart, as many
+    as there may be. `setting` is the name of the patterns, for the faults."""
+    each = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
+    matches = re.compile("|".join(pattern.pattern for pattern in each)).match
+    found = sorted(filter(matches, names))
+    selected = [name for name in found if len(name) <= LONGEST_SELECTED][:MOST_SELECTED]
+    faults = [
+        f"{setting}: no entry has a name like {text!r}"
+        for text, pattern in zip(patterns, each)
+        if not any(map(pattern.match, found))
+    ]
+    if len(selected) < len(found):
+        faults.append(
+            f"{setting}: {len(found)} entries match, and {len(selected)} of them have metrics of "
+            f"their own: {MOST_SELECTED} at most, with names of up to {LONGEST_SELECTED} characters"
+        )
+    return Selected(selected, len(found), faults)
+
+
+class EntryNumbers(NamedTuple):
+    """Those of one entry, by the run states and the history. Instants in seconds since 1970.
+
+    Attributes:
+        last_run: when it ran last; where it is not known to have, since when its clock runs; 0
+            where its state cannot be read, so that it does not run.
+        lateness: of that run, in seconds: from the instant that it was for.
+        next_run: the instant of its next run, or of the one that waits to be published; None where
+            it is paused, or its schedule cannot tell.
+        skipped: by reason, when an instant of it was skipped last.
+    """
+
+    name: str
+    last_run: float
+    lateness: float | None
+    next_run: float | None
+    skipped: dict[str, float]
 
 
 @dataclass
@@ -60,6 +118,9 @@ class Metrics:
             bytes.
         outbox: runs that are claimed and not known to be published, on the master.
         entries: of this beat's schedule.
+        by_entry: the numbers of selected entries; None on a standby, where none are asked for, and
+            before they are known.
+        selected: how many entries match what they are asked for of.
         ticked: when the dispatch loop moved last, on boottime(); 0 before.
     """
 
@@ -76,4 +137,6 @@ class Metrics:
     written_bytes: int = 0
     outbox: int = 0
     entries: int = 0
+    by_entry: list[EntryNumbers] | None = None
+    selected: int = 0
     ticked: float = 0.0

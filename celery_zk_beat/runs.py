@@ -45,6 +45,8 @@ LONGEST_ERROR = 100
 LONGEST_MADE = 4_000
 #: Most characters of a note in it.
 _LONGEST_NOTE = 200
+#: What the note of a dropped run begins with.
+_DROPPED = "dropped: "
 #: Kept, for it takes longer to make than to use.
 to_json = JSONEncoder(separators=(",", ":")).encode
 
@@ -77,6 +79,11 @@ class PastRun(NamedTuple):
         """Tells it from others of its entry: two runs of one number may have become one entry's by
         a change of its name."""
         return self.number, self.due_ms
+
+    @property
+    def was_dropped(self) -> bool:
+        """True for a run that was claimed and not published."""
+        return self.note is not None and self.note.startswith(_DROPPED)
 
     @property
     def due(self) -> datetime:
@@ -174,7 +181,7 @@ class RunState:
 
     def after_drop(self, run: Run, why: str) -> RunState:
         """The state once a run is dropped."""
-        past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"dropped: {why}")
+        past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"{_DROPPED}{why}")
         dropped = (*self.dropped, run.number)[-DROPS_REMEMBERED:]
         # Of one that was claimed under another name there is nothing yet.
         note = self._with_amended if run.was is None else self._with_past

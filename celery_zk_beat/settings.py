@@ -44,6 +44,8 @@ class Settings:
             it died: "resend" or "drop".
         publish_deadline: seconds after which a master that cannot publish resigns; None: never.
         http: host and port of health, metrics and status page; None: none of them.
+        metrics_entries: patterns of the names of entries that have metrics of their own; None: none
+            has.
         auth, sasl, tls, acl: see :class:`~.security.Access`.
         fast_takeover: a small process beside this beat ends its session if it dies.
         app: the Celery app's name, None where it has none; guards the root against other apps.
@@ -60,6 +62,7 @@ class Settings:
     app: str | None
     scheduler: str | None = None
     fast_takeover: bool = True
+    metrics_entries: tuple[str, ...] | None = None
     auth: Secret | None = None
     sasl: Sasl | None = None
     tls: Tls | None = None
@@ -94,6 +97,7 @@ class Settings:
             publish_deadline=read("publish_deadline", check_seconds_or_none, 30.0),
             http=read("http", check_http, None),
             fast_takeover=read("fast_takeover", check_bool, True),
+            metrics_entries=read("metrics_entries", check_patterns, None),
             auth=read("auth", check_auth, None),
             sasl=read("sasl", check_sasl, None),
             tls=read("tls", check_tls, None),
@@ -271,6 +275,19 @@ def check_http(value: Any) -> tuple[str, int] | None:
     ):
         raise SettingsError(f"{value!r}: expected 'host:port', or a port of 127.0.0.1")
     return (match["host"] or "127.0.0.1").strip("[]"), int(match["port"])
+
+
+def check_patterns(value: Any) -> tuple[str, ...] | None:
+    """Returns the patterns of a list, as :mod:`fnmatch` has them; None where there is none.
+
+    Raises:
+        SettingsError: anything else.
+    """
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(each, str) and each for each in value
+    ):
+        raise SettingsError(f"{value!r}: expected a list of patterns such as ['nightly-*']")
+    return tuple(value) or None
 
 
 def check_scheduler(value: Any) -> str | None:

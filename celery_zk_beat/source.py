@@ -14,7 +14,7 @@ from celery.beat import Scheduler
 
 from . import clock
 from .dispatcher import Dispatcher
-from .due import as_of, ask_at, is_ahead, last_run, missed_instant, next_free
+from .due import as_of, ask_at, is_ahead, last_run, missed_instant, next_free, next_run_of
 from .log import get_logger
 from .names import Entries
 from .paths import page_of
@@ -39,6 +39,7 @@ class Source(ABC):
 
     Attributes:
         is_ahead: an entry's state says that it ran in the future.
+        readings: how often the entries were read anew.
     """
 
     def __init__(self, scheduler: Scheduler, names: Entries, dispatcher: Dispatcher) -> None:
@@ -46,6 +47,7 @@ class Source(ABC):
         self._election, self._ledger = dispatcher.election, dispatcher.ledger
         self._control = dispatcher.control
         self.is_ahead = False
+        self.readings = 0
 
     @property
     def entries(self) -> Mapping[str, Any]:
@@ -123,6 +125,10 @@ class Source(ABC):
         due, until = next_free(entry, found[0], state), found[1]
         return (due, until) if due is not None and due <= until else None
 
+    def next_run(self, name: str, state: RunState) -> datetime | None:
+        """When an entry that has this state is due next, UTC; None where that cannot be told."""
+        return next_run_of(self.entries[name], state)
+
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
         """See :meth:`.publishing.Entries.goes_on_from`."""
         state = self._ledger.state(run.entry)
@@ -142,6 +148,7 @@ class Source(ABC):
     def _note_named(self, *, anew: bool, hidden: Iterable[str] = ()) -> None:
         """Tells the ledger what the schedule names, whenever that may have changed; `hidden` it
         names, too. `anew`: the clock of what was away for long starts anew."""
+        self.readings += 1
         named: Container[str] = {*self.entries, *hidden} if hidden else self.entries
         for name in self._ledger.note_named(named, clock.now(), anew=anew):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)

@@ -11,7 +11,7 @@ from celery.beat import Scheduler
 
 from .. import clock
 from ..dispatcher import MOST_LOGGED, Dispatcher
-from ..due import at_one_instant, next_free, utc_of
+from ..due import at_one_instant, next_free, next_run, utc_of
 from ..log import get_logger
 from ..messages import Attempt
 from ..names import Entries
@@ -153,6 +153,12 @@ class GatedEntries(Source):
 
     def _start_of(self, entry: Any) -> datetime | None:
         return self._gated.adapter.start(entry)
+
+    def next_run(self, name: str, state: RunState) -> datetime | None:
+        entry = self.entries[name]
+        last = max(state.last_run_at, utc_of(entry, entry.last_run_at or NEVER))
+        due, start = next_free(entry, next_run(entry, last), state), self._start_of(entry)
+        return due if due is None or start is None else max(due, start)
 
     def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
         self.outdated()  # it is to know

@@ -12,8 +12,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from .. import clock
 from ..control import Pause, Pauses
-from ..due import ask_at, is_ahead, is_steady, next_free, next_run, schedule_text
+from ..due import is_ahead, is_steady, next_run_of, schedule_text
 from ..history import Pasts, merged
+from ..metrics import select
 from ..paths import Paths
 from ..runs import PastRun, Run, RunState, milliseconds
 from ..settings import Settings
@@ -181,6 +182,10 @@ class Reader:
         if self._others is not None:
             records.warnings += self._others.warnings
             held_back = self._others.ahead(now)
+        patterns = self._settings.metrics_entries
+        if patterns is not None and (named := self._named()):
+            setting = f"{self._settings.prefix}metrics_entries"
+            records.warnings += select(patterns, list(named), setting).faults
         seen = warnings_of(found, quota, self._remarks, self._ahead(pages, now), held_back)
         return replace(found, warnings=(*seen, *records.warnings))
 
@@ -291,9 +296,7 @@ def _entry(
 def _next_run(entry: Any, state: RunState) -> datetime | None:
     if isinstance(entry, OtherEntry):
         return entry.next_run_at(state)
-    next_run_at = next_free(entry, next_run(entry, state.last_run_at), state)
-    asked_at = ask_at(entry, state)
-    return next_run_at if asked_at is None else max(asked_at, next_run_at or asked_at)
+    return next_run_of(entry, state)
 
 
 def _schedule_text(entry: Any) -> str | None:

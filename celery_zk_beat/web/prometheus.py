@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from .. import clock
-from ..metrics import Histogram
+from ..metrics import EntryNumbers, Histogram
 from ..version import __version__
 from .state import State
 
@@ -106,6 +106,37 @@ class _Collector(Collector):
             "How long claims took, of one run or many at once.",
             metrics.claim_seconds,
         )
+        if metrics.by_entry is not None:
+            yield GaugeMetricFamily(
+                "celery_zk_beat_entries_selected",
+                "Entries that match zk_beat_metrics_entries; on the master alone.",
+                metrics.selected,
+            )
+            yield from _by_entry(metrics.by_entry)
+
+
+def _by_entry(numbers: Iterable[EntryNumbers]) -> Iterator[Metric]:
+    def family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"celery_zk_beat_entry_{name}", text, labels=["entry", *labels])
+
+    last_run = family("last_run_timestamp_seconds", "When the entry ran last.")
+    lateness = family("last_lateness_seconds", "How late that run was.")
+    next_run = family(
+        "next_run_timestamp_seconds", "When the entry is due next, or was, and waits."
+    )
+    last_skip = family(
+        "last_skip_timestamp_seconds", "When an instant of the entry was skipped last.", "reason"
+    )
+    for each in numbers:
+        name = each.name.encode(errors="backslashreplace").decode()
+        last_run.add_metric([name], each.last_run)
+        if each.lateness is not None:
+            lateness.add_metric([name], each.lateness)
+        if each.next_run is not None:
+            next_run.add_metric([name], each.next_run)
+        for reason, at in each.skipped.items():
+            last_skip.add_metric([name, reason], at)
+    yield from (last_run, lateness, next_run, last_skip)
 
 
 def _skipped(counts: Mapping[str, int]) -> Metric:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .. import clock
 from ..election.public import MasterElection
-from ..metrics import Histogram, Metrics
+from ..metrics import EntryNumbers, Histogram, Metrics
 from ..settings import Settings
 from ..status.reader import Schedule
 
@@ -83,6 +83,8 @@ class State:
         metrics = fields.pop("metrics")
         for name in ("lateness", "claim_seconds"):
             metrics[name] = Histogram(**metrics[name])
+        if metrics["by_entry"] is not None:
+            metrics["by_entry"] = [EntryNumbers(*each) for each in metrics["by_entry"]]
         return cls(metrics=Metrics(**metrics), **fields)
 
 

@@ -64,6 +64,10 @@ BAD = [
         )
     ],
     *[("scheduler", value, "'package.module:Class'") for value in ("", "Database", 7, "a b:C")],
+    *[
+        ("metrics_entries", value, "a list of patterns such as ['nightly-*']")
+        for value in ("nightly-*", [""], [7], {"a": 1}, True)
+    ],
     ("recovery", "", "'resend' or 'drop'"),
     ("recovery", "Drop", "'resend' or 'drop'"),
     ("recovery", True, "'resend' or 'drop'"),
@@ -155,6 +159,7 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_PUBLISH_DEADLINE": None,
         "CELERY_ZK_BEAT_HTTP": "[::1]:8080",
         "CELERY_ZK_BEAT_FAST_TAKEOVER": False,
+        "CELERY_ZK_BEAT_METRICS_ENTRIES": ["nightly-*", "é"],
         "CELERY_ZK_BEAT_TLS": True,
         "CELERY_ZK_BEAT_ACL": "world:anyone:cdrw",
     }
@@ -170,6 +175,7 @@ def test_good_values() -> None:
         http=("::1", 8080),
         app="shop",
         fast_takeover=False,
+        metrics_entries=("nightly-*", "é"),
         tls=Tls(),
         acl=(Grant("world", "anyone", 15),),
         prefix="CELERY_ZK_BEAT_",
@@ -185,6 +191,7 @@ def test_defaults() -> None:
     assert settings.recovery == "resend"
     assert settings.publish_deadline == 30
     assert settings.fast_takeover
+    assert settings.metrics_entries is None
     assert settings.id
 
 

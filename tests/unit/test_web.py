@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from celery_zk_beat import clock
 from celery_zk_beat.errors import SettingsError, Uncertain
-from celery_zk_beat.metrics import Metrics
+from celery_zk_beat.metrics import EntryNumbers, Metrics
 from celery_zk_beat.status.snapshot import Entry, Snapshot
 from celery_zk_beat.web.application import PATHS, Application
 from celery_zk_beat.web.listener import Listener, listen
@@ -236,6 +236,28 @@ def test_metrics() -> None:
     now = datetime.now(timezone.utc).timestamp()
     assert values["last_tick_timestamp_seconds", None] == pytest.approx(now - 100, abs=10)
     assert "process_resident_memory_bytes" in families
+
+
+def test_metrics_of_entries() -> None:
+    """Of those that are asked for, on a master; whatever their names are."""
+    known = EntryNumbers("nightly \ud800", 100.5, 0.25, 200.5, {"resumed": 50.0})
+    asked_for = Metrics(by_entry=[known, EntryNumbers("new", 90.0, None, None, {})], selected=2)
+    told = State.decode(replace(MASTER, metrics=asked_for).encode())
+    assert told.metrics.by_entry == asked_for.by_entry
+    _, _, body = Client(told).get("/metrics")
+    name = "celery_zk_beat_entry"
+    found = [line for line in body.decode().splitlines() if line.startswith(name)]
+    assert found == [
+        f'{name}_last_run_timestamp_seconds{{entry="nightly \\\\ud800"}} 100.5',
+        f'{name}_last_run_timestamp_seconds{{entry="new"}} 90.0',
+        f'{name}_last_lateness_seconds{{entry="nightly \\\\ud800"}} 0.25',
+        f'{name}_next_run_timestamp_seconds{{entry="nightly \\\\ud800"}} 200.5',
+        f'{name}_last_skip_timestamp_seconds{{entry="nightly \\\\ud800",reason="resumed"}} 50.0',
+    ]
+    assert b"celery_zk_beat_entries_selected 2.0\n" in body
+    _, _, body = Client(MASTER).get("/metrics")
+    assert name.encode() not in body
+    assert b"selected" not in body
 
 
 def test_a_beat_that_is_silent_is_down_for_prometheus() -> None:
