@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 from celery.beat import Scheduler
+from celery.schedules import crontab
 
 from . import clock
 from .agenda import Agenda, Item, Seen
@@ -20,17 +21,20 @@ from .due import (
     checksum,
     due_by_celery,
     due_instant,
+    instants_of,
     is_ahead,
     is_free,
     is_interval,
     last_run,
     next_free,
+    next_run,
     utc_of,
     zone_of,
 )
 from .hooks import Sender
 from .log import get_logger
 from .names import Entries
+from .policies import ALL, NO_POLICIES, Policies, Policy, Verdict
 from .publishing import Send
 from .runs import Run, RunState
 from .source import Source, no_collector, only_logged
@@ -74,6 +78,16 @@ class Known(Protocol):
         """True for what an operator holds back."""
 
 
+class Skipped(NamedTuple):
+    """An instant for which an entry has no run: its clock goes on `at` another. `reason` is one of
+    metrics.SKIPPED."""
+
+    entry: str
+    due: datetime
+    at: datetime
+    reason: str
+
+
 class _Asked(NamedTuple):
     """An entry's own class said that it is due: `following` is the entry after the run, `delay`
     when to ask that, in seconds."""
@@ -88,14 +102,12 @@ class Plan:
 
     Attributes:
         runs: to be claimed.
-        skipped: entry to the instant for which it has no run, and from which its clock goes on.
-        reason: of what is skipped, one of metrics.SKIPPED.
+        skipped: to be noted before.
         look_again: when something may be due, seconds since 1970; in the past: at once.
     """
 
     runs: list[Run] = field(default_factory=list)
-    skipped: dict[str, tuple[datetime, datetime]] = field(default_factory=dict)
-    reason: str = "deadline"
+    skipped: list[Skipped] = field(default_factory=list)
     look_again: float = math.inf
 
 
@@ -106,13 +118,24 @@ class Planner:
         names: the entries; marked as not current where they turn out to be others.
         is_due: asks an entry, as ``Scheduler.is_due`` does.
         max_interval: seconds after which to ask an entry that does not say when.
+        policies: of the entries, by their names.
+        root: of the jitter; the same for all beats of an app.
     """
 
     def __init__(
-        self, names: Entries, known: Known, is_due: Callable[[Any], Any], max_interval: float
+        self,
+        names: Entries,
+        known: Known,
+        is_due: Callable[[Any], Any],
+        max_interval: float,
+        policies: Policies = NO_POLICIES,
+        root: str = "",
     ) -> None:
         self._names, self._known, self._is_due = names, known, is_due
         self.max_interval = max_interval
+        self._all_policies, self._root = policies, root
+        #: Of the entries that have one.
+        self._policies: dict[str, Policy] = {}
         self._agenda = Agenda()
         self.seen = Seen()
         #: Seconds; of beat_cron_starting_deadline.
@@ -142,6 +165,7 @@ class Planner:
         self._planned.clear()
         self._starting_deadline = starting_deadline
         self._is_own, self._is_computed = is_own, not is_own and starting_deadline is None
+        self._find_policies()
         ahead = []
         for name, entry in list(self._names.get().items()):
             state = self._known.state(name)
@@ -159,6 +183,27 @@ class Planner:
             except Exception:
                 logger.exception("%s: cannot be scheduled, left out", name)
         return ahead
+
+    def _find_policies(self) -> None:
+        self._policies, names = {}, self._names
+        if not self._all_policies:
+            return
+        for pattern in self._all_policies.unmatched(names.get()):
+            names.warn_once(f"zk_beat_policies: {pattern!r} matches no entry")
+        for name, entry in list(names.get().items()):
+            policy = self._all_policies.of(name)
+            if policy is None:
+                continue
+            if self._is_own or is_free(entry):
+                names.warn_once(
+                    f"{name}: its policy is not applied: a class of its own says when it is due"
+                )
+                continue
+            deadline = self._starting_deadline
+            is_crontab = isinstance(entry.schedule, crontab)  # for which alone it is
+            if policy.catch_up is None and deadline is not None and is_crontab:
+                policy = replace(policy, catch_up=timedelta(seconds=deadline))
+            self._policies[name] = policy
 
     def _take(self, name: str, entry: Any, state: RunState, is_changed: bool) -> None:
         entry.last_run_at = as_of(entry, state.last_run_at)
@@ -209,13 +254,49 @@ class Planner:
         if instant is None:
             self._ask(item, entry, now, plan)
             return
-        ahead = _CLAIM_AHEAD + _CLAIM_TOGETHER
-        if instant.timestamp() - now.timestamp() > ahead:
-            self._agenda.put(item.name, instant.timestamp() - _CLAIM_AHEAD, instant)
+        policy = self._policies.get(item.name)
+        if policy is not None:
+            self._look_by(policy, item, instant, entry, now, plan)
+        elif self._is_time(item, instant, instant, now):
+            number, claimed = entry.total_run_count + 1, last_run(entry, instant, now)
+            plan.runs.append(Run(item.name, number, instant, claimed, self._known.epoch))
+            self._planned[item.name] = item, None
+
+    def _is_time(self, item: Item, due: datetime, leaves: datetime, now: datetime) -> bool:
+        """True where what leaves then is to be claimed; else it is put back for later."""
+        if leaves.timestamp() - now.timestamp() > _CLAIM_AHEAD + _CLAIM_TOGETHER:
+            self._agenda.put(item.name, leaves.timestamp() - _CLAIM_AHEAD, due)
+            return False
+        return True
+
+    def _look_by(
+        self, policy: Policy, item: Item, due: datetime, entry: Any, now: datetime, plan: Plan
+    ) -> None:
+        """Does what its policy says of an entry, at `due` or later."""
+        verdict = self._verdict(item.name, entry, policy, due, now)
+        if verdict.due is None:
+            self._agenda.put(item.name, math.inf)
             return
-        number, claimed = entry.total_run_count + 1, last_run(entry, instant, now)
-        plan.runs.append(Run(item.name, number, instant, claimed, self._known.epoch))
-        self._planned[item.name] = item, None
+        due, leaves = verdict.due, verdict.leaves
+        if verdict.skipped is not None:
+            assert verdict.clock is not None
+            plan.skipped.append(Skipped(item.name, due, verdict.clock, verdict.skipped))
+            entry.last_run_at = as_of(entry, verdict.clock)
+            self._place(item.name, entry)
+        elif self._is_time(item, due, leaves, now):
+            # Of one that leaves later than it is due, only what is later still is late.
+            claimed = verdict.clock or last_run(entry, due, now - (leaves - due))
+            run = Run(item.name, entry.total_run_count + 1, due, claimed, self._known.epoch)
+            later, counts = leaves if leaves > due else None, policy.runs is not None
+            plan.runs.append(replace(run, leaves=later, counts=counts))
+            self._planned[item.name] = item, None
+
+    def _verdict(
+        self, name: str, entry: Any, policy: Policy, due: datetime, now: datetime
+    ) -> Verdict:
+        state, instants = self._known.state(name), instants_of(entry, due)
+        ran = 0 if state is None else state.ran
+        return policy.decide(due, now, instants, ran, f"{self._root}/{name}")
 
     def _ask(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
         """Has the entry's own class say whether it is due."""
@@ -231,7 +312,7 @@ class Planner:
                     return
                 missed = self._too_late(entry)
                 if missed is not None:
-                    plan.skipped[item.name] = missed
+                    plan.skipped.append(Skipped(item.name, *missed, "deadline"))
         except Exception:
             logger.exception("%s: cannot tell when it is due, trying again later", item.name)
             delay = self.max_interval
@@ -310,7 +391,11 @@ class Planner:
 
     def _due(self, name: str, entry: Any) -> datetime | None:
         """When an entry is due, None if it is to be asked."""
-        due = due_by_celery(entry) if self._is_computed else None
+        due = None
+        if self._is_computed or name in self._policies:
+            due = due_by_celery(entry)
+            if due is None and name in self._policies:
+                due = next_run(entry, utc_of(entry, entry.last_run_at))
         state = self._known.state(name)
         return due if state is None else next_free(entry, due, state)
 
@@ -332,7 +417,10 @@ class BeatSchedule(Source):
 
     def __init__(self, scheduler: Scheduler, names: Entries, dispatcher: Dispatcher) -> None:
         super().__init__(scheduler, names, dispatcher)
-        self._planner = Planner(names, self, scheduler.is_due, scheduler.max_interval)
+        policies, root = dispatcher.settings.policies, self._election.paths.root
+        self._planner = Planner(
+            names, self, scheduler.is_due, scheduler.max_interval, policies, root
+        )
         #: On boottime(): not before then is it looked what was changed.
         self._look_again = 0.0
 
@@ -392,7 +480,9 @@ class BeatSchedule(Source):
         self._planner.max_interval = self._scheduler.max_interval  # which may be set at any time
         plan = self._planner.plan(now, dispatcher.room())
         look_again = plan.look_again
-        dispatcher.skip(plan.skipped, plan.reason)
+        for reason in dict.fromkeys(each.reason for each in plan.skipped):
+            missed = [each for each in plan.skipped if each.reason == reason]
+            dispatcher.skip({each.entry: (each.due, each.at) for each in missed}, reason)
         if plan.runs:
             unchanged = self._control.unchanged
             claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=dispatcher.publish_waiting)
@@ -405,6 +495,12 @@ class BeatSchedule(Source):
         if left > 0 and self._planner.seen.is_midway:
             left = min(left, max(SHORTEST_WAIT, self._look_again - clock.boottime()))
         return left
+
+    def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
+        policy = self._dispatcher.settings.policies.of(run.entry)
+        if policy is not None and policy.coalesce == ALL:
+            return None  # what came due since has a run of its own
+        return super().goes_on_from(run, at)
 
     def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
         entry.last_run_at = as_of(entry, last_run_at)

@@ -18,6 +18,7 @@ from .limits import LARGEST_OUTBOX, MOST_RUNS
 from .log import get_logger
 from .messages import run_id
 from .metrics import SKIPPED, Metrics
+from .policies import LEAST_CATCH_UP
 from .publishing import Entries, Publisher
 from .records import to_text
 from .runs import NEVER, Run, bytes_of
@@ -135,7 +136,22 @@ class Dispatcher:
 
     def publish_waiting(self) -> None:
         """Publishes of the outbox what may be published now."""
+        if self.settings.policies and self.ledger.outbox:
+            self._drop_late()
         self.publisher.publish(self.ledger.outbox.values())
+
+    def _drop_late(self) -> None:
+        """Drops what has waited for longer than its entry's policy lets it start. A moment more is
+        for what was claimed just in time."""
+        now, policies = clock.now() - LEAST_CATCH_UP, self.settings.policies
+        late = [
+            run
+            for run in self.ledger.outbox.values()
+            if not run.extra and self.may_publish(run)
+            for policy in [policies.of(run.entry)]
+            if policy is not None and policy.is_too_late(run.leaves or run.due, now)
+        ]
+        self._drop_noted(late, SKIPPED["catch_up"])
 
     def room(self) -> int:
         """How many runs may be claimed at once: what waits for the broker is bounded. What is held

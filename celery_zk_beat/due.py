@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import zlib
@@ -17,6 +18,7 @@ from celery.schedules import crontab
 
 from . import clock
 from .names import without_addresses
+from .policies import Instants
 from .runs import NEVER, RunState, end_of, from_milliseconds
 from .shown import Rule
 
@@ -35,6 +37,7 @@ _CRON = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 _WINTER, _SUMMER = datetime(2025, 1, 1), datetime(2025, 7, 1)
 #: So late an interval may be and still keep its rhythm.
 _LITTLE = timedelta(seconds=1)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
@@ -75,6 +78,70 @@ def next_run_of(entry: Any, state: RunState) -> datetime | None:
     next_run_at = next_free(entry, next_run(entry, state.last_run_at), state)
     asked_at = ask_at(entry, state)
     return next_run_at if asked_at is None else max(asked_at, next_run_at or asked_at)
+
+
+class _Fixed:
+    """The instants of a schedule that has them whenever its entry ran last: see policies.py."""
+
+    is_fixed = True
+
+    def __init__(self, entry: Any) -> None:
+        self._entry = entry
+
+    def after(self, instant: datetime) -> datetime | None:
+        return next_run(self._entry, instant)
+
+    def clock_before(self, instant: datetime) -> datetime:
+        return instant - _MILLISECOND
+
+    def last(self, since: datetime, until: datetime, most: int) -> datetime | None:
+        following = self.after(since)
+        if following is None or following > until:
+            return None
+        window = (following - since) * most
+        while True:  # from near the end, for from its beginning there may be a hundred thousand
+            start = max(since, until - window)
+            found = collections.deque([since] if start == since else (), most + 1)
+            each = self.after(start)
+            while each is not None and each <= until:
+                found.append(each)
+                each = self.after(each)
+            if start == since:
+                return found[-most] if len(found) > most else None
+            if len(found) >= most:
+                return found[-most]
+            window *= 2
+
+
+class _Every:
+    """Those of an interval, which go on from one that is known, `start`."""
+
+    is_fixed = False
+
+    def __init__(self, start: datetime, every: timedelta) -> None:
+        self._start, self._every = start, every
+
+    def after(self, instant: datetime) -> datetime | None:
+        count = max(0, (instant - self._start) // self._every + 1)
+        try:
+            return self._start + count * self._every
+        except OverflowError:
+            return None
+
+    def clock_before(self, instant: datetime) -> datetime:
+        return instant - self._every
+
+    def last(self, since: datetime, until: datetime, most: int) -> datetime | None:
+        count = (until - since) // self._every + 1
+        return None if count <= most else since + (count - most) * self._every
+
+
+def instants_of(entry: Any, due: datetime) -> Instants:
+    """When an entry is due that is at `due`, after its last run."""
+    schedule = entry.schedule
+    if is_interval(schedule) and not schedule.relative and schedule.run_every > timedelta():
+        return _Every(due, schedule.run_every)
+    return _Fixed(entry)
 
 
 def counts_from_last_run(schedule: Any) -> bool:

@@ -21,6 +21,8 @@ _CLAIMS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 SKIPPED = {
     "deadline": "older than beat_cron_starting_deadline",
     "resumed": "an operator resumed without catching up",
+    "catch_up": "later than catch_up of zk_beat_policies",
+    "limit": "more were missed than limit of zk_beat_policies",
 }
 #: Most entries that have numbers of their own, and characters of their names: a label for each.
 MOST_SELECTED, LONGEST_SELECTED = 100, 200

@@ -330,7 +330,7 @@ class Publisher:
             if in_doubt or run.epoch != epoch:
                 self._metrics.resent += 1
             self._metrics.published += 1
-            self._metrics.lateness.observe((at - run.due).total_seconds())
+            self._metrics.lateness.observe((at - (run.leaves or run.due)).total_seconds())
             goes_on_from = None
             if self.is_unsent(run):
                 goes_on_from = self._dispatcher.source.goes_on_from(run, left)
@@ -409,7 +409,7 @@ class Publisher:
 
 def _header(run: Run, ledger: RunLedger, master: str) -> dict[str, Any]:
     """What a message says of its run."""
-    return {
+    header = {
         "entry": run.entry,
         "era": ledger.era,
         "epoch": ledger.epoch,
@@ -417,6 +417,9 @@ def _header(run: Run, ledger: RunLedger, master: str) -> dict[str, Any]:
         "due": to_text(run.due),
         "master": master,
     }
+    if run.leaves is not None:
+        header["leaves"] = to_text(run.leaves)
+    return header
 
 
 class _Hooked:
@@ -454,9 +457,12 @@ class _Hooked:
 
 
 def early(run: Run, now: datetime) -> float:
-    """Seconds after which a run that was claimed ahead of time is due; 0 if it is."""
-    left = (run.due - now).total_seconds()
-    return left if 0 < left <= _FURTHEST_AHEAD else 0.0
+    """Seconds after which a run that was claimed ahead of time is to be published; 0 if it is."""
+    left, furthest = (run.due - now).total_seconds(), _FURTHEST_AHEAD
+    if run.leaves is not None:
+        later = (run.leaves - run.due).total_seconds()
+        left, furthest = left + later, furthest + later
+    return left if 0 < left <= furthest else 0.0
 
 
 def _wait_until_due(runs: list[Run]) -> None:

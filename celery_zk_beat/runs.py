@@ -119,6 +119,7 @@ class RunState:
             is right.
         done: stretches whose instants ran, by a clock that was ahead; until they are past. They
             are not to run again. For entries that run at fixed instants.
+        ran: how many runs its policy has counted, where that says how many there are to be.
     """
 
     last_run_at: datetime
@@ -132,6 +133,7 @@ class RunState:
     ask: tuple[int, int] | None = None
     leaps: tuple[Stretch, ...] = ()
     done: tuple[Stretch, ...] = ()
+    ran: int = 0
 
     @classmethod
     def first(
@@ -166,6 +168,7 @@ class RunState:
             "unnamed_since": None,
             "past": self._with_past(past),
             "key": run.key,
+            "ran": self.ran + run.counts,
         }
         if run.extra:
             return replace(self, **changes)
@@ -302,6 +305,8 @@ class RunState:
             more.append(f'"leaps":{to_json(self.leaps)}')
         if self.done:
             more.append(f'"done":{to_json(self.done)}')
+        if self.ran:
+            more.append(f'"ran":{self.ran}')
         return _with_more(text, more)
 
     @property
@@ -333,6 +338,8 @@ class Run:
             is made of that.
         call: which of the runs it is, from 0, that a gated scheduler made of the entry at once.
         made: it was given to hooks, and this is what they put into its options: JSON.
+        leaves: when it is to be published, where that is later than `due`.
+        counts: its entry's policy counts it. Not in the outbox.
     """
 
     entry: str
@@ -348,6 +355,8 @@ class Run:
     was: str | None = None
     call: int = 0
     made: str | None = dataclasses.field(default=None, compare=False)
+    leaves: datetime | None = None
+    counts: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def note(self) -> str | None:
@@ -383,6 +392,8 @@ class Run:
             more.append(f'"call":{self.call}')
         if self.made is not None:
             more.append(f'"made":{self.made}')
+        if self.leaves is not None:
+            more.append(f'"leaves":{microseconds(self.leaves)}')
         return _with_more(text, more)
 
 
@@ -437,6 +448,7 @@ def _decode_state(path: str, item: Any) -> RunState:
         _decode_pair(more.get("ask")),
         _decode_stretches(more.get("leaps")),
         _decode_stretches(more.get("done")),
+        count(path, more, "ran") if "ran" in more else 0,
     )
 
 
@@ -575,6 +587,7 @@ def _decode_run(path: str, item: Any) -> Run:
         was=_decode_text(more, "was"),
         call=count(path, more, "call") if "call" in more else 0,
         made=_decode_made(more.get("made")),
+        leaves=_instant(path, more, "leaves") if "leaves" in more else None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Callable, TypeVar
 
 from .errors import SettingsError
 from .paths import quote_name
+from .policies import NO_POLICIES, Policies, check_policies
 from .security import Access, Grant, Sasl, Secret, Tls, check_acl, check_auth, check_sasl, check_tls
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Settings:
             has.
         auth, sasl, tls, acl: see :class:`~.security.Access`.
         fast_takeover: a small process beside this beat ends its session if it dies.
+        policies: how entries run, by patterns of their names: see :mod:`~.policies`.
         app: the Celery app's name, None where it has none; guards the root against other apps.
     """
 
@@ -67,6 +69,7 @@ class Settings:
     sasl: Sasl | None = None
     tls: Tls | None = None
     acl: tuple[Grant, ...] | None = None
+    policies: Policies = NO_POLICIES
     #: Before the names of all settings, as the user writes them.
     prefix: str = _PREFIX
 
@@ -102,10 +105,16 @@ class Settings:
             sasl=read("sasl", check_sasl, None),
             tls=read("tls", check_tls, None),
             acl=read("acl", check_acl, None),
+            policies=read("policies", check_policies, NO_POLICIES),
             app=app,
             prefix=read.shown(_PREFIX),
         )
         settings.access.check()
+        if settings.scheduler is not None:
+            try:
+                settings.policies.refuse_what_gated_cannot()
+            except SettingsError as exc:
+                raise SettingsError(f"{read.shown(_PREFIX + 'policies')} = {exc}") from None
         return settings
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,11 +12,12 @@ from celery.beat import Scheduler
 
 from .. import clock
 from ..dispatcher import MOST_LOGGED, Dispatcher
-from ..due import at_one_instant, next_free, next_run, utc_of
+from ..due import at_one_instant, instants_of, next_free, next_run, utc_of
 from ..log import get_logger
 from ..messages import Attempt
 from ..names import Entries
-from ..publishing import Send
+from ..policies import Policy
+from ..publishing import Send, early
 from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
 from .gated import Gated, open_gate
@@ -133,7 +135,12 @@ class GatedEntries(Source):
         """Publishes what waits, and has the scheduler dispatch what is due; returns the seconds
         after which something may be. Raises SchedulerFailed where it raised something."""
         began, publisher = clock.boottime(), self._dispatcher.publisher
-        waiting = [run.entry for run in publisher.waiting() if publisher.back_off(run.entry) <= 0]
+        now = clock.now()
+        waiting = [
+            run.entry
+            for run in publisher.waiting()
+            if publisher.back_off(run.entry) <= 0 and early(run, now) <= _SHORTEST_WAIT
+        ]
         if waiting:
             self.look_at(waiting)
         self._dispatcher.publish_waiting()
@@ -255,7 +262,8 @@ class GatedEntries(Source):
         name, ledger, dispatcher = self._names.text_of(name), self._ledger, self._dispatcher
         waiting = ledger.outbox.get(name)
         if waiting is not None and dispatcher.may_publish(waiting):
-            return max(_SHORTEST_WAIT, dispatcher.publisher.back_off(name))
+            left = max(dispatcher.publisher.back_off(name), early(waiting, clock.now()))
+            return max(_SHORTEST_WAIT, left)
         held = waiting is not None or self._control.holds(name) or ledger.damaged(name)
         if held or self._control.pauses_stale or dispatcher.is_closing:
             return _HELD_FOR
@@ -288,6 +296,12 @@ class GatedEntries(Source):
             return
         number, epoch = state.total_run_count + 1, self._dispatcher.epoch
         run = Run(name, number, free, claimed, epoch, key=key, call=given.call)
+        policy = self._dispatcher.settings.policies.of(name)
+        if policy is not None:
+            by_policy = self._by_policy(policy, run, entry)
+            if by_policy is None:
+                return
+            run = by_policy
         claims = self._dispatcher.claim([run], self._control.unchanged)
         self._given, self._dispatched = given, (name, number)
         try:
@@ -295,3 +309,17 @@ class GatedEntries(Source):
         finally:
             self._given = self._dispatched = None
         self._is_full = self._dispatcher.room() <= 0
+
+    def _by_policy(self, policy: Policy, run: Run, entry: Any) -> Run | None:
+        """The run as its entry's policy has it; None where that skips it."""
+        now, seed = clock.now(), f"{self._election.paths.root}/{run.entry}"
+        instants = instants_of(entry, run.due)
+        verdict = policy.decide(run.due, now, instants, 0, seed)
+        if verdict.skipped is not None and verdict.clock is not None:
+            self._dispatcher.skip({run.entry: (run.due, verdict.clock)}, verdict.skipped)
+            due = instants.after(verdict.clock)
+            if due is None or due > now:
+                return None
+            verdict = policy.decide(due, now, instants, 0, seed)
+        due = verdict.due or run.due
+        return replace(run, due=due, leaves=verdict.leaves if verdict.leaves > due else None)

@@ -1,0 +1,281 @@
+"""What an entry's policy says of an instant: run, skip (why), or wait until. Pure: no I/O, no
+clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple, Protocol
+
+from .errors import SettingsError
+
+#: Values of `coalesce`: one run for all that was missed, or each its own.
+ONE, ALL = "one", "all"
+#: So late a run may always be: claims, and clocks, are not exact.
+LEAST_CATCH_UP = timedelta(seconds=1)
+#: Most runs that "all" may have wait.
+_LARGEST_LIMIT = 10_000
+_LONGEST = timedelta(days=3650)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND, _MILLISECOND = timedelta(microseconds=1), timedelta(milliseconds=1)
+
+
+class Instants(Protocol):
+    """When an entry is due by its schedule. Instants are aware, UTC."""
+
+    #: True where they are the same whenever the entry ran last.
+    is_fixed: bool
+
+    def after(self, instant: datetime) -> datetime | None:
+        """The first after another; None where there is none."""
+
+    def clock_before(self, instant: datetime) -> datetime:
+        """A `last_run_at` after which the entry is due at this one next."""
+
+    def last(self, since: datetime, until: datetime, most: int) -> datetime | None:
+        """Of those from `since`, which is one, up to `until`: the first of the last so many; None
+        where there are no more than that."""
+
+
+class Verdict(NamedTuple):
+    """What is to become of an entry.
+
+    Attributes:
+        due: the instant that it is about; None: nothing more runs.
+        leaves: when the run for it is to be published, at or after `due`.
+        skipped: why `due` is skipped, one of metrics.SKIPPED; None where it runs.
+        clock: the `last_run_at` from which the entry's clock goes on, where that does not depend
+            on when the run is claimed.
+    """
+
+    due: datetime | None
+    leaves: datetime
+    skipped: str | None = None
+    clock: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How an entry runs. Immutable.
+
+    Attributes:
+        catch_up: how late a run may start; None: without limit.
+        coalesce: what becomes of several missed instants: one run, or each its own.
+        limit: most missed instants that run where each has its own: the last so many.
+        jitter: a run leaves up to so much later than it is due, but before it is due again.
+        starts, ends: nothing that is due before, or after, runs; aware.
+        runs: how many runs, in all.
+    """
+
+    catch_up: timedelta | None = None
+    coalesce: str = ONE
+    limit: int = 100
+    jitter: timedelta = timedelta()
+    starts: datetime | None = None
+    ends: datetime | None = None
+    runs: int | None = None
+
+    def decide(
+        self, due: datetime, now: datetime, instants: Instants, ran: int, seed: str
+    ) -> Verdict:
+        """What is to become of `due`, the first instant at which the entry is due after its last
+        run, by `now`.
+
+        Args:
+            ran: how many runs there were.
+            seed: of the jitter; the same for an entry at each beat.
+        """
+        first = self._first(due, instants)
+        if first is None or (self.runs is not None and ran >= self.runs):
+            return Verdict(None, due)
+        due, leaves = first, self.leaves(first, instants, seed)
+        if self.is_too_late(leaves, now):
+            return self._skip_late(due, now, instants, seed)
+        if self.coalesce != ALL:
+            return Verdict(due, leaves)
+        if due < now:
+            kept = instants.last(due, now, self.limit)
+            if kept is not None:
+                return Verdict(due, leaves, "limit", instants.clock_before(kept))
+        # The next is due after this one, though it is missed already.
+        return Verdict(due, leaves, clock=due)
+
+    def is_too_late(self, leaves: datetime, now: datetime) -> bool:
+        """True where what was to be published then is not to start any more."""
+        catch_up = self.catch_up
+        return catch_up is not None and now - leaves > max(catch_up, LEAST_CATCH_UP)
+
+    def _first(self, due: datetime, instants: Instants) -> datetime | None:
+        """`due`, or the first instant from `starts` on; None where that is after `ends`."""
+        first: datetime | None = due
+        if self.starts is not None and due < self.starts:
+            first = instants.after(self.starts - _MICROSECOND) if instants.is_fixed else self.starts
+        return None if first is None or (self.ends is not None and first > self.ends) else first
+
+    def leaves(self, due: datetime, instants: Instants, seed: str) -> datetime:
+        """When the run for `due` is to be published: the same at each beat, before the next."""
+        if not self.jitter:
+            return due
+        following, most = instants.after(due), self.jitter
+        if following is not None:
+            most = min(most, following - due)
+        name = f"{seed}/{(due - _EPOCH) // _MILLISECOND}".encode("utf-8", "surrogatepass")
+        share = int.from_bytes(hashlib.sha256(name).digest()[:6], "big") / 2**48
+        return due + math.floor(share * (most / _MILLISECOND)) * _MILLISECOND
+
+    def _skip_late(self, due: datetime, now: datetime, instants: Instants, seed: str) -> Verdict:
+        """Skips all that is too late by now."""
+        assert self.catch_up is not None
+        catch_up = max(self.catch_up, LEAST_CATCH_UP)
+        since = max(due, now - catch_up - self.jitter - _MICROSECOND)
+        kept = instants.after(since)
+        while kept is not None and self.is_too_late(self.leaves(kept, instants, seed), now):
+            kept = instants.after(kept)
+        clock = now if kept is None else instants.clock_before(kept)
+        return Verdict(due, due, "catch_up", max(due, clock))
+
+
+#: Keys of a policy that users write.
+_KEYS = (*(each.name for each in dataclasses.fields(Policy)), "once")
+#: Those that make sense where another scheduler decides what is due.
+_GATED_KEYS = ("catch_up", "jitter")
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The setting ``zk_beat_policies``: patterns of names, as of fnmatch, to parts of policies.
+
+    Attributes:
+        parts: those that come later win, key by key.
+    """
+
+    parts: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    _known: dict[str, Policy | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
+
+    def of(self, name: str) -> Policy | None:
+        """That of an entry; None where no pattern matches its name. From any thread."""
+        if not self.parts:
+            return None
+        if name not in self._known:
+            found: dict[str, Any] = {}
+            for pattern, keys in self.parts:
+                if fnmatch.fnmatchcase(name, pattern):
+                    found.update(keys)
+            self._known[name] = _policy(found) if found else None
+        return self._known[name]
+
+    def unmatched(self, names: Iterable[str]) -> list[str]:
+        """The patterns that match none of these."""
+        names = list(names)
+        return [pattern for pattern, _ in self.parts if not fnmatch.filter(names, pattern)]
+
+    def refuse_what_gated_cannot(self) -> None:
+        """Raises SettingsError where a policy has a key that makes no sense where another
+        scheduler decides what is due."""
+        for pattern, keys in self.parts:
+            for key in keys:
+                if key not in _GATED_KEYS:
+                    raise SettingsError(
+                        f"{pattern!r}: {key!r} does not work with zk_beat_scheduler, which decides "
+                        f"what is due; expected one of {', '.join(_GATED_KEYS)}"
+                    )
+
+
+NO_POLICIES = Policies()
+
+
+def _policy(keys: Mapping[str, Any]) -> Policy:
+    fields = dict(keys)
+    if fields.pop("once", False):
+        fields["runs"] = 1
+    return Policy(**fields)
+
+
+def check_policies(value: Any) -> Policies:
+    """Returns policies of what a user wrote.
+
+    Raises:
+        SettingsError: a pattern, key or value that cannot be.
+    """
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{value!r}: expected a dictionary, pattern to policy")
+    parts = []
+    for pattern, keys in value.items():
+        if not isinstance(pattern, str) or not pattern:
+            raise SettingsError(f"{pattern!r}: expected a pattern of entries' names")
+        if not isinstance(keys, Mapping):
+            raise SettingsError(f"{pattern!r}: {keys!r}: expected a dictionary")
+        checked = {}
+        for key, item in keys.items():
+            try:
+                checked[key] = _check(key, item)
+            except SettingsError as exc:
+                raise SettingsError(f"{pattern!r}: {exc}") from None
+        _check_together(pattern, checked)
+        parts.append((pattern, checked))
+    return Policies(tuple(parts))
+
+
+def _check(key: Any, value: Any) -> Any:
+    if key not in _KEYS:
+        raise SettingsError(f"{key!r} is no key of a policy; expected one of {', '.join(_KEYS)}")
+    if value is None and key in ("catch_up", "starts", "ends", "runs"):
+        return None
+    if key in ("catch_up", "jitter"):
+        return _check_span(key, value)
+    if key in ("starts", "ends"):
+        return _check_instant(key, value)
+    if key == "coalesce" and value not in (ONE, ALL):
+        raise SettingsError(f"{key!r}: {value!r}: expected {ONE!r} or {ALL!r}")
+    if key == "once" and not isinstance(value, bool):
+        raise SettingsError(f"{key!r}: {value!r}: expected True or False")
+    if key in ("limit", "runs"):
+        most = _LARGEST_LIMIT if key == "limit" else 10**9
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise SettingsError(f"{key!r}: {value!r}: expected a whole number, 1 to {most}")
+    return value
+
+
+def _check_span(key: str, value: Any) -> timedelta:
+    span = value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        span = timedelta(seconds=min(max(value, -1), 1e10))
+    if not isinstance(span, timedelta) or not timedelta() <= span <= _LONGEST:
+        raise SettingsError(
+            f"{key!r}: {value!r}: expected seconds or a timedelta, 0 to {_LONGEST.days} days"
+        )
+    return span
+
+
+def _check_instant(key: str, value: Any) -> datetime:
+    instant = value
+    if isinstance(value, str):
+        try:
+            instant = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        except ValueError:
+            instant = None
+    if not isinstance(instant, datetime) or instant.utcoffset() is None:
+        raise SettingsError(
+            f"{key!r}: {value!r}: expected an aware datetime, or as '2026-06-01T09:00:00+02:00'"
+        )
+    return instant.astimezone(timezone.utc)
+
+
+def _check_together(pattern: str, keys: Mapping[str, Any]) -> None:
+    starts, ends = keys.get("starts"), keys.get("ends")
+    if starts is not None and ends is not None and ends < starts:
+        raise SettingsError(f"{pattern!r}: 'ends' is before 'starts': nothing would ever run")
+    if keys.get("once") and (keys.get("runs") or 1) != 1:
+        raise SettingsError(f"{pattern!r}: 'once' and 'runs': {keys['runs']} contradict each other")
+    if "limit" in keys and keys.get("coalesce") == ONE:
+        raise SettingsError(f"{pattern!r}: 'limit' is for 'coalesce': {ALL!r} alone")
