@@ -80,8 +80,8 @@ class Site:
         self.wait_for_run(one)
         return one, two
 
-    def worker(self, name: str = "worker", *args: str, **conf: Any) -> Process:
-        process = celery_worker(self.folder, name, APP, env=self._env(name, conf), args=args)
+    def worker(self, name: str = "worker", *args: str, app: str = APP, **conf: Any) -> Process:
+        process = celery_worker(self.folder, name, app, env=self._env(name, conf), args=args)
         self._stack.enter_context(process).start()
         process.wait_for_log("ready.", PATIENCE)
         return process
