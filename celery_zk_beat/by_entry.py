@@ -175,7 +175,7 @@ class ByEntry:
         if is_held:
             return None
         if waiting is not None and not waiting.extra:
-            return waiting.due.timestamp()
+            return (waiting.leaves or waiting.due).timestamp()
         try:
             at = self._source.next_run(name, state)
         except Exception:  # of a class of the user's

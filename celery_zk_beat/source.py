@@ -14,7 +14,16 @@ from celery.beat import Scheduler
 
 from . import clock
 from .dispatcher import Dispatcher
-from .due import as_of, ask_at, is_ahead, last_run, missed_instant, next_free, next_run_of
+from .due import (
+    as_of,
+    ask_at,
+    instants_of,
+    is_ahead,
+    last_run,
+    missed_instant,
+    next_free,
+    next_run_of,
+)
 from .log import get_logger
 from .names import Entries
 from .paths import page_of
@@ -126,8 +135,18 @@ class Source(ABC):
         return (due, until) if due is not None and due <= until else None
 
     def next_run(self, name: str, state: RunState) -> datetime | None:
-        """When an entry that has this state is due next, UTC; None where that cannot be told."""
-        return next_run_of(self.entries[name], state)
+        """When the next run of an entry that has this state is to leave, UTC; None where there is
+        none, or that cannot be told."""
+        return self._by_policy_of(name, state, next_run_of(self.entries[name], state))
+
+    def _by_policy_of(self, name: str, state: RunState, due: datetime | None) -> datetime | None:
+        """When the next run leaves, by the entry's policy, where it is due then."""
+        policy = self._dispatcher.settings.policies.of(name)
+        if policy is None or due is None:
+            return due
+        instants, seed = instants_of(self.entries[name], due), f"{self._election.paths.root}/{name}"
+        verdict = policy.decide(due, due, instants, state.ran, seed)
+        return None if verdict.due is None else verdict.leaves
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
         """See :meth:`.publishing.Entries.goes_on_from`."""

@@ -165,7 +165,8 @@ class GatedEntries(Source):
         entry = self.entries[name]
         last = max(state.last_run_at, utc_of(entry, entry.last_run_at or NEVER))
         due, start = next_free(entry, next_run(entry, last), state), self._start_of(entry)
-        return due if due is None or start is None else max(due, start)
+        due = due if due is None or start is None else max(due, start)
+        return self._by_policy_of(name, state, due)
 
     def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
         self.outdated()  # it is to know

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from celery_zk_beat.metrics import SKIPPED
 from example_project.servers import REPOSITORY, wait_until
 from tests.conftest import PATIENCE
 
@@ -73,6 +74,8 @@ def test_metrics(exported: str, promtool: Promtool) -> None:
     row = re.compile(r"^\| `(celery_zk_beat\w+)` \| (\w+) \|", re.MULTILINE)
     rows = row.findall(_read("monitoring.md"))
     assert sorted(rows) == sorted((_full_name(family), family.type) for family in families)
+    for reason in SKIPPED:
+        assert f"`{reason}`" in _read("monitoring.md")
     samples = {sample.name for family in families for sample in family.samples}
     samples |= {family.name for family in families}  # of what was skipped there is no sample
     for path in (ALERTS, *ALERTS_TESTS, DASHBOARD):

@@ -292,6 +292,32 @@ def test_too_many(
     assert set(faults) <= set(warnings)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_policies(app: Celery, make: Make, gated: bool) -> None:
+    """The next run leaves when its entry's policy has it leave, if ever."""
+    app.conf.zk_beat_metrics_entries = ["*"]
+    app.conf.zk_beat_policies = {"late": {"jitter": 3600}}
+    if gated:
+        app.conf.zk_beat_scheduler = f"{__name__}:Own"
+    else:
+        app.conf.zk_beat_policies["over"] = {"ends": "2020-01-01T00:00:00+00:00"}
+    one = make(beat_schedule=dict.fromkeys(["late", "over"], every(86400.0)))
+
+    def next_runs(scheduler: ZooKeeperScheduler) -> list[float]:
+        """How long after it was seen first each entry runs, in seconds; 0: never."""
+        turn(scheduler)
+        turn(scheduler)
+        known = scheduler.metrics.by_entry
+        assert known is not None
+        return [(each.next_run and each.next_run - each.last_run) or 0.0 for each in known]
+
+    late, over = next_runs(one)
+    assert 86401.0 < late < 90000.0
+    assert over == pytest.approx(86400.0, abs=1.0) if gated else over == 0
+    one.close()
+    assert next_runs(make()) == [late, over]
+
+
 class Own(Scheduler):
     """Another scheduler, whose entry starts later than it was due."""
 
