@@ -7,7 +7,7 @@ HOURS := 1
 # test,docker: with pytest-celery, without which the tests in containers are skipped.
 EXTRAS := test
 
-.PHONY: help demo demo-django unit test test-oldest docker simulate chaos soak contenders bench kills lint clean
+.PHONY: help demo demo-django unit test test-oldest docker simulate chaos soak contenders bench kills zones lint clean
 
 help:
 	@echo "make demo        a failover to watch, about 70 seconds, on servers that it starts itself"
@@ -22,6 +22,7 @@ help:
 	@echo "make kills       200 kills, 20 pauses, 20 outages; 260 kills with other schedulers; about 45 minutes"
 	@echo "make contenders  the same faults for this and for other schedulers: a table"
 	@echo "make bench       how fast this and others are: a table, 26 minutes; BENCH=--quick for less"
+	@echo "make zones       cron against brute force, in all time zones, from 1990 to 2037; about an hour"
 	@echo "make clean       remove what the others made"
 
 demo:
@@ -91,6 +92,10 @@ kills:
 	$(BIN)/python -m tests.chaos.database_kills --times 100 --store mariadb
 	$(BIN)/python -m tests.chaos.database_kills --times 30 --store redbeat
 	$(BIN)/python -m tests.chaos.database_kills --times 30 --store sqlalchemy
+
+zones:
+	@.ci/setup $(VENV) $(EXTRAS)
+	$(BIN)/python -m tests.zones
 
 lint:
 	@.ci/setup $(VENV) $(EXTRAS)

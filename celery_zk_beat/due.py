@@ -20,6 +20,7 @@ from . import clock
 from .names import without_addresses
 from .policies import Instants
 from .runs import NEVER, RunState, end_of, from_milliseconds
+from .schedules import cron, every
 from .shown import Rule
 
 _AHEAD = timedelta(minutes=1)
@@ -29,7 +30,9 @@ _FURTHEST_ZONE, _STEP_OF_ZONES = timedelta(hours=15), timedelta(minutes=15)
 #: What a schedule of Celery's keeps of the process that it is in.
 _OF_PROCESS = ("app", "_app", "nowfun", "tz", "utc_enabled")
 #: Packages whose schedules and entries say when they are due from when they ran last.
-_PLAIN = ("celery", "django_celery_beat", "sqlalchemy_celery_beat", "redbeat")
+_PLAIN = ("celery", "celery_zk_beat", "django_celery_beat", "sqlalchemy_celery_beat", "redbeat")
+#: Ours, which know the instant themselves.
+_OURS = (cron, every)
 #: The fields of a line of cron, by Celery's names.
 _CRON = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 #: Instants whose offsets from UTC tell one time zone from another: always these, so that what
@@ -45,6 +48,8 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
     past. None where its schedule cannot tell. From any thread."""
     schedule = entry.schedule
     try:
+        if type(schedule) in _OURS and is_steady(schedule):
+            return to_utc(schedule.following(last_run_at))
         if is_steady(schedule):
             # What is left, from any instant, and that instant make the next run, exactly; and it
             # takes half the time when the clock need not be asked. A copy, for beat uses it, too.
@@ -158,6 +163,8 @@ def due_by_celery(entry: Any) -> datetime | None:
     schedule, kind = entry.schedule, type(entry)
     if not is_steady(schedule) or (kind is not ScheduleEntry and not _is_celerys(kind)):
         return None
+    if type(schedule) in _OURS:
+        return next_run(entry, to_utc(entry.last_run_at))
     if type(schedule) is crontab:
         # Of earlier releases the estimate depends on whether it ran today.
         return next_run(entry, to_utc(entry.last_run_at)) if celery.VERSION >= (5, 7) else None
@@ -192,7 +199,7 @@ def is_interval(schedule: Any) -> bool:
 
 def is_steady(schedule: Any) -> bool:
     """True where :func:`next_run` has one answer, whenever it is asked."""
-    kinds = (crontab, celery.schedules.schedule)
+    kinds = (crontab, celery.schedules.schedule, *_OURS)
     return type(schedule) in kinds and schedule.nowfun is None and _is_apps_time(schedule)
 
 
@@ -215,7 +222,10 @@ def _copy_at(schedule: Any, now: datetime) -> Any:
 
 
 def schedule_text(schedule: Any) -> str:
-    """For people: ``every 10 s``, ``crontab 0 3 * * 1``, or what its class shows."""
+    """For people: ``every 10 s``, ``crontab 0 3 * * 1``, ``cron 0 3 * * 1 Europe/Berlin``, or what
+    its class shows."""
+    if type(schedule) in _OURS:
+        return str(schedule)
     if is_interval(schedule):
         return f"every {schedule.run_every.total_seconds():g} s"
     if type(schedule) is crontab:
@@ -230,13 +240,17 @@ def rule_of(schedule: Any) -> Rule | None:
     if is_interval(schedule):
         every, relative = schedule.run_every.total_seconds(), schedule.relative is True
         return Rule(every=every, relative=relative)
-    if not isinstance(schedule, crontab) or kind.__module__.partition(".")[0] not in _PLAIN:
+    if (
+        kind in _OURS
+        or not isinstance(schedule, crontab)
+        or kind.__module__.partition(".")[0] not in _PLAIN
+    ):
         return None
-    cron = " ".join([_cron_field(getattr(schedule, f"_orig_{name}")) for name in _CRON])
+    line = " ".join([_cron_field(getattr(schedule, f"_orig_{name}")) for name in _CRON])
     if kind is crontab:
-        return Rule(cron=cron)
+        return Rule(cron=line)
     zone = getattr(schedule.tz, "key", None) or str(schedule.tz)
-    return None if _zone(zone) is None else Rule(cron=cron, zone=zone)
+    return None if _zone(zone) is None else Rule(cron=line, zone=zone)
 
 
 def _cron_field(value: Any) -> str:
@@ -278,6 +292,14 @@ def _zone(name: str) -> tzinfo | None:
         return None
 
 
+def name_schedule(name: str, entry: Any) -> None:
+    """Tells the schedule of an entry the entry's name, where that matters: the entry has a schedule
+    of its own then, for others may have the same."""
+    schedule = entry.schedule
+    if isinstance(schedule, cron) and schedule.needs_name:
+        entry.schedule = schedule.named(name)
+
+
 def shown(schedule: Any) -> str:
     """The same in every process, also where a class shows no more than its address."""
     kind: Any = type(schedule)
@@ -304,6 +326,8 @@ def timing(schedule: Any) -> Any:
             schedule.day_of_month,
             schedule.month_of_year,
         )
+    if kind in _OURS:
+        return schedule.instants
     return _Fields(schedule)
 
 

@@ -135,10 +135,16 @@ class Entries:
     Args:
         schedule: the scheduler's, as it is now.
         is_replaced: the schedule may be another at each look, as that of a database is.
+        tell: called with each entry and its name, when the schedule is looked at.
     """
 
-    def __init__(self, schedule: Callable[[], Any], is_replaced: bool) -> None:
-        self._schedule, self._is_replaced = schedule, is_replaced
+    def __init__(
+        self,
+        schedule: Callable[[], Any],
+        is_replaced: bool,
+        tell: Callable[[str, Any], None] | None = None,
+    ) -> None:
+        self._schedule, self._is_replaced, self._tell = schedule, is_replaced, tell
         #: The schedule when it was looked at last.
         self.known: Any = None
         self._by_text: MutableMapping[str, Any] = {}
@@ -155,6 +161,9 @@ class Entries:
             schedule = self._schedule()
             if self.known is not schedule:
                 self.known, self._by_text = schedule, by_text(schedule)
+                if self._tell is not None:
+                    for name, entry in list(self._by_text.items()):
+                        self._tell(name, entry)
         return self._by_text
 
     def text_of(self, name: Any) -> str:

@@ -24,7 +24,7 @@ from . import clock
 from .beat_schedule import BeatSchedule
 from .broker import Broker, broker_digest
 from .dispatcher import Dispatcher
-from .due import shown
+from .due import name_schedule, shown
 from .election.public import MasterElection
 from .errors import SettingsError, ZkBeatError
 from .gate.entries import GatedEntries
@@ -80,7 +80,9 @@ class ZooKeeperScheduler(Hooked):
             raise SystemExit(f"celery beat: {exc}") from None
         #: With which Celery makes a scheduler.
         self._arguments = {"app": app, **kwargs, "lazy": False}
-        self._names = Entries(lambda: self.schedule, self._gated_class is not None)
+        is_gated = self._gated_class is not None
+        # What another scheduler runs nobody has told the names of entries.
+        self._names = Entries(lambda: self.schedule, is_gated, None if is_gated else name_schedule)
         #: What this beat has done so far; for any thread to read.
         self.metrics = Metrics()
         self._broker = Broker(app, self._session_timeout, lambda: self._loop.ledger.assure())
