@@ -66,7 +66,7 @@ OURS = "ours"
 GRACE = 0.25
 #: Of those whose every tick takes the longer the more entries there are: what they reach in the
 #: first seconds of a burst is what they go on with.
-STEADY = ("stock", "persistent", "database", "multibeat")
+STEADY = ("stock", "stock-sentry", "persistent", "database", "multibeat")
 
 
 @dataclass(frozen=True)

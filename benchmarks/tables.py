@@ -25,6 +25,8 @@ NAMES = {
     "stock-gated": "celery.beat:Scheduler, elected",
     "database-gated": "DatabaseScheduler, elected",
     "multibeat": "multibeat",
+    "ours-sentry": "ours, with Sentry",
+    "stock-sentry": "celery.beat:Scheduler, with Sentry",
     "standby": "a standby of ours",
 }
 P50, P99, MAX = 50, 99, 100
@@ -77,9 +79,11 @@ class Values:
         found = {result["who"] for result in self._results if result["case"] == case}
         return [name for name in NAMES if name in found]
 
-    def ratio(self, case: str, key: str, n: int, other: str = "stock") -> float | None:
-        mine, theirs = self.get(case, "ours", key, n), self.get(case, other, key, n)
-        return mine / theirs if mine is not None and theirs else None
+    def ratio(
+        self, case: str, key: str, n: int, other: str = "stock", mine: str = "ours"
+    ) -> float | None:
+        ours, theirs = self.get(case, mine, key, n), self.get(case, other, key, n)
+        return ours / theirs if ours is not None and theirs else None
 
 
 # A list, of which each row is there only where it was measured; so are text() and plots().
@@ -88,8 +92,13 @@ def bounds(results: Sequence[Result]) -> list[Bound]:  # noqa: C901
     values, found = Values(results), []
     least = {1000: 10.0, 10_000: 50.0}
     for n in values.sizes("burst"):
-        for other, times in ("stock", least.get(n, 1.0)), ("redbeat", 1.0):
-            if (ratio := values.ratio("burst", "rate", n, other)) is not None:
+        for other, times in (
+            ("stock", least.get(n, 1.0)),
+            ("redbeat", 1.0),
+            ("stock-sentry", 3.0 if n >= 1000 else 1.0),
+        ):
+            mine = "ours-sentry" if other == "stock-sentry" else "ours"
+            if (ratio := values.ratio("burst", "rate", n, other, mine)) is not None:
                 what = f"burst of {n:,}: times {NAMES[other]}"
                 found.append(Bound(what, ratio, times, at_least=True))
     small, large = (values.get("burst", "ours", "rate", n) for n in (10_000, 100_000))

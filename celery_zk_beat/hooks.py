@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from celery.beat import Scheduler, SchedulingError
@@ -25,6 +26,11 @@ logger = get_logger(__name__)
 _call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("zk_beat_call", default=None)
 #: Celery's own ``tick`` is called for nothing but what wraps it, by this very thread.
 _ticking: contextvars.ContextVar[bool] = contextvars.ContextVar("zk_beat_ticking", default=False)
+
+
+def current_call() -> Call | None:
+    """Where hooks are at work, by this thread."""
+    return _call.get()
 
 
 class Hooked(Scheduler):
@@ -88,6 +94,17 @@ def is_hooked(scheduler: Scheduler) -> bool:
     instance or a module may be changed at any time."""
     ways = scheduler.apply_entry, scheduler.apply_async, scheduler.send_task, scheduler.sync
     return not all(map(is_own, (*ways, Scheduler.apply_entry, Scheduler.apply_async)))
+
+
+def is_patched(kind: type, name: str, below: type) -> bool:
+    """True where a method, as a class finds it below another one in its order, is not of the class
+    that has it: somebody has put it there."""
+    order = kind.__mro__
+    holder = next(each for each in order[order.index(below) + 1 :] if name in vars(each))
+    method = vars(holder)[name]
+    if type(method) is not FunctionType:
+        return True
+    return bool(method.__globals__.get("__name__") != holder.__module__)
 
 
 class Sender:
@@ -155,28 +172,31 @@ class Call:
         options = self._attempt.entry.options
         return options["task_id"], options["headers"]["zk_beat"]
 
-    def give(self, entry: Any, apply_async: Callable[..., object]) -> None:
+    def give(self, entry: Any, apply_async: Callable[..., object], *, is_hook: bool = True) -> None:
         """Sends what the hooks around ``apply_entry`` have made of the entry, by `apply_async`. It
-        keeps what that raises: Celery's own ``apply_entry`` would only log it."""
+        keeps what that raises: Celery's own ``apply_entry`` would only log it. `is_hook`: what
+        `apply_async` raises by itself is no reason not to send."""
         self._given += 1
         if self._given > 1:
             logger.error("%s: hooks gave more than one message for its run: not sent", entry.name)
             return
         made = addressed(entry, *self._address)
         try:
-            self._send(made, apply_async)
+            self._send(made, apply_async, is_hook)
         except Exception as exc:
             self._error = exc
         finally:
             self._attempt.made = Made.of(made, self._attempt.entry)
 
-    def _send(self, entry: Any, apply_async: Callable[..., object]) -> None:
+    def _send(self, entry: Any, apply_async: Callable[..., object], is_hook: bool) -> None:
         handed = self._attempt.handed()
         try:
             send_by_celery(apply_async, self._scheduler.app, self._producer, entry)
         except (SchedulingError, ZkBeatError):
             raise
         except Exception as exc:
+            if not is_hook:
+                raise
             self._note_failed(entry, "apply_async", exc)
             if self._attempt.handed() == handed:
                 self._plainly(entry)

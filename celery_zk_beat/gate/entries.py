@@ -106,9 +106,9 @@ class GatedEntries(Source):
     def _send(self, run: Run, attempt: Attempt) -> None:
         given = self._given_for(run)
         if given is None:
-            self._gated.send_again(attempt.entry, attempt.until_due, run.call)
+            self._gated.send_again(attempt, run.call, self._gated.hooked_apply_entry)
         else:
-            self._gated.send(attempt.entry, attempt.until_due, given.arguments)
+            self._gated.send(attempt, given)
 
     def _given_for(self, run: Run) -> Given | None:
         """What is dispatched at this very moment, where that is the run."""

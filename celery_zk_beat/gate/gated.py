@@ -24,11 +24,12 @@ from celery.utils.imports import symbol_by_name
 from .. import clock
 from ..due import as_of, at_one_instant, due_instant, is_ahead
 from ..errors import SettingsError, ZkBeatError
+from ..hooks import current_call
 from ..log import get_logger
 from ..records import to_text
 from ..runs import NEVER, RunState
 from ..source import no_collector
-from .giving import Given, Giving
+from .giving import Given, Giving, Innermost
 from .installed import Installed
 from .stores import StoreAdapter, Unreadable, adapter_of
 from .trouble import Trouble
@@ -95,7 +96,8 @@ def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated
     # The gate is an attribute of the class: the constructor takes Celery's arguments alone, and
     # may tick, or ask for its schedule, before anybody could give it to the instance.
     names = {"gate": gate, "adapter_class": adapter, **adapter.overrides(scheduler)}
-    kind = type(scheduler.__name__, (Gated, scheduler), names)
+    bases = (Gated, Innermost) if scheduler is Scheduler else (Gated, scheduler, Innermost)
+    kind = type(scheduler.__name__, bases, names)
     with _failing(scheduler.__name__, gate.trouble):
         gated: Gated = kind(**arguments)
         try:
@@ -120,7 +122,7 @@ def _failing(name: str, trouble: Trouble) -> Iterator[None]:
 
 
 class Gated(Giving):
-    """Goes before a scheduler class among the bases of another."""
+    """Goes before a scheduler class."""
 
     gate: Gate
     adapter_class: type[StoreAdapter]
@@ -296,18 +298,26 @@ class Gated(Giving):
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> None:
-        """Has a run claimed and published. What goes wrong is for :meth:`turn` to tell: Celery
-        only logs what this raises."""
-        given = self.given(entry, kwargs)
-        if given is None:
+        """Has a run claimed and published. :meth:`turn` tells what goes wrong."""
+        if (call := current_call()) is not None:  # it is claimed, and hooks have had it
+            apply_async = functools.partial(super().apply_async, **kwargs)
+            call.give(entry, apply_async, is_hook=self.has_patched_apply_async)
+        else:
+            self._claim(self.given(entry, kwargs), advance)
+
+    def give_to_hooks(self, entry: Any, apply_entry: Any) -> None:
+        self._claim(self.given(entry, {}, apply_entry), False)
+
+    def _claim(self, given: Given | None, advance: bool) -> None:
+        if given is None or self._failure is not None:
             return
-        if self._failure is not None or (advance and self._held_back(entry) is not None):
+        entry = given.entry
+        if advance and self._held_back(entry) is not None:
             return
         # With `advance`, as RedBeat has it, the store is written by reserve(): not before the
         # claim, for a crash in between would lose the run.
         reserved = None if advance else self._last_reserved
-        if reserved is not None and reserved.name != entry.name:
-            reserved = None
+        reserved = None if reserved is None or reserved.name != entry.name else reserved
         claimed = clock.now() if reserved is None else self.adapter.last_run_at(reserved)
         due = _due(entry, self.adapter.start(entry))
         if claimed < due:  # the clock was set back since it was asked: it would be due again

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from celery.beat import Scheduler
 
+from ..hooks import Call, is_patched
 from ..log import get_logger
-from ..messages import addressed, copied, is_own, send_by_celery
+from ..messages import Attempt, addressed, apply_plainly, copied, is_own, send_by_celery
 
 logger = get_logger(__name__)
 
 
 class Given(NamedTuple):
     """What a scheduler's class gave to ``apply_async``: an entry, as it has perhaps changed it, and
-    arguments of its own. `call`: how many runs its ``apply_entry`` has given before."""
+    arguments of its own. `call`: how many runs its ``apply_entry`` has given before. `apply_entry`:
+    Celery's own, where something wraps that: it has not been called yet."""
 
     entry: Any
     arguments: Mapping[str, Any]
     call: int
+    apply_entry: Callable[..., object] | None = None
 
 
 @dataclass
 class _Again:
-    """A run that is given once more: the first that is for `call`, under what `addressed` says."""
+    """A run that is given once more: the first that is for `call`, by what `attempt` says."""
 
-    addressed: Any
+    attempt: Attempt
     call: int
     given: int = 0
     is_sent: bool = False
@@ -41,6 +44,30 @@ class Sends(Protocol):
     @property
     def producer(self) -> Any:
         """Of messages, for the broker."""
+
+
+class Innermost(Scheduler):
+    """Goes between a scheduler's class and Celery's own. What wraps that is to be called when a run
+    is claimed, and not when the class, which may make several of an entry, calls it."""
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        apply_entry = super().apply_entry
+        if is_own(apply_entry):
+            apply_entry(entry, producer=producer)
+            return
+        try:
+            self.give_to_hooks(entry, apply_entry)
+        except Exception:  # as Celery does, which would call apply_async here
+            logger.exception("%s: its run cannot be dispatched", entry.name)
+
+    def give_to_hooks(self, entry: Any, apply_entry: Callable[..., object]) -> None:
+        raise NotImplementedError
+
+    @property
+    def hooked_apply_entry(self) -> Callable[..., object] | None:
+        """Celery's own, where something wraps that."""
+        apply_entry: Callable[..., object] = super().apply_entry
+        return None if is_own(apply_entry) else apply_entry
 
 
 class Giving(Scheduler):
@@ -59,33 +86,48 @@ class Giving(Scheduler):
         finally:
             self._calls = None
 
-    def send(
-        self, entry: Any, until_due: Callable[[], object], arguments: Mapping[str, Any]
-    ) -> None:
-        """Sends an entry, in the manner of the scheduler's class, when `until_due` returns.
-        `arguments`: of its own. Raises as Celery's own."""
-        until_due()
-        apply_async = functools.partial(super().apply_async, **arguments)
-        send_by_celery(apply_async, self.app, self.gate.producer, entry)
+    def send(self, attempt: Attempt, given: Given) -> None:
+        """Sends what its class gave, in the manner of that, when it is due. Raises as Celery's
+        own."""
+        attempt.until_due()
+        apply_async = functools.partial(super().apply_async, **given.arguments)
+        if self.has_patched_apply_async:
+            apply_async = functools.partial(apply_plainly, self)
+        plainly = functools.partial(send_by_celery, apply_async, self.app, self.gate.producer)
+        through = given.apply_entry
+        if through is None and self.has_patched_apply_async:
+            through = functools.partial(self.apply_async, **given.arguments)
+        if attempt.before is not None:
+            plainly(attempt.before.put_on(attempt.entry))
+        elif through is None:
+            plainly(attempt.entry)
+        else:
+            Call(attempt, self, self.gate.producer, plainly).through(through)
 
-    def send_again(self, entry: Any, until_due: Callable[[], object], call: int) -> None:
+    @property
+    def has_patched_apply_async(self) -> bool:
+        """A tool wraps it, as with RedBeat, which does without ``apply_entry``. It is to be called
+        once; what is of the class's own, again and again."""
+        return is_patched(type(self), "apply_async", Giving)
+
+    def send_again(self, attempt: Attempt, call: int, hooked: Callable[..., object] | None) -> None:
         """The same for a run that is not given at this very moment: it waited, or an operator asks
         for it. What an ``apply_entry`` of its class's own does to the entry, or around the call,
         it does again; of the runs that it gives then, that of `call` is sent. LookupError where
-        there is none."""
+        there is none. `hooked`: Celery's ``apply_entry``, where something wraps that."""
         if is_own(super().apply_entry):
-            self.send(entry, until_due, {})
+            self.send(attempt, Given(attempt.entry, {}, 0, hooked))
             return
-        until_due()
-        again = self._again = _Again(entry, call)
-        plain = copied(self.entries[entry.name])
+        attempt.until_due()
+        again = self._again = _Again(attempt, call)
+        plain = copied(self.entries[attempt.entry.name])
         plain.options = dict(plain.options)
         try:
             super().apply_entry(plain, producer=self.gate.producer)
         except Exception:
             if not again.is_sent:
                 raise
-            logger.exception("%s: apply_entry failed after its message was sent", entry.name)
+            logger.exception("%s: apply_entry failed after its message was sent", plain.name)
         finally:
             self._again = None
         if again.error is not None:
@@ -93,9 +135,14 @@ class Giving(Scheduler):
         if not again.is_sent:
             raise LookupError(f"apply_entry gave {again.given} runs this time, not {call + 1}")
 
-    def given(self, entry: Any, arguments: Mapping[str, Any]) -> Given | None:
+    def given(
+        self,
+        entry: Any,
+        arguments: Mapping[str, Any],
+        apply_entry: Callable[..., object] | None = None,
+    ) -> Given | None:
         """What its class gives now; None where it gives it again, and all is done."""
-        given = Given(entry, arguments, self._calls or 0)
+        given = Given(entry, arguments, self._calls or 0, apply_entry)
         if self._again is not None:
             self._give_again(self._again, given)
             return None
@@ -108,10 +155,11 @@ class Giving(Scheduler):
         is_it, again.given = again.given == again.call, again.given + 1
         if not is_it:
             return
-        of = again.addressed.options
-        entry = addressed(given.entry, of["task_id"], of["headers"]["zk_beat"])
+        attempt = again.attempt
+        of = attempt.entry.options
+        attempt.entry = addressed(given.entry, of["task_id"], of["headers"]["zk_beat"])
         try:
-            self.send(entry, lambda: None, given.arguments)
+            self.send(attempt, given)
             again.is_sent = True
         except Exception as exc:
             again.error = exc
