@@ -24,7 +24,6 @@ from celery.utils.imports import symbol_by_name
 from .. import clock
 from ..due import as_of, at_one_instant, due_instant, is_ahead
 from ..errors import SettingsError, ZkBeatError
-from ..hooks import current_call
 from ..log import get_logger
 from ..records import to_text
 from ..runs import NEVER, RunState
@@ -295,24 +294,10 @@ class Gated(Giving):
                 entries[entry.name] = new
         return new
 
-    def apply_async(
-        self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
-    ) -> None:
+    def claim(self, given: Given, advance: bool) -> None:
         """Has a run claimed and published. :meth:`turn` tells what goes wrong."""
-        if (call := current_call()) is not None:  # it is claimed, and hooks have had it
-            apply_async = functools.partial(super().apply_async, **kwargs)
-            call.give(entry, apply_async, is_hook=self.has_patched_apply_async)
-        else:
-            self._claim(self.given(entry, kwargs), advance)
-
-    def give_to_hooks(self, entry: Any, apply_entry: Any) -> None:
-        self._claim(self.given(entry, {}, apply_entry), False)
-
-    def _claim(self, given: Given | None, advance: bool) -> None:
-        if given is None or self._failure is not None:
-            return
         entry = given.entry
-        if advance and self._held_back(entry) is not None:
+        if self._failure is not None or (advance and self._held_back(entry) is not None):
             return
         # With `advance`, as RedBeat has it, the store is written by reserve(): not before the
         # claim, for a crash in between would lose the run.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from celery.beat import Scheduler
 
-from ..hooks import Call, is_patched
+from ..hooks import Call, current_call, is_patched
 from ..log import get_logger
 from ..messages import Attempt, addressed, apply_plainly, copied, is_own, send_by_celery
 
@@ -85,6 +85,25 @@ class Giving(Scheduler):
             super().apply_entry(entry, producer=producer)
         finally:
             self._calls = None
+
+    def apply_async(
+        self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
+    ) -> None:
+        """What a class calls for each run: it is claimed. And what is between us and Celery's own
+        calls, when it is claimed: it is sent."""
+        if (call := current_call()) is not None:
+            apply_async = functools.partial(super().apply_async, **kwargs)
+            call.give(entry, apply_async, is_hook=self.has_patched_apply_async)
+        elif (given := self.given(entry, kwargs)) is not None:
+            self.claim(given, advance)
+
+    def give_to_hooks(self, entry: Any, apply_entry: Callable[..., object]) -> None:
+        """Has a run claimed of an entry that is to be sent by Celery's ``apply_entry``."""
+        if (given := self.given(entry, {}, apply_entry)) is not None:
+            self.claim(given, False)
+
+    def claim(self, given: Given, advance: bool) -> None:
+        raise NotImplementedError
 
     def send(self, attempt: Attempt, given: Given) -> None:
         """Sends what its class gave, in the manner of that, when it is due. Raises as Celery's
