@@ -23,7 +23,6 @@ from celery.app.utils import find_app
 from celery.beat import Service
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.signals import beat_init
-from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from . import clock
 from .control import (
@@ -42,7 +41,7 @@ from .log import get_logger, safe
 from .paths import Paths, page_of
 from .records import MasterRecord, to_text
 from .runs import decode_outbox, decode_page
-from .schedulers import ZooKeeperScheduler
+from .schedulers import OUR_SCHEDULER, ZooKeeperScheduler, scheduler_of
 from .settings import Settings, as_written, has_settings
 from .status import terminal
 from .status.reader import Reader
@@ -55,7 +54,6 @@ NOT_DONE = 1
 #: ZooKeeper cannot be reached; a setting, or the command line, is wrong.
 UNREACHABLE = 2
 
-OUR_SCHEDULER = "celery_zk_beat:ZooKeeperScheduler"
 #: How many times a write is tried that others make at the same time.
 _ATTEMPTS = 10
 
@@ -88,34 +86,13 @@ class _Site:
         self.timeout = timeout
         self.session = session
         self.paths = Paths.of(settings.hosts, settings.root)
-        self.scheduler, self._remarks = _scheduler(ctx.obj.app)
+        self.scheduler, self._remarks = scheduler_of(ctx.obj.app)
 
     def reader(self, on_change: Callable[[], None] | None = None) -> Reader:
         return Reader(self.session, self.settings, self.scheduler, on_change, self._remarks)
 
     def read(self) -> Snapshot:
         return self.reader().read()
-
-
-def _scheduler(app: Any) -> tuple[ZooKeeperScheduler, list[str]]:
-    """The scheduler as beat would make it, and what is to be said of it. Its schedule is wanted,
-    to which the app's modules may add, and a class of the app's own."""
-    app.loader.import_default_modules()
-    app.finalize()
-    name, shown = app.conf.beat_scheduler, as_written(app.conf, "beat_scheduler")
-    aliases = dict(load_extension_class_names("celery.beat_schedulers"))
-    ours = f"set it to {OUR_SCHEDULER!r}"
-    try:
-        kind = symbol_by_name(name, aliases=aliases)
-        if not issubclass(kind, ZooKeeperScheduler):
-            why = "takes no part in the election, and dispatches everything"
-            remark = f"{shown} = {name!r}: a beat that is started with it {why}; {ours}"
-            return ZooKeeperScheduler(app), [remark]
-        return Service(app, scheduler_cls=kind).scheduler, []
-    except (Exception, SystemExit) as exc:
-        why = f"{type(exc).__name__}: {exc}"
-        remark = f"{shown} = {name!r} cannot be made here, so its entries may be others: {why}"
-        return ZooKeeperScheduler(app), [remark]
 
 
 @beat_init.connect  # type: ignore[untyped-decorator]

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import zlib
 import zoneinfo
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 
@@ -51,18 +51,22 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
         if type(schedule) in _OURS and is_steady(schedule):
             return to_utc(schedule.following(last_run_at))
         if is_steady(schedule):
-            # What is left, from any instant, and that instant make the next run, exactly; and it
-            # takes half the time when the clock need not be asked. A copy, for beat uses it, too.
-            last = now = last_run_at.astimezone(schedule.tz)
-            schedule = _copy_at(schedule, now)
-        else:
-            now, last = entry.default_now(), as_of(entry, last_run_at)
-            if hasattr(schedule, "nowfun"):  # it would look at the clock again, a moment later
-                schedule = _copy_at(schedule, now)
+            return _next_of_steady(schedule, last_run_at)
+        now, last = entry.default_now(), as_of(entry, last_run_at)
+        if hasattr(schedule, "nowfun"):  # it would look at the clock again, a moment later
+            schedule = copied_at(schedule, lambda: now)
         left: timedelta = schedule.remaining_estimate(last)
         return utc_of(entry, now) + left
     except Exception:
         return None
+
+
+def _next_of_steady(schedule: Any, last_run_at: datetime) -> datetime:
+    # What is left, from any instant, and that instant make the next run, exactly; and it takes half
+    # the time when the clock need not be asked. A copy, for beat uses it, too.
+    now = last_run_at.astimezone(schedule.tz)
+    left: timedelta = copied_at(schedule, lambda: now).remaining_estimate(now)
+    return to_utc(last_run_at) + left
 
 
 def next_free(entry: Any, due: datetime | None, state: RunState) -> datetime | None:
@@ -214,10 +218,10 @@ def _is_apps_time(schedule: Any) -> bool:
     return now.tzinfo is not None and now.utcoffset() == now.astimezone(zone).utcoffset()
 
 
-def _copy_at(schedule: Any, now: datetime) -> Any:
-    """For which it is always `now`; much faster than :mod:`copy`, which parses a crontab anew."""
+def copied_at(schedule: Any, nowfun: Callable[[], datetime]) -> Any:
+    """A copy with another clock; much faster than :mod:`copy`, which parses a crontab anew."""
     copied = object.__new__(type(schedule))
-    vars(copied).update(vars(schedule), nowfun=lambda: now)
+    vars(copied).update(vars(schedule), nowfun=nowfun)
     return copied
 
 

@@ -18,7 +18,8 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from celery.beat import Scheduler
+from celery.beat import Scheduler, Service
+from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from . import clock
 from .beat_schedule import BeatSchedule
@@ -38,7 +39,7 @@ from .messages import run_id
 from .metrics import Metrics
 from .names import Entries
 from .paths import Paths
-from .settings import Settings
+from .settings import Settings, as_written
 from .signals import Announcer, beat_demoted, beat_elected
 from .source import Source
 from .systemd import Unit
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from .web.server import Server
 
 logger = get_logger(__name__)
+
+OUR_SCHEDULER = "celery_zk_beat:ZooKeeperScheduler"
 
 #: Seconds that a stopping beat takes in all, with its notes of what was published.
 _STOP_PATIENCE = 3.0
@@ -333,3 +336,24 @@ def _exit_on_sigterm() -> None:
             sys.exit(0)
 
         signal.signal(signal.SIGTERM, leave)
+
+
+def scheduler_of(app: Any) -> tuple[ZooKeeperScheduler, list[str]]:
+    """The scheduler as beat would make it, and what is to be said of it. Its schedule is wanted,
+    to which the app's modules may add, and a class of the app's own."""
+    app.loader.import_default_modules()
+    app.finalize()
+    name, shown = app.conf.beat_scheduler, as_written(app.conf, "beat_scheduler")
+    aliases = dict(load_extension_class_names("celery.beat_schedulers"))
+    ours = f"set it to {OUR_SCHEDULER!r}"
+    try:
+        kind = symbol_by_name(name, aliases=aliases)
+        if not issubclass(kind, ZooKeeperScheduler):
+            why = "takes no part in the election, and dispatches everything"
+            remark = f"{shown} = {name!r}: a beat that is started with it {why}; {ours}"
+            return ZooKeeperScheduler(app), [remark]
+        return Service(app, scheduler_cls=kind).scheduler, []
+    except (Exception, SystemExit) as exc:
+        why = f"{type(exc).__name__}: {exc}"
+        remark = f"{shown} = {name!r} cannot be made here, so its entries may be others: {why}"
+        return ZooKeeperScheduler(app), [remark]
