@@ -188,8 +188,6 @@ class Planner:
         self._policies, names = {}, self._names
         if not self._all_policies:
             return
-        for pattern in self._all_policies.unmatched(names.get()):
-            names.warn_once(f"zk_beat_policies: {pattern!r} matches no entry")
         for name, entry in list(names.get().items()):
             policy = self._all_policies.of(name)
             if policy is None:
@@ -514,6 +512,8 @@ class BeatSchedule(Source):
         names.look_anew()
         self._note_named(anew=True)
         entries = list(self.entries.items())
+        for pattern in self._dispatcher.settings.policies.unmatched(self.entries):
+            names.warn_once(f"zk_beat_policies: {pattern!r} matches no entry")
         changed = self._planner.seen.replace_all(entries, len(names.known))
         self._dispatcher.metrics.entries = len(entries)
         unseen, zones = {}, {}

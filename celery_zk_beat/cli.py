@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import gc
 import getpass
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -24,7 +26,7 @@ from celery.beat import Service
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.signals import beat_init
 
-from . import clock
+from . import clock, upcoming
 from .control import (
     DROP_RUN,
     LONGEST_WHO,
@@ -560,15 +562,152 @@ def history(
         _print(ctx, ["", *terminal.masters(masters, now, style, _width())])
 
 
+@zk_beat.command(cls=CeleryCommand, name="next")
+@_entry(required=False)
+@click.option(
+    "--at",
+    cls=CeleryOption,
+    metavar="INSTANT",
+    help_group="zk-beat Options",
+    help="From when on, such as 2026-11-01T03:00Z; without an offset it is of the app's timezone. "
+    "Default: now.",
+)
+@click.option(
+    "--until",
+    cls=CeleryOption,
+    metavar="INSTANT",
+    help_group="zk-beat Options",
+    help="Until when: an instant, or +7d, +12h, +30m. Default: a year; with --busy a day.",
+)
+@click.option(
+    "--count",
+    cls=CeleryOption,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help_group="zk-beat Options",
+    help="How many runs at most. Default: 10, with --until as many as there are.",
+)
+@click.option(
+    "--busy",
+    cls=CeleryOption,
+    is_flag=True,
+    help_group="zk-beat Options",
+    help="How many runs fall into each minute, the busiest first.",
+)
+@_json
+@_timeout
+@click.pass_context
+def next_(
+    ctx: click.Context,
+    entry: str | None,
+    at: str | None,
+    until: str | None,
+    count: int | None,
+    busy: bool,
+    as_json: bool,
+    timeout: float,
+) -> None:
+    """Show what will run, of ENTRY or of all, with policies, pauses and time zones.
+
+    The code that decides in production computes it from the app's schedule. ZooKeeper is asked for
+    the last runs, from which intervals count. Where it does not answer, each entry is assumed to
+    have run last now, and a line says so. Days on which clocks change are marked.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat next
+      $ celery -A proj zk-beat next nightly --until +30d
+      $ celery -A proj zk-beat next --busy --at 2026-12-24T00:00
+    """
+    now, app = clock.now(), ctx.obj.app
+    begin = _at("--at", at, lambda text: upcoming.utc(text, app.timezone)) or now
+    end = _at(
+        "--until",
+        until or ("+1d" if busy else "+366d"),
+        lambda text: upcoming.end_of(text, begin, lambda each: upcoming.utc(each, app.timezone)),
+    )
+    assert end is not None
+    schedule, names, remarks = _upcoming(ctx, timeout, now)
+    if entry is not None and entry not in names:
+        raise Failure(_no_entry(entry, names, "the app's schedule"))
+    for remark in remarks:
+        click.echo(safe(remark), err=True)
+    told = {"format": FORMAT, "from": to_text(begin), "until": to_text(end), "remarks": remarks}
+    if busy:
+        minutes = schedule.busy(begin, end)
+        if as_json:
+            told["minutes"] = {to_text(minute): runs for minute, runs in minutes.items()}
+            click.echo(json.dumps(told))
+        else:
+            _print(ctx, upcoming.table_of_minutes(minutes, _style(ctx), _width()))
+        return
+    most = count if count is not None else None if until else 10
+    runs = list(itertools.islice(schedule.runs(begin, end, entry), most))
+    if as_json:
+        click.echo(json.dumps({**told, "entry": entry, "runs": plain(runs)}))
+    else:
+        _print(ctx, upcoming.table_of(runs, now, _style(ctx), _width(), entry is None))
+
+
+def _at(option: str, text: str | None, read: Callable[[str], datetime]) -> datetime | None:
+    try:
+        return None if text is None else read(text)
+    except (ValueError, OverflowError) as exc:
+        raise click.BadParameter(safe(str(exc)), param_hint=option) from None
+
+
+def _upcoming(
+    ctx: click.Context, timeout: float, now: datetime
+) -> tuple[upcoming.Schedule, set[str], list[str]]:
+    """The schedule, the names of its entries, and what is to be said of it."""
+    remarks: list[str] = []
+    try:
+        with _site(ctx, timeout, clock.Wakeup()) as site:
+            reader, scheduler, settings = site.reader(), site.scheduler, site.settings
+            snapshot = reader.read()
+            entries, states = reader.named(), reader.states()
+        paused = {each.name for each in snapshot.entries if each.paused is not None}
+        if snapshot.paused is not None:
+            paused = set(entries)
+        held = sorted(paused & set(entries))
+        if held:
+            some = f"{len(held)} entries are" if len(held) > 1 else f"{held[0]} is"
+            remarks.append(f"{some} paused and not shown: `zk-beat resume` has them go on")
+    except Unreachable as exc:
+        settings = _settings(ctx.obj.app)
+        if settings.scheduler is not None:
+            raise
+        scheduler, _ = scheduler_of(ctx.obj.app)
+        entries, states, paused = scheduler.entries, {}, set()
+        remarks.append(
+            f"{exc.format_message()}: it is assumed that each entry ran last now, and that none is "
+            "paused"
+        )
+    known = {name: each for name, each in entries.items() if each.schedule is not None}
+    schedule = upcoming.Schedule(scheduler, settings, known, states, paused, now)
+    return schedule, set(entries), remarks
+
+
+def _settings(app: Any) -> Settings:
+    try:
+        return Settings.from_app(app)
+    except ZkBeatError as exc:
+        raise Unreachable(str(exc)) from None
+
+
 # What they share ----------------------------------------------------------------------------------
 
 
 def _known(snapshot: Snapshot, entry: str) -> None:
     names = [each.name for each in snapshot.entries]
     if entry not in names:
-        close = difflib.get_close_matches(entry, names, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "`zk-beat status` lists them"
-        raise Failure(f"no entry {entry!r} in the app's schedule or {snapshot.root}: {hint}")
+        raise Failure(_no_entry(entry, names, f"the app's schedule or {snapshot.root}"))
+
+
+def _no_entry(entry: str, names: Iterable[str], where: str) -> str:
+    close = difflib.get_close_matches(entry, list(names), n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`zk-beat status` lists them"
+    return f"no entry {entry!r} in {where}: {hint}"
 
 
 def _request(do: str, entry: str | None = None, to: str | None = None) -> RequestRecord:

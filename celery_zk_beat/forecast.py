@@ -158,10 +158,8 @@ class Forecast:
 
 
 def moved_on(entry: Any, state: RunState, at: datetime) -> RunState:
-    """The state that an entry will have shortly before an instant, where it runs until then as it
-    should: without a look at each of its runs."""
-    if at <= state.last_run_at or not hasattr(entry.schedule, "remaining_estimate"):
-        return state
+    """The state that an entry will have, or had, shortly before an instant, where it always runs as
+    it should: without a look at each of its runs."""
     last = at - timedelta(milliseconds=1)
     if is_interval(entry.schedule) and entry.schedule.run_every > timedelta():
         every = entry.schedule.run_every

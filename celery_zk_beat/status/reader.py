@@ -130,6 +130,15 @@ class Reader:
             self._others.refresh()
         return self._snapshot(clock.now())
 
+    def states(self) -> dict[str, RunState]:
+        """The run states, by entry, as far as the last :meth:`read` saw them."""
+        return {name: state for page in self._pages for name, state in page.states.items()}
+
+    def named(self) -> Mapping[str, Any]:
+        """The entries, by name: those of the asker's schedule or, with another scheduler, those of
+        which the master told."""
+        return self._schedule.entries if self._others is None else self._others.entries
+
     def history(self, entry: str | None, limit: int) -> list[RecentRun]:
         """The last runs, newest first, of one entry or of all, as far as the last :meth:`read`
         saw them."""
@@ -183,7 +192,7 @@ class Reader:
             records.warnings += self._others.warnings
             held_back = self._others.ahead(now)
         patterns = self._settings.metrics_entries
-        if patterns is not None and (named := self._named()):
+        if patterns is not None and (named := self.named()):
             setting = f"{self._settings.prefix}metrics_entries"
             records.warnings += select(patterns, list(named), setting).faults
         seen = warnings_of(found, quota, self._remarks, self._ahead(pages, now), held_back)
@@ -195,7 +204,7 @@ class Reader:
     def _entries(
         self, pages: Iterable[PageContent], outbox: Iterable[Run], pauses: Pauses, now: datetime
     ) -> list[Entry]:
-        schedule = dict(self._named())
+        schedule = dict(self.named())
         waiting = {run.entry: run.number for run in outbox}
         states = {name: state for page in pages for name, state in page.states.items()}
         pasts = self._pasts()
@@ -217,10 +226,6 @@ class Reader:
                 known = made_of, _entry(name, *made_of)
             self._shown[name] = known
         return [entry for _, entry in self._shown.values()]
-
-    def _named(self) -> Mapping[str, Any]:
-        """The entries of the asker's schedule, as far as is known."""
-        return self._schedule.entries if self._others is None else self._others.entries
 
     def _is_named(self, name: str, state: RunState) -> bool:
         return state.unnamed_since is None if self._others else name in self._schedule.entries

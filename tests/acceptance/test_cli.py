@@ -23,7 +23,7 @@ from celery_zk_beat import MasterElection
 from celery_zk_beat.cli import NOT_DONE, UNREACHABLE
 from celery_zk_beat.paths import Paths
 from example_project.processes import REPOSITORY
-from example_project.servers import Process, Redis, ZooKeeper, wait_until
+from example_project.servers import Process, Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, TICK_TIME
 
 from . import numbers_app, own_app
@@ -197,6 +197,32 @@ def test_run(site: Site) -> None:
     assert entries["seldom"]["next_run_at"] == due["seldom"]
     assert entries["seldom"]["total_run_count"] == 1
     refused(site.zk_beat("run", "seldmo"), NOT_DONE, "'seldmo'", "did you mean seldom?")
+
+
+def test_next(site: Site) -> None:
+    """From the last runs that ZooKeeper knows, and without it from now, and it says so."""
+    site.schedule(often=3600, nightly=7200, held=3600)
+    site.conf["zk_beat_policies"] = {"nightly": {"jitter": 600}}
+    site.beat("one").wait_for_log("dispatching", PATIENCE)
+    due = {entry["name"]: entry["next_run_at"] for entry in state_of(site)["entries"]}
+    did(site.zk_beat("pause", "held"), "held")
+    done = site.console("next", "--json", "--until", "+4h")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["remarks"] == ["held is paused and not shown: `zk-beat resume` has them go on"]
+    assert {run["entry"] for run in told["runs"]} == {"often", "nightly"}
+    first = {run["entry"]: run for run in reversed(told["runs"])}
+    assert first["often"]["due"] == first["often"]["at"] == due["often"]
+    assert first["nightly"]["due"] < first["nightly"]["at"]
+    did(site.zk_beat("resume", "held"), "held")
+    did(site.zk_beat("next", "often", "--count", "2"), "AT .*RUN")
+    did(site.zk_beat("next", "--busy", "--until", "+3h"), "MINUTE +RUNS")
+    refused(site.zk_beat("next", "oftn"), NOT_DONE, "'oftn'", "did you mean often?")
+    refused(site.zk_beat("next", "--at", "soon"), UNREACHABLE, "--at", "'soon'")
+    nowhere = f"127.0.0.1:{free_port()}"
+    alone = site.zk_beat("next", "--timeout", "0.5", zk_beat_hosts=nowhere)
+    assert alone.returncode == 0
+    assert "it is assumed that each entry ran last now" in alone.stderr
 
 
 def test_names_that_are_numbers(site: Site) -> None:

@@ -73,6 +73,7 @@ WALLS = {
         "broker.py",
         "cli.py",
         "due.py",
+        "forecast.py",
         "gate",
         "hooks.py",
         "loop.py",
