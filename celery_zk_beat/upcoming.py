@@ -77,12 +77,12 @@ class Schedule:
                 yield _next_run(known, each.entry, each.number, each.due, each.at, None)
 
     def _forecast(self, at: datetime, entries: Mapping[str, Any]) -> Forecast:
-        states = self._states
-        if at != self._now:
-            states = {name: self._moved_on(name, entries[name], at) for name in entries}
+        states = {name: self._state_at(name, entries[name], at) for name in entries}
         return Forecast(self._scheduler, self._settings, at, states, entries)
 
-    def _moved_on(self, name: str, entry: Any, at: datetime) -> RunState:
+    def _state_at(self, name: str, entry: Any, at: datetime) -> RunState:
+        if at == self._now:
+            return self._states[name]
         policy = self._settings.policies.of(name)
         state = moved_on(entry, self._states[name], at)
         if policy is None or policy.runs is None or at < self._now:
@@ -100,7 +100,7 @@ class Schedule:
             # A million runs of short intervals need not be looked at one by one.
             every = entry.schedule.run_every if is_interval(entry.schedule) else timedelta()
             if every > timedelta() and policies.of(name) is None:
-                last = moved_on(entry, self._states[name], at).last_run_at
+                last = self._state_at(name, entry, at).last_run_at
                 _count(counts, last + every, every, begin, until)
             else:
                 others[name] = entry
