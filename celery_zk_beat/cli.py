@@ -39,7 +39,7 @@ from .control import (
     change_pauses,
 )
 from .errors import Conflict, QuotaExceeded, RootError, TooLarge, Uncertain, ZkBeatError
-from .log import get_logger, safe
+from .log import get_logger, safe, show_warnings
 from .paths import Paths, page_of
 from .records import MasterRecord, to_text
 from .runs import decode_outbox, decode_page
@@ -117,6 +117,7 @@ def _say_if_not_ours(sender: Service, **kwargs: Any) -> None:
 def _site(ctx: click.Context, timeout: float, news: clock.Wakeup) -> Iterator[_Site]:
     """Connects, and turns each error of ours into its line and exit code."""
     hosts = ""
+    show_warnings()
     try:
         settings = Settings.from_app(ctx.obj.app)
         hosts = settings.hosts

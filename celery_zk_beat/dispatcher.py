@@ -15,7 +15,7 @@ from .control import Control
 from .election.public import MasterElection
 from .ledger import RunLedger
 from .limits import LARGEST_OUTBOX, MOST_RUNS
-from .log import get_logger
+from .log import Action, get_logger, telling
 from .messages import run_id
 from .metrics import SKIPPED, Metrics
 from .policies import LEAST_CATCH_UP
@@ -23,7 +23,7 @@ from .publishing import Entries, Publisher
 from .records import to_text
 from .runs import NEVER, Run, bytes_of
 from .settings import Settings
-from .signals import Announcer, run_dropped
+from .signals import Announcer, run_dropped, run_published
 from .zookeeper.operations import Operation
 
 logger = get_logger(__name__)
@@ -72,7 +72,7 @@ class Dispatcher:
         self.election, self._announcer = election, announcer
         self.ledger = RunLedger(election)
         self.control = Control(election.session, election.paths, wake)
-        self.publisher = Publisher(self, broker, self.ledger, announcer)
+        self.publisher = Publisher(self, broker, self.ledger)
         self.is_closing = False
         #: On boottime(): until when something is published.
         self._publish_until = math.inf
@@ -105,6 +105,10 @@ class Dispatcher:
         root, entries = self.election.paths.root, self.source.entries
         return run_id(root, entries, run.entry, run.number, run.due, run.was)
 
+    def telling(self, run: Run, action: Action) -> dict[str, object]:
+        """Of a log line that tells of a run."""
+        return run.telling(action, self.epoch, self.task_id(run))
+
     def may_publish(self, run: Run) -> bool:
         """True for what is this beat's to publish, and not held back."""
         return run.entry in self.source.entries and (run.extra or not self.control.holds(run.entry))
@@ -113,6 +117,25 @@ class Dispatcher:
         """True where anything is to be published at the moment."""
         is_late = self.is_closing and clock.boottime() > self._publish_until
         return not (is_late or self.control.pauses_stale)
+
+    def tell_published(self, runs: list[Run]) -> None:
+        """Tells the log, in the words of Celery's own beat, and the receivers of our signal."""
+        is_logged, is_heard = logger.isEnabledFor(logging.DEBUG), bool(run_published.receivers)
+        for run in runs if is_logged or is_heard else ():
+            task_id = self.task_id(run)
+            task = getattr(self.source.entries.get(run.entry), "task", None)
+            told = run.telling("published", self.epoch, task_id)
+            logger.debug("%s sent. id->%s", task, task_id, extra=told)
+            if is_heard:
+                self._announcer.send(
+                    run_published,
+                    entry=run.entry,
+                    task=task,
+                    run=run.number,
+                    due=run.due,
+                    epoch=self.epoch,
+                    task_id=task_id,
+                )
 
     # What sources and operators ask ---------------------------------------------------------------
 
@@ -172,12 +195,19 @@ class Dispatcher:
             return _PAUSED
         return _AT_FAULT if run.error or self.publisher.is_at_fault(run.entry) else None
 
-    def drop(self, runs: list[Run], why: str | Mapping[str, str], *also: Operation) -> None:
+    def drop(
+        self,
+        runs: list[Run],
+        why: str | Mapping[str, str],
+        *also: Operation,
+        level: int = logging.WARNING,
+    ) -> None:
         """Takes runs out of the outbox that will not be published.
 
         Args:
             why: for the history, the same for all or by entry.
             also: is part of the transaction.
+            level: of the line in the log.
         """
         self.ledger.drop(runs, why, *also)
         self.metrics.dropped += len(runs)
@@ -186,12 +216,13 @@ class Dispatcher:
         for number, run in enumerate(runs):
             reason = why if isinstance(why, str) else why[run.entry]
             logger.log(
-                logging.WARNING if number < MOST_LOGGED else logging.DEBUG,
+                level if number < MOST_LOGGED else logging.DEBUG,
                 "%s: run %d, due %s, is dropped: %s",
                 run.entry,
                 run.number,
                 to_text(run.due),
                 reason,
+                extra=self.telling(run, "dropped"),
             )
             self._announcer.send(
                 run_dropped,
@@ -216,8 +247,10 @@ class Dispatcher:
             why = SKIPPED[reason]
             self.ledger.skip(missed, f"skipped: {why}", *also)
             self.metrics.skipped[reason] += len(missed)
-            for name, (due, _) in missed.items():
-                logger.warning("%s: due %s, is skipped: %s", name, to_text(due), why)
+            for name, (instant, _) in missed.items():
+                due = to_text(instant)
+                told = telling("skipped", entry=name, due=due, epoch=self.epoch)
+                logger.warning("%s: due %s, is skipped: %s", name, due, why, extra=told)
 
     def drop_held(self) -> None:
         """Drops, now and then and where they take much, the runs that no schedule has named for

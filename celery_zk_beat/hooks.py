@@ -17,8 +17,8 @@ from celery.beat import Scheduler, SchedulingError
 
 from . import messages
 from .errors import ZkBeatError
-from .log import get_logger
-from .messages import Attempt, Made, addressed, apply_plainly, is_own, send_by_celery
+from .log import get_logger, telling
+from .messages import Attempt, Made, addressed, apply_plainly, is_own, ours, send_by_celery
 
 logger = get_logger(__name__)
 
@@ -170,7 +170,7 @@ class Call:
     @property
     def _address(self) -> tuple[str, Any]:
         options = self._attempt.entry.options
-        return options["task_id"], options["headers"]["zk_beat"]
+        return options["task_id"], ours(options["headers"])
 
     def give(self, entry: Any, apply_async: Callable[..., object], *, is_hook: bool = True) -> None:
         """Sends what the hooks around ``apply_entry`` have made of the entry, by `apply_async`. It
@@ -178,7 +178,8 @@ class Call:
         `apply_async` raises by itself is no reason not to send."""
         self._given += 1
         if self._given > 1:
-            logger.error("%s: hooks gave more than one message for its run: not sent", entry.name)
+            text = "%s: hooks gave more than one message for its run: not sent"
+            logger.error(text, entry.name, extra=self._telling(entry))
             return
         made = addressed(entry, *self._address)
         try:
@@ -215,4 +216,8 @@ class Call:
             name,
             type(exc).__name__,
             exc,
+            extra=self._telling(entry),
         )
+
+    def _telling(self, entry: Any) -> dict[str, object]:
+        return telling("raised", entry=entry.name, task_id=self._address[0])

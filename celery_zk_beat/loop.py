@@ -16,7 +16,7 @@ from .election.public import MasterElection
 from .election.terms import Term
 from .errors import AccessDenied, QuotaExceeded, ZkBeatError
 from .gate.gated import SchedulerFailed
-from .log import get_logger
+from .log import get_logger, telling
 from .metrics import Metrics
 from .operators import LAST_PUBLISHING, Operators
 from .paths import page_of
@@ -212,7 +212,10 @@ class Loop:
         self.source.outdated()
         self._recover(term.epoch)
         logger.info(
-            "dispatching %d entries as master, epoch %d", len(self.source.entries), term.epoch
+            "dispatching %d entries as master, epoch %d",
+            len(self.source.entries),
+            term.epoch,
+            extra=telling("dispatching", epoch=term.epoch),
         )
         if term.epoch != self._dispatching_epoch:
             self._dispatching_epoch = term.epoch
@@ -263,6 +266,7 @@ class Loop:
                 to_text(run.due),
                 run.epoch,
                 fate,
+                extra=self.dispatcher.telling(run, "recovered"),
             )
         others = len(self.ledger.outbox) - len(certain)
         if others > MOST_LOGGED:

@@ -29,7 +29,7 @@ from celery.beat import (
 from celery.signals import after_task_publish, before_task_publish, task_prerun
 from celery.utils.nodenames import anon_nodename
 
-from .log import get_logger
+from .log import get_logger, telling
 from .runs import milliseconds, to_json
 
 logger = get_logger(__name__)
@@ -42,6 +42,9 @@ _PLAIN = {
     *("serializer", "compression", "headers", "task_id", "retry"),
     *("time_limit", "soft_time_limit", "ignore_result"),
 }
+#: Most characters of a name there. django-celery-results keeps it in a column as wide as this, and
+#: where a database refuses what is longer, or not printable, the result would be lost.
+_LONGEST_SHOWN = 255
 
 
 def task_id(root: str, entry: str, number: int, due: datetime) -> str:
@@ -82,15 +85,29 @@ def copied(entry: Any) -> Any:
     return copy
 
 
-def addressed(entry: Any, task_id: str, header: dict[str, Any]) -> Any:
-    """A copy of an entry of which a run is to be sent: by `task_id`, unless its options have one of
-    its own."""
+def headers_of(run: dict[str, Any], *, is_extended: bool) -> dict[str, Any]:
+    """Those that we give to a message, by what our own says of the run. `is_extended`: the app's
+    `result_extended`, without which nobody would look at the other."""
+    name = run["entry"]
+    if is_extended and len(name) <= _LONGEST_SHOWN and name.isprintable():
+        return {"zk_beat": run, "periodic_task_name": name}
+    return {"zk_beat": run}
+
+
+def ours(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a message's headers those of :func:`headers_of`."""
+    return {key: headers[key] for key in ("zk_beat", "periodic_task_name") if key in headers}
+
+
+def addressed(entry: Any, task_id: str, headers: Mapping[str, Any]) -> Any:
+    """A copy of an entry of which a run is to be sent: by `task_id` and with `headers`, unless its
+    options have them of their own."""
     copy, own = copied(entry), entry.options.get("task_id")
     # Both are new dictionaries: Celery adds headers of its own to the ones it is given.
     copy.options = {
         **entry.options,
         "task_id": str(own) if own else task_id,
-        "headers": {"zk_beat": header, **(entry.options.get("headers") or {})},
+        "headers": {**headers, **(entry.options.get("headers") or {})},
         # The outbox is what retries; Celery's own would do so without a look at the election, and
         # multiply the time-outs of a broker that does not answer.
         "retry": False,
@@ -322,7 +339,9 @@ def _executed_here(app: Any, entry: Any, task_id: str) -> Iterator[None]:
     except Exception as exc:
         if not began:
             raise
-        logger.error("%s: %s raised %s: %s", entry.name, entry.task, type(exc).__name__, exc)
+        told = telling("raised", entry=entry.name, task_id=task_id)
+        text = "%s: %s raised %s: %s"
+        logger.error(text, entry.name, entry.task, type(exc).__name__, exc, extra=told)
     finally:
         task_prerun.disconnect(note)
 

@@ -10,7 +10,7 @@ from . import clock
 from .control import DROP_RUN, RESIGN, RUN, Answer, Pauses, Request
 from .dispatcher import MOST_LOGGED, Dispatcher
 from .errors import Conflict, ZooKeeperError
-from .log import get_logger
+from .log import get_logger, telling
 from .metrics import SKIPPED
 from .runs import Run
 from .source import Source, only_logged
@@ -103,7 +103,8 @@ class Operators:
     def _answer(self, request: Request) -> None:
         record = request.record
         of = f" {record.entry}" if record.entry else f" to {record.to}" if record.to else ""
-        logger.info("asked by %s to %s%s", record.by, record.do, of)
+        told = telling("asked", entry=record.entry, epoch=self._election.epoch)
+        logger.info("asked by %s to %s%s", record.by, record.do, of, extra=told)
         answer: Answer | None
         if record.do == RUN:
             answer = self._run_now(request, record.entry or "")

@@ -17,13 +17,12 @@ from . import clock
 from .broker import BackOff, Broker, Fault, comes_from, unwrapped
 from .errors import ZkBeatError
 from .ledger import RunLedger
-from .log import get_logger
-from .messages import Attempt, Made, addressed
+from .log import Action, get_logger
+from .messages import Attempt, Made, addressed, headers_of
 from .metrics import Metrics
 from .records import to_text
 from .runs import Run
 from .settings import Settings
-from .signals import Announcer, run_published
 
 logger = get_logger(__name__)
 
@@ -75,25 +74,30 @@ class Runs(Protocol):
     def task_id(self, run: Run) -> str:
         """That of a run."""
 
+    def telling(self, run: Run, action: Action) -> dict[str, object]:
+        """Of a log line that tells of a run."""
+
     def may_publish(self, run: Run) -> bool:
         """True for what is this beat's to publish, and not held back."""
 
     def may_publish_now(self) -> bool:
         """True where anything is to be published at the moment."""
 
-    def drop(self, runs: list[Run], why: Mapping[str, str]) -> None:
-        """Takes runs out of the outbox that cannot be published. `why`: the reason, by entry."""
+    def tell_published(self, runs: list[Run]) -> None:
+        """The broker took their messages."""
+
+    def drop(self, runs: list[Run], why: Mapping[str, str], *, level: int) -> None:
+        """Takes runs out of the outbox that cannot be published. `why`: the reason, by entry.
+        `level`: of the line in the log."""
 
 
 class Publisher:
     """Publishes the runs of the outbox, and takes them out of it. For the dispatch loop's thread.
     What its methods raise is the ledger's: a ZkBeatError, after which that is to be loaded anew."""
 
-    def __init__(
-        self, dispatcher: Runs, broker: Broker, ledger: RunLedger, announcer: Announcer
-    ) -> None:
+    def __init__(self, dispatcher: Runs, broker: Broker, ledger: RunLedger) -> None:
         self._dispatcher, self._broker, self._ledger = dispatcher, broker, ledger
-        self._announcer, self._metrics = announcer, dispatcher.metrics
+        self._metrics = dispatcher.metrics
         self._back_off, self._hooked = BackOff(), _Hooked()
         self._failing_since: float | None = None
         #: Entry to run of which a publish failed, so that the broker may have the message or not.
@@ -265,7 +269,8 @@ class Publisher:
             impossible, self._impossible = self._impossible, {}
             self._hooked.forget(impossible)
             why = {entry: f"cannot be sent, {why}" for entry, (_, why) in impossible.items()}
-            self._dispatcher.drop([run for run, _ in impossible.values()], why)
+            runs = [run for run, _ in impossible.values()]
+            self._dispatcher.drop(runs, why, level=logging.ERROR)  # as of Celery's own beat
 
     def _publish_together(self, runs: list[Run], until: float) -> None:
         runs = [run for run in runs if self.back_off(run.entry) <= 0]
@@ -304,12 +309,15 @@ class Publisher:
                 self._note_failed([run], error, begun)
 
     def _send(self, run: Run, send: Send) -> None:
-        header = _header(run, self._ledger, self._dispatcher.settings.id)
+        settings = self._dispatcher.settings
+        header = _header(run, self._ledger, settings.id)
+        headers = headers_of(header, is_extended=settings.result_extended)
         task_id = self._dispatcher.task_id(run)
-        entry = addressed(self._dispatcher.source.entry_of(run), task_id, header)
-        logger.info(
-            "Scheduler: Sending due task %s (%s), run %d", run.entry, entry.task, run.number
-        )
+        entry = addressed(self._dispatcher.source.entry_of(run), task_id, headers)
+        if logger.isEnabledFor(logging.INFO):
+            text = "Scheduler: Sending due task %s (%s), run %d"
+            told = run.telling("sending", self._ledger.epoch, task_id)
+            logger.info(text, run.entry, entry.task, run.number, extra=told)
         until_due = functools.partial(_wait_until_due, [run])
         attempt = Attempt(entry, until_due, self._broker.handed_over, self._hooked.before(run))
         try:
@@ -337,21 +345,8 @@ class Publisher:
             self._may_have_left.pop(run.entry, None)
             self._hooked.forget([run.entry])
             self._ledger.published(run, at, goes_on_from)
-            self._announce_published(run, epoch)
+        self._dispatcher.tell_published(runs)
         self._ledger.confirm()
-
-    def _announce_published(self, run: Run, epoch: int) -> None:
-        if not run_published.receivers:
-            return
-        self._announcer.send(
-            run_published,
-            entry=run.entry,
-            task=getattr(self._dispatcher.source.entries.get(run.entry), "task", None),
-            run=run.number,
-            due=run.due,
-            epoch=epoch,
-            task_id=self._dispatcher.task_id(run),
-        )
 
     def _note_all_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
         """Of runs that were to leave together. Raises the error of the look at the election."""
@@ -387,7 +382,9 @@ class Publisher:
         own = fault is not Fault.AWAY and len(runs) == 1
         if own and fault is Fault.LASTING and self._ledger.state(run.entry) is not None:
             why = f"{type(error).__name__}: {error}"[:_LONGEST_WHY]
-            logger.debug("%s: run %d cannot be sent", run.entry, run.number, exc_info=exc)
+            told = self._dispatcher.telling(run, "failed")
+            text = "%s: run %d cannot be sent"
+            logger.debug(text, run.entry, run.number, exc_info=exc, extra=told)
             self._impossible[run.entry] = run, why
             return
         for each in runs:
@@ -404,6 +401,7 @@ class Publisher:
             pause,
             exc,
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
+            extra=self._dispatcher.telling(run, "failed"),
         )
 
 

@@ -12,8 +12,9 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple
 
 from .errors import RootError
+from .log import Action, telling
 from .paths import page_of
-from .records import FORMAT, LARGEST_NUMBER, MEND, count, decode, field, shown
+from .records import FORMAT, LARGEST_NUMBER, MEND, count, decode, field, shown, to_text
 
 #: The `last_run_at` of an entry that never ran. None is earlier: near the first year, and the last,
 #: other time zones cannot tell the time, and so nobody could say when the entry is due.
@@ -371,6 +372,13 @@ class Run:
         """With so much of a text, which says what is wrong with it, as is kept; or none."""
         error = None if error is None else error[:LONGEST_ERROR]
         return self if error == self.error else replace(self, error=error)
+
+    def telling(self, action: Action, epoch: int, task_id: str) -> dict[str, object]:
+        """For a log line that tells of it; `epoch`: of the master that writes the line."""
+        due = to_text(self.due)
+        return telling(
+            action, entry=self.entry, run=self.number, due=due, epoch=epoch, task_id=task_id
+        )
 
     @cached_property
     def text(self) -> str:

@@ -70,6 +70,8 @@ class Settings:
     tls: Tls | None = None
     acl: tuple[Grant, ...] | None = None
     policies: Policies = NO_POLICIES
+    #: Celery's own, which asks for what django-celery-results shows of a task.
+    result_extended: bool = False
     #: Before the names of all settings, as the user writes them.
     prefix: str = _PREFIX
 
@@ -107,6 +109,7 @@ class Settings:
             acl=read("acl", check_acl, None),
             policies=read("policies", check_policies, NO_POLICIES),
             app=app,
+            result_extended=bool(conf.get("result_extended")),
             prefix=read.shown(_PREFIX),
         )
         settings.access.check()
@@ -124,7 +127,7 @@ class Settings:
 
     @classmethod
     def _names(cls) -> list[str]:
-        ours = ("app", "prefix")
+        ours = ("app", "prefix", "result_extended")
         return [_PREFIX + name for name in cls.__dataclass_fields__ if name not in ours]
 
 

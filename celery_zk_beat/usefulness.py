@@ -9,7 +9,7 @@ from collections.abc import Callable
 from . import clock
 from .broker import Broker
 from .election.public import MasterElection
-from .log import get_logger
+from .log import get_logger, telling
 from .metrics import Metrics
 
 logger = get_logger(__name__)
@@ -80,6 +80,7 @@ class Usefulness:
             what,
             clock.boottime() - since,
             deadline,
+            extra=telling("resigning", epoch=self._election.epoch),
         )
         self._scheduler_fails_since = None
         self._lacked, self._published_before = what, self._metrics.published

@@ -28,6 +28,7 @@ from pathlib import Path
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.log import LOGGERS
 from example_project.servers import Redis, ZooKeeper, wait_until
 
 from .faults import Road
@@ -162,7 +163,7 @@ def meet(seed: int, zookeeper: ZooKeeper, redis: Redis) -> dict[str, int]:
 
     road = StrangersRoad(zookeeper.port, chance, faults)
     lines = _Lines()
-    log = logging.getLogger("celery_zk_beat")
+    log = logging.getLogger(LOGGERS)
     log.addHandler(lines)
     ended: list[str] = []
     hook, threading.excepthook = threading.excepthook, lambda args: ended.append(repr(args))
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100, metavar="N", help="how many")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first of them")
     args = parser.parse_args()
-    logging.getLogger("celery_zk_beat").setLevel(logging.INFO)
+    logging.getLogger(LOGGERS).setLevel(logging.INFO)
     done: dict[str, int] = defaultdict(int)
     failed = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

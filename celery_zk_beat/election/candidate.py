@@ -18,7 +18,7 @@ from ..errors import (
     ZooKeeperError,
 )
 from ..guard.keeper import Guard
-from ..log import get_logger
+from ..log import get_logger, telling
 from ..paths import Paths
 from ..records import EpochRecord, MasterRecord, next_era
 from ..zookeeper.operations import Check, Create, Delete, Node, Operation, SetData
@@ -122,7 +122,8 @@ class Candidate:
             if to is None:
                 leave: Operation = Delete(self._paths.master)
             elif not self.membership.is_other(to):
-                logger.warning("not resigning in favour of %r: no other beat of this name", to)
+                text = "not resigning in favour of %r: no other beat of this name"
+                logger.warning(text, to, extra=telling("stays", epoch=term.epoch))
                 return False
             else:
                 leave = SetData(self._paths.master, replace(self.master, successor=to).encode())
@@ -137,7 +138,7 @@ class Candidate:
             if isinstance(exc, Conflict) and exc.path == self._paths.masters:
                 self._past_terms.forget()  # it was deleted by hand: no reason to stay master
                 return self.resign(to, why, also)
-            logger.warning("could not resign: %s", exc)
+            logger.warning("could not resign: %s", exc, extra=telling("stays", epoch=term.epoch))
             return False
         self.restraint.resigned(clock.boottime())
         self.demote(why)
@@ -147,7 +148,13 @@ class Candidate:
         """Ends the term, if there is one. Sends nothing."""
         term, self._term = self._term, None
         if term is not None:
-            logger.info("demoted: %s was master, epoch %d: %s", self._identity.id, term.epoch, why)
+            logger.info(
+                "demoted: %s was master, epoch %d: %s",
+                self._identity.id,
+                term.epoch,
+                why,
+                extra=telling("demoted", epoch=term.epoch),
+            )
             self._on_change()
             self._on_demoted(why)
 
@@ -244,7 +251,8 @@ class Candidate:
             self.restraint.vacant_since = self.restraint.vacant_since or clock.boottime()
             self.demote("its znode is gone")
             if self.master is not None:
-                logger.info("master %s is gone - contending", self.master.id)
+                told = telling("contending", epoch=self.master.epoch)
+                logger.info("master %s is gone - contending", self.master.id, extra=told)
                 self.master = None
             return False
         self.restraint.vacant_since = None
@@ -291,7 +299,8 @@ class Candidate:
             self._session.commit(Delete(self._paths.master, version))
             raise Conflict(self._paths.epoch, "written by somebody else while this was master")
         if seen.successor is not None:
-            logger.warning("%s did not take over; going on as master", seen.successor)
+            told = telling("stays", epoch=node.version)
+            logger.warning("%s did not take over; going on as master", seen.successor, extra=told)
             self._past_terms.forget()
             seen = replace(seen, successor=None)
             stay = SetData(self._paths.master, seen.encode(), version)
@@ -304,7 +313,13 @@ class Candidate:
             self._on_change()
             how = "still" if node.version == self._elected_epoch else "elected"
             self._elected_epoch = node.version
-            logger.info("%s: %s is master, epoch %d", how, self._identity.id, term.epoch)
+            logger.info(
+                "%s: %s is master, epoch %d",
+                how,
+                self._identity.id,
+                term.epoch,
+                extra=telling("elected", epoch=term.epoch),
+            )
             self._on_elected(term.epoch)
 
     def _contend(self, *before: Operation, of: int | None = None) -> bool:

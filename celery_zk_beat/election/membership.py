@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .. import clock
 from ..errors import RootError
-from ..log import get_logger
+from ..log import get_logger, telling
 from ..paths import Paths, quote_name
 from ..records import MasterRecord, MemberRecord, to_text
 from ..version import __version__
@@ -131,7 +131,13 @@ class Membership:
         other things than this candidate, or send elsewhere. `is_ours`: as :meth:`_whose`."""
         own = self._identity
         who = f" ({self._whose(is_ours, master)})" if master.id == own.id else ""
-        logger.info("not elected because %s%s is master, epoch %d", master.id, who, master.epoch)
+        logger.info(
+            "not elected because %s%s is master, epoch %d",
+            master.id,
+            who,
+            master.epoch,
+            extra=telling("standby", epoch=master.epoch),
+        )
         if owner == 0:
             logger.error(
                 "%s is not ephemeral, so no beat made it, and none is master: delete it",

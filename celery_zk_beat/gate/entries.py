@@ -13,11 +13,12 @@ from celery.beat import Scheduler
 from .. import clock
 from ..dispatcher import MOST_LOGGED, Dispatcher
 from ..due import at_one_instant, instants_of, next_free, next_run, utc_of
-from ..log import get_logger
+from ..log import get_logger, telling
 from ..messages import Attempt
 from ..names import Entries
 from ..policies import Policy
 from ..publishing import Send, early
+from ..records import to_text
 from ..runs import NEVER, TOLERANCE, Run, RunState
 from ..source import Source, no_collector
 from .gated import Gated, open_gate
@@ -279,7 +280,9 @@ class GatedEntries(Source):
         name, ledger = self._names.text_of(entry.name), self._ledger
         key = self._gated.adapter.key(entry)
         if name in ledger.outbox:
-            logger.error("%s: its last run waits for the broker: another is not kept", name)
+            told = telling("skipped", entry=name, due=to_text(due), epoch=self._dispatcher.epoch)
+            text = "%s: its last run waits for the broker: another is not kept"
+            logger.error(text, name, extra=told)
             return
         state = ledger.state(name)
         if state is None or entry.name in self._gated.renamed:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 from celery.beat import Scheduler
 
 from ..hooks import Call, current_call, is_patched
-from ..log import get_logger
-from ..messages import Attempt, addressed, apply_plainly, copied, is_own, send_by_celery
+from ..log import get_logger, telling
+from ..messages import Attempt, addressed, apply_plainly, copied, is_own, ours, send_by_celery
 
 logger = get_logger(__name__)
 
@@ -146,7 +146,11 @@ class Giving(Scheduler):
         except Exception:
             if not again.is_sent:
                 raise
-            logger.exception("%s: apply_entry failed after its message was sent", plain.name)
+            text = "%s: apply_entry failed after its message was sent"
+            told = telling(
+                "raised", entry=plain.name, task_id=again.attempt.entry.options["task_id"]
+            )
+            logger.exception(text, plain.name, extra=told)
         finally:
             self._again = None
         if again.error is not None:
@@ -176,7 +180,7 @@ class Giving(Scheduler):
             return
         attempt = again.attempt
         of = attempt.entry.options
-        attempt.entry = addressed(given.entry, of["task_id"], of["headers"]["zk_beat"])
+        attempt.entry = addressed(given.entry, of["task_id"], ours(of["headers"]))
         try:
             self.send(attempt, given)
             again.is_sent = True

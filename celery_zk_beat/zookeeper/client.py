@@ -22,7 +22,7 @@ from kazoo.security import ACL, Id
 
 from .. import clock
 from ..errors import SettingsError, UnsupportedEnvironment
-from ..log import get_logger
+from ..log import LOGGERS, get_logger
 from ..security import Access
 from .operations import Handle
 from .servers import Servers, TlsError, tls_refusal
@@ -34,7 +34,7 @@ _LONGEST_GRANTED = 300.0
 
 logger = get_logger(__name__)
 #: kazoo logs each attempt to connect; what matters of it is said by election/, once.
-_kazoo_log = logging.getLogger("celery_zk_beat.kazoo")
+_kazoo_log = logging.getLogger(f"{LOGGERS}.kazoo")
 
 
 def _hide_secrets(record: logging.LogRecord) -> bool:
@@ -59,7 +59,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 # In this order: what is made one line of text is no longer to be known for a secret.
 _kazoo_log.addFilter(_hide_secrets)
 _kazoo_log.addFilter(_without_traceback)
-get_logger(_kazoo_log.name)
+get_logger(f"{__package__.partition('.')[0]}.kazoo")
 
 
 class Client:

@@ -7,6 +7,8 @@ from typing import Any
 
 from celery.signals import after_setup_logger
 
+from celery_zk_beat.log import LOGGERS
+
 from .app import app
 
 __all__ = ["app"]
@@ -14,5 +16,5 @@ __all__ = ["app"]
 
 @after_setup_logger.connect
 def _say_all(logger: logging.Logger, **kwargs: Any) -> None:
-    for name in ("", "celery_zk_beat", "celery_zk_beat.kazoo", "kazoo"):
+    for name in ("", LOGGERS, f"{LOGGERS}.kazoo", "kazoo"):
         logging.getLogger(name).setLevel(1)

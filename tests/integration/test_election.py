@@ -25,6 +25,7 @@ from kazoo.security import READ_ACL_UNSAFE, make_digest_acl
 from celery_zk_beat import ConnectTimeout, MasterElection, RootError
 from celery_zk_beat.election import restraint
 from celery_zk_beat.errors import Uncertain
+from celery_zk_beat.log import LOGGERS
 from celery_zk_beat.records import (
     TERMS_REMEMBERED,
     EpochRecord,
@@ -598,7 +599,7 @@ def test_old_session_of_ones_own(
 def test_two_with_one_name(candidate: Candidate, caplog: pytest.LogCaptureFixture) -> None:
     """As two containers whose host name and process id are the same: it is not said that the other
     is an earlier session; and after the time of a session, that there are two."""
-    caplog.set_level(logging.INFO, "celery_zk_beat")
+    caplog.set_level(logging.INFO, LOGGERS)
     one, two = elect(candidate("same")), candidate("same")
     two.start(PATIENCE)
     until(lambda: "so there are two beats with the id same" in caplog.text, "a line")
@@ -621,7 +622,7 @@ def test_zookeeper_comes_later(
     candidate: Candidate, own_zookeeper: ZooKeeper, caplog: pytest.LogCaptureFixture
 ) -> None:
     """[14] Waiting is the default; the log says so."""
-    caplog.set_level(logging.INFO, "celery_zk_beat")
+    caplog.set_level(logging.INFO, LOGGERS)
     one = candidate("one", own_zookeeper.hosts)
     one.start()
     until(lambda: "does not answer; waiting for it as a standby" in caplog.text, "a log line")
@@ -749,14 +750,14 @@ def test_negotiated_timeout(
 ) -> None:
     """[2] kazoo throws it away (kazoo#769); the server grants 2 to 20 ticks, and the log says so
     when it is not what was asked for."""
-    caplog.set_level(logging.INFO, "celery_zk_beat")
+    caplog.set_level(logging.INFO, LOGGERS)
     one = elect(candidate("one", session_timeout=100.0))
     assert one.session.timeout == 4
     assert "session time-out 4 s (asked for 100 s)" in caplog.text
 
 
 def test_what_the_log_says(candidate: Candidate, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "celery_zk_beat")
+    caplog.set_level(logging.INFO, LOGGERS)
     one, two = elect(candidate("one")), candidate("two")
     two.start(PATIENCE)
     one.stop()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from celery_zk_beat import ConnectTimeout, MasterElection
+from celery_zk_beat.log import LOGGERS
 from celery_zk_beat.zookeeper.session import connected
 from example_project.servers import ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, TICK_TIME
@@ -83,7 +84,7 @@ def test_one_name_of_several_servers(
 def test_a_name_gets_another_address(
     candidate: Candidate, server: ZooKeeper, addresses: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "celery_zk_beat")
+    caplog.set_level(logging.INFO, LOGGERS)
     one = candidate("one", f"{NAME}:{server.port}", session_timeout=2.0)
     one.start()
     wait_until(lambda: "waiting for it" in caplog.text, PATIENCE, "a line")

@@ -18,6 +18,7 @@ from kazoo.security import make_acl, make_digest_acl
 from celery_zk_beat import ConnectTimeout, MasterElection
 from celery_zk_beat.errors import AccessDenied
 from celery_zk_beat.ledger import BELOW_ROOT
+from celery_zk_beat.log import LOGGERS
 from celery_zk_beat.security import Access, Grant
 from celery_zk_beat.zookeeper.client import Handler
 from celery_zk_beat.zookeeper.operations import Create
@@ -242,7 +243,7 @@ def test_right_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A password that was wrong is mended while the beat runs, in a file."""
-    caplog.set_level(logging.DEBUG, "celery_zk_beat")
+    caplog.set_level(logging.DEBUG, LOGGERS)
     if kind == "auth":
         first = start(auth="beat:sesame", id="first")
         assert elected(first)

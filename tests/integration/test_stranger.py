@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from celery_zk_beat import MasterElection
+from celery_zk_beat.log import LOGGERS
 from example_project.servers import Redis, ZooKeeper
 from tests import stranger
 from tests.conftest import PATIENCE
@@ -20,7 +21,7 @@ def test_answers_are_hurt(
     seed: int, zookeeper: ZooKeeper, redis_server: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The beat neither ends nor spins nor dispatches as no master, and goes on when he is gone."""
-    caplog.set_level(logging.INFO, "celery_zk_beat")
+    caplog.set_level(logging.INFO, LOGGERS)
     assert stranger.meet(seed, zookeeper, redis_server)
 
 

@@ -278,7 +278,7 @@ def test_a_run_in_the_future_is_shown(scheduler: ZooKeeperScheduler) -> None:
 @pytest.mark.parametrize("evil", hostile.EVIL_TEXTS)
 def test_a_log_line_is_one_line(evil: str, caplog: pytest.LogCaptureFixture) -> None:
     """Names, ids and errors cannot forge another, nor steer the terminal that shows them."""
-    logger = get_logger("tests.hostile")
+    logger = get_logger("celery_zk_beat.hostile")
     with caplog.at_level(logging.INFO, logger.name):
         logger.info("asked by %s to %r: %s, %d, %.1f", evil, evil, RootError(evil), 7, 0.5)
     (message,) = caplog.messages

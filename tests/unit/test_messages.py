@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu import Exchange, Queue
 
-from celery_zk_beat.messages import Sender, addressed, task_id
+from celery_zk_beat.messages import Sender, addressed, headers_of, task_id
 
 pytestmark = [
     pytest.mark.skipif(VERSION[:2] != (5, 7), reason="all go the long way"),
@@ -101,7 +101,8 @@ def plain(*args: object, **kwargs: object) -> None:
 
 def entry_of(app: Any, task: str, **more: Any) -> Any:
     entry = ScheduleEntry(name="e", task=task, schedule=60.0, app=app, **more)
-    return addressed(entry, "the-id", {"run": 1, "epoch": 2})
+    run = {"entry": "e", "run": 1, "epoch": 2}
+    return addressed(entry, "the-id", headers_of(run, is_extended=True))
 
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -464,3 +465,24 @@ def test_task_id(entry: str, number: int, ms: int) -> None:
     due = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(milliseconds=ms, microseconds=7)
     expected = str(uuid.uuid5(namespace, f"{entry}/{number}/{ms}"))
     assert task_id("/root", entry, number, due) == expected
+
+
+@pytest.mark.parametrize("name", ["e", "é" * 255])
+def test_the_name_of_the_entry(name: str) -> None:
+    """For django-celery-results, and only where it is asked to keep that."""
+    run = {"entry": name}
+    assert headers_of(run, is_extended=True) == {"zk_beat": run, "periodic_task_name": name}
+    assert headers_of(run, is_extended=False) == {"zk_beat": run}
+
+
+@pytest.mark.parametrize("name", ["e" * 256, "nul \0", "lone \ud800"])
+def test_a_name_that_a_database_might_refuse(name: str) -> None:
+    assert headers_of({"entry": name}, is_extended=True) == {"zk_beat": {"entry": name}}
+
+
+def test_a_name_that_is_there_already() -> None:
+    """Django-celery-beat's own."""
+    headers = {"periodic_task_name": "a"}
+    entry = ScheduleEntry(name="e", task="e", schedule=60.0, app=None, options={"headers": headers})
+    made = addressed(entry, "the-id", headers_of({"entry": "e"}, is_extended=True)).options
+    assert made["headers"] == {"zk_beat": {"entry": "e"}, "periodic_task_name": "a"}

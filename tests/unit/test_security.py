@@ -15,6 +15,7 @@ from celery import Celery
 from kazoo.protocol.serialization import SASL, Auth, Connect
 
 from celery_zk_beat import MasterElection, SettingsError, ZooKeeperScheduler
+from celery_zk_beat.log import LOGGERS
 from celery_zk_beat.security import Access, Grant, Secret, check_acl, check_sasl, check_tls
 from celery_zk_beat.settings import Settings
 
@@ -156,7 +157,7 @@ def test_no_secret_in_what_can_be_printed() -> None:
 
 def test_no_secret_in_kazoos_log(caplog: pytest.LogCaptureFixture) -> None:
     """It logs each request, and what others could take a session over with."""
-    log = logging.getLogger("celery_zk_beat.kazoo")
+    log = logging.getLogger(f"{LOGGERS}.kazoo")
     with caplog.at_level(1, log.name):
         for request in (
             Auth(0, "digest", f"user:{SECRET}"),

@@ -102,7 +102,7 @@ def test_a_bad_value(name: str, value: Any, says: str, namespaced: bool) -> None
 
 def test_every_setting_can_be_bad() -> None:
     """The table above forgets none but those of test_security.py."""
-    others = {"app", "prefix", "auth", "sasl", "tls", "acl"}
+    others = {"app", "prefix", "result_extended", "auth", "sasl", "tls", "acl"}
     assert {name for name, _, _ in BAD} == set(Settings.__dataclass_fields__) - others
 
 
@@ -163,6 +163,7 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_METRICS_ENTRIES": ["nightly-*", "é"],
         "CELERY_ZK_BEAT_TLS": True,
         "CELERY_ZK_BEAT_ACL": "world:anyone:cdrw",
+        "CELERY_RESULT_EXTENDED": True,
     }
     app.config_from_object(settings, namespace="CELERY")
     assert Settings.from_app(app) == Settings(
@@ -179,6 +180,7 @@ def test_good_values() -> None:
         metrics_entries=("nightly-*", "é"),
         tls=Tls(),
         acl=(Grant("world", "anyone", 15),),
+        result_extended=True,
         prefix="CELERY_ZK_BEAT_",
     )
 

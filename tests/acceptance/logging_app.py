@@ -1,0 +1,58 @@
+"""The app of app.py, whose logging is its own: as LOGGING says,
+
+- `names`: the logger `celery` alone is configured, and what else exists is disabled;
+- `kept`: the same, but it is not disabled;
+- `page`: as docs/logging.md prints it;
+- `json`: every record of `celery` is a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging.config
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from celery.signals import setup_logging
+
+from .app import app
+
+__all__ = ["app"]
+
+HOW = os.environ["LOGGING"]
+PAGE = Path(__file__).parents[2] / "docs" / "logging.md"
+
+
+class AsJson(logging.Formatter):
+    """All that is not in every record, with the text."""
+
+    _usual = vars(logging.makeLogRecord({})).keys()
+
+    def format(self, record: logging.LogRecord) -> str:
+        more = {key: value for key, value in vars(record).items() if key not in self._usual}
+        return json.dumps({"name": record.name, "message": record.getMessage(), **more})
+
+
+def configure(**kwargs: Any) -> None:
+    formatter = (
+        {"()": AsJson} if HOW == "json" else {"format": "%(name)s %(levelname)s %(message)s"}
+    )
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            **({} if HOW == "names" else {"disable_existing_loggers": False}),
+            "formatters": {"of the app": formatter},
+            "handlers": {"err": {"class": "logging.StreamHandler", "formatter": "of the app"}},
+            "loggers": {"celery": {"handlers": ["err"], "level": "INFO", "propagate": False}},
+        }
+    )
+
+
+if HOW == "page":
+    (printed,) = re.findall(r"^```python\n(@setup_logging.*?)^```", PAGE.read_text(), re.M | re.S)
+    module = {"setup_logging": setup_logging, "logging": logging}
+    exec(printed, module)
+else:
+    setup_logging.connect(configure)
