@@ -16,6 +16,7 @@ import amqp
 from celery.beat import SchedulingError
 from celery.signals import after_task_publish
 from kombu.exceptions import OperationalError, SerializationError
+from kombu.serialization import dumps
 from kombu.utils.objects import cached_property
 
 from . import clock
@@ -493,3 +494,12 @@ class BackOff:
 
     def _over(self, who: str | None) -> float:
         return self._pauses.get(who, (0.0, 0.0))[1]
+
+
+def why_not_encoded(value: Any, serializer: str) -> str | None:
+    """Why a serializer does not take a value, in one line; None where it does."""
+    try:
+        dumps(value, serializer=serializer)
+    except Exception as exc:
+        return " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
+    return None

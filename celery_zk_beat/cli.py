@@ -26,7 +26,7 @@ from celery.beat import Service
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.signals import beat_init
 
-from . import clock, upcoming
+from . import checking, clock, upcoming
 from .control import (
     DROP_RUN,
     LONGEST_WHO,
@@ -38,7 +38,15 @@ from .control import (
     RequestRecord,
     change_pauses,
 )
-from .errors import Conflict, QuotaExceeded, RootError, TooLarge, Uncertain, ZkBeatError
+from .errors import (
+    Conflict,
+    QuotaExceeded,
+    RootError,
+    SettingsError,
+    TooLarge,
+    Uncertain,
+    ZkBeatError,
+)
 from .log import get_logger, safe, show_warnings
 from .paths import Paths, page_of
 from .records import MasterRecord, to_text
@@ -219,6 +227,79 @@ def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
     else:
         _print(ctx, terminal.status(snapshot, snapshot.read_at, _style(ctx), _width()))
     ctx.exit(0 if snapshot.ok else NOT_DONE)
+
+
+@zk_beat.command(cls=CeleryCommand)
+@click.option(
+    "--strict",
+    cls=CeleryOption,
+    is_flag=True,
+    help_group="zk-beat Options",
+    help="Exit with 1 where there are warnings, too.",
+)
+@_json
+@click.pass_context
+def check(ctx: click.Context, strict: bool, as_json: bool) -> None:
+    """Look at the configuration before it is deployed; needs neither ZooKeeper nor a broker.
+
+    One line for each finding: an error does not work; a warning may be meant; a note says what an
+    entry does in the nights of the next year in which clocks change. The exit status is 1 where
+    there is an error.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat check --strict
+      $ celery -A proj zk-beat check --json | jq '.findings[] | select(.level == "error")'
+    """
+    found, count = _findings(ctx.obj.app)
+    levels = (checking.ERROR, checking.WARNING, checking.NOTE)
+    found.sort(key=lambda each: levels.index(each.level))
+    counts = {level: sum(each.level == level for each in found) for level in levels}
+    if as_json:
+        told = {"format": FORMAT, "entries": count, "findings": [vars(each) for each in found]}
+        click.echo(json.dumps(told))
+    else:
+        summary = ", ".join(
+            f"{number} {level}{'' if number == 1 else 's'}" for level, number in counts.items()
+        )
+        _print(ctx, [*(safe(str(each)) for each in found), f"{count} entries: {summary}"])
+    is_bad = counts[checking.ERROR] or (strict and counts[checking.WARNING])
+    ctx.exit(NOT_DONE if is_bad else 0)
+
+
+def _findings(app: Any) -> tuple[list[checking.Finding], int]:
+    """What is wrong with an app's configuration, and how many entries were looked at."""
+    found: list[checking.Finding] = []
+
+    def add(level: str, kind: str, text: object) -> None:
+        found.append(checking.Finding(level, kind, None, " ".join(str(text).split())))
+
+    settings: Settings | None = None
+    try:
+        settings = Settings.from_app(app)
+        found += checking.check_names(app.conf)
+    except SettingsError as exc:
+        add(checking.ERROR, "setting", exc)
+    except Exception as exc:  # of Celery, or of the modules of the app
+        add(checking.ERROR, "setting", f"{type(exc).__name__}: {exc}")
+        return found, 0
+    entries: dict[str, Any] | None = None
+    why: object = None
+    try:
+        scheduler, remarks = scheduler_of(app)
+        for remark in remarks:
+            add(checking.WARNING, "setting", remark)
+        if settings is not None and settings.scheduler is None:
+            entries = dict(scheduler.entries)
+    except (Exception, SystemExit) as exc:
+        why = exc
+    if entries is None:
+        known = len(found)
+        entries = checking.made_of(app, found)
+        if why is not None and settings is not None and len(found) == known:
+            add(checking.ERROR, "setting", f"beat does not start: {why}")
+    found += checking.check(app, entries, settings, clock.now())
+    return found, len(entries)
 
 
 @zk_beat.command(cls=CeleryCommand)

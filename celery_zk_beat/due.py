@@ -38,6 +38,8 @@ _CRON = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 #: Instants whose offsets from UTC tell one time zone from another: always these, so that what
 #: comes of it is the same each year.
 _WINTER, _SUMMER = datetime(2025, 1, 1), datetime(2025, 7, 1)
+#: What is not due for so long never is.
+_NEVER = timedelta(days=36525)
 #: So late an interval may be and still keep its rhythm.
 _LITTLE = timedelta(seconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -302,6 +304,47 @@ def name_schedule(name: str, entry: Any) -> None:
     schedule = entry.schedule
     if isinstance(schedule, cron) and schedule.needs_name:
         entry.schedule = schedule.named(name)
+
+
+def in_zone(schedule: Any, zone: tzinfo) -> Any:
+    """The same by the hours of another time zone."""
+    copied = object.__new__(type(schedule))
+    vars(copied).update(vars(schedule), tz=zone)
+    return copied
+
+
+def interval_of(schedule: Any) -> timedelta | None:
+    """That of a schedule of intervals; None where it is another."""
+    if type(schedule) is every:
+        return schedule.interval
+    return schedule.run_every if is_interval(schedule) else None
+
+
+def why_never(entry: Any, now: datetime) -> str | None:
+    """Why an entry is never due; None where it is, or where nobody can tell."""
+    schedule = entry.schedule
+    if not hasattr(schedule, "is_due"):
+        what = "missing" if schedule is None else f"{schedule!r}"[:200]
+        return f"its schedule is {what}, so it is never due"
+    try:
+        with at_one_instant(schedule):
+            due = now + schedule.remaining_estimate(as_of(entry, now))
+    except (NotImplementedError, AttributeError):  # of a class that has only is_due()
+        return None
+    except Exception as exc:
+        return f"its schedule, {schedule_text(schedule)}, fails: {type(exc).__name__}: {exc}"
+    is_known = isinstance(due, datetime) and due - now > _NEVER
+    return f"{schedule_text(schedule)} is never due" if is_known else None
+
+
+def why_no_row(schedule: Any, keeps_zones: bool) -> str | None:
+    """Why a scheduler that makes rows of schedules refuses one of ours."""
+    if type(schedule) not in _OURS:
+        return None
+    why: str | None = schedule.why_no_row()
+    if why is None and not keeps_zones and type(schedule) is cron and schedule.zone is not None:
+        return f"{schedule!r} can be no row of this scheduler's: that keeps no time zones"
+    return why
 
 
 def shown(schedule: Any) -> str:

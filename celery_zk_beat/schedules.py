@@ -13,7 +13,7 @@ import hashlib
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -102,7 +102,7 @@ class cron(crontab):
 
     def _be_crontab(self, texts: list[str]) -> None:
         """Has the attributes of Celery's class, of which other schedulers make their rows."""
-        sim, refusal = self._sim, self._why_no_row()
+        sim, refusal = self._sim, self.why_no_row()
         days = {day % 7 for day in sim.weekdays if isinstance(day, int)}
         found = (sim.minutes, sim.hours, {day for day in sim.days if day > 0}, sim.months, days)
         for (_, name, *_), text, numbers in zip(_FIELDS, texts, found):
@@ -115,7 +115,8 @@ class cron(crontab):
                 field = shown
             setattr(self, f"_orig_{name}", field)
 
-    def _why_no_row(self) -> str | None:
+    def why_no_row(self) -> str | None:
+        """Why a scheduler that keeps its entries as rows of Celery's crontabs refuses it."""
         sim, what = self._sim, f"cron({self.expression!r}) can be no row of this scheduler's: "
         if min(sim.days) < 0 or not all(isinstance(day, int) for day in sim.weekdays):
             return f"{what}Celery's crontab knows no L, LW or #"
@@ -253,9 +254,15 @@ class every(schedule):
     @property
     def run_every(self) -> timedelta:
         """Of which other schedulers make their rows."""
-        if self.offset:
-            raise ValueError(f"{self!r} can be no row of this scheduler's: that knows no offset")
+        refusal = self.why_no_row()
+        if refusal is not None:
+            raise ValueError(refusal)
         return self.interval
+
+    def why_no_row(self) -> str | None:
+        """Why a scheduler that keeps its entries as rows of intervals refuses it."""
+        knows = "can be no row of this scheduler's: that knows no offset"
+        return f"{self!r} {knows}" if self.offset else None
 
     @property
     def seconds(self) -> float:
@@ -420,14 +427,27 @@ def _offset(zone: tzinfo, at: datetime) -> timedelta:
     return at.replace(tzinfo=timezone.utc).astimezone(zone).replace(tzinfo=None) - at
 
 
+def changes(
+    zone: tzinfo, since: datetime, until: datetime
+) -> Iterator[tuple[datetime, timedelta, timedelta]]:
+    """The instants (UTC) at which a zone's clock is set, after `since` and not after `until`, both
+    aware; with its offsets before and after."""
+    at, end = (each.astimezone(timezone.utc).replace(tzinfo=None) for each in (since, until))
+    before, change = _offset(zone, at), _first_change(zone, at, end)
+    while change is not None:
+        at, after = change
+        yield at.replace(tzinfo=timezone.utc), before, after
+        before, change = after, _first_change(zone, at, end)
+
+
 def _first_change(
     zone: tzinfo, after: datetime, until: datetime
 ) -> tuple[datetime, timedelta] | None:
     """The first instant after another, and not after a third, at which a zone's clock is set, and
     its offset from then on; None where there is none."""
-    changes = _changes if isinstance(zone, Hashable) else _changes.__wrapped__
+    of_year = _changes if isinstance(zone, Hashable) else _changes.__wrapped__
     for year in range(after.year, until.year + 1):
-        for change in changes(zone, year):
+        for change in of_year(zone, year):
             if after < change[0] <= until:
                 return change
     return None

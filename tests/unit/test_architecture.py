@@ -71,6 +71,7 @@ WALLS = {
     "celery": {
         "beat_schedule.py",
         "broker.py",
+        "checking.py",
         "cli.py",
         "due.py",
         "forecast.py",
