@@ -122,6 +122,8 @@ class Made(NamedTuple):
     options: dict[str, Any]
     args: Any = None
     kwargs: Any = None
+    #: Not from the outbox.
+    is_known: bool = False
 
     @classmethod
     def of(cls, entry: Any, before: Any) -> Made:
@@ -130,25 +132,30 @@ class Made(NamedTuple):
         if "headers" in options:
             was = before.options["headers"]
             options["headers"] = _changed(entry.options["headers"], was, _ADDRESS)
-        return cls(options, entry.args, entry.kwargs)
+        return cls(options, entry.args, entry.kwargs, True)
 
     @classmethod
     def from_text(cls, text: str) -> Made:
-        return cls(json.loads(text))
+        return cls({"headers": _only_shown(json.loads(text))})
 
     @property
     def text(self) -> str:
-        """The options as JSON, for the outbox, as far as they can be: not the arguments, for
-        whoever may write there is not to choose them."""
-        return to_json({key: value for key, value in self.options.items() if _is_json(value)})
+        """The headers as JSON, for the outbox, as far as they can be. Nothing else: whoever may
+        write there is not to choose what is sent, or where to."""
+        headers = _only_shown(self.options.get("headers") or {})
+        return to_json({name: value for name, value in headers.items() if _is_json(value)})
 
     def put_on(self, entry: Any) -> Any:
-        """A copy of an entry that was :func:`addressed`, changed as hooks have changed it."""
+        """A copy of an entry that was :func:`addressed`, changed as hooks have changed it. What the
+        outbox says is only added."""
         copy = copied(entry)
-        headers = {**entry.options["headers"], **self.options.get("headers", {})}
-        copy.options = {**entry.options, **self.options, "headers": headers}
-        if self.args is not None:
+        headers, own = self.options.get("headers", {}), entry.options["headers"]
+        if self.is_known:
             copy.args, copy.kwargs = self.args, self.kwargs
+            headers = {**own, **headers}
+        else:
+            headers = {**headers, **own}
+        copy.options = {**entry.options, **self.options, "headers": headers}
         return copy
 
 
@@ -163,6 +170,21 @@ def _changed(after: Mapping[str, Any], before: Mapping[str, Any], but: set[str])
         for key, value in after.items()
         if key not in but and (value is not before.get(key, missing))
     }
+
+
+#: The headers by which a worker knows what to do.
+_OF_CELERY = {
+    *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries"),
+    *("timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result"),
+    *("replaced_task_nesting", "stamped_headers", "stamps", "callbacks", "errbacks", "chain"),
+    *("chord", "method", "meth", "args", "kwargs", "reply_to", "correlation_id", "delivery_info"),
+}
+
+
+def _only_shown(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that only tell something."""
+    but = _OF_CELERY | _ADDRESS
+    return {name: value for name, value in headers.items() if name not in but}
 
 
 def _is_json(value: Any) -> bool:

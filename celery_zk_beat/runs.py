@@ -338,7 +338,7 @@ class Run:
         was: the name that its entry had when the run was claimed, if it is another now: its task id
             is made of that.
         call: which of the runs it is, from 0, that a gated scheduler made of the entry at once.
-        made: it was given to hooks, and this is what they put into its options: JSON.
+        made: it was given to hooks, and these are the headers that they put into it: JSON.
         leaves: when it is to be published, where that is later than `due`.
         counts: its entry's policy counts it. Not in the outbox.
     """
@@ -503,8 +503,7 @@ def _decode_text(fields: Any, name: str, most: int | None = None) -> str | None:
 
 def _decode_made(item: Any) -> str | None:
     """None where it is not to be understood: hooks are called again then."""
-    is_made = isinstance(item, dict) and isinstance(item.get("headers", {}), dict)
-    return to_json(item) if is_made else None
+    return to_json(item) if isinstance(item, dict) else None
 
 
 def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:

@@ -39,6 +39,8 @@ class Sent:
     id: str
     arrived: bool
     failed: bool
+    #: What a hook put into it.
+    hook: str | None = None
 
 
 class Broker:
@@ -131,6 +133,7 @@ class Broker:
             id=headers["id"],
             arrived=False,
             failed=refuses or mood not in ("fine", "slow"),
+            hook=headers.get("hook"),
         )
         self.sent.append(sent)
         for observe in self.observers:

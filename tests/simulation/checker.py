@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_zk_beat import limits
 from celery_zk_beat.control import Pauses
@@ -88,6 +88,9 @@ class Checker:
         self._calm_since = self._may_be_late = 0.0
         self._last_sent: dict[str, float] = {}
         self._faults: list[tuple[str, float, float]] = []
+        #: Whether something wraps Celery's scheduler; and of which life and run it was called.
+        self.hooked = False
+        self._hooks: set[tuple[str, str, int, str]] = set()
         #: The first that was found. Kept, since it may be found deep within a beat, which would
         #: take it for an error of its own.
         self.violation: str | None = None
@@ -451,6 +454,8 @@ class Checker:
                 self.fail(f"I4: epoch {epoch} began at {since}, and then came {sent}")
         if sent.at > self.wrote.get(sent.epoch, -math.inf) + SAFE_PART * self._timeout:
             self.fail(f"I4: past the deadline after {self.wrote.get(sent.epoch)}: {sent}")
+        if self.hooked and sent.hook is None:
+            self.fail(f"I3: without what a hook made of it: {sent}")
         for before in self.sent[run]:
             self._on_repeat(before, sent)
         self.sent[run].append(sent)
@@ -462,6 +467,18 @@ class Checker:
             self.store_knows_more or self.numbers_may_differ
         ):
             self.fail(f"I11: {sent} had the task id {self._id[what]}")
+
+    def on_hook(self, life: str, entry: str, mark: Mapping[str, Any] | None) -> None:
+        """What wraps Celery's scheduler is called for a run, of which the entry's header tells."""
+        run = entry, 0 if mark is None else mark["run"]
+        if mark is None or run not in self.claimed:
+            self.fail(f"I1: a hook is called for {run}, which is not claimed")
+            return
+        waiting, call = self.outbox.get(run), (life, *run, mark["due"])
+        is_kept = waiting is not None and waiting.made is not None
+        if call in self._hooks or (is_kept and mark["epoch"] == self.epoch):
+            self.fail(f"I3: a hook is called again for {run}, by {life}: {waiting}")
+        self._hooks.add(call)
 
     def on_arrived(self, sent: Sent) -> None:
         self._last_sent[sent.entry] = self._world.now
@@ -475,9 +492,12 @@ class Checker:
     def _on_repeat(self, before: Sent, sent: Sent) -> None:
         if before.id != sent.id:
             self.fail(f"I3: a run with two ids: {before}, {sent}")
+        same_life = (before.machine, before.life) == (sent.machine, sent.life)
+        if same_life and before.hook != sent.hook:
+            self.fail(f"I3: not as a hook made it: {before}, {sent}")
         if before.failed:
             return  # the beat was told that it failed
-        if (before.machine, before.life) == (sent.machine, sent.life):
+        if same_life:
             self.fail(f"I3: published again by the same beat: {before}, {sent}")
         if not self._was_hurt(before.machine, before.at, sent.at):
             self.fail(f"I3: published again without a reason: {before}, {sent}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import random
 from collections import defaultdict
@@ -324,6 +325,11 @@ class Run:
         }
         if self.broker.refused:
             self.broker.together = False
+        # Of a seed of its own, so that all else is as it was without.
+        self.hooked = not lost and random.Random(f"hooks {seed}").random() < 0.3
+        if self.hooked:
+            self._limits.enter_context(mock.patch.object(Scheduler, "apply_entry", self._hook()))
+        self.checker.hooked = self.hooked
         #: What ZooKeeper may be restored from: copies of each second.
         self._copies: list[tuple[Tree, int]] = []
         self._only = only
@@ -334,6 +340,21 @@ class Run:
         self.ensemble.before_write = self._come_before
         self.broker.observers.append(lambda _: self._trigger("message"))
         self.ensemble.observers.append(lambda *_: self._trigger("write"))
+
+    def _hook(self) -> Callable[..., None]:
+        """As of a tool that wraps Celery's scheduler: with a header of its own each time."""
+        apply_entry, calls = Scheduler.apply_entry, itertools.count(1)
+
+        def hook(scheduler: Any, entry: Any, producer: Any = None) -> None:
+            beat = self.world.here.name
+            life = f"{beat} in life {self.broker.lives[beat]}"
+            headers = entry.options.get("headers") or {}
+            self.checker.on_hook(life, entry.name, headers.get("zk_beat"))
+            self.world.breathe()
+            entry.options["headers"] = {"hook": f"{next(calls)} by {life}"}
+            apply_entry(scheduler, entry, producer=producer)
+
+        return hook
 
     def go(self, steps: int) -> None:
         """Lets `steps` things happen, then all be well again. See ``checker.violation``."""
