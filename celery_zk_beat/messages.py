@@ -160,7 +160,7 @@ class Made(NamedTuple):
 
 
 #: What is of each attempt's own, and no hook's.
-_ADDRESS = {"task_id", "retry", "zk_beat", "celery_beat_task"}
+_ADDRESS = {"task_id", "retry", "zk_beat", "periodic_task_name", "celery_beat_task"}
 
 
 def _changed(after: Mapping[str, Any], before: Mapping[str, Any], but: set[str]) -> dict[str, Any]:

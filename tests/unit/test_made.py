@@ -22,7 +22,7 @@ RUN = Run("e", 1, NOW, NOW, 1)
 
 def entry_of(**options: Any) -> Any:
     entry = ScheduleEntry(name="e", task="t", schedule=60.0, app=APP, options=options)
-    return addressed(entry, "the-id", {"run": 1})
+    return addressed(entry, "the-id", {"zk_beat": {"run": 1}})
 
 
 def test_what_a_hook_put_there() -> None:
