@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -100,3 +102,21 @@ def test_a_users_factory_of_records_has_such_a_field(
         logger.info("one", extra=telling("sending", task_id="t"))
         logger.info("two")
     assert [record.task_id for record in caplog.records] == ["t", None]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("configure", "heard"),
+    [("pass", "heard\n"), ("logging.basicConfig(format='*%(message)s')", "*heard\n")],
+)
+def test_a_command_shows_warnings(configure: str, heard: str) -> None:
+    """Once; also where nobody has configured logging, for then Celery's loggers are silent."""
+    lines = (
+        "import logging, celery.beat",
+        "from celery_zk_beat.log import get_logger, show_warnings",
+        configure,
+        "show_warnings()",
+        "get_logger('celery_zk_beat.cli').info('not heard')",
+        "get_logger('celery_zk_beat.cli').warning('heard')",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == heard
