@@ -1,29 +1,15 @@
-"""The app of app.py with tasks that are queued once: as docs/integrations.md has them."""
+"""The app of app.py with the tasks that docs/integrations.md prints, which are queued once."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
-from celery_once import QueueOnce
-from celery_singleton import Singleton
+from example_project.servers import REPOSITORY
 
 from .app import app as app
 
-PLACE = app.conf.result_backend
-app.conf.ONCE = {
-    "backend": "celery_once.backends.Redis",
-    "settings": {"url": PLACE, "default_timeout": 3600},
-}
-app.conf.singleton_backend_url = PLACE
-
-
-@app.task(name="once", base=QueueOnce)
-def once() -> None: ...
-
-
-@app.task(name="graceful", base=QueueOnce, once={"graceful": True})
-def graceful() -> None: ...
-
-
-@app.task(name="singleton", base=Singleton)
-def singleton(*args: Any) -> None: ...
+PRINTED = "redis://localhost:6379/1"
+page = (REPOSITORY / "docs" / "integrations.md").read_text()
+for block in re.findall(r"^```python\n(from celery_(?:once|singleton) .*?)^```", page, re.M | re.S):
+    assert PRINTED in block
+    exec(block.replace(PRINTED, app.conf.result_backend), {"app": app})
