@@ -47,6 +47,7 @@ from .errors import (
     Uncertain,
     ZkBeatError,
 )
+from .forecast import Outlook
 from .log import get_logger, safe, show_warnings
 from .paths import Paths, page_of
 from .records import MasterRecord, to_text
@@ -740,7 +741,7 @@ def _at(option: str, text: str | None, read: Callable[[str], datetime]) -> datet
 
 def _upcoming(
     ctx: click.Context, timeout: float, now: datetime
-) -> tuple[upcoming.Schedule, set[str], list[str]]:
+) -> tuple[Outlook, set[str], list[str]]:
     """The schedule, the names of its entries, and what is to be said of it."""
     remarks: list[str] = []
     try:
@@ -766,7 +767,7 @@ def _upcoming(
             "paused"
         )
     known = {name: each for name, each in entries.items() if each.schedule is not None}
-    schedule = upcoming.Schedule(scheduler, settings, known, states, paused, now)
+    schedule = Outlook(scheduler, settings, known, states, paused, now)
     return schedule, set(entries), remarks
 
 

@@ -18,7 +18,7 @@ from celery.schedules import crontab
 
 from . import clock
 from .names import without_addresses
-from .policies import Instants
+from .policies import Instants, Policy
 from .runs import NEVER, RunState, end_of, from_milliseconds
 from .schedules import cron, every
 from .shown import Rule
@@ -153,6 +153,16 @@ def instants_of(entry: Any, due: datetime) -> Instants:
     if is_interval(schedule) and not schedule.relative and schedule.run_every > timedelta():
         return _Every(due, schedule.run_every)
     return _Fixed(entry)
+
+
+def leaves_of(
+    entry: Any, due: datetime | None, policy: Policy | None, state: RunState, seed: str
+) -> datetime | None:
+    """When the run of an entry leaves that is at `due`, by its policy; None where none does."""
+    if policy is None or due is None:
+        return due
+    verdict = policy.decide(due, due, instants_of(entry, due), state.ran, seed)
+    return None if verdict.due is None else verdict.leaves
 
 
 def counts_from_last_run(schedule: Any) -> bool:

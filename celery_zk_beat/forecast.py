@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timedelta, timezone
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, time, timedelta, timezone
 from typing import Any, NamedTuple
 
 from celery.beat import Scheduler
 
+from . import clock
 from .beat_schedule import SHORTEST_WAIT, Planner
-from .due import copied_at, is_interval, is_steady
+from .due import copied_at, is_interval, is_steady, zone_of
 from .messages import copied
 from .names import Entries
+from .paths import Paths
 from .runs import Run, RunState
 from .settings import Settings
+from .status.snapshot import plain
 
 #: How often one instant is looked at before time goes on in any case: an entry may say that it is
 #: due whenever it is asked.
 _MOST_LOOKS = 1000
 _EVERYTHING = 2**31
+_MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+#: Most runs of an entry that the status page shows.
+_MOST_OF_A_DAY = 50
 
 
 class Upcoming(NamedTuple):
@@ -84,7 +93,7 @@ class Forecast:
             scheduler.is_due,
             scheduler.max_interval,
             settings.policies,
-            settings.root,
+            Paths.of(settings.hosts, settings.root).root,
         )
         self._deadline = scheduler.app.conf.beat_cron_starting_deadline
         self._is_own = type(scheduler).is_due is not Scheduler.is_due
@@ -165,3 +174,137 @@ def moved_on(entry: Any, state: RunState, at: datetime) -> RunState:
         every = entry.schedule.run_every
         last = state.last_run_at + (last - state.last_run_at) // every * every
     return RunState(last, state.total_run_count, state.due, ran=state.ran)
+
+
+@dataclass(frozen=True)
+class NextRun:
+    """A run that is to come. Instants are aware, UTC.
+
+    Attributes:
+        run: its number; None where an instant is skipped.
+        due, at: the instant that it is for, and when its message leaves.
+        local: `at` in the time zone of its schedule, ISO 8601; None where that has none.
+        clocks_change: by how much, ``+01:00 to +02:00``, where they do on that day there.
+        skipped: why it does not run, ``catch_up``, ``limit`` or ``deadline``; else None.
+    """
+
+    entry: str
+    run: int | None
+    due: datetime
+    at: datetime
+    local: str | None
+    clocks_change: str | None
+    skipped: str | None
+
+
+class Outlook:
+    """The entries of a schedule, with what is known of them.
+
+    Args:
+        entries: by name.
+        states: those that ZooKeeper has; the clock of another begins at `now`.
+        paused: names of entries that are held back.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        settings: Settings,
+        entries: Mapping[str, Any],
+        states: Mapping[str, RunState],
+        paused: Collection[str],
+        now: datetime,
+    ) -> None:
+        self._scheduler, self._settings, self._now = scheduler, settings, now
+        self._entries = {name: each for name, each in entries.items() if name not in paused}
+        self._states = {name: states.get(name) or RunState(now) for name in self._entries}
+
+    def runs(self, at: datetime, until: datetime, entry: str | None = None) -> Iterator[NextRun]:
+        """What leaves from `at` to `until`, in order, of one entry or of all."""
+        entries = self._entries
+        if entry is not None:
+            entries = {entry: entries[entry]} if entry in entries else {}
+        for each in self._forecast(at, entries).until(until):
+            known = entries[each.entry]
+            if isinstance(each, Missed):
+                yield _next_run(known, each.entry, None, each.due, each.due, each.reason)
+            elif each.at >= at:
+                yield _next_run(known, each.entry, each.number, each.due, each.at, None)
+
+    def _forecast(self, at: datetime, entries: Mapping[str, Any]) -> Forecast:
+        states = {name: self._state_at(name, entries[name], at) for name in entries}
+        return Forecast(self._scheduler, self._settings, at, states, entries)
+
+    def _state_at(self, name: str, entry: Any, at: datetime) -> RunState:
+        if at == self._now:
+            return self._states[name]
+        policy = self._settings.policies.of(name)
+        state = moved_on(entry, self._states[name], at)
+        if policy is None or policy.runs is None or at < self._now:
+            return state
+        # Those before then count.
+        forecast = Forecast(self._scheduler, self._settings, self._now, self._states, {name: entry})
+        gone = itertools.islice(forecast.until(at - _MINUTE / 1000), policy.runs)
+        return replace(state, ran=state.ran + sum(not isinstance(each, Missed) for each in gone))
+
+    def busy(self, at: datetime, until: datetime) -> dict[datetime, int]:
+        """How many runs leave in each minute in which any does, in order."""
+        begin = at.replace(second=0, microsecond=0)
+        policies, counts, others = self._settings.policies, Counter[datetime](), {}
+        for name, entry in self._entries.items():
+            # A million runs of short intervals need not be looked at one by one.
+            every = entry.schedule.run_every if is_interval(entry.schedule) else timedelta()
+            if every > timedelta() and policies.of(name) is None:
+                last = self._state_at(name, entry, at).last_run_at
+                _count(counts, last + every, every, begin, until)
+            else:
+                others[name] = entry
+        for each in self._forecast(at, others).until(until):
+            if not isinstance(each, Missed) and each.at >= at:
+                counts[each.at.replace(second=0, microsecond=0)] += 1
+        return dict(sorted(counts.items()))
+
+
+def next_day(
+    scheduler: Scheduler,
+    settings: Settings,
+    name: str,
+    states: Mapping[str, RunState],
+    held: Collection[str],
+) -> list[Any]:
+    """What of an entry runs within a day from now, or is skipped, as JSON; the first of it."""
+    now, entry = clock.now(), scheduler.schedule.get(name)
+    if entry is None or entry.schedule is None:
+        return []
+    outlook = Outlook(scheduler, settings, {name: entry}, states, held, now)
+    return [plain(run) for run in itertools.islice(outlook.runs(now, now + DAY), _MOST_OF_A_DAY)]
+
+
+def _count(
+    counts: Counter[datetime], first: datetime, every: timedelta, begin: datetime, until: datetime
+) -> None:
+    def before(instant: datetime) -> int:
+        return max(0, -((first - instant) // every))
+
+    minute = begin
+    while minute <= until:
+        end = min(minute + _MINUTE, until + timedelta(microseconds=1))
+        if found := before(end) - before(minute):
+            counts[minute] += found
+        minute += _MINUTE
+
+
+def _next_run(
+    entry: Any, name: str, run: int | None, due: datetime, at: datetime, skipped: str | None
+) -> NextRun:
+    local = change = None
+    if zone_of(entry) is not None:
+        zone = entry.schedule.tz
+        local = at.astimezone(zone).isoformat(timespec="seconds")
+        day = due.astimezone(zone).date()
+        before, after = (
+            datetime.combine(each, time(), zone).isoformat()[19:]
+            for each in (day, day + timedelta(days=1))
+        )
+        change = None if before == after else f"{before} to {after}"
+    return NextRun(name, run, due, at, local, change, skipped)

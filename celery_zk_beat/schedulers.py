@@ -28,6 +28,7 @@ from .dispatcher import Dispatcher
 from .due import name_schedule, shown
 from .election.public import MasterElection
 from .errors import SettingsError, ZkBeatError
+from .forecast import next_day
 from .gate.entries import GatedEntries
 from .gate.gated import scheduler_class
 from .guard.keeper import Guard
@@ -317,7 +318,8 @@ class ZooKeeperScheduler(Hooked):
         try:
             from .web import server, state  # needs an extra
 
-            beat = state.Beat(self.settings, self.election, self.metrics, self)
+            day = functools.partial(next_day, self, self.settings)
+            beat = state.Beat(self.settings, self.election, self.metrics, self, day)
             self._server = server.Server(beat, *self.settings.http)
         except SettingsError as exc:
             logger.critical("beat stops: %s", exc)

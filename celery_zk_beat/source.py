@@ -17,9 +17,9 @@ from .dispatcher import Dispatcher
 from .due import (
     as_of,
     ask_at,
-    instants_of,
     is_ahead,
     last_run,
+    leaves_of,
     missed_instant,
     next_free,
     next_run_of,
@@ -142,11 +142,8 @@ class Source(ABC):
     def _by_policy_of(self, name: str, state: RunState, due: datetime | None) -> datetime | None:
         """When the next run leaves, by the entry's policy, where it is due then."""
         policy = self._dispatcher.settings.policies.of(name)
-        if policy is None or due is None:
-            return due
-        instants, seed = instants_of(self.entries[name], due), f"{self._election.paths.root}/{name}"
-        verdict = policy.decide(due, due, instants, state.ran, seed)
-        return None if verdict.due is None else verdict.leaves
+        seed = f"{self._election.paths.root}/{name}"
+        return leaves_of(self.entries[name], due, policy, state, seed)
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
         """See :meth:`.publishing.Entries.goes_on_from`."""

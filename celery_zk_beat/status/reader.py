@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from .. import clock
 from ..control import Pause, Pauses
-from ..due import is_ahead, is_steady, next_run_of, schedule_text
+from ..due import is_ahead, is_steady, leaves_of, next_run_of, schedule_text
 from ..history import Pasts, merged
 from ..metrics import select
 from ..paths import Paths
@@ -223,9 +223,17 @@ class Reader:
             )
             known = before.get(name)
             if known is None or known[0] != made_of:
-                known = made_of, _entry(name, *made_of)
+                known = made_of, self._with_policy(_entry(name, *made_of), states.get(name), entry)
             self._shown[name] = known
         return [entry for _, entry in self._shown.values()]
+
+    def _with_policy(self, shown: Entry, state: RunState | None, entry: Any) -> Entry:
+        policy = self._settings.policies.of(shown.name)
+        if policy is None or state is None or shown.next_run_at is None:
+            return shown
+        seed = f"{self._paths.root}/{shown.name}"
+        at = leaves_of(entry, shown.next_run_at, policy, state, seed)
+        return replace(shown, next_run_at=at)
 
     def _is_named(self, name: str, state: RunState) -> bool:
         return state.unnamed_since is None if self._others else name in self._schedule.entries

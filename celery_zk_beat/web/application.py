@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs
 
 from .. import clock
 from ..log import safe
@@ -14,7 +15,7 @@ from ..version import __version__
 from .probes import SILENT, Finding, alive, leads, ready
 from .prometheus import exposition
 from .readings import Reading, Readings
-from .state import Report
+from .state import Day, Report
 
 _STATUS_LINES = {
     200: "200 OK",
@@ -40,7 +41,10 @@ _ASSETS = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 #: All that there is to ask for.
-PATHS = ("/livez", "/readyz", "/leader", "/metrics", "/status.json", "/page.json", *_ASSETS)
+PATHS = (
+    *("/livez", "/readyz", "/leader", "/metrics", "/status.json", "/page.json", "/day.json"),
+    *_ASSETS,
+)
 
 
 class Response(NamedTuple):
@@ -51,12 +55,13 @@ class Response(NamedTuple):
 
 
 class Application:
-    """The WSGI application. It shows the metrics of the beat's process, `pid`, too."""
+    """The WSGI application. It shows the metrics of the beat's process, `pid`, too. `day`: says
+    what of an entry runs on the next day."""
 
-    def __init__(self, ask: Callable[[], Report], readings: Readings, pid: int) -> None:
+    def __init__(self, ask: Callable[[], Report], readings: Readings, pid: int, day: Day) -> None:
         self._ask = ask
         self._readings = readings
-        self._pid = pid
+        self._pid, self._day = pid, day
         folder = files(__package__) / "page"
         self._handlers: dict[str, Callable[[dict[str, Any]], Response]] = {
             "/livez": lambda environ: _probe(alive(ask().state, clock.boottime())),
@@ -65,6 +70,7 @@ class Application:
             "/metrics": self._metrics,
             "/status.json": self._status,
             "/page.json": self._page,
+            "/day.json": self._day_of,
             **{
                 path: _always(Response(200, type, (folder / name).read_bytes()))
                 for path, (name, type) in _ASSETS.items()
@@ -121,6 +127,18 @@ class Application:
         status = b"null" if reading is None else reading.page
         body = json.dumps(head).encode()[:-1] + b', "status": ' + status + b"}"
         return Response(200, _JSON, body)
+
+    def _day_of(self, environ: dict[str, Any]) -> Response:
+        """Gives the page the next day of one entry; null where nothing is known yet."""
+        (name, *_) = parse_qs(environ.get("QUERY_STRING", "")).get("entry", [""])
+        reading, _ = self._readings.get()
+        runs = None
+        if reading is not None:
+            held = {each.name for each in reading.snapshot.entries if each.paused is not None}
+            if reading.snapshot.paused is not None:
+                held.add(name)
+            runs = self._day(name, reading.states, held)
+        return Response(200, _JSON, json.dumps({"entry": name, "runs": runs}).encode())
 
 
 def _always(response: Response) -> Callable[[dict[str, Any]], Response]:

@@ -6,12 +6,14 @@ import contextlib
 import heapq
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from .. import clock
 from ..errors import ZkBeatError
 from ..log import get_logger
+from ..runs import RunState
 from ..status.reader import Reader
 from ..status.snapshot import Snapshot
 from ..zookeeper.session import connected
@@ -30,11 +32,22 @@ _PATIENCE, _MOST_WAITING = 2.0, 2
 _MOST_SHOWN = 50
 
 
-class Reading:
-    """A snapshot, taken at `at` on boottime(), as JSON for all and for the page."""
+class Look(Protocol):
+    """What reads: see :class:`.Reader`."""
 
-    def __init__(self, snapshot: Snapshot, at: float) -> None:
-        self.snapshot = snapshot
+    def read(self) -> Snapshot:
+        """Looks; raises a ZkBeatError where that fails."""
+
+    def states(self) -> Mapping[str, RunState]:
+        """By entry, those of the last :meth:`read`."""
+
+
+class Reading:
+    """A snapshot, taken at `at` on boottime(), as JSON for all and for the page; with the states of
+    entries."""
+
+    def __init__(self, snapshot: Snapshot, states: Mapping[str, RunState], at: float) -> None:
+        self.snapshot, self.states = snapshot, states
         self.at = at
         self.page = _for_page(snapshot)
         self._full = b""
@@ -61,13 +74,11 @@ class Readings:
     """Reads the status for all who ask: every few seconds, as long as somebody asks.
 
     Args:
-        connect: how to come to a function that reads, within a ``with`` block; both raise a
-            ZkBeatError where they fail.
+        connect: how to come to what reads, within a ``with`` block; raises a ZkBeatError where
+            that fails.
     """
 
-    def __init__(
-        self, connect: Callable[[], contextlib.AbstractContextManager[Callable[[], Snapshot]]]
-    ) -> None:
+    def __init__(self, connect: Callable[[], contextlib.AbstractContextManager[Look]]) -> None:
         self._connect = connect
         self._news = clock.Condition()
         self._last: Reading | None = None
@@ -105,11 +116,11 @@ class Readings:
         while self._is_wanted():
             self._begun = clock.boottime()
             try:
-                with self._connect() as read:
+                with self._connect() as look:
                     while self._is_wanted():
                         self._begun = begun = clock.boottime()
                         try:
-                            self._note(Reading(read(), begun), None)
+                            self._note(Reading(look.read(), look.states(), begun), None)
                         except ZkBeatError as exc:
                             self._note(None, str(exc))
                         clock.sleep(max(_EVERY, (self._ended - begun) / _PART))
@@ -134,8 +145,8 @@ class Readings:
 
 
 @contextlib.contextmanager
-def reader(beat: Beat) -> Iterator[Callable[[], Snapshot]]:
+def reader(beat: Beat) -> Iterator[Reader]:
     """Connects with a session for this alone: that of the beat has more urgent things to do."""
     settings, timeout = beat.settings, beat.settings.session_timeout
     with connected(settings.hosts, timeout, _PATIENCE, lambda: None, settings.access) as session:
-        yield Reader(session, settings, beat.schedule, on_change=lambda: None).read
+        yield Reader(session, settings, beat.schedule, on_change=lambda: None)

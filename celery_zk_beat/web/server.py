@@ -103,7 +103,8 @@ def _serve_until_the_beat_ends(
         with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
             name.write("zk-beat-http")
         readings = Readings(lambda: reader(beat))
-        Listener(Application(_Asker(link, state), readings, os.getppid()), sockets).run()
+        application = Application(_Asker(link, state), readings, os.getppid(), beat.day)
+        Listener(application, sockets).run()
     except BaseException:
         logger.exception("HTTP is not served any longer")
     finally:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import clock
 from ..election.public import MasterElection
 from ..metrics import EntryNumbers, Histogram, Metrics
+from ..runs import RunState
 from ..settings import Settings
 from ..status.reader import Schedule
 
 #: Seconds within which a beat that runs answers.
 ANSWERS_WITHIN = 1.0
+
+
+#: See :class:`Beat`; the runs are as JSON.
+Day = Callable[[str, Mapping[str, RunState], Collection[str]], "list[Any]"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,9 @@ class Beat:
     election: MasterElection
     metrics: Metrics
     schedule: Schedule
+    #: Tells what of an entry runs on the next day, by the states of entries and the names of those
+    #: that are held back.
+    day: Day
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,9 @@ def test_how_it_looks(site: Site, browser: Browser) -> None:
         "Array.from(document.querySelectorAll('#upcoming .entry'), e => e.innerText)"
     )
     assert {HOSTILE[0], HOSTILE[1], r"\u202egnp.exe\u001b[31m\u0000"} <= set(names)
+    for entry in range(5):  # the next day of each, whatever its name
+        browser.run(f"document.querySelectorAll('#upcoming summary')[{entry}].click()")
+    browser.wait_for("document.querySelectorAll('#upcoming .day li').length === 250")
 
     assert browser.run(UNREADABLE) == []
     assert min(browser.run(BACKGROUND)) > 230

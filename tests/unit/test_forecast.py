@@ -12,11 +12,11 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
 
-from celery_zk_beat.forecast import Forecast
+from celery_zk_beat.forecast import Forecast, Outlook
 from celery_zk_beat.runs import RunState
 from celery_zk_beat.schedulers import scheduler_of
 from celery_zk_beat.testing import timeline
-from celery_zk_beat.upcoming import Schedule, end_of, table_of, table_of_minutes, utc
+from celery_zk_beat.upcoming import end_of, table_of, table_of_minutes, utc
 
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -32,10 +32,10 @@ def app_of(zone: str = "UTC", policies: Any = None, **entries: Any) -> Celery:
     return app
 
 
-def schedule_of(app: Celery, states: dict[str, RunState] | None = None, **more: Any) -> Schedule:
+def schedule_of(app: Celery, states: dict[str, RunState] | None = None, **more: Any) -> Outlook:
     scheduler, _ = scheduler_of(app)
     entries = scheduler.entries
-    return Schedule(scheduler, scheduler.settings, entries, states or {}, (), NOON, **more)
+    return Outlook(scheduler, scheduler.settings, entries, states or {}, (), NOON, **more)
 
 
 def test_a_week() -> None:

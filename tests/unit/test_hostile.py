@@ -259,7 +259,7 @@ def test_what_is_shown(scheduler: ZooKeeperScheduler, tree: dict[str, bytes], mt
             *terminal.masters(seen.masters, NOW, lambda message, colour: message, width),
         ]
         assert all(map(is_one_line, lines))
-    reading = Reading(seen, 0.0)
+    reading = Reading(seen, {}, 0.0)
     for data in (reading.page, reading.full(), json.dumps(seen.to_json()).encode()):
         assert data.isascii()
         json.loads(data, parse_constant=pytest.fail)
@@ -322,7 +322,7 @@ def test_it_does_not_take_long(scheduler: ZooKeeperScheduler) -> None:
     begun = time.process_time()
     seen = look(scheduler, tree)
     terminal.status(seen, seen.read_at, lambda message, colour: message, 80)
-    Reading(seen, 0.0).full()
+    Reading(seen, {}, 0.0).full()
     assert time.process_time() - begun < 5
 
 

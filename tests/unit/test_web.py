@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable
@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from celery_zk_beat import clock
 from celery_zk_beat.errors import SettingsError, Uncertain
 from celery_zk_beat.metrics import EntryNumbers, Metrics
+from celery_zk_beat.runs import RunState
 from celery_zk_beat.status.snapshot import Entry, Snapshot
 from celery_zk_beat.web.application import PATHS, Application
 from celery_zk_beat.web.listener import Listener, listen
@@ -90,12 +91,26 @@ def snapshot(*entries: Entry) -> Snapshot:
     )
 
 
+class Look:
+    """What reads, without states of entries."""
+
+    def __init__(self, read: Callable[[], Snapshot]) -> None:
+        self.read = read
+
+    def states(self) -> dict[str, RunState]:
+        return {"a": RunState(NOW, 3)}
+
+
 def make_readings(read: Callable[[], Snapshot]) -> Readings:
     @contextlib.contextmanager
-    def connect() -> Iterator[Callable[[], Snapshot]]:
-        yield read
+    def connect() -> Iterator[Look]:
+        yield Look(read)
 
     return Readings(connect)
+
+
+def day(name: str, states: Mapping[str, RunState], held: Collection[str]) -> list[Any]:
+    return [{"at": states[name].last_run_at.isoformat()}] if name in states else []
 
 
 class Client:
@@ -104,11 +119,17 @@ class Client:
     def __init__(
         self, state: State, read: Callable[[], Snapshot] = snapshot, answers: bool = True
     ) -> None:
-        self.app = Application(lambda: Report(state, answers), make_readings(read), os.getpid())
+        self.app = Application(
+            lambda: Report(state, answers),
+            make_readings(read),
+            os.getpid(),
+            day,
+        )
 
     def get(self, path: str, method: str = "GET") -> tuple[str, dict[str, str], bytes]:
         started: list[Any] = []
-        environ = {"REQUEST_METHOD": method, "PATH_INFO": path}
+        path, _, query = path.partition("?")
+        environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query}
         body = b"".join(self.app(environ, lambda *args: started.extend(args)))
         return started[0], dict(started[1]), body
 
@@ -402,3 +423,11 @@ def test_localhost_is_all_that_it_is_here() -> None:
     for each in sockets:
         with each, socket.create_connection(each.getsockname()[:2], PATIENCE):
             pass
+
+
+def test_the_next_day() -> None:
+    client = Client(MASTER)
+    told = json.loads(client.get("/day.json?entry=a")[2])
+    assert told == {"entry": "a", "runs": [{"at": NOW.isoformat()}]}
+    assert json.loads(client.get("/day.json?entry=%00")[2]) == {"entry": "\0", "runs": []}
+    assert json.loads(client.get("/day.json")[2])["runs"] == []

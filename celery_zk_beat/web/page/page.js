@@ -266,8 +266,33 @@ function lastTime(row, iso, way) {
   at(last.firstChild, iso, way);
 }
 
+/** Adds the runs of an entry on the next day, which are asked for when they are wanted. */
+function addDay(row) {
+  const list = el("ul", "quiet"), box = el("details", "day", el("summary", "", "Next day"), list);
+  box.addEventListener("toggle", () => { if (box.open) showDay(box, list); });
+  row.parts.note.after(box);
+  return box;
+}
+
+async function showDay(box, list) {
+  let runs = null;
+  try {
+    const got = await fetch(`day.json?entry=${encodeURIComponent(box.entry)}`,
+      { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    if (got.ok) runs = (await got.json()).runs;
+  } catch { /* said below */ }
+  const texts = !runs ? ["cannot be told just now"] : !runs.length ? ["nothing"] : runs.map((run) => [
+    clock(Date.parse(run.at)),
+    run.local && `${run.local.slice(0, 16).replace("T", " ")} there`,
+    run.clocks_change && `clocks change, ${run.clocks_change}`,
+    run.skipped && `skipped: ${run.skipped}`,
+  ].filter(Boolean).join(", "));
+  sync(list, texts, (text) => text, () => el("li", ""), put);
+}
+
 function showEntries(status) {
   rows("upcoming", status.upcoming, (e) => e.name, (row, e) => {
+    (row.day ??= addDay(row)).entry = e.name;
     fillRow(row, e.name, [["schedule", e.schedule ?? ""], e.task && e.task !== e.name && ["task", e.task]]);
     at(row.parts.due, e.next_run_at, "clock");
     lastTime(row, e.next_run_at, "until");
