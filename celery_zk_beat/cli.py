@@ -26,12 +26,13 @@ from celery.beat import Service
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.signals import beat_init
 
-from . import checking, clock, upcoming
+from . import checking, clock, comparing, upcoming
 from .control import (
     DROP_RUN,
     LONGEST_WHO,
     RESIGN,
     RUN,
+    TELL,
     Answer,
     Asking,
     Pauses,
@@ -266,6 +267,65 @@ def check(ctx: click.Context, strict: bool, as_json: bool) -> None:
         _print(ctx, [*(safe(str(each)) for each in found), f"{count} entries: {summary}"])
     is_bad = counts[checking.ERROR] or (strict and counts[checking.WARNING])
     ctx.exit(NOT_DONE if is_bad else 0)
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_json
+@_timeout
+@click.pass_context
+def diff(ctx: click.Context, as_json: bool, timeout: float) -> None:
+    """Compare the entries of this configuration with what the master runs.
+
+    Tells which would be added, removed or changed by a deploy, and which are perhaps renamed: the
+    clock of such an entry starts anew. With each, when it runs next, as things are and with this
+    configuration. The master has to answer; entries of another scheduler (zk_beat_scheduler) are in
+    its store, and not compared.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat diff
+      $ celery -A proj zk-beat diff --json | jq .differences[].entry
+    """
+    news, deadline = clock.Wakeup(), clock.boottime() + timeout
+    with _site(ctx, timeout, news) as site:
+        if site.settings.scheduler is not None:
+            raise Failure(f"{site.settings.prefix}scheduler is set: its entries are in its store")
+        reader = site.reader()
+        snapshot = reader.read()
+        if snapshot.master is None:
+            raise Failure(f"there is no master under {snapshot.root} to compare with")
+        master, states, now = snapshot.master.id, reader.states(), clock.now()
+        with Asking(site.session, site.paths, _request(TELL), news.set) as asking:
+            answer = _until(asking.answer, news, deadline) or _withdraw(asking)
+        if answer is None:
+            raise Failure(f"{master} did not answer within {timeout:g} s")
+        if not answer.ok:
+            raise Failure(f"{master}: {answer.text}")
+        app, entries = ctx.obj.app, site.scheduler.entries
+        found = comparing.compare(entries, comparing.unpack(answer.text), states, app, now)
+    if as_json:
+        told = {"format": FORMAT, "master": master, "differences": plain(found)}
+        click.echo(json.dumps(told))
+        return
+    count = f"{len(found)} differences" if len(found) != 1 else "1 difference"
+    lines = [safe(line) for each in found for line in _difference(each, now)]
+    _print(ctx, [*lines, safe(f"{count} from what {master} runs, of {len(entries)} entries")])
+
+
+def _difference(each: comparing.Difference, now: datetime) -> Iterator[str]:
+    name = each.entry if each.was is None else f"{each.was} -> {each.entry}"
+    kind = "perhaps renamed" if each.kind == comparing.RENAMED else each.kind
+    separator = "; " if each.kind == comparing.CHANGED else ", "
+    yield f"{kind}: {name}: {separator.join(each.what)}"
+    runs = [
+        f"{what} {'at once' if at <= now else terminal.iso(at)}"
+        for what, at in (("now", each.before), ("then", each.after))
+        if at is not None
+    ]
+    if each.kind == comparing.RENAMED:
+        runs.append("its clock would start anew")
+    if runs:
+        yield f"    runs next: {', '.join(runs)}"
 
 
 def _findings(app: Any) -> tuple[list[checking.Finding], int]:

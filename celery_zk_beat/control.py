@@ -23,7 +23,7 @@ from .records import field as _field
 from .zookeeper.operations import Check, Create, Delete, Operation, SetData, changed_path
 from .zookeeper.session import ZooKeeperSession
 
-RUN, DROP_RUN, RESIGN = "run", "drop", "resign"
+RUN, DROP_RUN, RESIGN, TELL = "run", "drop", "resign", "tell"
 
 #: Most bytes of a request, one of an entry with the longest name (limits.LONGEST_NAME) among them:
 #: the answer, in which it is repeated, has to fit into a transaction.
@@ -162,7 +162,8 @@ def _who(fields: dict[str, Any]) -> str | None:
 @dataclass(frozen=True)
 class RequestRecord(Record):
     """One thing that is asked. `do` is "run" or "drop", of `entry`, or "resign", perhaps for the
-    beat `to`; `asked` is ISO 8601 UTC, `by` who asks, for the log and the history."""
+    beat `to`, or "tell": what the entries are; `asked` is ISO 8601 UTC, `by` who asks, for the log
+    and the history."""
 
     do: str
     entry: str | None
@@ -173,8 +174,8 @@ class RequestRecord(Record):
 
 @dataclass(frozen=True)
 class Answer:
-    """The master's. `text` is one line for a human; `run` and `task_id` are of a run that was
-    claimed, or dropped."""
+    """The master's. `text` is one line for a human, or what it was to tell; `run` and `task_id`
+    are of a run that was claimed, or dropped."""
 
     ok: bool
     text: str

@@ -289,6 +289,31 @@ def schedule_of(rule: Rule, app: Any) -> Any:
         return None
 
 
+def plan_of(schedule: Any) -> list[Any] | None:
+    """As JSON has it, of which :func:`schedule_of_plan` makes a schedule that is due at the same
+    instants; None where only its class knows them."""
+    if type(schedule) is cron:
+        zone = None if schedule.zone is None else schedule.zone.key
+        return ["cron", schedule.expression, zone, schedule.name]
+    if type(schedule) is every:
+        return ["aligned", schedule.seconds, schedule.offset.total_seconds()]
+    rule = rule_of(schedule)
+    return None if rule is None else ["rule", rule.every, rule.relative, rule.cron, rule.zone]
+
+
+def schedule_of_plan(plan: list[Any] | None, app: Any) -> Any:
+    """A schedule; None where a plan that another hand wrote is none."""
+    try:
+        kind, *values = plan or [None]
+        if kind == "rule":
+            return schedule_of(Rule(*values), app)
+        found = {"cron": cron, "aligned": every}[kind](*values)
+        found.app = app
+        return found
+    except Exception:
+        return None
+
+
 def rule_text(rule: Rule, schedule: Any) -> str:
     """As :func:`schedule_text` of the schedule that was made of it, with its time zone, where that
     is not the app's."""

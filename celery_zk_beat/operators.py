@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Protocol
 
 from . import clock
-from .control import DROP_RUN, RESIGN, RUN, Answer, Pauses, Request
+from .comparing import pack
+from .control import DROP_RUN, RESIGN, RUN, TELL, Answer, Pauses, Request
 from .dispatcher import MOST_LOGGED, Dispatcher
 from .errors import Conflict, ZooKeeperError
 from .log import get_logger, telling
@@ -112,6 +113,8 @@ class Operators:
             answer = self._drop_now(request, record.entry or "")
         elif record.do == RESIGN:
             answer = self._resign(request)
+        elif record.do == TELL:
+            answer = self._tell()
         else:
             answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
         if answer is not None and answer.run is None:
@@ -132,6 +135,16 @@ class Operators:
             return None
         self._master.forget()
         return Answer(False, "could not resign: see the master's log")
+
+    def _tell(self) -> Answer:
+        """What the entries are. Only when asked: it takes microseconds for each, and to write it
+        when it changes would be megabytes for each deploy of a large schedule."""
+        entries = self._source.entries
+        text, most = pack(entries), self._ledger.limits.most_bytes * 3 // 4
+        if len(text) > most:
+            told = f"what its {len(entries)} entries are has {len(text)} bytes, and {most} fit"
+            return Answer(False, told)
+        return Answer(True, text)
 
     def _run_now(self, request: Request, name: str) -> Answer:
         """An extra run; of one that is claimed, the answer is part of the claim."""

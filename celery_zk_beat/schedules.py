@@ -127,6 +127,11 @@ class cron(crontab):
         return None
 
     @property
+    def name(self) -> str | None:
+        """By which `~` is chosen; None where there is none, or nobody has told it."""
+        return self._name if "~" in self.expression else None
+
+    @property
     def needs_name(self) -> bool:
         return self.key is None and "~" in self.expression
 

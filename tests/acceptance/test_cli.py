@@ -33,6 +33,7 @@ COMMANDS = (
     ("status",),
     ("status", "--json"),
     ("history",),
+    ("diff",),
     ("pause",),
     ("resume", "often", "--skip"),
     ("run", "often"),
@@ -225,6 +226,41 @@ def test_next(site: Site) -> None:
     alone = site.zk_beat("next", "--timeout", "0.5", zk_beat_hosts=nowhere)
     assert alone.returncode == 0
     assert "it is assumed that each entry ran last now" in alone.stderr
+
+
+def test_diff(site: Site) -> None:
+    """The master tells what it runs; this configuration is compared with that."""
+    site.schedule(same=3600, other=3600, gone=0.2, old=7200)
+    (master,) = beats(site, "one").values()
+    assert did(site.zk_beat("diff"), r"^0 differences from what one runs, of \d+ entries\n$")
+    site.schedule(same=3600, other=1800, new=60)
+    site.conf["beat_schedule"]["young"] = {"task": "old", "schedule": 7200}
+    told = site.zk_beat("diff")
+    iso = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+    lines = [
+        r"removed: gone: gone, every 0\.2 s",
+        rf"    runs next: now (at once|{iso})",
+        r"added: new: new, every 60 s",
+        rf"    runs next: then {iso}",
+        r"changed: other: schedule: every 3600 s -> every 1800 s",
+        rf"    runs next: now {iso}, then {iso}",
+        r"perhaps renamed: old -> young: old, every 7200 s",
+        rf"    runs next: now {iso}, then {iso}, its clock would start anew",
+        r"4 differences from what one runs, of \d+ entries",
+    ]
+    assert did(told, "^" + "\n".join(lines) + "\n$")
+    found = json.loads(site.zk_beat("diff", "--json").stdout)
+    assert (found["format"], found["master"]) == (1, "one")
+    assert [each["kind"] for each in found["differences"]] == [
+        "removed",
+        "added",
+        "changed",
+        "renamed",
+    ]
+    master.stop()
+    refused(site.zk_beat("diff"), NOT_DONE, "no master")
+    site.conf["zk_beat_scheduler"] = "celery.beat:Scheduler"
+    refused(site.zk_beat("diff"), NOT_DONE, "zk_beat_scheduler", "in its store")
 
 
 def test_names_that_are_numbers(site: Site) -> None:

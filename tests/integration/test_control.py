@@ -21,8 +21,10 @@ from celery_zk_beat import (
     ledger,
     operators,
 )
+from celery_zk_beat.comparing import unpack
 from celery_zk_beat.control import (
     RUN,
+    TELL,
     Answer,
     Asking,
     Pause,
@@ -414,6 +416,26 @@ def test_an_extra_run(
     heard(one)
     assert runs(app, "a")[1:] == [(2, begun + HOUR)]
     assert client.get_children(Paths(root).requests) == []
+
+
+def test_what_the_entries_are(make: Make, entries: dict[str, Any], operator: Operator) -> None:
+    """Whoever asks is told, where it fits into a transaction."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    with operator.ask(TELL) as asking:
+        heard(one)
+        answer = asking.answer()
+    assert answer is not None
+    assert answer.ok
+    assert {*unpack(answer.text)} == {*one.entries}
+    one._loop.ledger.limits.most_bytes = 100
+    with operator.ask(TELL) as asking:
+        heard(one)
+        answer = asking.answer()
+    assert answer is not None
+    assert not answer.ok
+    assert f"{len(one.entries)} entries" in answer.text
+    assert "75 fit" in answer.text
 
 
 def test_an_extra_run_of_what_is_removed_meanwhile(
