@@ -34,7 +34,7 @@ from .due import (
 from .hooks import Sender
 from .log import get_logger
 from .names import Entries
-from .policies import ALL, NO_POLICIES, Policies, Policy, Verdict
+from .policies import ALL, NO_POLICIES, ONE, Instants, Policies, Policy, Verdict
 from .publishing import Send
 from .runs import Run, RunState
 from .source import Source, no_collector, only_logged
@@ -136,6 +136,8 @@ class Planner:
         self._all_policies, self._root = policies, root
         #: Of the entries that have one.
         self._policies: dict[str, Policy] = {}
+        #: Of those that are the same whenever an entry ran last.
+        self._instants: dict[str, Instants] = {}
         self._agenda = Agenda()
         self.seen = Seen()
         #: Seconds; of beat_cron_starting_deadline.
@@ -185,7 +187,7 @@ class Planner:
         return ahead
 
     def _find_policies(self) -> None:
-        self._policies, names = {}, self._names
+        self._policies, self._instants, names = {}, {}, self._names
         if not self._all_policies:
             return
         for name, entry in list(names.get().items()):
@@ -201,6 +203,8 @@ class Planner:
             is_crontab = isinstance(entry.schedule, crontab)  # for which alone it is
             if policy.catch_up is None and deadline is not None and is_crontab:
                 policy = replace(policy, catch_up=timedelta(seconds=deadline))
+            if is_interval(entry.schedule) and entry.schedule.run_every <= timedelta():
+                policy = replace(policy, coalesce=ONE)  # it is always due, at no instant
             self._policies[name] = policy
 
     def _take(self, name: str, entry: Any, state: RunState, is_changed: bool) -> None:
@@ -292,7 +296,11 @@ class Planner:
     def _verdict(
         self, name: str, entry: Any, policy: Policy, due: datetime, now: datetime
     ) -> Verdict:
-        state, instants = self._known.state(name), instants_of(entry, due)
+        state, instants = self._known.state(name), self._instants.get(name)
+        if instants is None:
+            instants = instants_of(entry, due)
+            if instants.is_fixed:
+                self._instants[name] = instants
         ran = 0 if state is None else state.ran
         return policy.decide(due, now, instants, ran, f"{self._root}/{name}")
 
@@ -478,9 +486,7 @@ class BeatSchedule(Source):
         self._planner.max_interval = self._scheduler.max_interval  # which may be set at any time
         plan = self._planner.plan(now, dispatcher.room())
         look_again = plan.look_again
-        for reason in dict.fromkeys(each.reason for each in plan.skipped):
-            missed = [each for each in plan.skipped if each.reason == reason]
-            dispatcher.skip({each.entry: (each.due, each.at) for each in missed}, reason)
+        self._skip(plan.skipped)
         if plan.runs:
             unchanged = self._control.unchanged
             claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=dispatcher.publish_waiting)
@@ -493,6 +499,15 @@ class BeatSchedule(Source):
         if left > 0 and self._planner.seen.is_midway:
             left = min(left, max(SHORTEST_WAIT, self._look_again - clock.boottime()))
         return left
+
+    def _skip(self, skipped: list[Skipped]) -> None:
+        """Notes them; of an entry one after another."""
+        while skipped:
+            first = {each.entry: each for each in reversed(skipped)}
+            for reason in dict.fromkeys(each.reason for each in first.values()):
+                missed = [each for each in first.values() if each.reason == reason]
+                self._dispatcher.skip({each.entry: (each.due, each.at) for each in missed}, reason)
+            skipped = [each for each in skipped if first[each.entry] is not each]
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
         policy = self._dispatcher.settings.policies.of(run.entry)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from . import clock
@@ -85,8 +86,14 @@ class Dispatcher:
         self.is_closing = True
 
     def note_loaded(self) -> None:
-        """The ledger was loaded anew: what is held back is looked at soon."""
+        """The ledger was loaded anew: what is held back is looked at soon, and what was to leave
+        later than its entry's policy, as this beat has it, may leave: at once."""
         self._held_looked_at = -math.inf
+        for name, run in self.ledger.outbox.items():
+            policy = self.settings.policies.of(name)
+            most = timedelta() if policy is None else policy.jitter
+            if run.leaves is not None and run.leaves - run.due > most:
+                self.ledger.outbox[name] = replace(run, leaves=None)
 
     @property
     def epoch(self) -> int:
@@ -247,10 +254,13 @@ class Dispatcher:
             why = SKIPPED[reason]
             self.ledger.skip(missed, f"skipped: {why}", *also)
             self.metrics.skipped[reason] += len(missed)
-            for name, (instant, _) in missed.items():
+            if len(missed) > MOST_LOGGED:
+                logger.warning("of %d entries instants are skipped: %s", len(missed), why)
+            for number, (name, (instant, _)) in enumerate(missed.items()):
                 due = to_text(instant)
+                level = logging.WARNING if number < MOST_LOGGED else logging.DEBUG
                 told = telling("skipped", entry=name, due=due, epoch=self.epoch)
-                logger.warning("%s: due %s, is skipped: %s", name, due, why, extra=told)
+                logger.log(level, "%s: due %s, is skipped: %s", name, due, why, extra=told)
 
     def drop_held(self) -> None:
         """Drops, now and then and where they take much, the runs that no schedule has named for

@@ -98,16 +98,23 @@ class _Fixed:
 
     def __init__(self, entry: Any) -> None:
         self._entry = entry
+        #: Of what was asked last: `most`, `since`, the first instant that was not counted, and how
+        #: many there were before that, no more than `most`.
+        self._few: tuple[int, datetime, datetime | None, int] | None = None
+
+    def beginning(self, instant: datetime) -> _Fixed:
+        return self
 
     def after(self, instant: datetime) -> datetime | None:
-        return next_run(self._entry, instant)
+        found = next_run(self._entry, instant)
+        return found if found is None or found > instant else None
 
     def clock_before(self, instant: datetime) -> datetime:
         return instant - _MILLISECOND
 
     def last(self, since: datetime, until: datetime, most: int) -> datetime | None:
         following = self.after(since)
-        if following is None or following > until:
+        if following is None or following > until or self._are_few(since, until, most):
             return None
         window = (following - since) * most
         while True:  # from near the end, for from its beginning there may be a hundred thousand
@@ -117,11 +124,23 @@ class _Fixed:
             while each is not None and each <= until:
                 found.append(each)
                 each = self.after(each)
-            if start == since:
-                return found[-most] if len(found) > most else None
+            if start == since and len(found) <= most:
+                self._few = most, since, each, len(found)
+                return None
             if len(found) >= most:
                 return found[-most]
             window *= 2
+
+    def _are_few(self, since: datetime, until: datetime, most: int) -> bool:
+        """True where it is known, from the last time, that there are no more: while they run one
+        after another they are not counted anew each time."""
+        if self._few is None or self._few[0] != most or self._few[1] > since:
+            return False
+        _, first, following, count = self._few
+        while following is not None and following <= until and count < most:
+            following, count = self.after(following), count + 1
+        self._few = most, first, following, count
+        return following is None or following > until
 
 
 class _Every:
@@ -131,6 +150,9 @@ class _Every:
 
     def __init__(self, start: datetime, every: timedelta) -> None:
         self._start, self._every = start, every
+
+    def beginning(self, instant: datetime) -> _Every:
+        return self if instant == self._start else _Every(instant, self._every)
 
     def after(self, instant: datetime) -> datetime | None:
         count = max(0, (instant - self._start) // self._every + 1)
@@ -149,10 +171,12 @@ class _Every:
 
 def instants_of(entry: Any, due: datetime) -> Instants:
     """When an entry is due that is at `due`, after its last run."""
-    schedule = entry.schedule
-    if is_interval(schedule) and not schedule.relative and schedule.run_every > timedelta():
-        return _Every(due, schedule.run_every)
-    return _Fixed(entry)
+    schedule, period = entry.schedule, timedelta()
+    if is_interval(schedule):
+        period = schedule.run_every
+        if schedule.relative:  # which rounds down what follows on its last run
+            period = (next_run(entry, due) or due) - due
+    return _Every(due, period) if period > timedelta() else _Fixed(entry)
 
 
 def leaves_of(

@@ -408,7 +408,7 @@ class RunLedger:
         the next :meth:`confirm`, or from the next claim. `goes_on_from`: the entry's next
         `last_run_at`, if it is not that of the claim."""
         past, epoch = None, self.epoch
-        if goes_on_from is not None or run.epoch != epoch or at - run.claimed > PROMPT:
+        if goes_on_from is not None or run.epoch != epoch or at - run.planned > PROMPT:
             past = PastRun.of(run.number, run.due, at, epoch, run.note)
         del self.outbox[run.entry]
         self._published[run.entry] = published = _Published(run, past, goes_on_from)

@@ -31,6 +31,9 @@ class Instants(Protocol):
     #: True where they are the same whenever the entry ran last.
     is_fixed: bool
 
+    def beginning(self, instant: datetime) -> Instants:
+        """Those of an entry that is due at this one first."""
+
     def after(self, instant: datetime) -> datetime | None:
         """The first after another; None where there is none."""
 
@@ -93,13 +96,15 @@ class Policy:
         first = self._first(due, instants)
         if first is None or (self.runs is not None and ran >= self.runs):
             return Verdict(None, due)
+        instants = instants.beginning(first)
         due, leaves = first, self.leaves(first, instants, seed)
         if self.is_too_late(leaves, now):
             return self._skip_late(due, now, instants, seed)
         if self.coalesce != ALL:
             return Verdict(due, leaves)
-        if due < now:
-            kept = instants.last(due, now, self.limit)
+        until = now if self.ends is None else min(now, self.ends)
+        if due < until:
+            kept = instants.last(due, until, self.limit)
             if kept is not None:
                 return Verdict(due, leaves, "limit", instants.clock_before(kept))
         # The next is due after this one, though it is missed already.
@@ -131,9 +136,9 @@ class Policy:
     def _skip_late(self, due: datetime, now: datetime, instants: Instants, seed: str) -> Verdict:
         """Skips all that is too late by now."""
         assert self.catch_up is not None
-        catch_up = max(self.catch_up, LEAST_CATCH_UP)
-        since = max(due, now - catch_up - self.jitter - _MICROSECOND)
-        kept = instants.after(since)
+        # What leaves before the next is due is too late where that is, too.
+        oldest = now - max(self.catch_up, LEAST_CATCH_UP)
+        kept: datetime | None = instants.last(due, oldest, 1) or due
         while kept is not None and self.is_too_late(self.leaves(kept, instants, seed), now):
             kept = instants.after(kept)
         clock = now if kept is None else instants.clock_before(kept)

@@ -163,7 +163,7 @@ class RunState:
     def after_claim(self, run: Run, ahead: timedelta) -> RunState:
         """The state once a run is claimed. A clock that was set back, or another machine's, does
         not set it back."""
-        past = PastRun.of(run.number, run.due, run.claimed, run.epoch, run.note)
+        past = PastRun.of(run.number, run.due, run.planned, run.epoch, run.note)
         changes: dict[str, Any] = {
             "total_run_count": run.number,
             "unnamed_since": None,
@@ -356,13 +356,18 @@ class Run:
     was: str | None = None
     call: int = 0
     made: str | None = dataclasses.field(default=None, compare=False)
-    leaves: datetime | None = None
+    leaves: datetime | None = dataclasses.field(default=None, compare=False)
     counts: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def note(self) -> str | None:
         """The words for the history."""
         return "asked for" if self.extra else None
+
+    @property
+    def planned(self) -> datetime:
+        """When it is published, as far as its claim knows."""
+        return self.claimed if self.leaves is None else self.claimed + (self.leaves - self.due)
 
     def renamed(self, name: str) -> Run:
         """The run once its entry has another name."""
@@ -456,7 +461,8 @@ def _decode_state(path: str, item: Any) -> RunState:
         _decode_pair(more.get("ask")),
         _decode_stretches(more.get("leaps")),
         _decode_stretches(more.get("done")),
-        count(path, more, "ran") if "ran" in more else 0,
+        # No more than there were: it is the end of an entry.
+        min(count(path, more, "ran"), number) if "ran" in more else 0,
     )
 
 

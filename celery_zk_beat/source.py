@@ -148,7 +148,7 @@ class Source(ABC):
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
         """See :meth:`.publishing.Entries.goes_on_from`."""
         state = self._ledger.state(run.entry)
-        if run.extra or state is None or at - run.claimed < _LATE:
+        if run.extra or state is None or at - run.planned < _LATE:
             return None
         found = None
         with only_logged(run.entry):

@@ -13,6 +13,7 @@ from celery.beat import Scheduler
 from .. import clock
 from ..dispatcher import MOST_LOGGED, Dispatcher
 from ..due import at_one_instant, instants_of, next_free, next_run, utc_of
+from ..limits import MOST_RUNS
 from ..log import get_logger, telling
 from ..messages import Attempt
 from ..names import Entries
@@ -33,6 +34,8 @@ logger = get_logger(__name__)
 #: Seconds after which an entry that is held back is asked again: for long, until there is room for
 #: its run, and at least.
 _HELD_FOR, _RETRY_AFTER, _SHORTEST_WAIT = 5.0, 1.0, 0.01
+#: Most runs that wait because they leave later than they are due: half of those that may wait.
+_MOST_LATER = MOST_RUNS // 2
 
 
 class GatedEntries(Source):
@@ -326,4 +329,6 @@ class GatedEntries(Source):
                 return None
             verdict = policy.decide(due, now, instants, 0, seed)
         due = verdict.due or run.due
-        return replace(run, due=due, leaves=verdict.leaves if verdict.leaves > due else None)
+        # It waits in the outbox, which must not be full of what waits so: others would starve.
+        is_later = verdict.leaves > due and len(self._ledger.outbox) < _MOST_LATER
+        return replace(run, due=due, leaves=verdict.leaves if is_later else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,11 @@ import pytest
 from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.gate.entries import GatedEntries
+from celery_zk_beat.paths import page_of
 from celery_zk_beat.records import from_text
+from celery_zk_beat.runs import decode_outbox, decode_page, encode_outbox, encode_page
+from celery_zk_beat.zookeeper.operations import SetData
 from tests.conftest import PATIENCE
 from tests.history import all_headers
 
@@ -81,6 +86,53 @@ def test_what_is_too_late_is_skipped(app: Celery, make: Make) -> None:
     assert "skipped: later than catch_up of zk_beat_policies" in notes(second)
 
 
+def test_what_is_skipped_for_two_reasons(app: Celery, make: Make) -> None:
+    """First is first, whatever is skipped of others meanwhile."""
+    names = sorted((f"e{n}" for n in range(8)), key=page_of)
+    policies = {"e*": {"coalesce": "all", "limit": 2}, names[-1]: {"catch_up": 2.0}}
+    first = make(beat_schedule=dict.fromkeys(names, every(PERIOD)), zk_beat_policies=policies)
+    turn_until(first, lambda: len(history(app)) >= 8)
+    first.election.stop()
+    time.sleep(4.0)
+    second = make()
+    turn_until(second, lambda: len(history(app)) >= 24)
+    skipped = [past for past in past_of(second, names[-1]) if past.number is None]
+    assert [past.note for past in skipped] == [
+        "skipped: later than catch_up of zk_beat_policies",
+        "skipped: more were missed than limit of zk_beat_policies",
+    ]
+    assert skipped[0].due < skipped[1].due
+
+
+def test_a_run_that_was_to_leave_in_a_thousand_years(app: Celery, make: Make) -> None:
+    """As another hand wrote it, or a beat whose policy had a jitter."""
+    first = make(beat_schedule={"e": every(PERIOD)}, zk_beat_policies={"e": {"runs": 1000}})
+    turn_until(first, lambda: len(history(app)) >= 1)
+    good = away(app)
+    first._broker.drop()
+    turn_until(first, lambda: "e" in first._loop.ledger.outbox)
+    first.election.stop()
+    second = make()
+    assert second.election.wait(PATIENCE)
+    session, paths = second.election.session, second.election.paths
+    outbox, page = session.read(paths.outbox), session.read(paths.page(page_of("e")))
+    assert outbox is not None
+    assert page is not None
+    (run,) = decode_outbox(paths.outbox, outbox.data)
+    later = replace(run, leaves=run.due + timedelta(days=365_000))
+    states = decode_page(paths.page(page_of("e")), page.data)
+    states["e"] = replace(states["e"], ran=10**9)
+    session.commit(
+        SetData(paths.outbox, encode_outbox([later])),
+        SetData(paths.page(page_of("e")), encode_page(states)),
+    )
+    back(app, good, second)
+    before = len(history(app))
+    turn_until(second, lambda: len(history(app)) >= before + 2)
+    assert history(app)[before].run == run.number
+    assert state_of(second, "e").ran <= state_of(second, "e").total_run_count
+
+
 def test_jitter(app: Celery, make: Make) -> None:
     scheduler = make(
         beat_schedule={f"e{n}": every(2.0) for n in range(5)},
@@ -124,6 +176,25 @@ def test_behind_the_election(app: Celery, make: Make, policy: dict[str, Any]) ->
     second = make()
     turn_until(second, lambda: notes(second))
     assert notes(second) == {"skipped: later than catch_up of zk_beat_policies"}
+
+
+def test_what_leaves_later_behind_the_election_leaves_room(app: Celery, make: Make) -> None:
+    """However many entries have a jitter, the others run on time."""
+    later = {f"later{n}": every(300.0) for n in range(600)}
+    scheduler = make(
+        zk_beat_scheduler="celery.beat:Scheduler",
+        beat_schedule={**later, "e": every(1.0)},
+        zk_beat_policies={"later*": {"jitter": 299.0}},
+    )
+    turn_until(scheduler, lambda: len(history(app)) >= 1)
+    assert isinstance(scheduler._loop.source, GatedEntries)
+    for entry in scheduler._loop.source.entries.values():
+        entry.last_run_at -= timedelta(seconds=300)
+    scheduler._loop.source._gated.read_anew()
+    turn_until(scheduler, lambda: len(history(app)) >= 300)
+    before = sum(run.entry == "e" for run in history(app))
+    turn_for(scheduler, 3.0)
+    assert sum(run.entry == "e" for run in history(app)) >= before + 2
 
 
 def _seconds(text: str) -> float:

@@ -24,7 +24,7 @@ TIMEOUT = 5.0
 @dataclass
 class Sent:
     """A message that a beat handed to the network at `at`; `failed` is what the beat was told, or
-    will be. `early` is for how many seconds it was not yet due, by the clock of its machine."""
+    will be. `early` is for how many seconds it was not to leave yet, by its machine's clock."""
 
     at: float
     early: float
@@ -34,6 +34,7 @@ class Sent:
     entry: str
     run: int
     due: str
+    leaves: str | None
     era: str
     epoch: int
     id: str
@@ -122,12 +123,13 @@ class Broker:
         mark = headers["zk_beat"]
         sent = Sent(
             at=self.world.now,
-            early=from_text(mark["due"]).timestamp() - machine.wall_clock(),
+            early=from_text(mark.get("leaves", mark["due"])).timestamp() - machine.wall_clock(),
             machine=machine.name,
             life=self.lives[machine.name],
             entry=headers["task"],
             run=mark["run"],
             due=mark["due"],
+            leaves=mark.get("leaves"),
             era=mark.get("era", ""),
             epoch=mark["epoch"],
             id=headers["id"],

@@ -24,6 +24,7 @@ from celery_zk_beat.shown import Index, decode_shown
 
 from .broker import Sent
 from .ensemble import Tree, Write, Znode
+from .policies import PolicyChecker
 from .world import BEGINNING, World
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ SAFE_PART = 2 / 3
 WRONG = 2.0
 #: Why a run is dropped whatever the policy.
 _NOT_BY_POLICY = re.compile(
-    "dropped: (an operator|no schedule names it|it cannot be published|it is paused)"
+    "dropped: (an operator|no schedule names it|it cannot be published|it is paused|later than)"
 )
 #: Seconds between the last look at what is due and the sending: a beat may stand still in between,
 #: as long as its session lives, and then asks ZooKeeper.
@@ -54,6 +55,8 @@ class Checker:
         self._periods = periods
         self._paths = Paths(root)
         self._timeout = timeout
+        #: Of the entries that have a policy.
+        self.policies = PolicyChecker(world, self.fail, root)
         self.begin()
         #: Entries of which no message can be sent.
         self.broken: Collection[str] = ()
@@ -121,6 +124,7 @@ class Checker:
         self._answers: set[tuple[str, int]] = set()
         #: Entry and due instant of the claims.
         self._dues: set[tuple[str, datetime]] = set()
+        self.policies.ran.clear()
         #: The highest number of each entry.
         self._highest: dict[str, int] = defaultdict(int)
         self.dropped: set[tuple[str, int]] = set()
@@ -161,6 +165,7 @@ class Checker:
                 self.states.update(states)
                 self._pages[path] = set(states)
                 self._written.update(dict.fromkeys(states, node.modified))
+        self.policies.ran.update({name: state.ran for name, state in self.states.items()})
         self._highest.update({name: state.total_run_count for name, state in self.states.items()})
         self.claimed = dict.fromkeys(self.outbox, self._world.now)
         # A beat that lived through it may know.
@@ -287,6 +292,7 @@ class Checker:
 
     def _on_removed(self, entry: str) -> None:
         del self.states[entry]
+        self.policies.ran.pop(entry, None)
         self._ran.pop(entry, None)
         if self.has_store:
             # What a store that is behind says is all that is known of it now.
@@ -332,7 +338,9 @@ class Checker:
         if number == before.total_run_count:
             if state.last_run_at > before.last_run_at:
                 last = state.past[-1] if state.past else None
-                if self.pauses.skips if last is None else last.number is None:
+                if self.policies.on_moved(entry, before, state, (entry, number) in self.outbox):
+                    pass
+                elif self.pauses.skips if last is None else last.number is None:
                     self._on_skip(entry, before, state)
                 else:
                     self._on_late(entry, before, state)
@@ -366,7 +374,8 @@ class Checker:
         if (entry, state.due) in self._dues:
             self.fail(f"I11: {entry}, run {number}: {state.due} was claimed before")
         self._dues.add((entry, state.due))
-        self._on_next(entry, number - 1, state.due)
+        if not self.policies.on_claim(entry, before, state, is_told):
+            self._on_next(entry, number - 1, state.due)
         if period is not None and is_told:
             clock = state.due - timedelta(seconds=period)
             if clock > before.last_run_at:
@@ -447,8 +456,8 @@ class Checker:
         run = sent.entry, sent.run
         if run not in self.claimed:
             self.fail(f"published and not claimed: {sent}")
-        if sent.early > TOLERANCE and self.clocks_are_right:
-            self.fail(f"I9: published before it is due: {sent}")
+        if self.clocks_are_right:
+            self._on_sent_in_time(sent)
         for epoch, since in self.began.items():
             if epoch > sent.epoch and sent.at > since and sent.epoch not in self.deposed:
                 self.fail(f"I4: epoch {epoch} began at {since}, and then came {sent}")
@@ -467,6 +476,13 @@ class Checker:
             self.store_knows_more or self.numbers_may_differ
         ):
             self.fail(f"I11: {sent} had the task id {self._id[what]}")
+
+    def _on_sent_in_time(self, sent: Sent) -> None:
+        waiting = self.outbox.get((sent.entry, sent.run))
+        if waiting is None or not waiting.extra:
+            self.policies.on_sent(sent)
+        if sent.early > TOLERANCE:
+            self.fail(f"I9: published before it is due: {sent}")
 
     def on_hook(self, life: str, entry: str, mark: Mapping[str, Any] | None) -> None:
         """What wraps Celery's scheduler is called for a run, of which the entry's header tells."""

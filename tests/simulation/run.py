@@ -73,6 +73,17 @@ class Fixed(schedule):
         return schedstate(left <= 0, left if left > 0 else self.seconds)
 
 
+class Tick(Fixed):
+    """As one of Celery's own, for policies are not applied where a class of a user's has a say."""
+
+    __module__ = "celery.schedules"
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        is_due = self.remaining_estimate(last_run_at) <= timedelta()
+        left = self.remaining_estimate(self.now() if is_due else last_run_at)
+        return schedstate(is_due, left.total_seconds())
+
+
 class _Celery(Celery):
     def now(self) -> Any:
         World.active.breathe()
@@ -204,6 +215,7 @@ class Beat:
         entries = {**PERIODS, **FIXED, **VARIANTS[self.variant], **scenario.entries}
         entries.update(scenario.own.get(self.name, {}))
         kinds = {**dict.fromkeys(ASKED, Asked), **dict.fromkeys(FIXED, Fixed)}
+        kinds.update({name: Tick for name, rule in scenario.rules.items() if rule.is_fixed})
         app.conf.beat_schedule = {
             entry: {
                 "task": entry,
@@ -214,6 +226,7 @@ class Beat:
         }
         app.conf.zk_beat_recovery = self.run.recovery
         app.conf.zk_beat_scheduler = self.run.gated
+        app.conf.zk_beat_policies = scenario.policies(self.variant)
         with world.on(machine):
             self.scheduler = scheduler = ZooKeeperScheduler(app=app)
             simulated.Thread(target=lambda: self._serve(scheduler), name="main").start()
@@ -283,7 +296,6 @@ class Run:
         self.checker.unmade = {
             name for name, why in scenario.broken.items() if why == scenarios.UNMADE
         }
-        self.checker.crowd = scenario.entries.keys() - scenario.broken.keys()
         self.beats = {name: Beat(self, name, plan.randrange(2)) for name in BEATS}
         for name, latency in scenario.latency.items():
             self.beats[name].link.latency = latency
@@ -295,6 +307,8 @@ class Run:
         self.faults = list(_plan(plan))
         if scenarios.CHOSEN == "plain":
             self.faults = [fault for fault in self.faults if fault.what not in UNUSUAL]
+        if scenario.clocks_are_right:
+            self.faults = [each for each in self.faults if not each.what.startswith("clock")]
         for what, who, after in MORE.get(scenarios.CHOSEN or "", ()):
             self.faults.append(Fault(plan.uniform(1, 4), what, who, plan.uniform(0, 2), after))
         Stored.store.clear()
@@ -305,7 +319,13 @@ class Run:
             self.faults = [fault for fault in self.faults if fault.what not in far]
         if self.gated is None:
             self.checker.rhythmic = PERIODS.keys() - ASKED
-        self.checker.clocks_are_right = not any(
+        else:
+            scenario.leave_to_gated()
+        finite = {name for name, rule in scenario.rules.items() if rule.is_finite}
+        self.checker.crowd = scenario.entries.keys() - scenario.broken.keys() - finite
+        self.checker.policies.rules = scenario.rules
+        self.checker.policies.is_gated = self.gated is not None
+        self.checker.clocks_are_right = self.checker.policies.clocks_are_right = not any(
             fault.what.startswith("clock") for fault in self.faults
         )
         kinds = {fault.what for fault in self.faults}
@@ -596,7 +616,8 @@ class Run:
 
     def _operate(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:
         """What an operator asks, and how he takes it back."""
-        entry: str | None = list(PERIODS)[round(1e6 * fault.at) % len(PERIODS)]
+        entries = [*PERIODS, *self.scenario.rules]
+        entry: str | None = entries[round(1e6 * fault.at) % len(entries)]
         if fault.what == PAUSE and fault.at % 1 < 0.3:
             entry = None
         if fault.what == PAUSE:

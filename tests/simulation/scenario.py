@@ -8,8 +8,8 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from unittest import mock
 
@@ -17,6 +17,8 @@ from celery.beat import BeatLazyFunc
 
 from celery_zk_beat import dispatcher, history, limits, records, runs, source
 from celery_zk_beat.paths import page_of
+
+from .world import BEGINNING
 
 #: Bytes of a request at which a server hangs up (jute.maxbuffer).
 JUTE = 0xFFFFF
@@ -59,6 +61,42 @@ class Unreadable:
     """Of no type that can be sent."""
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How an entry with a policy is due.
+
+    Attributes:
+        period: seconds.
+        is_fixed: at multiples of it; else so long after its last run.
+        policy: as a user writes it; `starts` and `ends` are seconds since the run began.
+        changes: only one of the two variants of the code has the policy.
+    """
+
+    period: float
+    is_fixed: bool
+    policy: dict[str, Any]
+    changes: bool = False
+
+    @property
+    def is_gated(self) -> bool:
+        """True where another scheduler's entry may have the policy."""
+        return self.policy.keys() <= {"catch_up", "jitter"}
+
+    @property
+    def is_finite(self) -> bool:
+        """True where nothing runs any more in the end."""
+        return bool(self.policy.keys() & {"runs", "once", "ends"})
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The policy as it stands in ``zk_beat_policies``."""
+        instants = {
+            key: datetime.fromtimestamp(BEGINNING + self.policy[key], timezone.utc)
+            for key in self.policy.keys() & {"starts", "ends"}
+        }
+        return {**self.policy, **instants}
+
+
 @dataclass
 class Scenario:
     """
@@ -73,6 +111,8 @@ class Scenario:
         outage: for how many seconds nobody reaches the broker, before all is healed.
         deploys: what `own` is next, after an outage.
         retention: seconds, None where it is not reached.
+        rules: of the entries that have a policy, by name.
+        clocks_are_right: those of the beats, and ZooKeeper's.
     """
 
     is_small: bool = False
@@ -85,6 +125,19 @@ class Scenario:
     outage: float = 0.0
     deploys: list[dict[str, dict[str, float]]] = field(default_factory=list)
     retention: float | None = None
+    rules: dict[str, Rule] = field(default_factory=dict)
+    clocks_are_right: bool = False
+
+    def policies(self, variant: int) -> dict[str, dict[str, Any]]:
+        """What ``zk_beat_policies`` is in one of the two variants of the code."""
+        return {
+            name: rule.setting for name, rule in self.rules.items() if variant or not rule.changes
+        }
+
+    def leave_to_gated(self) -> None:
+        """Leaves out what another scheduler's entries cannot have."""
+        for name in [name for name, rule in self.rules.items() if not rule.is_gated]:
+            del self.rules[name], self.entries[name]
 
     def limits(self) -> ExitStack:
         """Sets those of the package, until it is closed."""
@@ -130,6 +183,11 @@ def choose(plan: random.Random, beats: tuple[str, ...], is_slow: bool) -> Scenar
         # Else they would come due faster than they can be dispatched, one after another.
         some = list(scenario.entries.items())[:15]
         scenario.entries = {name: 10 * period for name, period in some}
+    for name, rule in scenario.rules.items():
+        policy = rule.policy
+        if is_slow and "catch_up" in policy:  # else most would be too late
+            policy = {**policy, "catch_up": 10 + policy["catch_up"]}
+        scenario.rules[name] = replace(rule, period=scenario.entries[name], policy=policy)
     if CHOSEN == "retention" or (plan.random() < 0.2 and CHOSEN != "plain"):
         scenario.retention = plan.choice((0.5, 3.0, 8.0))
     return scenario
@@ -194,12 +252,36 @@ def _useless_beats(plan: random.Random, beats: tuple[str, ...], scenario: Scenar
         scenario.latency[good] = plan.choice((0.005, 0.02, 0.1))
 
 
+def _policies(plan: random.Random, beats: tuple[str, ...], scenario: Scenario) -> None:
+    """Of each kind, on intervals and on fixed instants; and some that a deploy adds and removes."""
+    some_all = {"coalesce": "all", "limit": plan.choice((5, 100))}
+    policies: dict[str, dict[str, Any]] = {
+        "all": {"coalesce": "all"},
+        "late": {"catch_up": plan.choice((0, 3.0))},
+        "limit": {"coalesce": "all", "limit": 5},
+        "jitter": {"jitter": plan.choice((0.6, 5.0))},
+        "every policy": {**some_all, "catch_up": 6.0, "jitter": 0.9},
+        "runs": {"runs": 3, **plan.choice(({}, some_all))},
+        "window": {"starts": 5.0, "ends": plan.choice((10.0, 30.0)), **plan.choice(({}, some_all))},
+    }
+    for name, policy in policies.items():
+        is_fixed = plan.random() < 0.6
+        scenario.rules[name] = Rule(plan.choice((1.0, 2.0)), is_fixed, policy)
+    for number, is_fixed in enumerate((True, False)):
+        policy = {"coalesce": "all", "jitter": 0.5}
+        scenario.rules[f"deployed{number}"] = Rule(1.0, is_fixed, policy, changes=True)
+    scenario.entries = {name: rule.period for name, rule in scenario.rules.items()}
+    scenario.outage = plan.choice((0.0, 20.0))
+    scenario.clocks_are_right = plan.random() < 0.6
+
+
 _KINDS: dict[str, Callable[[random.Random, tuple[str, ...], Scenario], None]] = {
     "long names": _long_names,
     "a full page": _full_page,
     "broken entries": _broken_entries,
     "deploys": _deploys,
     "useless beats": _useless_beats,
+    "policies": _policies,
 }
 
 #: What may be CHOSEN.

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_zk_beat.beat_schedule import Plan, Planner
-from celery_zk_beat.due import instants_of
+from celery_zk_beat.due import _Fixed, instants_of
 from celery_zk_beat.errors import SettingsError
 from celery_zk_beat.names import Entries
 from celery_zk_beat.policies import NO_POLICIES, Policies, Policy, check_policies
@@ -174,6 +174,53 @@ CASES = [
     Case("it has ended", {"ends": at(-1)}, HOURLY, LAST, at(0)),
     Case("it ends now", {"ends": at(0)}, HOURLY, LAST, at(0), due=at(0)),
     Case("its runs are over", {"runs": 2}, HOURLY, LAST, at(0), ran=2),
+    Case(
+        "the limit is one of what ends lets run",
+        {"coalesce": "all", "limit": 3, "ends": at(2)},
+        HOURLY,
+        LAST,
+        at(50.5),
+        due=at(0),
+        claimed=at(0),
+    ),
+    Case(
+        "an interval keeps the instants that begin at starts",
+        {"starts": at(0.25), "catch_up": 600},
+        schedule(3600, app=APP),
+        at(-1),
+        at(3, minutes=20),
+        skipped=(at(0.25), "catch_up"),
+        due=at(3.25),
+    ),
+    Case(
+        "a relative interval has instants that its last run rounds down",
+        {"coalesce": "all", "limit": 2},
+        schedule(7200, relative=True, app=APP),
+        at(-1),
+        at(9.5),
+        skipped=(at(1), "limit"),
+        due=at(7),
+        claimed=at(7),
+    ),
+    Case(
+        "a relative interval, too late",
+        {"catch_up": 600},
+        schedule(7200, relative=True, app=APP),
+        at(-1),
+        at(5.5),
+        skipped=(at(1), "catch_up"),
+        again=at(7),
+    ),
+    Case(
+        "an interval without a length is always due, at no instant",
+        {"coalesce": "all", "catch_up": 600},
+        schedule(0, app=APP),
+        at(-1),
+        at(0),
+        skipped=(at(-1), "catch_up"),
+        due=at(0),
+        claimed=at(0),
+    ),
     Case("its last run", {"runs": 2}, HOURLY, LAST, at(0), due=at(0), ran=1),
     Case("once, and no more", {"once": True}, HOURLY, LAST, at(0), ran=1),
     Case("once", {"once": True}, HOURLY, LAST, at(0), due=at(0)),
@@ -257,6 +304,59 @@ def test_the_last_of_many(count: int) -> None:
     until = NOON + (count - 1) * MINUTE
     kept = instants.last(NOON, until, 100)
     assert kept == (None if count <= 100 else until - 99 * MINUTE)
+
+
+class Counted(_Fixed):
+    """Counts how often the schedule is asked."""
+
+    count = 0
+
+    def after(self, instant: datetime) -> datetime | None:
+        self.count += 1
+        return super().after(instant)
+
+
+@pytest.mark.parametrize("jitter", [0, 864_000])
+def test_what_is_too_late_is_found_soon(jitter: float) -> None:
+    """After a year, and among ten days of instants."""
+    entry = ScheduleEntry("e", "t", NOON, schedule=crontab(app=APP), app=APP)
+    policy = Policy(catch_up=timedelta(seconds=90), jitter=timedelta(seconds=jitter))
+    instants = Counted(entry)
+    now = at(24 * 365, seconds=30)
+    verdict = policy.decide(NOON, now, instants, 0, "/root/e")
+    assert verdict.skipped == "catch_up"
+    assert verdict.clock is not None
+    kept = instants.after(verdict.clock)
+    assert kept is not None
+    assert not policy.is_too_late(policy.leaves(kept, instants, "/root/e"), now)
+    before = kept - MINUTE
+    assert policy.is_too_late(policy.leaves(before, instants, "/root/e"), now)
+    assert instants.count < 60
+
+
+def test_what_is_missed_is_counted_once() -> None:
+    """Not again for each of them that runs, while more come due."""
+    entry = ScheduleEntry("e", "t", NOON, schedule=crontab(app=APP), app=APP)
+    policy, instants = Policy(coalesce="all", limit=1000), Counted(entry)
+    due = NOON
+    for number in range(900):
+        now = at(0, minutes=900 + number / 10)
+        verdict = policy.decide(due, now, instants, 0, "/root/e")
+        assert (verdict.due, verdict.skipped) == (due, None)
+        due += MINUTE
+    assert instants.count < 5000
+    verdict = policy.decide(due, due + 2000 * MINUTE, instants, 0, "/root/e")
+    assert verdict.skipped == "limit"
+    assert verdict.clock is not None
+    assert instants.after(verdict.clock) == due + 1001 * MINUTE
+
+
+def test_a_run_is_past_when_it_leaves() -> None:
+    (run,) = plan({"e": {"jitter": 600}}, HOURLY, LAST, at(0, minutes=10)).runs
+    assert run.leaves is not None
+    state = RunState(LAST, 3).after_claim(run, timedelta())
+    assert state.past[-1].due == at(0)
+    assert state.past[-1].at == max(run.leaves, at(0, minutes=10))
 
 
 def test_patterns() -> None:
