@@ -17,7 +17,7 @@ from .history import Pasts, decode_volume, merged
 from .log import get_logger
 from .metrics import SKIPPED, EntryNumbers, select
 from .paths import page_of, volume_of
-from .runs import NEVER, TOLERANCE, PastRun, Run, RunState, milliseconds
+from .runs import BACKFILLED, NEVER, TOLERANCE, PastRun, Run, RunState, milliseconds
 from .source import Source
 
 logger = get_logger(__name__)
@@ -198,5 +198,7 @@ def _last_run(
     for past in reversed(pasts):
         is_run = past.number is not None and not past.was_dropped
         if is_run and (waiting is None or past.number != waiting.number):
-            return past.at_ms / 1000, max(0, past.at_ms - past.due_ms) / 1000
+            late = max(0, past.at_ms - past.due_ms) / 1000
+            # The instants of a backfill are long past.
+            return past.at_ms / 1000, None if past.note == BACKFILLED else late
     return (pasts[0].due if pasts else state.last_run_at).timestamp(), None

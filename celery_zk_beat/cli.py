@@ -17,6 +17,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -27,7 +28,9 @@ from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.signals import beat_init
 
 from . import checking, clock, comparing, upcoming
+from .backfills import MOST_RATE, MOST_UNASKED, RATE
 from .control import (
+    BACKFILL,
     DROP_RUN,
     LONGEST_WHO,
     RESIGN,
@@ -37,8 +40,10 @@ from .control import (
     Asking,
     Pauses,
     RequestRecord,
+    cancel_backfill,
     change_pauses,
 )
+from .due import instants, tells_instants
 from .errors import (
     Conflict,
     QuotaExceeded,
@@ -52,7 +57,7 @@ from .forecast import Outlook
 from .log import get_logger, safe, show_warnings
 from .paths import Paths, page_of
 from .records import MasterRecord, to_text
-from .runs import decode_outbox, decode_page
+from .runs import NEVER, decode_outbox, decode_page
 from .schedulers import OUR_SCHEDULER, ZooKeeperScheduler, scheduler_of
 from .settings import Settings, as_written, has_settings
 from .status import terminal
@@ -540,10 +545,14 @@ def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float
 
 
 def _change(site: _Site, change: Callable[[Pauses], Pauses]) -> tuple[Pauses, Pauses]:
+    return _again(lambda: change_pauses(site.session, site.paths, change))
+
+
+def _again(write: Callable[[], T]) -> T:
     for _ in range(_ATTEMPTS - 1):
         with contextlib.suppress(Conflict):
-            return change_pauses(site.session, site.paths, change)
-    return change_pauses(site.session, site.paths, change)
+            return write()
+    return write()
 
 
 def _other_pauses(pauses: Pauses, entry: str | None) -> str:
@@ -615,24 +624,240 @@ def _ask(
     Returns:
         its answer, and the number of the run that it is about.
     """
-    snapshot = site.read()
+    answer = _answered(site, _request(do, entry), done, f"history {entry}", news, deadline)
+    if answer.run is None:
+        raise Failure(f"{entry}: {answer.text}: nothing was {done}")
+    return answer, answer.run
+
+
+def _answered(
+    site: _Site,
+    request: RequestRecord,
+    done: str,
+    tells: str,
+    news: clock.Wakeup,
+    deadline: float,
+) -> Answer:
+    """Asks the master for something of one entry, and returns its answer: that it is done.
+
+    Args:
+        done: what was not done where there is an error.
+        tells: the command that says whether it was, where nobody knows.
+    """
+    snapshot, entry = site.read(), request.entry or ""
     _known(snapshot, entry)
     master = snapshot.master
     if master is None:
         raise Failure(f"no master under {snapshot.root}: nothing was {done}")
     try:
-        with Asking(site.session, site.paths, _request(do, entry), news.set) as asking:
+        with Asking(site.session, site.paths, request, news.set) as asking:
             answer = _until(asking.answer, news, deadline) or _withdraw(asking)
     except Uncertain as exc:
-        raise Unreachable(
-            f"{exc}; whether {entry} was {done}, `zk-beat history {entry}` tells"
-        ) from None
+        raise Unreachable(f"{exc}; whether {entry} was {done}, `zk-beat {tells}` tells") from None
     if answer is None:
         waited = f"{site.timeout:g} s"
         raise Failure(f"{master.id} did not answer within {waited}: nothing was {done}")
-    if not answer.ok or answer.run is None:
+    if not answer.ok:
         raise Failure(f"{entry}: {answer.text}: nothing was {done}")
-    return answer, answer.run
+    return answer
+
+
+@dataclass(frozen=True)
+class _Range:
+    """What is to be run of the past: from `since` on and before `until`, UTC. `zone`: the one that
+    was taken where the command line names none; None where it names one of both."""
+
+    entry: str
+    since: datetime
+    until: datetime
+    rate: float
+    zone: str | None
+
+    def __str__(self) -> str:
+        zone = "" if self.zone is None else f" (in the app's time zone, {self.zone})"
+        return f"{self.entry} from {_exact(self.since)} to {_exact(self.until)}{zone}"
+
+    def to_json(self, **more: Any) -> str:
+        told = {"format": FORMAT, "entry": self.entry, "zone": self.zone, "rate": self.rate}
+        instants = {"since": to_text(self.since), "until": to_text(self.until)}
+        return json.dumps({**told, **instants, **more})
+
+
+@zk_beat.command(cls=CeleryCommand)
+@_entry(required=True)
+@click.option(
+    "--from",
+    "since",
+    cls=CeleryOption,
+    metavar="INSTANT",
+    help_group="zk-beat Options",
+    help="The first instant of the range, ISO 8601; without an offset, or Z, in the app's zone.",
+)
+@click.option(
+    "--to",
+    "until",
+    cls=CeleryOption,
+    metavar="INSTANT",
+    help_group="zk-beat Options",
+    help="The end of the range, which is no part of it.",
+)
+@click.option(
+    "--rate",
+    cls=CeleryOption,
+    type=click.FloatRange(min=0, min_open=True, max=MOST_RATE),
+    default=RATE,
+    show_default=True,
+    metavar="N",
+    help_group="zk-beat Options",
+    help="So many runs a second, at most.",
+)
+@click.option(
+    "--yes",
+    cls=CeleryOption,
+    is_flag=True,
+    help_group="zk-beat Options",
+    help=f"Also where these are more than {MOST_UNASKED:,} runs.",
+)
+@click.option(
+    "--dry-run",
+    cls=CeleryOption,
+    is_flag=True,
+    help_group="zk-beat Options",
+    help="Only list the instants, by the schedule that is read here.",
+)
+@click.option(
+    "--cancel",
+    cls=CeleryOption,
+    is_flag=True,
+    help_group="zk-beat Options",
+    help="End the backfill of ENTRY that is under way.",
+)
+@_json
+@_timeout
+@click.pass_context
+def backfill(
+    ctx: click.Context,
+    entry: str,
+    since: str | None,
+    until: str | None,
+    rate: float,
+    yes: bool,
+    dry_run: bool,
+    cancel: bool,
+    as_json: bool,
+    timeout: float,
+) -> None:
+    """Have the master run ENTRY for the instants of a range in the past.
+
+    Each instant of ENTRY's schedule (an interval is counted from --from) becomes an extra run, with
+    that instant as `due`: when ENTRY is due next does not change. The master does it when nothing
+    else is due, slowly; not while ENTRY is paused; and the next master goes on where it left off.
+    Returns when the master has taken it; `status` shows how far it is.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat backfill report --from 2026-11-01 --to 2026-11-08 --dry-run
+      $ celery -A proj zk-beat backfill report --from 2026-11-01T00:00Z --to 2026-11-08T00:00Z
+      $ celery -A proj zk-beat backfill report --cancel
+    """
+    if cancel:
+        if since is not None or until is not None or dry_run:
+            raise click.UsageError("--cancel goes with none of --from, --to and --dry-run")
+        _cancel_backfill(ctx, entry, timeout, as_json)
+        return
+    if since is None or until is None:
+        raise click.UsageError("--from and --to are needed, or --cancel")
+    wanted = _range(ctx.obj.app, entry, since, until, rate)
+    most = None if yes else MOST_UNASKED
+    if dry_run:
+        _show_backfill(ctx, wanted, most, timeout, as_json)
+        return
+    news, deadline = clock.Wakeup(), clock.boottime() + timeout
+    request = replace(
+        _request(BACKFILL, entry),
+        since=to_text(wanted.since),
+        until=to_text(wanted.until),
+        rate=rate,
+        most=most,
+    )
+    with _site(ctx, timeout, news) as site:
+        answer = _answered(site, request, "begun", "status", news, deadline)
+    if as_json:
+        click.echo(wanted.to_json(begun=answer.text))
+        return
+    line = f"backfill of {wanted}: {answer.text}, {rate:g} a second; `zk-beat status` shows it, "
+    _print(ctx, [safe(f"{line}`zk-beat backfill {entry} --cancel` ends it")])
+
+
+def _range(app: Any, entry: str, since: str, until: str, rate: float) -> _Range:
+    if math.isnan(rate):
+        raise click.BadParameter("nan is no number", param_hint="--rate")
+    first, last = _instant(app, "--from", since), _instant(app, "--to", until)
+    zone = str(app.timezone) if first[1] or last[1] else None
+    wanted = _Range(entry, first[0], last[0], rate, zone)
+    if wanted.since >= wanted.until:
+        raise click.BadParameter(f"{wanted}: the range is empty", param_hint="--to")
+    if wanted.until > clock.now():
+        raise click.BadParameter(f"{wanted}: its end is still to come", param_hint="--to")
+    return wanted
+
+
+def _instant(app: Any, option: str, text: str) -> tuple[datetime, bool]:
+    """In UTC, and whether it is by the app's time zone."""
+    try:
+        at = upcoming.utc(text, app.timezone)
+    except (ValueError, OverflowError) as exc:
+        raise click.BadParameter(safe(f"{text!r}: {exc}"), param_hint=option) from None
+    if at < NEVER:
+        raise click.BadParameter(safe(f"{text!r} is before 1970"), param_hint=option)
+    return at, upcoming.names_no_zone(text)
+
+
+def _exact(at: datetime) -> str:
+    return at.isoformat().replace("+00:00", "Z")
+
+
+def _show_backfill(
+    ctx: click.Context, wanted: _Range, most: int | None, timeout: float, as_json: bool
+) -> None:
+    """Lists what a backfill would run; without ZooKeeper, where the entries are the app's own."""
+    app, entry = ctx.obj.app, wanted.entry
+    if app.conf.get("zk_beat_scheduler"):
+        with _site(ctx, timeout, clock.Wakeup()) as site:
+            reader = site.reader()
+            _known(reader.read(), entry)
+            known = reader.named().get(entry)
+    else:
+        _settings(app)
+        entries = scheduler_of(app)[0].entries
+        if entry not in entries:
+            raise Failure(_no_entry(entry, entries, "the app's schedule"))
+        known = entries[entry]
+    if known is None or known.schedule is None or not tells_instants(known.schedule):
+        raise Failure(f"{entry}: its instants cannot be told here: only its scheduler knows them")
+    found = instants(known, wanted.since, wanted.until)
+    due = [*itertools.islice(found, None if most is None else most + 1)]
+    is_refused = most is not None and len(due) > most
+    if as_json:
+        click.echo(wanted.to_json(instants=[to_text(at) for at in due[:most]], more=is_refused))
+    else:
+        count = f"more than {most}, refused without --yes" if is_refused else f"{len(due)}"
+        lines = [at.astimezone(app.timezone).isoformat() for at in due[:most]]
+        _print(ctx, [*lines, safe(f"{wanted}: {count} runs; nothing was begun")])
+    ctx.exit(NOT_DONE if is_refused or not due else 0)
+
+
+def _cancel_backfill(ctx: click.Context, entry: str, timeout: float, as_json: bool) -> None:
+    with _site(ctx, timeout, clock.Wakeup()) as site:
+        found = _again(lambda: cancel_backfill(site.session, site.paths, entry))
+    if found is None:
+        raise Failure(f"no backfill of {entry} is under way")
+    of = "" if found.total is None else f" of {found.total}"
+    if as_json:
+        told = {"format": FORMAT, "entry": entry, "done": found.done, "total": found.total}
+        click.echo(json.dumps(told))
+    else:
+        _print(ctx, [safe(f"the backfill of {entry} is ended after {found.done}{of} runs")])
 
 
 def _withdraw(asking: Asking) -> Answer | None:

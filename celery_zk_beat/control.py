@@ -16,14 +16,23 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from .backfills import Backfill, Backfills
 from .errors import RootError, TooLarge, Uncertain, ZkBeatError
 from .paths import Paths
 from .records import Record, decode, encode, instant, to_text
 from .records import field as _field
-from .zookeeper.operations import Check, Create, Delete, Operation, SetData, changed_path
+from .zookeeper.operations import (
+    Check,
+    Create,
+    Delete,
+    Node,
+    Operation,
+    SetData,
+    changed_path,
+)
 from .zookeeper.session import ZooKeeperSession
 
-RUN, DROP_RUN, RESIGN, TELL = "run", "drop", "resign", "tell"
+RUN, DROP_RUN, RESIGN, TELL, BACKFILL = "run", "drop", "resign", "tell", "backfill"
 
 #: Most bytes of a request, one of an entry with the longest name (limits.LONGEST_NAME) among them:
 #: the answer, in which it is repeated, has to fit into a transaction.
@@ -163,13 +172,18 @@ def _who(fields: dict[str, Any]) -> str | None:
 class RequestRecord(Record):
     """One thing that is asked. `do` is "run" or "drop", of `entry`, or "resign", perhaps for the
     beat `to`, or "tell": what the entries are; `asked` is ISO 8601 UTC, `by` who asks, for the log
-    and the history."""
+    and the history. Or "backfill", of `entry`: `since`, `until` and `rate` as in
+    :class:`.backfills.Backfill`, refused where there are more runs than `most`."""
 
     do: str
     entry: str | None
     to: str | None
     asked: str
     by: str
+    since: str | None = None
+    until: str | None = None
+    rate: float | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -217,17 +231,24 @@ class Control:
         #: held back, for what is late can be caught up with.
         self.damage: RootError | None = None
         self._version = 0
+        #: What is to be run of the past; why that cannot be understood, None where it can: until
+        #: it can, none of it runs.
+        self.backfills = Backfills()
+        self.backfills_damage: RootError | None = None
+        #: None where there is no such znode: nobody has asked yet.
+        self._backfills_version: int | None = None
 
     def read(self) -> list[Request]:
         """Reads the pauses, and returns the requests that are open."""
         self.stale = self.pauses_stale = False
         try:
             both = [self._paths.pauses, self._paths.requests]
-            pauses, requests = self._session.read_all(both, watch=self._on_watch)
+            all_ = [*both, self._paths.backfills]
+            pauses, requests, backfills = self._session.read_all(all_, watch=self._on_watch)
             if pauses is None or requests is None:
                 for path in both:
                     self._session.ensure(path)
-                pauses, requests = self._session.read_all(both, watch=self._on_watch)
+                pauses, requests, backfills = self._session.read_all(all_, watch=self._on_watch)
             if pauses is None or requests is None:
                 raise Uncertain(f"{self._paths.pauses}: deleted as soon as it is made")
             names = sorted(self._session.children(self._paths.requests))
@@ -242,12 +263,38 @@ class Control:
             self.pauses = Pauses.decode(self._paths.pauses, pauses.data)
         except RootError as exc:
             self.damage = exc
+        self._take_backfills(backfills)
         return [
             Request(path, record)
             for path, node in zip(paths, nodes)
             if node is not None and node.version == 0
             for record in self._understood(path, node.data)
         ]
+
+    def _take_backfills(self, node: Node | None) -> None:
+        self.backfills, self.backfills_damage, self._backfills_version = Backfills(), None, None
+        if node is not None:
+            self._backfills_version = node.version
+            try:
+                self.backfills = Backfills.decode(self._paths.backfills, node.data)
+            except RootError as exc:
+                self.backfills_damage = exc
+
+    def write_backfills(self, backfills: Backfills) -> Operation:
+        """To be part of a transaction, after which :meth:`backfills_written` is to be called. It is
+        refused when they are no longer as they were read."""
+        path, data = self._paths.backfills, backfills.encode()
+        if self._backfills_version is None:
+            return Create(path, data)
+        return SetData(path, data, self._backfills_version)
+
+    def backfills_written(self, backfills: Backfills) -> None:
+        self.backfills = backfills
+        if self._backfills_version is None:
+            self.stale = True  # it is read, to be watched
+        self._backfills_version = (
+            0 if self._backfills_version is None else self._backfills_version + 1
+        )
 
     def holds(self, entry: str) -> bool:
         """True when nothing of the entry is to be dispatched."""
@@ -278,7 +325,7 @@ class Control:
         return []
 
     def _on_watch(self, event: object) -> None:
-        if changed_path(event) != self._paths.requests:
+        if changed_path(event) not in (self._paths.requests, self._paths.backfills):
             self.pauses_stale = True
         self.stale = True
         self._wake()
@@ -319,6 +366,18 @@ def change_pauses(
             )
         session.commit(SetData(paths.pauses, data, node.version))
     return before, after
+
+
+def cancel_backfill(session: ZooKeeperSession, paths: Paths, entry: str) -> Backfill | None:
+    """Ends that of an entry: no run of it is claimed any more. Returns it as it was, None where
+    there is none. Raises as :func:`change_pauses`."""
+    node = session.read(paths.backfills)
+    before = Backfills() if node is None else Backfills.decode(paths.backfills, node.data)
+    found = before.entries.get(entry)
+    if node is not None and found is not None:
+        data = before.having(entry, None).encode()
+        session.commit(SetData(paths.backfills, data, node.version))
+    return found
 
 
 class Asking:

@@ -118,7 +118,8 @@ class Dispatcher:
 
     def may_publish(self, run: Run) -> bool:
         """True for what is this beat's to publish, and not held back."""
-        return run.entry in self.source.entries and (run.extra or not self.control.holds(run.entry))
+        held = not run.is_wanted_now and self.control.holds(run.entry)
+        return run.entry in self.source.entries and not held
 
     def may_publish_now(self) -> bool:
         """True where anything is to be published at the moment."""

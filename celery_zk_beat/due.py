@@ -413,6 +413,39 @@ def shown(schedule: Any) -> str:
     return kind.__qualname__ if is_silent else without_addresses(repr(schedule))
 
 
+def tells_instants(schedule: Any) -> bool:
+    """True where :func:`instant_after` is right: for an interval, and for a schedule of Celery's,
+    or of what we know, that runs at fixed instants. Those of a class of the user's may depend on
+    when they are asked for."""
+    if is_interval(schedule):
+        return bool(schedule.run_every > timedelta())
+    package = type(schedule).__module__.partition(".")[0]
+    return package in _PLAIN and not counts_from_last_run(schedule)
+
+
+def instant_after(entry: Any, since: datetime, after: datetime | None) -> datetime | None:
+    """The first instant of an entry's schedule that is later than `after` or, with None, not before
+    `since`, both UTC: an interval is counted from there. None where there is none."""
+    schedule = entry.schedule
+    if is_interval(schedule) and schedule.relative is not True:
+        every = schedule.run_every
+        try:
+            return since if after is None else since + ((after - since) // every + 1) * every
+        except OverflowError:
+            return None
+    last = since - timedelta(microseconds=1) if after is None else after
+    found = next_run(entry, last)
+    return found if found is not None and found > last else None
+
+
+def instants(entry: Any, since: datetime, until: datetime) -> Iterator[datetime]:
+    """Those of an entry's schedule from `since` on and before `until`."""
+    found = instant_after(entry, since, None)
+    while found is not None and found < until:
+        yield found
+        found = instant_after(entry, since, found)
+
+
 def is_free(entry: Any) -> bool:
     """True where a class of the user's says when it is due, perhaps not from when it ran last."""
     kinds = (type(entry), type(entry.schedule))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from celery.beat import Scheduler
 
 from . import clock
+from .backfilling import Backfilling
 from .broker import Broker
 from .by_entry import ByEntry
 from .dispatcher import MOST_LOGGED, Dispatcher
@@ -71,7 +72,8 @@ class Loop:
         )
         self.ledger, self.control = dispatcher.ledger, dispatcher.control
         dispatcher.source = self.source = make_source(dispatcher)
-        self.operators = Operators(self, dispatcher, self.source)
+        self.backfilling = Backfilling(dispatcher, self.source)
+        self.operators = Operators(self, dispatcher, self.source, self.backfilling)
         patterns = settings.metrics_entries
         self._by_entry = None if patterns is None else ByEntry(patterns, dispatcher, self.source)
         self._usefulness = Usefulness(
@@ -165,6 +167,8 @@ class Loop:
                 return 0.0  # they had it resign
         self.dispatcher.drop_held()
         left = self.source.turn()
+        if left > 0:
+            left = min(left, self.backfilling.turn())
         self.ledger.confirm()
         self._metrics.outbox = len(self.ledger.outbox)
         self._metrics.writes = self.ledger.writes

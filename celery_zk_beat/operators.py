@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Protocol
 
 from . import clock
+from .backfilling import Backfilling
 from .comparing import pack
-from .control import DROP_RUN, RESIGN, RUN, TELL, Answer, Pauses, Request
+from .control import BACKFILL, DROP_RUN, RESIGN, RUN, TELL, Answer, Pauses, Request
 from .dispatcher import MOST_LOGGED, Dispatcher
 from .errors import Conflict, ZooKeeperError
 from .log import get_logger, telling
@@ -38,8 +39,11 @@ class Operators:
     Methods raise a ZkBeatError where ZooKeeper does not answer or refuses.
     """
 
-    def __init__(self, master: Master, dispatcher: Dispatcher, source: Source) -> None:
+    def __init__(
+        self, master: Master, dispatcher: Dispatcher, source: Source, backfilling: Backfilling
+    ) -> None:
         self._master, self._dispatcher, self._source = master, dispatcher, source
+        self._backfilling = backfilling
         self._election, self._ledger = dispatcher.election, dispatcher.ledger
         self._control = dispatcher.control
         #: The pauses that the log has told of.
@@ -50,7 +54,12 @@ class Operators:
         when the source has been refreshed."""
         control = self._control
         before = control.pauses, control.damage, control.unchanged
+        backfills = control.backfills.entries
         requests = control.read()
+        for name in backfills.keys() - control.backfills.entries.keys():
+            logger.warning("%s: its backfill was cancelled", name)
+        if control.backfills_damage is not None:
+            logger.error("%s; until then no backfill goes on", control.backfills_damage)
         if (control.pauses, control.damage, control.unchanged) != before:
             self._source.outdated()
             news, self._logged = control.pauses.news(self._logged), control.pauses
@@ -115,6 +124,8 @@ class Operators:
             answer = self._resign(request)
         elif record.do == TELL:
             answer = self._tell()
+        elif record.do == BACKFILL:
+            answer = self._backfilling.begin(request)
         else:
             answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
         if answer is not None and answer.run is None:

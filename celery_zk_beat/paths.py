@@ -65,6 +65,12 @@ class Paths:
         return f"{self.requests}/{name}"
 
     @property
+    def backfills(self) -> str:
+        """Persistent, since the first was asked for; what is run of the past, and how far that has
+        come."""
+        return f"{self.root}/backfills"
+
+    @property
     def runs(self) -> str:
         """Persistent; parent of the pages of run states."""
         return f"{self.root}/runs"

@@ -338,7 +338,7 @@ class Publisher:
             if in_doubt or run.epoch != epoch:
                 self._metrics.resent += 1
             self._metrics.published += 1
-            self._metrics.lateness.observe((at - (run.leaves or run.due)).total_seconds())
+            self._metrics.lateness.observe((at - run.expected).total_seconds())
             goes_on_from = None
             if self.is_unsent(run):
                 goes_on_from = self._dispatcher.source.goes_on_from(run, left)

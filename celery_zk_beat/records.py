@@ -45,6 +45,10 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "int": lambda value: type(value) is int and 0 <= value <= LARGEST_NUMBER,
     "str | None": lambda value: value is None or isinstance(value, str),
+    "int | None": lambda value: value is None or _KINDS["int"](value),
+    "float | None": lambda value: (
+        value is None or _KINDS["int"](value) or (type(value) is float and math.isfinite(value))
+    ),
 }
 
 

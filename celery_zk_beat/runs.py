@@ -40,6 +40,8 @@ RETENTION = timedelta(days=30)
 ABSENCE = timedelta(hours=1)
 #: Most characters of a time zone.
 _LONGEST_ZONE = 20
+#: What the history says of extra runs.
+ASKED_FOR, BACKFILLED = "asked for", "backfill"
 #: Most characters of what is wrong with a run.
 LONGEST_ERROR = 100
 #: Most bytes of what hooks have made of a run.
@@ -330,7 +332,8 @@ class Run:
         claimed: the entry's next ``last_run_at``: when the run is claimed; `due`, if that is a
             moment ahead or, of an interval, a little before.
         epoch: of the master that claims it.
-        extra: an operator asked for it, at `due`; the entry's own clock stays as it is.
+        extra: an operator asked for it, at `due` or, where that is not `claimed`, as one run of a
+            backfill; the entry's own clock stays as it is.
         key: that of the entry's state.
         ask: that of the entry's state after the run. Not in the outbox.
         error: why it could not be published when that was tried last, where it was its own fault.
@@ -362,7 +365,20 @@ class Run:
     @property
     def note(self) -> str | None:
         """The words for the history."""
-        return "asked for" if self.extra else None
+        if not self.extra:
+            return None
+        return ASKED_FOR if self.is_wanted_now else BACKFILLED
+
+    @property
+    def expected(self) -> datetime:
+        """When it was to be published, from which it is late: the instants of a backfill are long
+        past."""
+        return self.claimed if self.extra else self.leaves or self.due
+
+    @property
+    def is_wanted_now(self) -> bool:
+        """True for what an operator asked for, though its entry may be paused."""
+        return self.extra and self.due == self.claimed
 
     @property
     def planned(self) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -9,6 +10,12 @@ from typing import Any
 from .forecast import NextRun
 from .status.terminal import Column, Style, age, iso, table
 
+#: A day, or a time of it; how one ends that names its offset.
+_INSTANT = re.compile(
+    r"\d{4}-\d\d-\d\d(Z|[Tt ]\d\d:\d\d(:\d\d(\.\d{3}|\.\d{6})?)?([Zz]|[+-]\d\d:\d\d)?)?",
+    re.ASCII,
+)
+_OFFSET = re.compile(r"([Zz]|[+-]\d\d:\d\d)$", re.ASCII)
 #: Of the bars of `--busy`.
 _BAR, _MINUTES_SHOWN = 40, 20
 
@@ -72,5 +79,14 @@ def end_of(text: str, at: datetime, instant: Callable[[str], datetime]) -> datet
 
 def utc(text: str, zone: Any) -> datetime:
     """Of ISO 8601; without an offset it is of `zone`. ValueError for anything else."""
-    found = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(timezone.utc)
+    if _INSTANT.fullmatch(text) is None:  # Python takes more, in each release something else
+        raise ValueError(f"{text!r:.80} is no instant such as 2026-11-01T03:00, perhaps with Z")
+    found = datetime.fromisoformat(text.rstrip("Zz"))
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=zone if names_no_zone(text) else timezone.utc)
+    return found.astimezone(timezone.utc)
+
+
+def names_no_zone(text: str) -> bool:
+    """True for an instant that is of the zone which is given."""
+    return _OFFSET.search(text) is None

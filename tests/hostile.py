@@ -183,6 +183,20 @@ OUTBOXES = records({"runs": st.lists(_RUNS | VALUES, max_size=3)})
 PAUSES = records(
     {"all": _PAUSES, "entries": st.dictionaries(st.just("e") | _TEXTS, _PAUSES | VALUES)}
 )
+_BACKFILLS = st.fixed_dictionaries(
+    {
+        "since": st.just("2026-01-01T00:00:00+00:00") | INSTANTS,
+        "until": st.just("2026-01-02T00:00:00+00:00") | INSTANTS,
+        "rate": st.just(1.0) | st.floats() | _NUMBERS,
+        "by": _TEXTS,
+        "at": INSTANTS,
+        "done": _NUMBERS,
+    },
+    optional={"after": INSTANTS | VALUES, "total": _NUMBERS | VALUES},
+)
+BACKFILLS = records(
+    {"entries": st.dictionaries(st.just("e") | _TEXTS, _BACKFILLS | VALUES, max_size=3)}
+)
 INDEXES = records(
     {
         "scheduler": st.just("package:Another") | _TEXTS,
@@ -212,6 +226,16 @@ _SHOWN = st.fixed_dictionaries(
 )
 SHOWN = records({"entries": st.dictionaries(st.just("e") | _TEXTS, _SHOWN | VALUES, max_size=3)})
 REQUESTS = records(
-    {"do": st.just("run") | _TEXTS, "entry": _TEXTS, "to": _TEXTS, "asked": INSTANTS, "by": _TEXTS}
+    {
+        "do": st.just("run") | st.just("backfill") | _TEXTS,
+        "entry": _TEXTS,
+        "to": _TEXTS,
+        "asked": INSTANTS,
+        "by": _TEXTS,
+        "since": INSTANTS,
+        "until": INSTANTS,
+        "rate": st.floats() | _NUMBERS,
+        "most": _NUMBERS,
+    }
 )
 ANSWERS = records({"ok": st.booleans(), "text": _TEXTS, "run": _NUMBERS, "task_id": _TEXTS})

@@ -13,6 +13,7 @@ from dataclasses import fields as dataclass_fields
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+from ..backfills import Backfills
 from ..control import Pauses
 from ..errors import RootError
 from ..history import Pasts, decode_volume
@@ -110,6 +111,10 @@ class LenientRecords:
     def pauses(self) -> Pauses:
         then = "; until then nothing is dispatched"
         return self._decoded(self._paths.pauses, Pauses.decode, Pauses(), then)
+
+    def backfills(self) -> Backfills:
+        then = "; until then no backfill goes on"
+        return self._decoded(self._paths.backfills, Backfills.decode, Backfills(), then)
 
     def _record(self, path: str) -> dict[str, Any]:
         return self._decoded(path, lambda path, data: decode(path, data) if data else {}, {})

@@ -29,7 +29,10 @@ class Mirror:
         self._paths = paths
         self._on_change = on_change
         #: What is always looked at, and what may be missing and come.
-        self._fixed = (paths.root, paths.master, paths.masters, paths.pauses, paths.outbox)
+        self._fixed = (
+            *(paths.root, paths.master, paths.masters),
+            *(paths.pauses, paths.backfills, paths.outbox),
+        )
         self._parents = (paths.root, paths.members, paths.runs)
         #: Paths that changed since they were read; None for all of them.
         self._changed: clock.SimpleQueue[str | None] = clock.SimpleQueue()

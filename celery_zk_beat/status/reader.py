@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from .. import clock
+from ..backfills import Backfills
 from ..control import Pause, Pauses
 from ..due import is_ahead, is_steady, leaves_of, next_run_of, schedule_text
 from ..history import Pasts, merged
@@ -31,6 +32,7 @@ from .snapshot import (
     Master,
     RecentRun,
     RecentTerm,
+    RunningBackfill,
     Snapshot,
     WaitingRun,
 )
@@ -186,6 +188,7 @@ class Reader:
             recent=tuple(self._recent(recent(pages, volumes), masters)),
             masters=tuple(masters),
             warnings=(),
+            backfills=tuple(_backfills(records.backfills(), pauses, entries)),
         )
         held_back: Mapping[str, datetime] = {}
         if self._others is not None:
@@ -355,13 +358,28 @@ def _is_stuck(
     )
 
 
+def _backfills(
+    backfills: Backfills, pauses: Pauses, entries: Iterable[Entry]
+) -> Iterator[RunningBackfill]:
+    known = {entry.name: entry for entry in entries}
+    for name, backfill in sorted(backfills.entries.items()):
+        entry, waits_for = known.get(name), None
+        if entry is None or not entry.in_schedule:
+            waits_for = FOR_SCHEDULE
+        elif pauses.since(name) is not None:
+            waits_for = FOR_RESUME
+        elif entry.waiting is not None:
+            waits_for = f"run {entry.waiting}"
+        yield RunningBackfill(entry=name, **vars(backfill), waits_for=waits_for)
+
+
 def _waiting(runs: Iterable[Run], pauses: Pauses, entries: Iterable[Entry]) -> Iterator[WaitingRun]:
     named = {entry.name for entry in entries if entry.in_schedule}
     for run in runs:
         waits_for = FOR_BROKER
         if run.entry not in named:
             waits_for = FOR_SCHEDULE
-        elif not run.extra and pauses.since(run.entry) is not None:
+        elif not run.is_wanted_now and pauses.since(run.entry) is not None:
             waits_for = FOR_RESUME
         yield WaitingRun(
             run.entry,

@@ -105,6 +105,23 @@ class WaitingRun:
 
 
 @dataclass(frozen=True)
+class RunningBackfill:
+    """What is run of an entry's past; as :class:`..backfills.Backfill`. `waits_for`: what it waits
+    for, None where it goes on."""
+
+    entry: str
+    since: datetime
+    until: datetime
+    rate: float
+    by: str
+    at: datetime
+    after: datetime | None
+    done: int
+    total: int | None
+    waits_for: str | None
+
+
+@dataclass(frozen=True)
 class RecentRun:
     """A run that was dispatched, or skipped; then `run` is None and `note` says why.
 
@@ -164,6 +181,7 @@ class Snapshot:
     recent: tuple[RecentRun, ...]
     masters: tuple[RecentTerm, ...]
     warnings: tuple[str, ...]
+    backfills: tuple[RunningBackfill, ...] = ()
 
     @property
     def ok(self) -> bool:

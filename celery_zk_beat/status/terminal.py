@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Callable, Generic, TypeVar
 
 from ..log import safe
-from .snapshot import Entry, Member, RecentRun, RecentTerm, Snapshot
+from ..runs import BACKFILLED
+from .snapshot import Entry, Member, RecentRun, RecentTerm, RunningBackfill, Snapshot
 
 #: Gives a text a colour by name, or None for none.
 Style = Callable[[str, str], str]
@@ -78,7 +79,7 @@ def history(runs: Iterable[RecentRun], style: Style, width: float, with_entry: b
     columns: list[Column[RecentRun]] = [
         Column("DUE", lambda run: iso(run.due)),
         Column("DISPATCHED", lambda run: "skipped" if run.run is None else iso(run.at), drop=1),
-        Column("LATE", lambda run: "-" if run.run is None else duration(_late(run)), right=True),
+        Column("LATE", lambda run: duration(_late(run)) if _may_be_late(run) else "-", right=True),
         Column("RUN", lambda run: "-" if run.run is None else str(run.run), right=True),
         Column("EPOCH", lambda run: str(run.epoch), right=True, drop=2),
         Column("BY", lambda run: run.by or "?"),
@@ -88,6 +89,10 @@ def history(runs: Iterable[RecentRun], style: Style, width: float, with_entry: b
     ]
     shown = [(run, "yellow" if run.note or _late(run) > _LATE else "") for run in runs]
     return table(columns, shown, style, width)
+
+
+def _may_be_late(run: RecentRun) -> bool:
+    return run.run is not None and run.note != BACKFILLED
 
 
 def _late(run: RecentRun) -> float:
@@ -133,8 +138,21 @@ def _head(snapshot: Snapshot, now: datetime, style: Style) -> Iterator[str]:
     waiting = Counter(run.waits_for for run in snapshot.outbox)
     counts = [f"{count} waiting for {what}" for what, count in waiting.items()]
     yield f"outbox    {', '.join(counts) or 'empty'}"
+    yield from map(_backfill, snapshot.backfills)
     for warning in snapshot.warnings:
         yield f"{style('warning', 'yellow')}   {safe(warning)}"
+
+
+def _backfill(backfill: RunningBackfill) -> str:
+    of = "" if backfill.total is None else f" of {backfill.total}"
+    how = f"{backfill.rate:g} a second"
+    if backfill.waits_for is not None:
+        how = f"waiting for {backfill.waits_for}"
+    at = "none yet" if backfill.after is None else f"the last for {iso(backfill.after)}"
+    return safe(
+        f"backfill  {backfill.entry}: {backfill.done}{of} runs, {at}, from {iso(backfill.since)} "
+        f"to {iso(backfill.until)}, {how}, by {backfill.by}"
+    )
 
 
 def _members(snapshot: Snapshot, now: datetime, style: Style, width: float) -> list[str]:

@@ -25,6 +25,7 @@ from celery_zk_beat.paths import Paths
 from example_project.processes import REPOSITORY
 from example_project.servers import Process, Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, TICK_TIME
+from tests.history import check
 
 from . import numbers_app, own_app
 from .conftest import APP, Site
@@ -39,6 +40,8 @@ COMMANDS = (
     ("run", "often"),
     ("drop", "often"),
     ("resign",),
+    ("backfill", "often", "--from", "2026-01-05", "--to", "2026-01-06"),
+    ("backfill", "often", "--cancel"),
 )
 
 
@@ -370,6 +373,102 @@ def test_drop(site: Site, redis_server: Redis) -> None:
     redis_server.start()
     did(site.zk_beat("run", "seldom"), "run 2 of seldom")
     assert [message.run for message in site.history()] == [2]
+
+
+NOWHERE = "127.0.0.1:1"
+PAST = ("--from", "2026-01-05T00:00Z", "--to", "2026-01-05T07:00Z")
+
+
+def test_backfill(site: Site) -> None:
+    """Each instant of the range once, also where the master is killed in the middle."""
+    site.schedule(seldom=3600)
+    first = site.beat("one")
+    first.wait_for_log("elected: one is master", PATIENCE)
+    site.beat("two").wait_for_log("not elected because one is master", PATIENCE)
+    dry = site.zk_beat("backfill", "seldom", *PAST, "--dry-run")
+    listed = did(dry, "7 runs; nothing was begun")
+    due = [f"2026-01-05T{hour:02}:00:00+00:00" for hour in range(7)]
+    assert listed.string.splitlines()[:-1] == due
+    done = site.zk_beat("backfill", "seldom", *PAST, "--rate", "0.6")
+    did(done, "^backfill of seldom from 2026-01-05T00:00:00Z to .*Z: 7 runs, 0.6 a second; ")
+    refused(site.zk_beat("backfill", "seldom", *PAST), NOT_DONE, "is under way already", "nothing")
+    site.wait(lambda history: len(history) >= 2, "two runs")
+    did(site.zk_beat("status"), r"(?m)^backfill  seldom: \d of 7 runs, the last for 2026.*, by .*@")
+    first.kill()
+    history = site.wait(lambda history: len({each.id for each in history}) >= 7, "the others")
+    check(history)  # one may have come twice, with its task id
+    assert [*dict.fromkeys(each.due.isoformat() for each in history)] == due
+    told = state_of(site)
+    assert told["backfills"] == []
+    assert {run["note"] for run in told["recent"]} == {"backfill"}
+
+
+def test_cancel_a_backfill(site: Site) -> None:
+    """With a master or without; only what is under way can be."""
+    site.schedule(seldom=3600)
+    beat = site.beat("one")
+    beat.wait_for_log("dispatching", PATIENCE)
+    refused(site.zk_beat("backfill", "seldom", "--cancel"), NOT_DONE, "no backfill of seldom")
+    done = site.zk_beat("backfill", "seldom", *PAST, "--rate", "0.01", "--json")
+    assert json.loads(done.stdout)["begun"] == "7 runs"
+    site.wait(lambda history: history, "a run")
+    (told,) = state_of(site)["backfills"]
+    assert (told["entry"], told["done"], told["total"], told["waits_for"]) == ("seldom", 1, 7, None)
+    beat.terminate()
+    did(site.zk_beat("backfill", "seldom", "--cancel"), "is ended after 1 of 7 runs")
+    refused(site.zk_beat("backfill", "seldom", *PAST), NOT_DONE, "no master", "nothing was begun")
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "why"),
+    [
+        ((), UNREACHABLE, "--from and --to are needed"),
+        ((*PAST, "--cancel"), UNREACHABLE, "--cancel goes with none"),
+        (("--from", "soon", *PAST[2:]), UNREACHABLE, "'soon' is no instant"),
+        (("--from", "0001-01-01", *PAST[2:]), UNREACHABLE, "is before 1970"),
+        (("--from", "\x1b[2J", *PAST[2:]), UNREACHABLE, "is no instant"),
+        (("--from", "2026-01-05T07:00Z", *PAST[2:]), UNREACHABLE, "the range is empty"),
+        ((*PAST[:2], "--to", "9999-12-31T23:59:59-14:00"), UNREACHABLE, "out of range"),
+        ((*PAST[:2], "--to", "2026-01-06+02:00"), UNREACHABLE, "is no instant"),
+        ((*PAST[:2], "--to", "2026-02-30"), UNREACHABLE, "out of range"),
+        ((*PAST[:2], "--to", "2999-01-01Z"), UNREACHABLE, "its end is still to come"),
+        ((*PAST[:2], "--to", "2999-01-01"), UNREACHABLE, "its end is still to come"),
+        ((*PAST, "--rate", "nan"), UNREACHABLE, "nan is no number"),
+        ((*PAST, "--rate", "0"), UNREACHABLE, "--rate"),
+        ((*PAST, "--rate", "1000"), UNREACHABLE, "--rate"),
+    ],
+    ids=str,
+)
+def test_a_backfill_of_nonsense(
+    site: Site, args: tuple[str, ...], exit_code: int, why: str
+) -> None:
+    """It says so before anybody is asked."""
+    done = site.zk_beat("backfill", "often", *args, zk_beat_hosts=NOWHERE)
+    assert done.returncode == exit_code
+    assert why in done.stderr
+    assert done.stdout == ""
+
+
+def test_what_a_backfill_would_run(site: Site) -> None:
+    """Needs no ZooKeeper; says whose times it took, and what is refused."""
+    conf = {"zk_beat_hosts": NOWHERE, "timezone": "Europe/Berlin"}
+
+    def dry(entry: str, *args: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        return site.zk_beat("backfill", entry, *args, "--dry-run", **conf, **more)
+
+    site.schedule(seldom=3600, often=1)
+    local = ("--from", "2026-01-05", "--to", "2026-01-05T02:00")
+    done = did(dry("seldom", *local), r"from 2026-01-04T23:00:00Z to .*, Europe/Berlin\): 2 runs")
+    assert done.string.startswith("2026-01-05T00:00:00+01:00\n2026-01-05T01:00:00+01:00\n")
+    many = dry("often", *PAST)
+    assert many.returncode == NOT_DONE
+    assert "more than 1000, refused without --yes" in many.stdout
+    assert len(many.stdout.splitlines()) == 1001
+    assert len(dry("often", *PAST, "--yes").stdout.splitlines()) == 25201
+    told = json.loads(dry("seldom", *PAST, "--json").stdout)
+    assert told["instants"] == [f"2026-01-05T{hour:02}:00:00.000000+00:00" for hour in range(7)]
+    refused(dry("seldmo", *PAST), NOT_DONE, "'seldmo'", "did you mean seldom?")
+    refused(dry("seldom", *PAST, zk_beat_root="x"), UNREACHABLE, "zk_beat_root")
 
 
 def test_without_a_beat(site: Site, client: KazooClient, root: str) -> None:

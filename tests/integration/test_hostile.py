@@ -13,6 +13,7 @@ from celery import Celery
 from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection, ZooKeeperScheduler, loop
+from celery_zk_beat.backfills import Backfill, Backfills
 from celery_zk_beat.control import Pause, Pauses, RequestRecord
 from celery_zk_beat.election import candidate as candidate_module
 from celery_zk_beat.election import restraint
@@ -114,6 +115,23 @@ def test_where_nothing_need_be_mended(
         if znode == "masters":
             scheduler.election.resign()  # it is read at an election
         goes_on(scheduler, app)
+    check(history(app))
+
+
+def test_backfills(app: Celery, make: Make, stranger: Stranger) -> None:
+    """What is none holds up nothing; what is one runs instants of the past, each once."""
+    scheduler = make(beat_schedule={**SCHEDULE, "own": every(3600, "own")})
+    turn(scheduler)
+    path, start = stranger.paths.backfills, datetime(1970, 1, 1, tzinfo=timezone.utc)
+    endless = Backfill(start, END, 100.0, EVIL[1], NOW, done=2**52)
+    for value in (
+        *(hostile.GARBAGE[name] for name in CHOSEN),
+        Backfills(dict.fromkeys((*EVIL, "own"), endless)).encode(),
+    ):
+        stranger.write(path, value)
+        goes_on(scheduler, app)
+    filled = [each.due for each in history(app) if each.task == "own"]
+    assert filled == [start + timedelta(hours=n) for n in range(len(filled))]
     check(history(app))
 
 

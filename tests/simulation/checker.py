@@ -14,12 +14,20 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery_zk_beat import limits
+from celery_zk_beat.backfills import Backfill, Backfills
 from celery_zk_beat.control import Pauses
 from celery_zk_beat.errors import RootError
 from celery_zk_beat.history import Pasts, decode_volume, merged
 from celery_zk_beat.paths import Paths, page_of, volume_of
 from celery_zk_beat.records import EpochRecord, MasterRecord, decode_masters, from_text
-from celery_zk_beat.runs import Run, RunState, decode_outbox, decode_page
+from celery_zk_beat.runs import (
+    ASKED_FOR,
+    BACKFILLED,
+    Run,
+    RunState,
+    decode_outbox,
+    decode_page,
+)
 from celery_zk_beat.shown import Index, decode_shown
 
 from .broker import Sent
@@ -110,6 +118,11 @@ class Checker:
         #: When the state of each entry was written as it is, by ZooKeeper's clock.
         self._written: dict[str, float] = {}
         self.outbox: dict[tuple[str, int], Run] = {}
+        #: What is in the outbox with the write that is looked at.
+        self._claims: dict[tuple[str, int], Run] = {}
+        #: What operators have run of the past, and how many runs of each were claimed.
+        self.backfills = Backfills()
+        self._filled: dict[tuple[str, datetime], int] = defaultdict(int)
         self.epoch = 0
         #: The session that was elected last.
         self.master = 0
@@ -158,6 +171,10 @@ class Checker:
                 }
             elif path == self._paths.pauses:
                 self.pauses = Pauses.decode(path, node.data)
+            elif path == self._paths.backfills:
+                self.backfills = Backfills.decode(path, node.data)
+                for entry, each in self.backfills.entries.items():
+                    self._filled[entry, each.since] = each.done
             elif path.startswith(self._paths.history + "/"):
                 self._volumes[path] = decode_volume(path, node.data)
             elif path.startswith(self._paths.runs + "/"):
@@ -208,6 +225,10 @@ class Checker:
             for fields in [json.loads(node.data)]
             if fields.get("run") is not None
         }
+        outbox = changes.get(self._paths.outbox)
+        if outbox is not None:
+            runs = decode_outbox(self._paths.outbox, outbox.data)
+            self._claims = {(run.entry, run.number): run for run in runs}
         for path in pages:
             node = changes[path]
             assert node is not None
@@ -233,6 +254,10 @@ class Checker:
             node = changes[self._paths.outbox]
             assert node is not None
             self._on_outbox(decode_outbox(self._paths.outbox, node.data), claimed)
+        if self._paths.backfills in changes:
+            node = changes[self._paths.backfills]
+            assert node is not None
+            self._on_backfills(Backfills.decode(self._paths.backfills, node.data), session)
         if not self._answers <= claimed:
             self.fail(f"I8: said to be claimed, and is not: {self._answers - claimed}")
         if self._paths.pauses in changes:
@@ -259,6 +284,8 @@ class Checker:
                     decode_masters(path, node.data)
                 elif path == paths.pauses:
                     Pauses.decode(path, node.data)
+                elif path == paths.backfills:
+                    Backfills.decode(path, node.data)
                 elif path.startswith(paths.runs + "/"):
                     decode_page(path, node.data)
                     self._measure(path, node, limits.LARGEST_PAGE)
@@ -352,15 +379,18 @@ class Checker:
             if state.past or not self.pages_are_small:
                 self.fail(f"I8: {entry}, run {number}, is not remembered: {state}")
                 return set()
-            notes[number] = "asked for" if (entry, number) in self._answers else None
+            claim = self._claims.get((entry, number))
+            notes[number] = None if claim is None else claim.note
         # That the run before was published late may be told with the claim of the next.
         is_told = (entry, number - 1) in self.outbox
-        if notes[number] == "asked for":
+        if notes[number] in (ASKED_FOR, BACKFILLED):
             if is_told and state.last_run_at > before.last_run_at:
                 self._on_late(entry, before, replace(before, last_run_at=state.last_run_at))
             elif (state.last_run_at, state.due) != (before.last_run_at, before.due):
                 self.fail(f"I8: {entry}, run {number}, was asked for and moves the clock: {state}")
-            if (entry, number) not in self._answers:
+            if notes[number] == BACKFILLED:
+                self._on_backfilled(entry, number)
+            elif (entry, number) not in self._answers:
                 self.fail(f"I8: {entry}, run {number}: claimed without an answer to who asked")
             self.claimed[entry, number] = self._world.now
             self.asked_for.add((entry, number))
@@ -392,6 +422,32 @@ class Checker:
         self.claimed[entry, number] = self._world.now
         self._claimed_in[entry, number] = self.epoch
         return {(entry, number)}
+
+    def _on_backfilled(self, entry: str, number: int) -> None:
+        """Each instant of what was asked for, in order, and nothing else."""
+        claim, backfill = self._claims.get((entry, number)), self.backfills.entries.get(entry)
+        if self.pauses.since(entry) is not None:
+            self.fail(f"I7: {entry}, run {number}, is claimed against {self.pauses}")
+        if claim is None or backfill is None:
+            self.fail(f"I8: {entry}, run {number}, is of no backfill: {claim}, {self.backfills}")
+            return
+        due = self._instants(entry, backfill)
+        done = self._filled[entry, backfill.since]
+        self._filled[entry, backfill.since] += 1
+        if due[done : done + 1] != [claim.due]:
+            self.fail(f"I8: {entry}, run {number}, is not the next of {due}, {done}: {claim}")
+
+    def _instants(self, entry: str, backfill: Backfill) -> list[datetime]:
+        every, left = timedelta(seconds=self._periods[entry]), backfill.until - backfill.since
+        return [backfill.since + n * every for n in range(math.ceil(left / every))]
+
+    def _on_backfills(self, backfills: Backfills, session: int) -> None:
+        for entry, backfill in self.backfills.entries.items():
+            if session and backfills.entries.get(entry) is None:
+                due, done = self._instants(entry, backfill), self._filled[entry, backfill.since]
+                if done != len(due):
+                    self.fail(f"I8: {entry}: its backfill ends after {done} of {len(due)} runs")
+        self.backfills = backfills
 
     def _on_late(self, entry: str, before: RunState, state: RunState) -> None:
         """A run that was published late stands for what came due while it waited, too."""
@@ -534,6 +590,8 @@ class Checker:
             return False
         assert masters[0].scheduler is not None
         known = masters[0].scheduler.schedule.keys() - self.broken
+        if self.backfills and not self._world.is_slow:  # else something is due at any time
+            return False
         return not any(entry in known for entry, _ in self.outbox) and all(
             self._last_sent.get(entry, 0.0) > since
             for entry in ("a", "b", "c", "d", *(self.crowd & known & self.states.keys()))

@@ -20,8 +20,10 @@ from celery.schedules import schedstate, schedule
 from kombu.messaging import Producer
 
 from celery_zk_beat import ZooKeeperScheduler, clock
-from celery_zk_beat.control import RESIGN, RUN, Pauses, RequestRecord
+from celery_zk_beat.backfills import Backfills
+from celery_zk_beat.control import BACKFILL, RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.paths import Paths
+from celery_zk_beat.records import to_text
 from celery_zk_beat.zookeeper import client
 
 from . import scenario as scenarios
@@ -311,6 +313,7 @@ class Run:
             self.faults = [each for each in self.faults if not each.what.startswith("clock")]
         for what, who, after in MORE.get(scenarios.CHOSEN or "", ()):
             self.faults.append(Fault(plan.uniform(1, 4), what, who, plan.uniform(0, 2), after))
+        self.faults += _backfills(random.Random(f"backfills {seed}"))
         Stored.store.clear()
         self.gated = plan.choice((None, None, PLAIN, STORED))
         if self.gated == STORED:
@@ -331,7 +334,7 @@ class Run:
         kinds = {fault.what for fault in self.faults}
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
-        self.checker.numbers_may_differ = lost and ASK in kinds
+        self.checker.numbers_may_differ = lost and (ASK in kinds or FILL in kinds)
         self.checker.has_store = self.gated == STORED
         self.checker.store_knows_more = lost and self.gated == STORED
         self.broker.together = plan.choice((True, True, False))
@@ -626,17 +629,46 @@ class Run:
                 lambda: self._change_pauses(lambda pauses, now: pauses.pause(entry, now)),
                 lambda: self._change_pauses(lambda pauses, now: pauses.resume(entry, now, skip)),
             )
+        if fault.what == FILL:
+            return self._backfill(fault, str(entry))
         do, to = (RUN, None) if fault.what == ASK else (RESIGN, None)
         if fault.what == RESIGN_TO:
             to = BEATS[round(1e6 * fault.at) % len(BEATS)]
         path = self.paths.request(f"request{self.happened[-1]}")
         asked = RequestRecord(do, entry if do == RUN else None, to, "2026-01-01", "operator")
+        return lambda: self._ask(path, asked), lambda: self.ensemble.delete(path)
 
-        def ask() -> None:
-            if self.paths.requests in self.ensemble.tree:
-                self.ensemble.set((path, asked.encode(), 1), (self.paths.requests, b"", 0))
+    def _ask(self, path: str, asked: RequestRecord) -> None:
+        if self.paths.requests in self.ensemble.tree:
+            self.ensemble.set((path, asked.encode(), 1), (self.paths.requests, b"", 0))
 
-        return ask, lambda: self.ensemble.delete(path)
+    def _backfill(self, fault: Fault, entry: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Of a range in the past that no other has; perhaps cancelled in the middle."""
+        number, chance = self.happened[-1], random.Random(f"backfill {fault.at}")
+        path = self.paths.request(f"request{number}")
+        since = datetime.fromtimestamp(BEGINNING - 1e5 + 1e3 * number, timezone.utc)
+        count, rate = chance.choice((1, 3, 8)), chance.choice((1.0, 5.0, 50.0))
+        until = since + timedelta(seconds=(count - 0.5) * PERIODS[entry])
+        asked = RequestRecord(
+            BACKFILL,
+            entry,
+            None,
+            "2026-01-01",
+            "operator",
+            since=to_text(since),
+            until=to_text(until),
+            rate=rate,
+            most=chance.choice((1000, 1000, 1)),
+        )
+
+        def end() -> None:
+            self.ensemble.delete(path)
+            node = self.ensemble.tree.get(self.paths.backfills)
+            if node is not None and chance.random() < 0.3:
+                left = Backfills.decode(self.paths.backfills, node.data).having(entry, None)
+                self.ensemble.set((self.paths.backfills, left.encode(), 0))
+
+        return lambda: self._ask(path, asked), end
 
     def _change_pauses(self, change: Callable[[Pauses, datetime], Pauses]) -> None:
         path = self.paths.pauses
@@ -690,6 +722,8 @@ KINDS = {
 PAUSE, ASK, RESIGN_ALONE, RESIGN_TO = "pause entries", "run an entry", "resign", "resign to"
 KINDS.update({PAUSE: 2, ASK: 2, RESIGN_ALONE: 3, RESIGN_TO: 3})
 OPERATOR = "operator"
+#: What operators have run of the past. Not of KINDS: it has a chance of its own.
+FILL = "backfill an entry"
 #: When an operator acts: the next write of a beat comes to the leader just afterwards.
 JUST_BEFORE = "write is sent"
 OF_OPERATOR = (PAUSE, ASK, RESIGN_ALONE, RESIGN_TO)
@@ -702,6 +736,14 @@ MORE = {
     "pauses": [(PAUSE, OPERATOR, JUST_BEFORE)] * 6,
     "masters deleted": [("master deleted", "ZooKeeper", after) for after in ("write", "") * 3],
 }
+
+
+def _backfills(plan: random.Random) -> Iterator[Fault]:
+    is_chosen = scenarios.CHOSEN == scenarios.BACKFILLS
+    if is_chosen or (scenarios.CHOSEN is None and plan.random() < 0.3):
+        for _ in range(plan.choice((1, 3, 6))):
+            after = plan.choice(("", "message", "write", JUST_BEFORE))
+            yield Fault(plan.uniform(0.5, 4), FILL, OPERATOR, plan.uniform(0.5, 6), after)
 
 
 def _plan(plan: random.Random) -> Iterator[Fault]:

@@ -285,7 +285,11 @@ _KINDS: dict[str, Callable[[random.Random, tuple[str, ...], Scenario], None]] = 
 }
 
 #: What may be CHOSEN.
-KINDS = ("plain", "retention", "lost data", "pauses", "masters deleted", *_KINDS)
+BACKFILLS = "backfills"
+KINDS = (
+    *("plain", "retention", "lost data", "pauses", "masters deleted"),
+    *(BACKFILLS, *_KINDS),
+)
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from kazoo.exceptions import RolledBackError
 from kazoo.protocol.states import ZnodeStat
 
 from celery_zk_beat import RootError, ZooKeeperScheduler
+from celery_zk_beat.backfills import Backfills
 from celery_zk_beat.control import Asking, Pauses, RequestRecord
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.history import decode_volume, encode_volume
@@ -59,6 +60,7 @@ READERS: dict[str, tuple[Callable[[str, bytes], Any], st.SearchStrategy[bytes]]]
     "page": (decode_page, hostile.PAGES),
     "outbox": (decode_outbox, hostile.OUTBOXES),
     "pauses": (Pauses.decode, hostile.PAUSES),
+    "backfills": (Backfills.decode, hostile.BACKFILLS),
     "request": (RequestRecord.decode, hostile.REQUESTS),
     "index": (Index.decode, hostile.INDEXES),
     "shown": (decode_shown, hostile.SHOWN),
@@ -123,7 +125,7 @@ def test_a_history_that_is_read(data: bytes) -> None:
 @pytest.mark.parametrize("garbage", hostile.GARBAGE)
 def test_garbage(kind: str, garbage: str) -> None:
     read, data = READERS[kind][0], hostile.GARBAGE[garbage]
-    if kind in ("masters", "pauses") and not data:
+    if kind in ("masters", "pauses", "backfills") and not data:
         read(PATH, data)  # none at all
         return
     with pytest.raises(RootError, match=PATH) as caught:
@@ -205,6 +207,7 @@ TREES = st.fixed_dictionaries(
         PATHS.master: hostile.MASTERS,
         PATHS.masters: hostile.TERMS,
         PATHS.pauses: hostile.PAUSES,
+        PATHS.backfills: hostile.BACKFILLS,
         PATHS.outbox: hostile.OUTBOXES,
         f"{PATHS.members}/a": hostile.MEMBERS,
         f"{PATHS.members}/\u202eb": hostile.MEMBERS,

@@ -1,0 +1,110 @@
+"""What operators have the master run of the past: the record ``backfills``, of all that are under
+way. Pure: no I/O.
+
+How far each has come is written in the transaction that claims its next run, so that a failover in
+the middle of it leaves no gap and repeats nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from .errors import RootError
+from .records import LARGEST_NUMBER, count, decode, encode, instant, shown, to_text
+from .records import field as _field
+from .runs import NEVER
+
+#: Most bytes of the record; and of one to which a backfill is added, for those in it grow.
+LARGEST_BACKFILLS = 60_000
+MOST_BEGUN = LARGEST_BACKFILLS // 2
+#: Runs a second: unless the operator says otherwise, so few that workers hardly notice, and so slow
+#: that one who sees what was asked for can take it back; and most, each being a transaction.
+RATE, MOST_RATE = 1.0, 100.0
+#: Most runs, unless the operator says that so many are meant.
+MOST_UNASKED = 1000
+#: Most characters of who asks.
+_LONGEST_WHO = 200
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """The instants of an entry from `since` on and before `until`, as extra runs. Instants are
+    aware, UTC.
+
+    Attributes:
+        rate: so many a second, at most.
+        by, at: who asked for it, and when.
+        after: the last instant that was claimed; None before the first.
+        done: how many were.
+        total: how many there are; None where they are too many to be counted.
+    """
+
+    since: datetime
+    until: datetime
+    rate: float
+    by: str
+    at: datetime
+    after: datetime | None = None
+    done: int = 0
+    total: int | None = None
+
+    def after_claim(self, due: datetime) -> Backfill:
+        """What is left of it once the run of an instant is claimed."""
+        return replace(self, after=due, done=self.done + 1)
+
+    def fields(self) -> dict[str, Any]:
+        told = vars(self).items()
+        return {name: to_text(at) if isinstance(at, datetime) else at for name, at in told}
+
+    @classmethod
+    def of(cls, path: str, fields: Any) -> Backfill:
+        """RootError, which names `path`, where they are not those of one."""
+        since, until = instant(path, fields, "since"), instant(path, fields, "until")
+        rate, has_begun = fields.get("rate"), fields.get("after") is not None
+        after = instant(path, fields, "after") if has_begun else None
+        if not NEVER <= since <= (after or since) < until or until.year > 9998:
+            raise RootError(f"{path}: {shown(fields)}: its instants are in no order")
+        if type(rate) not in (int, float) or not 0 < rate <= MOST_RATE:
+            raise RootError(f"{path}: the rate {shown(rate)}, expected at most {MOST_RATE:g}")
+        done = count(path, fields, "done")
+        if done == LARGEST_NUMBER:
+            raise RootError(f"{path}: {shown(fields)}: there can be no more runs")
+        total = None if fields.get("total") is None else count(path, fields, "total")
+        by = _field(path, fields, "by", str)[:_LONGEST_WHO]
+        at = instant(path, fields, "at")
+        return cls(since, until, float(rate), by, at, after, done, total)
+
+
+@dataclass(frozen=True)
+class Backfills:
+    """All of one root, by the names of their entries: at most one of each."""
+
+    entries: Mapping[str, Backfill] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    def having(self, entry: str, backfill: Backfill | None) -> Backfills:
+        """Returns them with another one of an entry, or with none."""
+        others = {name: each for name, each in self.entries.items() if name != entry}
+        return Backfills(others if backfill is None else {**self.entries, entry: backfill})
+
+    def encode(self) -> bytes:
+        return encode({"entries": {name: each.fields() for name, each in self.entries.items()}})
+
+    @classmethod
+    def decode(cls, path: str, data: bytes) -> Backfills:
+        """Empty `data` is none at all.
+
+        Raises:
+            RootError: not to be understood.
+        """
+        if not data:
+            return cls()
+        if len(data) > LARGEST_BACKFILLS:
+            raise RootError(f"{path}: has {len(data)} bytes, expected at most {LARGEST_BACKFILLS}")
+        entries = _field(path, decode(path, data), "entries", dict)
+        return cls({name: Backfill.of(path, each) for name, each in entries.items()})
