@@ -343,8 +343,8 @@ class Publisher:
             if self.is_unsent(run):
                 goes_on_from = self._dispatcher.source.goes_on_from(run, left)
             self._may_have_left.pop(run.entry, None)
-            self._hooked.forget([run.entry])
             self._ledger.published(run, at, goes_on_from)
+        self._hooked.forget(run.entry for run in runs)
         self._dispatcher.tell_published(runs)
         self._ledger.confirm()
 
@@ -432,7 +432,7 @@ class _Hooked:
 
     def before(self, run: Run) -> Made | None:
         """What they made of it, be it of this process or of another master's."""
-        known = self._by_entry.get(run.entry)
+        known = self._by_entry.get(run.entry) if self._by_entry else None
         if known is not None and known[0] == run:
             return known[1]
         return None if run.made is None else Made.from_text(run.made)
@@ -445,7 +445,7 @@ class _Hooked:
                 ledger.keep(run, known[1].text)
 
     def forget(self, entries: Iterable[str]) -> None:
-        for entry in entries:
+        for entry in entries if self._by_entry else ():
             self._by_entry.pop(entry, None)
 
     def renamed(self, names: Mapping[str, str]) -> None:
