@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
@@ -196,5 +197,9 @@ def test_the_example_of_the_docs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     names: dict[str, Any] = {}
-    exec(compile(code, "docs/testing.md", "exec"), names)
-    names["test_invoices_run_after_an_outage"]()
+    before = celery.current_app._get_current_object()
+    try:
+        exec(compile(code, "docs/testing.md", "exec"), names)
+        names["test_invoices_run_after_an_outage"]()
+    finally:
+        before.set_current()
