@@ -381,3 +381,17 @@ def test_what_is_told_to_programs(app: Celery, make: Make, operator: Operator) -
         "done": 1,
         "total": 7,
     }
+
+
+def test_entries_of_another_scheduler(app: Celery, make: Make, operator: Operator) -> None:
+    """As far as their schedules tell; what that scheduler counts stays as it is."""
+    scheduler = make(
+        beat_schedule={"a": every(3600), "own": {"task": "b", "schedule": Own(60)}},
+        zk_beat_scheduler="celery.beat:Scheduler",
+    )
+    turn(scheduler)
+    assert "only the class of its schedule" in operator.asks(scheduler, "own").text
+    assert operator.asks(scheduler, "a").ok
+    assert until(scheduler, 7, app) == SEVEN
+    assert scheduler.schedule["a"].total_run_count == 0
+    assert operator.left() == Backfills()
