@@ -288,8 +288,9 @@ class GatedEntries(Source):
             logger.error(text, name, extra=told)
             return
         state = ledger.state(name)
-        if state is None or entry.name in self._gated.renamed:
-            return  # the ledger has said why, or it is another one's
+        is_others = key is not None and state is not None and state.key != key
+        if state is None or is_others or entry.name in self._gated.renamed:
+            return  # the ledger has said why, or the name is another one's by now
         with at_one_instant(entry.schedule):
             free = next_free(entry, due, state)
         if free is None or free > max(due, claimed):

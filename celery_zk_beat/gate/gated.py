@@ -289,8 +289,10 @@ class Gated(Giving):
         self._last_reserved = new = super().reserve(entry)
         # As Celery's own does. Where it is left out, as by database schedulers, an entry runs twice
         # when all are asked anew.
+        key = self.adapter.key
         for entries in (self._last_read, self.entries):
-            if entries is not None and entry.name in entries:
+            # Where all were read anew meanwhile another may have its name.
+            if entries and entry.name in entries and key(entries[entry.name]) == key(new):
                 entries[entry.name] = new
         return new
 
@@ -401,14 +403,15 @@ class Gated(Giving):
         if self._names_before is None:
             self._names_before = self.gate.names_by_key()
         before = self._names_before.get(key)
-        if before is None:
+        state = None if before is None else self.gate.state(before)
+        if before is None or state is None:
             return None
-        if before in self._being_read and not self.adapter.has_run(entry, NEVER):
-            # Another has the name, and this one is perhaps new: some databases number rows anew
-            # from the first, or from one that was deleted.
+        is_taken, has_run = before in self._being_read, self.adapter.has_run(entry, NEVER)
+        if is_taken and state.due is not None and not has_run:
+            # This one is perhaps new: some databases number rows anew from the first.
             return None
         self.renamed[entry.name] = before
-        return self.gate.state(before)
+        return state
 
     def begins_anew(self, entry: Any, state: RunState) -> bool:
         """True where what the ledger knows of it is of its life before: it was enabled again, or is

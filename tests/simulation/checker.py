@@ -79,6 +79,8 @@ class Checker:
         #: Entries of which a run that is a little late does not make the next one later.
         self.rhythmic: Collection[str] = ()
         self.clocks_are_right = True
+        #: Where entries are rows whose names change: name to row. All else is by row.
+        self.rows: dict[str, str] | None = None
         #: Whether pages may be full, so that no history is kept.
         self.pages_are_small = False
         #: Of all times: task id to entry and due instant, and the other way; what a receiver that
@@ -218,8 +220,9 @@ class Checker:
             node = changes[self._paths.master]
             self.master = self.master if node is None else node.owner
         claimed: set[tuple[str, int]] = set()
+        renamed = self._note_rows(changes, pages)
         self._answers = {
-            (fields["entry"], fields["run"])
+            (self._row(fields["entry"]), fields["run"])
             for path, node in changes.items()
             if path.startswith(self._paths.requests + "/") and node is not None and node.version
             for fields in [json.loads(node.data)]
@@ -232,13 +235,15 @@ class Checker:
         for path in pages:
             node = changes[path]
             assert node is not None
-            states = decode_page(path, node.data)
+            states = self._by_row(decode_page(path, node.data))
             for entry, state in states.items():
                 is_new = self.states.get(entry) != state
+                if entry in renamed:
+                    self._on_renamed(entry, state)
                 claimed |= self._on_state(entry, state, self._written.get(entry, 0.0))
                 if is_new:
                     self._written[entry] = node.modified
-            for entry in self._pages.get(path, set()) - states.keys():
+            for entry in self._pages.get(path, set()) - states.keys() - renamed:
                 self._on_removed(entry)
             self._pages[path] = set(states)
         for path in changes:
@@ -253,7 +258,10 @@ class Checker:
         if self._paths.outbox in changes:
             node = changes[self._paths.outbox]
             assert node is not None
-            self._on_outbox(decode_outbox(self._paths.outbox, node.data), claimed)
+            runs = decode_outbox(self._paths.outbox, node.data)
+            if self.rows is not None:
+                runs = [replace(run, entry=run.key or run.entry, was=None) for run in runs]
+            self._on_outbox(runs, claimed)
         if self._paths.backfills in changes:
             node = changes[self._paths.backfills]
             assert node is not None
@@ -264,6 +272,44 @@ class Checker:
             node = changes[self._paths.pauses]
             assert node is not None
             self.pauses = Pauses.decode(self._paths.pauses, node.data)
+
+    def _row(self, name: str) -> str:
+        return name if self.rows is None else self.rows.get(name, name)
+
+    def _by_row(self, states: Mapping[str, RunState]) -> dict[str, RunState]:
+        """Without those that a row has left under an old name."""
+        if self.rows is None:
+            return dict(states)
+        return {state.key: state for state in states.values() if state.key is not None}
+
+    def _note_rows(self, changes: Mapping[str, Znode | None], pages: Collection[str]) -> set[str]:
+        """Notes by what names the rows are known; returns those that are known by others now."""
+        if self.rows is None:
+            return set()
+        before = {row: name for name, row in self.rows.items()}
+        for path in pages:
+            node = changes[path]
+            assert node is not None
+            for name, state in decode_page(path, node.data).items():
+                if state.key is None:
+                    self.rows.pop(name, None)
+                else:
+                    self.rows[name] = state.key
+        after = {row: name for name, row in self.rows.items()}
+        if len(after) < len(self.rows):
+            self.fail(f"I11: a row has two names: {self.rows}")
+        return {row for row, name in after.items() if row in before and before[row] != name}
+
+    def _on_renamed(self, entry: str, state: RunState) -> None:
+        """A row's clock goes on, and its numbers grow: those of two names may come together."""
+        before = self.states[entry]
+        self._ran[entry].clear()
+        number = before.total_run_count
+        if state.due != before.due or state.total_run_count < number:
+            self.fail(f"I5: {entry} has another name, and {before} becomes {state}")
+        if state.last_run_at > before.last_run_at:
+            self._on_late(entry, before, state)
+        self.states[entry] = replace(state, past=before.past)
 
     # A branch for each kind of znode.
     def _read_all(self, changes: Mapping[str, Znode | None]) -> None:  # noqa: C901
@@ -311,8 +357,9 @@ class Checker:
 
     def _on_past(self, entry: str) -> None:
         """However its past runs go from its state into its history, none of the last is missing."""
-        volume = self._volumes.get(self._paths.volume(volume_of(page_of(entry))), {})
-        past = merged(volume.get(entry, ()), self.states[entry].past)
+        name = next((name for name, row in (self.rows or {}).items() if row == entry), entry)
+        volume = self._volumes.get(self._paths.volume(volume_of(page_of(name))), {})
+        past = merged(volume.get(name, ()), self.states[entry].past)
         missing = {*self._ran[entry][-3:]} - {each.number for each in past}
         if missing:
             self.fail(f"I10: the history of {entry} lacks {missing}: {past}")
@@ -382,7 +429,7 @@ class Checker:
             claim = self._claims.get((entry, number))
             notes[number] = None if claim is None else claim.note
         # That the run before was published late may be told with the claim of the next.
-        is_told = (entry, number - 1) in self.outbox
+        is_told = any(entry == each for each, _ in self.outbox)
         if notes[number] in (ASKED_FOR, BACKFILLED):
             if is_told and state.last_run_at > before.last_run_at:
                 self._on_late(entry, before, replace(before, last_run_at=state.last_run_at))
@@ -451,7 +498,8 @@ class Checker:
 
     def _on_late(self, entry: str, before: RunState, state: RunState) -> None:
         """A run that was published late stands for what came due while it waited, too."""
-        run = entry, state.total_run_count
+        waits = [run for run in self.outbox if run[0] == entry]
+        run = waits[0] if waits else (entry, state.total_run_count)
         if run not in self.outbox or not (self.sent[run] or run in self.published):
             self.fail(f"I2: {entry}: the clock moves without a run: {before} becomes {state}")
         self._confirmed.add(run)
@@ -589,7 +637,7 @@ class Checker:
         if len(beats) != count or len(masters) != 1 or masters[0].name in self.useless:
             return False
         assert masters[0].scheduler is not None
-        known = masters[0].scheduler.schedule.keys() - self.broken
+        known = {*map(self._row, masters[0].scheduler.schedule)} - {*self.broken}
         if self.backfills and not self._world.is_slow:  # else something is due at any time
             return False
         return not any(entry in known for entry, _ in self.outbox) and all(

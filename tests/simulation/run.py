@@ -22,6 +22,8 @@ from kombu.messaging import Producer
 from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.backfills import Backfills
 from celery_zk_beat.control import BACKFILL, RESIGN, RUN, Pauses, RequestRecord
+from celery_zk_beat.gate import entries, gated
+from celery_zk_beat.gate.stores import StoreAdapter
 from celery_zk_beat.paths import Paths
 from celery_zk_beat.records import to_text
 from celery_zk_beat.zookeeper import client
@@ -155,11 +157,73 @@ class Stored(Scheduler):
                 self.store[name] = entry.last_run_at, entry.total_run_count
 
 
+class Rows(Stored):
+    """As one that keeps its entries in a table, where they are given other names."""
+
+    #: The names of the rows, by their keys, which are the names of their tasks.
+    names: ClassVar[dict[str, str]] = {}
+
+    def setup_schedule(self) -> None:
+        self.read()
+        super().setup_schedule()
+
+    def read(self) -> None:
+        World.active.breathe()
+        self.as_read = dict(self.names)
+        code = self.app.conf.beat_schedule
+        entries = {}
+        for key, name in self.as_read.items():
+            fields = {**code[key], "name": name, "app": self.app}
+            entry = entries[name] = self.Entry(**fields)
+            last = entry.last_run_at, 0
+            entry.last_run_at, entry.total_run_count = self.store.setdefault(key, last)
+        self.data, self._heap = entries, None
+
+    def get_schedule(self) -> Any:
+        if self.as_read != self.names:
+            self.sync()
+            self.read()
+        return self.data
+
+    def set_schedule(self, entries: Any) -> None:
+        self.data = entries
+
+    schedule = property(get_schedule, set_schedule)
+
+    def reserve(self, entry: Any) -> Any:
+        """Looks at the table once more, as one does whose class leaves that to Celery."""
+        new = next(entry)
+        if entry.name in self.schedule:
+            self.dirty.add(entry.name)
+        return new
+
+    def sync(self) -> None:
+        World.active.breathe()
+        while self.dirty:
+            entry = self.data.get(self.dirty.pop())
+            if entry is not None:
+                self.store[entry.task] = entry.last_run_at, entry.total_run_count
+
+
+class RowsAdapter(StoreAdapter):
+    """Its rows are never deleted, and tell when their clocks began."""
+
+    def key(self, entry: Any) -> str | None:
+        return str(entry.task)
+
+    def has_run(self, entry: Any, since: datetime) -> bool:
+        return True
+
+
+def _adapter_of(scheduler: type[Scheduler]) -> type[StoreAdapter]:
+    return RowsAdapter if issubclass(scheduler, Rows) else StoreAdapter
+
+
 _apps = {name: _make_app(name) for name in BEATS}
 
 
 #: Of what a beat may elect: one without a store, and one whose store is behind.
-PLAIN, STORED = "celery.beat:Scheduler", f"{__name__}:Stored"
+PLAIN, STORED, ROWS = "celery.beat:Scheduler", f"{__name__}:Stored", f"{__name__}:Rows"
 
 
 def _comes_first(one: ScheduleEntry, other: ScheduleEntry) -> bool:
@@ -172,6 +236,8 @@ def simulation() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(clock, **simulated.CLOCK))
         stack.enter_context(mock.patch.object(client, "KazooClient", SimulatedKazoo))
+        for module in (gated, entries):
+            stack.enter_context(mock.patch.object(module, "adapter_of", _adapter_of))
         # Celery orders entries that are due at the same instant by where they are in memory.
         stack.enter_context(mock.patch.object(ScheduleEntry, "__lt__", _comes_first))
         yield
@@ -215,6 +281,8 @@ class Beat:
         app = _apps[self.name]
         scenario = self.run.scenario
         entries = {**PERIODS, **FIXED, **VARIANTS[self.variant], **scenario.entries}
+        if self.run.gated == ROWS:
+            entries.update((row, PERIODS.get(row, 3.0)) for row in Rows.names if row not in entries)
         entries.update(scenario.own.get(self.name, {}))
         kinds = {**dict.fromkeys(ASKED, Asked), **dict.fromkeys(FIXED, Fixed)}
         kinds.update({name: Tick for name, rule in scenario.rules.items() if rule.is_fixed})
@@ -316,7 +384,8 @@ class Run:
         self.faults += _backfills(random.Random(f"backfills {seed}"))
         Stored.store.clear()
         self.gated = plan.choice((None, None, PLAIN, STORED))
-        if self.gated == STORED:
+        self._have_rows(seed)
+        if self.gated in (STORED, ROWS):
             # A store that was told of a time in the future holds its entries back until then.
             far = (CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT)
             self.faults = [fault for fault in self.faults if fault.what not in far]
@@ -335,7 +404,7 @@ class Run:
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
         self.checker.numbers_may_differ = lost and (ASK in kinds or FILL in kinds)
-        self.checker.has_store = self.gated == STORED
+        self.checker.has_store = self.gated in (STORED, ROWS)
         self.checker.store_knows_more = lost and self.gated == STORED
         self.broker.together = plan.choice((True, True, False))
         Stored.unreached = ()
@@ -378,6 +447,34 @@ class Run:
             apply_entry(scheduler, entry, producer=producer)
 
         return hook
+
+    def _have_rows(self, seed: int) -> None:
+        """In some runs of a store it is a table of rows, of which the names change."""
+        plan = random.Random(f"rows {seed}")
+        chosen, is_plain = scenarios.CHOSEN == "renames", self.scenario == scenarios.Scenario()
+        if not (chosen or (self.gated == STORED and is_plain and plan.random() < 0.5)):
+            return
+        self.gated, self.checker.rows = ROWS, {}
+        rows = [*PERIODS, *FIXED, *VARIANTS[0], *VARIANTS[1], *self.scenario.entries]
+        Rows.names = {row: row for row in rows}
+        # By what name somebody asks for a row, and what ZooKeeper knows of it, is left out.
+        without = (PAUSE, WIPED, RESTORED)
+        self.faults = [fault for fault in self.faults if fault.what not in without]
+        for _ in range(plan.choice((1, 4, 12))):
+            after = plan.choice(("", "message", "write", JUST_BEFORE))
+            at = plan.uniform(0.5, 12)
+            self.faults.append(Fault(at, RENAME, OPERATOR, plan.uniform(0, 1), after))
+
+    def _rename(self, fault: Fault) -> None:
+        """Some rows change places, or one gets a name that no other has, or had once."""
+        plan = random.Random(f"{self.seed} {fault.at}")
+        names, rows = Rows.names, plan.sample(sorted(PERIODS), plan.choice((1, 2, 2, 3)))
+        new = [names[row] for row in (*rows[1:], rows[0])]
+        if len(rows) == 1 or plan.random() < 0.5:
+            free = {f"new{n}" for n in range(3)} - {*names.values()}
+            new[-1] = plan.choice(sorted({*free, f"new{fault.at}"}))
+        Rows.names = {**names, **dict(zip(rows, new))}
+        logger.info("%7.3f s: rows have names: %s", self.world.now, Rows.names)
 
     def go(self, steps: int) -> None:
         """Lets `steps` things happen, then all be well again. See ``checker.violation``."""
@@ -619,6 +716,8 @@ class Run:
 
     def _operate(self, fault: Fault) -> tuple[Callable[[], None], Callable[[], None]]:
         """What an operator asks, and how he takes it back."""
+        if fault.what == RENAME:
+            return lambda: self._rename(fault), lambda: None
         entries = [*PERIODS, *self.scenario.rules]
         entry: str | None = entries[round(1e6 * fault.at) % len(entries)]
         if fault.what == PAUSE and fault.at % 1 < 0.3:
@@ -724,6 +823,8 @@ KINDS.update({PAUSE: 2, ASK: 2, RESIGN_ALONE: 3, RESIGN_TO: 3})
 OPERATOR = "operator"
 #: What operators have run of the past. Not of KINDS: it has a chance of its own.
 FILL = "backfill an entry"
+#: What becomes of rows.
+RENAME = "rename rows"
 #: When an operator acts: the next write of a beat comes to the leader just afterwards.
 JUST_BEFORE = "write is sent"
 OF_OPERATOR = (PAUSE, ASK, RESIGN_ALONE, RESIGN_TO)
