@@ -590,7 +590,7 @@ class Checker:
 
     def on_hook(self, life: str, entry: str, mark: Mapping[str, Any] | None) -> None:
         """What wraps Celery's scheduler is called for a run, of which the entry's header tells."""
-        run = entry, 0 if mark is None else mark["run"]
+        run = self._row(entry), 0 if mark is None else mark["run"]
         if mark is None or run not in self.claimed:
             self.fail(f"I1: a hook is called for {run}, which is not claimed")
             return
