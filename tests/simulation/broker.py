@@ -19,6 +19,10 @@ TRANSPORT_ALIASES["simulated"] = f"{__name__}:Transport"
 
 #: Seconds that a client waits for an answer.
 TIMEOUT = 5.0
+#: Moods in which what is sent is on its way. And for how many seconds a kernel keeps it: a third of
+#: the session time-out, for in the first two it may be handed to the kernel.
+HOLDING = ("alarm", "kernel")
+KERNEL_HOLDS = 4.0 / 3
 
 
 @dataclass
@@ -47,7 +51,8 @@ class Sent:
 class Broker:
     """What the machines reach, or not. Each has a mood for it: fine; slow; refusing (connections);
     answer lost (it takes the message and hangs up); black hole (neither answers nor refuses); alarm
-    (what is sent arrives when that is over, whether somebody waits for the answer or not)."""
+    (what is sent arrives when that is over, whether somebody lives and waits for the answer or
+    not); kernel (the same, but of what was sent longer ago the machine's kernel has given up)."""
 
     current: Broker
 
@@ -74,15 +79,16 @@ class Broker:
         return "refusing" if machine in self.unreached else self._moods.get(machine, "fine")
 
     def set_mood(self, machine: str, mood: str = "fine") -> None:
-        self._moods[machine] = mood
-        if mood != "alarm":
+        before, self._moods[machine] = self.mood(machine), mood
+        if mood not in HOLDING:
             for sent in self._held.pop(machine, ()):
-                self._arrive(sent)
+                if before != "kernel" or self.world.now - sent.at < KERNEL_HOLDS:
+                    self._arrive(sent)
             self._alarm_over.notify_all()
 
     def connect(self) -> None:
         mood = self.mood(self.world.here.name)
-        self._suffer("fine" if mood in ("answer lost", "alarm") else mood)
+        self._suffer("fine" if mood in ("answer lost", *HOLDING) else mood)
 
     def take(self, *messages: dict[str, Any]) -> None:
         """Takes messages that leave together, by their headers."""
@@ -96,7 +102,7 @@ class Broker:
             for number, headers in enumerate(messages)
         ]
         # Only now: between the last look at the clock and the sending nothing happens.
-        if mood == "alarm":
+        if mood in HOLDING:
             self._wait_for_the_alarm(machine, all_sent)
             return
         self._suffer(mood)

@@ -97,6 +97,8 @@ class Checker:
         self.numbers_may_differ = False
         #: Whether a gated scheduler has one, which may be behind.
         self.has_store = False
+        #: Runs of which a receiver that refuses old epochs has had the message.
+        self._accepted: set[tuple[str, int]] = set()
         self._arrivals: dict[str, list[float]] = defaultdict(list)
         self._calm_since = self._may_be_late = 0.0
         self._last_sent: dict[str, float] = {}
@@ -606,6 +608,7 @@ class Checker:
         token = sent.era, sent.epoch
         if token >= self._seen:
             self._seen = token
+            self._accepted.add((sent.entry, sent.run))
         elif self.eras_grow and not sent.failed and sent.epoch not in self.deposed:
             self.fail(f"I11: a receiver that has seen {self._seen} refuses {sent}")
 
@@ -664,6 +667,9 @@ class Checker:
             if gap > period + self._may_be_late:
                 self.fail(f"I12: {entry}, of {period} s, did not run for {gap} s")
 
+    def _is_deposed(self, run: tuple[str, int]) -> bool:
+        return not self.eras_grow or any(sent.epoch in self.deposed for sent in self.sent[run])
+
     def finish(self, beats: Sequence[Beat]) -> None:
         for beat in beats:
             assert beat.machine is not None
@@ -676,6 +682,8 @@ class Checker:
             known = self.dropped | self.published | self.outbox.keys()
             if not arrived and run not in known:
                 self.fail(f"I2: {run} was never published")
+            if arrived and run not in known | self._accepted and not self._is_deposed(run):
+                self.fail(f"I2: a receiver that refuses old epochs never got {run}")
             by_policy = self._recovery == "drop" or run in self.dropped_in_any_case
             if arrived and run in self.dropped and not by_policy:
                 self.fail(f"I2: {run} was dropped, against the policy")

@@ -23,6 +23,11 @@ class Edit:
     old: list[str]
     new: list[str]
 
+    @property
+    def full_name(self) -> str:
+        """Of the package, or of the simulation itself."""
+        return self.module if self.module.startswith("tests.") else f"{PACKAGE}.{self.module}"
+
     def apply(self, source: str) -> str:
         """
         Raises:
@@ -81,7 +86,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> Any:
-        edits = [edit for edit in self._edits if fullname == f"{PACKAGE}.{edit.module}"]
+        edits = [edit for edit in self._edits if fullname == edit.full_name]
         if not edits:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)

@@ -19,7 +19,7 @@ from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedstate, schedule
 from kombu.messaging import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, clock
+from celery_zk_beat import ZooKeeperScheduler, clock, schedulers
 from celery_zk_beat.backfills import Backfills
 from celery_zk_beat.control import BACKFILL, RESIGN, RUN, Pauses, RequestRecord
 from celery_zk_beat.gate import entries, gated
@@ -30,10 +30,11 @@ from celery_zk_beat.zookeeper import client
 
 from . import scenario as scenarios
 from . import world as simulated
-from .broker import Broker
+from .broker import Broker, Sent
 from .checker import Checker
 from .client import SimulatedKazoo
 from .ensemble import Ensemble, Link, Tree, Znode
+from .guard import Guard
 from .world import BEGINNING, Machine, World
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,10 @@ CALM, PROMPT = 12.0, 1.0
 AFTER_OUTAGE = 6.0
 #: Most seconds between two faults, in one run or another.
 RHYTHMS = (0.2, 0.6, 2.0)
+
+
+#: A scenario: beats have guards, and die.
+GUARDS = "guards"
 
 
 class Asked(schedule):
@@ -112,7 +117,6 @@ def _make_app(name: str) -> Celery:
         zk_beat_id=name,
         zk_beat_session_timeout=SESSION_TIMEOUT,
         zk_beat_publish_deadline=PUBLISH_DEADLINE,
-        zk_beat_fast_takeover=False,
         result_expires=None,
     )
     app.amqp.Producer = _Producer
@@ -238,6 +242,7 @@ def simulation() -> Iterator[None]:
         stack.enter_context(mock.patch.object(client, "KazooClient", SimulatedKazoo))
         for module in (gated, entries):
             stack.enter_context(mock.patch.object(module, "adapter_of", _adapter_of))
+        stack.enter_context(mock.patch.object(schedulers, "Guard", Guard))
         # Celery orders entries that are due at the same instant by where they are in memory.
         stack.enter_context(mock.patch.object(ScheduleEntry, "__lt__", _comes_first))
         yield
@@ -297,6 +302,7 @@ class Beat:
         app.conf.zk_beat_recovery = self.run.recovery
         app.conf.zk_beat_scheduler = self.run.gated
         app.conf.zk_beat_policies = scenario.policies(self.variant)
+        app.conf.zk_beat_fast_takeover = self.run.guarded
         with world.on(machine):
             self.scheduler = scheduler = ZooKeeperScheduler(app=app)
             simulated.Thread(target=lambda: self._serve(scheduler), name="main").start()
@@ -371,10 +377,17 @@ class Run:
             self.beats[name].link.latency = latency
         SimulatedKazoo.ensemble = self.ensemble
         SimulatedKazoo.links = {name: beat.link for name, beat in self.beats.items()}
+        Guard.ensemble, Guard.links = self.ensemble, SimulatedKazoo.links
+        Guard.fail = self.checker.fail
         self._healed = False
         #: Has ZooKeeper be restored, where its data is lost.
         self._lost: Callable[[], None] | None = None
         self.faults = list(_plan(plan))
+        # By a seed of their own: so all else is as it would be without.
+        guards = random.Random(f"guards {seed}")
+        #: Whether beats have guards.
+        self.guarded = guards.random() < 0.7 or scenarios.CHOSEN == GUARDS
+        self.faults += _plan_deaths(guards) if self.guarded else ()
         if scenarios.CHOSEN == "plain":
             self.faults = [fault for fault in self.faults if fault.what not in UNUSUAL]
         if scenario.clocks_are_right:
@@ -431,6 +444,9 @@ class Run:
         self._waiting: dict[str, list[Callable[[], None]]] = defaultdict(list)
         self.ensemble.before_write = self._come_before
         self.broker.observers.append(lambda _: self._trigger("message"))
+        #: Beats that die when they have handed their next message to the kernel.
+        self._dying: set[str] = set()
+        self.broker.observers.append(self._die)
         self.ensemble.observers.append(lambda *_: self._trigger("write"))
 
     def _hook(self) -> Callable[..., None]:
@@ -513,6 +529,7 @@ class Run:
         for beat in self.alive():
             assert beat.machine is not None
             beat.machine.die()
+        Guard.end_all()
         self._limits.close()
 
     def _suffer_outages(self) -> None:
@@ -584,6 +601,14 @@ class Run:
             self.checker.useless.add(master.name)
         self._get_well(len(beats) - (not stays))
 
+    def _die(self, sent: Sent) -> None:
+        if sent.machine in self._dying:
+            self._dying.discard(sent.machine)
+            self.checker.on_fault(sent.machine, self.world.now, 0.0)
+            kill = self.beats[sent.machine].kill
+            soon = self.world.random.expovariate(2000)
+            self.world.after(soon, lambda: None if self._healed else kill())
+
     def _wait_for(self, what: str, begin: Callable[[], None]) -> None:
         self._waiting[what].append(begin)
 
@@ -623,6 +648,7 @@ class Run:
 
     def _heal(self) -> None:
         self._healed = True
+        self._dying.clear()
         own, self.scenario.own = self.scenario.own, {}
         self._change_pauses(lambda pauses, now: Pauses())
         self.ensemble.start()
@@ -662,6 +688,19 @@ class Run:
             if beat.machine is not None:
                 beat.machine.clock_offset = beat.clock_offset
 
+        def pause() -> None:
+            if beat.machine is not None:
+                beat.machine.pause()
+                self.world.after(NO_SIGN_AFTER, lambda: Guard.no_sign_of(beat.name))
+
+        def full_kernel() -> None:
+            set_mood(beat.name, "kernel")
+            self._dying.add(beat.name)
+
+        def start_well() -> None:
+            set_mood(beat.name)
+            beat.start()
+
         def machine(do: str) -> Callable[[], None]:
             return lambda: getattr(beat.machine, do)() if beat.machine is not None else None
 
@@ -681,7 +720,9 @@ class Run:
             "kill": (beat.kill, beat.start),
             "stop": (beat.stop, beat.start),
             "deploy": (deploy, beat.start),
-            "pause": (machine("pause"), machine("resume")),
+            "pause": (pause, machine("resume")),
+            FULL_KERNEL: (full_kernel, start_well),
+            FILES_CLOSED: (lambda: Guard.no_sign_of(beat.name), lambda: None),
             "cut": link(cut=True),
             "block": link(blocked=frozenset({"requests", "answers"})),
             "block requests": link(blocked=frozenset({"requests"})),
@@ -789,6 +830,12 @@ class Run:
 CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT = "clock far off", "clock far off for a moment"
 #: What becomes of ZooKeeper's data.
 WIPED, RESTORED = "wiped", "restored from an older copy"
+#: A beat closes all its files, the link to its guard among them.
+FILES_CLOSED = "files closed"
+#: A beat is cut off from the broker, and dies when it has handed a message to its kernel.
+FULL_KERNEL = "dies with a full kernel"
+#: Seconds after which a beat that stands still gives no sign of life.
+NO_SIGN_AFTER = 0.3
 #: What a plain run is without.
 UNUSUAL = (CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT, WIPED, RESTORED)
 #: What can go wrong, and how often.
@@ -835,6 +882,15 @@ OF_ZOOKEEPER = ("no quorum", "clock of ZooKeeper", "master deleted", WIPED, REST
 MORE = {
     "lost data": [(RESTORED, "ZooKeeper", "")],
     "pauses": [(PAUSE, OPERATOR, JUST_BEFORE)] * 6,
+    GUARDS: [
+        *[("kill", who, after) for who in BEATS for after in ("", "message")],
+        *[(what, who, "message") for who in BEATS for what in (FILES_CLOSED, "pause")],
+        *[
+            (what, who, "")
+            for what in (FULL_KERNEL, "broker slow", "block answers")
+            for who in BEATS
+        ],
+    ],
     "masters deleted": [("master deleted", "ZooKeeper", after) for after in ("write", "") * 3],
 }
 
@@ -858,3 +914,10 @@ def _plan(plan: random.Random) -> Iterator[Fault]:
         length = plan.choice((0.2, 0.5, 1.0, 2.0)) * plan.uniform(0, 1.5) * SESSION_TIMEOUT
         after = ("", "message", "write", *((JUST_BEFORE,) if who == OPERATOR else ()))
         yield Fault(at, what, who, length, plan.choice(after))
+
+
+def _plan_deaths(plan: random.Random) -> Iterator[Fault]:
+    for _ in range(plan.choice((0, 1, 5))):
+        what, who = plan.choice((FILES_CLOSED, FULL_KERNEL)), plan.choice(BEATS)
+        at, length = plan.uniform(0.2, 20), plan.uniform(0.1, 2.0)
+        yield Fault(at, what, who, length, plan.choice(("", "message", "write")))

@@ -287,7 +287,7 @@ _KINDS: dict[str, Callable[[random.Random, tuple[str, ...], Scenario], None]] = 
 #: What may be CHOSEN.
 BACKFILLS = "backfills"
 KINDS = (
-    *("plain", "retention", "lost data", "pauses", "masters deleted", "renames"),
+    *("plain", "retention", "lost data", "pauses", "masters deleted", "renames", "guards"),
     *(BACKFILLS, *_KINDS),
 )
 

@@ -38,6 +38,8 @@ class Machine:
         self.threads: list[Thread] = []
         #: Errors that ended one of its threads.
         self.failures: list[BaseException] = []
+        #: What the kernel tells of its death.
+        self.on_death: list[Callable[[], None]] = []
 
     def wall_clock(self) -> float:
         return BEGINNING + self.world.now + self.clock_offset
@@ -57,6 +59,8 @@ class Machine:
         self.alive = False
         for thread in self.threads:
             thread.end()
+        for tell in self.on_death:
+            tell()
 
     def run(self, action: Callable[[], None]) -> None:
         if not self.alive:
