@@ -1,5 +1,6 @@
 """An app whose entries have a period of BENCHMARK_PERIOD seconds each; they are due at once or,
-with BENCHMARK_SPREAD, one after another. BENCHMARK_HTTP: where to serve HTTP."""
+with BENCHMARK_SPREAD, one after another. BENCHMARK_HTTP: where to serve HTTP. BENCHMARK_UNGUARDED:
+beats have no guards."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ app = Celery("benchmark")
 app.conf.broker_url = os.environ["CELERY_BROKER_URL"]
 app.conf.zk_beat_hosts = os.environ["ZK_BEAT_HOSTS"]
 app.conf.zk_beat_session_timeout = float(os.environ["ZK_BEAT_SESSION_TIMEOUT"])
+app.conf.zk_beat_fast_takeover = not os.environ.get("BENCHMARK_UNGUARDED")
 app.conf.zk_beat_http = os.environ.get("BENCHMARK_HTTP")
 app.conf.beat_schedule = {
     f"entry-{n}": {

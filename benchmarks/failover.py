@@ -1,29 +1,37 @@
 """How long nobody dispatches when the master is killed, told to end, or asked to hand over.
 
-    python -m benchmarks.failover kill --times 20
+    python -m benchmarks.failover kill --times 50              with guards; also with
+                                            --entries 10000, or --load 4
+    python -m benchmarks.failover stop --times 50              SIGSTOP for 5 s
+    python -m benchmarks.failover expire --times 20            as when its machine dies
     python -m benchmarks.failover term --times 20
     python -m benchmarks.failover resign --times 50
 
-Three beats, a session time-out of 2 s, one entry with a period of 1 s. At a random instant the
-master gets the signal; it is started again as a standby, and so on. To resign, it is asked as by
-``zk-beat resign``, each second time in favour of a standby; then there are 20 entries, which begin
-50 ms apart.
+Three beats. With kill and stop a session time-out of 10 s, the default, and an entry with a period
+of 0.1 s, or many of which 100 run a second; else 2 s, and an entry of 1 s. At a random instant the
+master gets the signal (with expire SIGKILL: no beat has a guard then); it is started again as a
+standby, and so on. To resign, it is asked as by ``zk-beat resign``, each second time in favour of a
+standby; then there are 20 entries, which begin 50 ms apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import queue
 import random
 import signal
 import socket
+import statistics
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 
 from celery_zk_beat.control import RESIGN, Asking, RequestRecord
 from celery_zk_beat.records import to_text
 from celery_zk_beat.zookeeper.session import connected
+from example_project.processes import Process, wait_until
 
 from .bench import PATHS, PATIENCE, Cluster, Row, end_of, report, scratch
 
@@ -33,6 +41,12 @@ SESSION_TIMEOUT = 2.0
 #: From the kill to the next run. ZooKeeper expires a session within a tick (0.5 s) after it was
 #: silent for the time-out, and the entry may just have run.
 NEXT_RUN_BOUND = SESSION_TIMEOUT + 0.5 + PERIOD
+#: With guards: the default session time-out, and how often something is due, seconds.
+GUARDED_TIMEOUT, GUARDED_PERIOD, RUNS_A_SECOND = 10.0, 0.1, 100
+#: From the kill to the next run, and where the machine is busy; of all, and in the median.
+KILL_BOUND, BUSY_BOUND, MEDIAN_BOUND = 0.5, 1.0, 0.15
+#: Seconds for which a master is stopped.
+STOPPED = 5.0
 #: From SIGTERM to the znode of another master.
 HAND_OVER_BOUND = 0.2
 #: From the request, or from when it is due if that is later, to the next master's first run.
@@ -42,15 +56,26 @@ RESIGN_BOUND = 0.2
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.failover", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("signal", choices=("kill", "term", "resign"))
+    parser.add_argument("signal", choices=("kill", "stop", "expire", "term", "resign"))
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--entries", type=int, default=1, help="kill: how many")
+    parser.add_argument("--load", type=int, default=0, help="kill: processes that keep it busy")
     args = parser.parse_args()
+    if args.signal in ("kill", "stop"):
+        many = args.entries > 1
+        period = args.entries / RUNS_A_SECOND if many else GUARDED_PERIOD
+        with scratch() as folder, Cluster(folder, GUARDED_TIMEOUT, period) as cluster:
+            spread = {"BENCHMARK_ENTRIES": str(args.entries), "BENCHMARK_SPREAD": "1"}
+            cluster.start_beats(BEATS, env=spread if many else {})
+            if args.signal == "stop":
+                return report(*measure_stopping(cluster, args.times))
+            return report(*measure_killing(cluster, args.times, args.load))
     with scratch() as folder, Cluster(folder, SESSION_TIMEOUT, PERIOD) as cluster:
         if args.signal == "resign":
             cluster.start_beats(BEATS, env={"BENCHMARK_ENTRIES": "20", "BENCHMARK_SPREAD": "1"})
             return report(*measure_resigning(cluster, args.times))
-        cluster.start_beats(BEATS)
-        number = signal.SIGKILL if args.signal == "kill" else signal.SIGTERM
+        cluster.start_beats(BEATS, env={"BENCHMARK_UNGUARDED": "1"})
+        number = signal.SIGKILL if args.signal == "expire" else signal.SIGTERM
         return report(*measure(cluster, number, args.times))
 
 
@@ -92,6 +117,39 @@ def measure(cluster: Cluster, number: signal.Signals, times: int) -> tuple[list[
         Row("signal -> the process has ended", ended),
     ]
     return rows, faults + arrivals.faults()
+
+
+def measure_killing(cluster: Cluster, times: int, load: int) -> tuple[list[Row], list[str]]:
+    busy = [sys.executable, "-c", "while True: pass"]
+    with contextlib.ExitStack() as stack:
+        for number in range(load):
+            stack.enter_context(Process(cluster.folder, f"busy-{number}", busy)).start()
+        rows, faults = measure(cluster, signal.SIGKILL, times)
+    resumed = rows[1]
+    median = statistics.median(resumed.values)
+    if not load and median > MEDIAN_BOUND:
+        faults.append(f"{median:.3f} s in the median, bound {MEDIAN_BOUND} s")
+    rows[1] = replace(resumed, bound=BUSY_BOUND if load else KILL_BOUND)
+    return rows, faults
+
+
+def measure_stopping(cluster: Cluster, times: int) -> tuple[list[Row], list[str]]:
+    """SIGSTOP is no death."""
+    resumed, faults = [], []
+    for turn in range(1, times + 1):
+        term = cluster.settled()
+        beat = cluster.beat(term.pid)
+        time.sleep(random.uniform(0, 2 * GUARDED_PERIOD))  # the random instant
+        beat.pause()
+        time.sleep(STOPPED)  # the pause itself
+        beat.resume()
+        at, seen = time.time(), len(cluster.arrivals.all)
+        wait_until(lambda: len(cluster.arrivals.all) > seen, PATIENCE, "a run")  # noqa: B023
+        resumed.append(cluster.arrivals.all[-1].at - at)
+        if cluster.elections.last != term:
+            faults.append(f"turn {turn}: another master")
+        print(f"{turn:3}  epoch {cluster.elections.last.epoch}", flush=True)
+    return [Row("SIGCONT -> a run", resumed)], faults + cluster.arrivals.faults()
 
 
 def measure_resigning(cluster: Cluster, times: int) -> tuple[list[Row], list[str]]:
