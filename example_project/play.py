@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 # Packages that are not Python's own are imported late: Ctrl-C finds us ready for it from the
 # first moment, and one that is missing gets a clear line.
 
-TICK_TIME = 500  # Milliseconds, of ZooKeeper.
-SESSION_TIMEOUT = 2.0  # Seconds: what ZooKeeper allows a silent master before it is deposed.
+TICK_TIME = 500  # Milliseconds, of ZooKeeper. It grants the default session time-out, 10 s.
 PATIENCE = 30.0  # Seconds that a thing may take before the demo has failed.
 _POLL = 0.03
 
@@ -121,7 +120,6 @@ class Play:
             "CELERY_BROKER_URL": self._redis.url(0),
             "CELERY_RESULT_BACKEND": self._redis.url(1),
             "ZK_BEAT_HOSTS": zookeeper.hosts,
-            "ZK_BEAT_SESSION_TIMEOUT": str(SESSION_TIMEOUT),
             VARIABLE: str(self._folder / "journal.jsonl"),
         }
         self._show.event("ZooKeeper and Redis run")
