@@ -199,7 +199,7 @@ def test_without(site: Site) -> None:
 
 
 def test_starts_and_stops_leave_nothing(site: Site, client: KazooClient) -> None:
-    """No process, no znode. (tests.chaos.kills --starts 1000 does it more often.)"""
+    """No process, no znode. (tests.chaos.kills --times 1000 --starts does it more often.)"""
     members = f"{site.conf['zk_beat_root']}/members"
     for turn in range(4):
         beat = site.beat("one")

@@ -3,10 +3,11 @@
     python -m tests.chaos.kills --times 200              SIGKILL at random instants
     python -m tests.chaos.kills --times 20 --pause       SIGSTOP for three session time-outs
     python -m tests.chaos.kills --times 20 --outage      no beat reaches the broker for ten seconds
+    python -m tests.chaos.kills --times 1000 --starts    each beat starts, and is stopped or killed
 
 Three beats, fifty entries of one second, a session time-out of one second. Exit status 1 if a run
-was lost, or made twice under another task id. Late is what a master that was stopped sent after its
-successor had.
+was lost, or made twice under another task id, or a process or an ephemeral znode was left behind.
+Late is what a master that was stopped sent after its successor had.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import argparse
 import contextlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
+from celery_zk_beat.guard import program
 from celery_zk_beat.records import MasterRecord
-from example_project.servers import Redis, ZooKeeper, celery_beat, wait_until
+from example_project.servers import Process, Redis, ZooKeeper, celery_beat, wait_until
 from tests.faults import Road
+from tests.guards import guards
 from tests.history import check, late, messages
 
 ENTRIES = 50
@@ -59,6 +64,45 @@ def suffer_outage(road: Road, broker: Redis) -> None:
     wait_until(lambda: len(messages(broker.url())) >= wanted, PATIENCE, "runs after the outage")
 
 
+def start_and_end(beats: Sequence[Process], times: int, client: KazooClient) -> int:
+    """Each at a random instant of its life: while Python starts, before it connects, as master.
+    Returns the exit status."""
+    began = 0
+    while began < times:
+        for beat in beats:
+            beat.start()
+        begun = time.monotonic()
+        ends = {beat: random.uniform(0, 2 if random.random() < 0.8 else 5) for beat in beats}
+        for beat in sorted(beats, key=lambda beat: ends[beat]):
+            time.sleep(max(0.0, begun + ends[beat] - time.monotonic()))  # the random instant
+            beat.send(random.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
+        for beat in beats:
+            beat.wait(PATIENCE)
+        began += len(beats)
+        print(f"{began} starts", end="\r", flush=True)
+    time.sleep(program._LASTS + 1)  # what guards may take
+    processes = [pid for pid, parent in guards().items() if parent not in _strangers()]
+    znodes = [name for name in ("master", "members") if _is_left(client, name)]
+    print(f"{began} starts; left behind: {processes or 'no'} processes, {znodes or 'no'} znodes")
+    return 1 if processes or znodes else 0
+
+
+def _strangers() -> set[int]:
+    """Parents of guards that are not of this program: other tests' beats, which live."""
+    return {parent for parent in guards().values() if parent > 1 and _is_beat(parent)}
+
+
+def _is_beat(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"beat" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return False
+
+
+def _is_left(client: KazooClient, name: str) -> bool:
+    found = client.exists(f"{ROOT}/{name}")
+    return found is not None and (name == "master" or found.numChildren > 0)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -66,6 +110,7 @@ def main() -> int:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--pause", action="store_true")
     kind.add_argument("--outage", action="store_true")
+    kind.add_argument("--starts", action="store_true")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kills-")))
@@ -85,11 +130,15 @@ def main() -> int:
                 },
             }
             beat = celery_beat(folder, name, "tests.acceptance.app", env={"CONF": json.dumps(conf)})
-            beats[name] = stack.enter_context(beat).start()
+            beats[name] = stack.enter_context(beat)
         client = KazooClient(zookeeper.hosts)
         client.start(PATIENCE)
         stack.callback(client.stop)
 
+        if options.starts:
+            return start_and_end([*beats.values()], options.times, client)
+        for beat in beats.values():
+            beat.start()
         epoch = 0
         for turn in range(1, options.times + 1):
             record = next_master(client, epoch)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -54,8 +56,9 @@ def _compose() -> list[str]:
 
 
 def test_compose_file(compose: tuple[str, Callable[..., None]], docker_client: Any) -> None:
-    """Every container gets healthy, one beat is master; killed, it is replaced by another, and
-    `zk-beat status` says so."""
+    """Every container gets healthy, one beat is master; killed in its container, which ends as it
+    did, it is replaced by another, and so is that when its container is killed. `zk-beat status`
+    says so."""
     project, run = compose
     run("up", "-d", "--build")
 
@@ -69,12 +72,13 @@ def test_compose_file(compose: tuple[str, Callable[..., None]], docker_client: A
 
     def master_of(epoch: int) -> str | None:
         names = ("beat1", "beat2", "beat3")
-        line = f"is master, epoch {epoch}"
         masters = [
             name
             for name in names
             for beat in containers(service=name)
-            if f" elected: {name}:1 {line}" in beat.logs().decode()
+            if re.search(
+                f" elected: {name}:[0-9]+ is master, epoch {epoch}\n", beat.logs().decode()
+            )
         ]
         assert len(masters) <= 1
         return masters[0] if masters else None
@@ -83,11 +87,16 @@ def test_compose_file(compose: tuple[str, Callable[..., None]], docker_client: A
     assert len(containers()) == 9
     first = master_of(1)
     assert first is not None
-    run("kill", first)
+    run("exec", "-T", first, "sh", "-c", "kill -9 $(cat /proc/1/task/1/children)")
     second = wait_until(lambda: master_of(2), PATIENCE, "another master")
     assert second != first
+    (ended,) = containers(service=first)
+    assert ended.wait()["StatusCode"] == 128 + signal.SIGKILL
+    run("kill", second)
+    third = wait_until(lambda: master_of(3), PATIENCE, "a third master")
+    assert third not in (first, second)
     # Exit status 0 says that there is a master and that it ticks.
-    run("exec", "-T", second, "celery", "-A", "example_project.app", "zk-beat", "status")
+    run("exec", "-T", third, "celery", "-A", "example_project.app", "zk-beat", "status")
     executed = [
         each.logs().decode().count(" succeeded in ") for each in containers(service="worker")
     ]
