@@ -35,6 +35,7 @@ def app(zookeeper: ZooKeeper, redis_server: Redis, root: str) -> Celery:
     app.conf.zk_beat_root = root
     app.conf.zk_beat_session_timeout = 4.0
     app.conf.result_expires = None  # no entry of Celery's own
+    app.conf.zk_beat_fast_takeover = False  # who would die is this process
     return app
 
 
