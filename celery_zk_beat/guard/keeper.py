@@ -73,7 +73,7 @@ class Guard:
         try:
             link.send(json.dumps({**message, "tls": self._tls()}).encode(), socket.MSG_DONTWAIT)
         except (OSError, SettingsError) as exc:
-            self._trouble = str(exc)
+            self._trouble, self._told = str(exc), (None, 0)
             return
         self._told = link, connection
 

@@ -276,7 +276,7 @@ def test_a_guard_that_is_stopped_holds_up_nothing(
     try:
         began = time.monotonic()
         while guard.state == ON:
-            guard._told = None, 0
+            guard._told = guard._link, 0  # of another connection
             guard.tell(election.session)
             assert time.monotonic() < began + PATIENCE, "its link is never full"
         assert "temporarily unavailable" in guard.state
