@@ -18,9 +18,11 @@ import pytest
 from kazoo.client import KazooClient
 
 from celery_zk_beat.guard.program import _LASTS
-from example_project.servers import Process, ZooKeeper, celery_beat, wait_until
+from example_project.servers import Process, Redis, ZooKeeper, celery_beat, wait_until
 from tests.conftest import PATIENCE
+from tests.faults import Road
 from tests.guards import guard_of, guards
+from tests.history import check, late
 
 from .conftest import Site
 
@@ -196,6 +198,26 @@ def test_without(site: Site) -> None:
         return {row.split()[-1]: row[at:].split()[0] for row in rows}
 
     wait_until(lambda: told() == {"one": "-", "two": "on"}, PATIENCE, "both in the status")
+
+
+def test_what_a_dead_master_had_sent_arrives_late(site: Site, redis_server: Redis) -> None:
+    """After its successor's, which has sent the same runs, with the same task ids."""
+    with Road(redis_server.port) as road:
+        one = site.beat("one", broker_url=f"redis://{road.hosts}/0")
+        site.wait_for_run(one)
+        two = site.beat("two")
+        two.wait_for_log("not elected because one is master", PATIENCE)
+        road.block()
+        published = max(message.run for message in site.history())
+        wait_until(lambda: site.claimed()["often"].run > published, PATIENCE, "one that is blocked")
+        time.sleep(0.2)  # it is handed to the kernel when it is due, 45 ms later
+        began = time.monotonic()
+        one.kill()
+        _replaced(site, two, began)
+        road.open()
+        history = site.wait(late, "what was on its way")
+        assert {message.epoch for message in late(history)} == {1}
+        assert set(late(history)) <= set(check(history, most_late=len(late(history))))
 
 
 def test_starts_and_stops_leave_nothing(site: Site, client: KazooClient) -> None:
