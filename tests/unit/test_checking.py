@@ -196,6 +196,14 @@ CELERYS = pytest.mark.skipif(celery.VERSION < (5, 7), reason="other releases do 
             ],
         ),
         (
+            cron("30 2,3 * * *"),
+            "Europe/Berlin",
+            [
+                (True, "2026-03-29, 02:30 is skipped: runs at 03:00 CEST"),
+                (True, "2026-10-25, 02:00 to 03:00 comes twice: runs once, at 02:30 CEST"),
+            ],
+        ),
+        (
             cron("*/20 2 * * *"),
             "Europe/Berlin",
             [

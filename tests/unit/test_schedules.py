@@ -6,7 +6,7 @@ import pickle
 import random
 import re
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -30,7 +30,7 @@ from celery_zk_beat.due import (
     zone_of,
 )
 from celery_zk_beat.names import Entries
-from celery_zk_beat.schedules import _changes, cron, every
+from celery_zk_beat.schedules import _changes, changes, cron, every
 from example_project.processes import REPOSITORY
 from tests import zones
 
@@ -114,6 +114,38 @@ def test_the_changes_of_a_zone_are_all_found() -> None:
     zone, years = ZoneInfo("Africa/Casablanca"), range(2008, 2016)
     found = [change for year in years for change, _ in _changes(zone, year)]
     assert [each.replace(tzinfo=timezone.utc) for each in found] == zones.changes(zone, years)
+
+
+class _Restless(tzinfo):
+    """Set at 03:00 and at 21:00 UTC of one day, and on the last second of a year."""
+
+    CHANGES = (
+        datetime(2026, 5, 5, 3),
+        datetime(2026, 5, 5, 21),
+        datetime(2026, 12, 31, 23, 59, 59),
+    )
+
+    def fromutc(self, at: datetime) -> datetime:
+        return at + HOUR * sum(each <= at.replace(tzinfo=None) for each in self.CHANGES)
+
+    def utcoffset(self, at: datetime | None) -> None:
+        return None
+
+    dst = tzname = utcoffset
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_changes_that_are_close() -> None:
+    """Each is found, once; also of a zone that cannot be kept."""
+    zone = _Restless()
+    assert [at for year in (2026, 2027) for at, _ in _changes.__wrapped__(zone, year)] == [
+        *_Restless.CHANGES
+    ]
+    until = datetime(2027, 2, 1, tzinfo=timezone.utc)
+    assert [at.replace(tzinfo=None) for at, *_ in changes(zone, NOON - 60 * DAY, until)] == [
+        *_Restless.CHANGES
+    ]
 
 
 def test_a_day_that_a_zone_leapt_over() -> None:
