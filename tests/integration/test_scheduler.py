@@ -42,6 +42,7 @@ from celery_zk_beat.ledger import RunLedger
 from celery_zk_beat.limits import MOST_RUNS
 from celery_zk_beat.paths import page_of
 from celery_zk_beat.runs import Run, bytes_of
+from celery_zk_beat.schedules import cron
 from celery_zk_beat.signals import run_dropped
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
@@ -1310,9 +1311,12 @@ def test_digest(app: Celery) -> None:
     assert len(set(several)) == len(several)
 
 
-def days(make: Make, clock: Clock, hours: float, spec: dict[str, str], failover: bool) -> None:
+def days(
+    make: Make, clock: Clock, hours: float, spec: dict[str, str] | str, failover: bool
+) -> None:
     """Lets the clock go in steps of five minutes; with `failover`, before each of them."""
-    entries = {"e": {"task": "e", "schedule": crontab(nowfun=clock, **spec)}}
+    that = cron(spec, nowfun=clock) if isinstance(spec, str) else crontab(nowfun=clock, **spec)
+    entries = {"e": {"task": "e", "schedule": that}}
     scheduler = make(beat_schedule=entries)
     # The clock of the scheduler itself is years away from the one of the schedule.
     scheduler._loop.ledger.load(wait_until(lambda: scheduler.election.term, PATIENCE, "a term"))
@@ -1337,15 +1341,22 @@ def days(make: Make, clock: Clock, hours: float, spec: dict[str, str], failover:
         # Clocks go from 2:00 on to 3:00: what is due in between runs after it.
         ("2026-03-29T01:45", 3, {"hour": "2", "minute": "30"}, ["01:30"]),
         ("2026-03-29T01:45", 2, {"minute": "*/30"}, ["01:00", "01:30", "02:00", "02:30"]),
+        # Ours: it runs at once after the hour that is skipped, and in both of the repeated ones.
+        ("2026-10-25T01:50", 3, "30 2 * * *", ["00:30"]),
+        ("2026-10-25T01:50", 2, "*/30 * * * *", ["00:00", "00:30", "01:00", "01:30"]),
+        ("2026-03-29T01:45", 3, "30 2 * * *", ["01:00"]),
     ],
-    ids=["repeated", "repeated, often", "skipped", "skipped, often"],
+    ids=[
+        *("repeated", "repeated, often", "skipped", "skipped, often"),
+        *("repeated, cron", "repeated, often, cron", "skipped, cron"),
+    ],
 )
 def test_daylight_saving(
     app: Celery,
     make: Make,
     start: str,
     hours: float,
-    spec: dict[str, str],
+    spec: dict[str, str] | str,
     due: list[str],
     failover: bool,
 ) -> None:
@@ -1356,6 +1367,8 @@ def test_daylight_saving(
     days(make, clock, hours, spec, failover)
     sent = history(app)
     assert [message.run for message in sent] == list(range(1, len(due) + 1))
+    if isinstance(spec, str):
+        assert [f"{message.due:%H:%M}" for message in sent] == due
 
 
 def test_no_waiting_for_ever(app: Celery) -> None:
