@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import celery
 import pytest
@@ -16,6 +16,7 @@ from celery import Celery
 from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
 
+from celery_zk_beat.checking import check_names
 from celery_zk_beat.cli import _findings
 from celery_zk_beat.nights import meetings
 from celery_zk_beat.schedules import cron, every
@@ -173,6 +174,24 @@ def test_what_is_wrong(what: str) -> None:
     (found,) = lines(make())
     assert found.startswith(expected)
     assert "\n" not in found
+
+
+def test_names_with_a_namespace() -> None:
+    """As of Django: told as they are written there."""
+
+    class Settings:
+        CELERY_BEAT_MAX_LOOP_INTERVAL = 5
+        CELERY_BEAT_SHEDULE: ClassVar[dict[str, Any]] = {}
+        CELERY_BEAT_SCHEDULE: ClassVar[dict[str, Any]] = {}
+        BEAT_SCHEDULE: ClassVar[dict[str, Any]] = {}
+
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object(Settings, namespace="CELERY")
+    assert [str(each) for each in check_names(app.conf)] == [
+        "error: BEAT_SCHEDULE has no effect: write CELERY_BEAT_SCHEDULE",
+        "warning: CELERY_BEAT_SHEDULE is no setting of Celery's: did you mean "
+        "CELERY_BEAT_SCHEDULE?",
+    ]
 
 
 # Nights -------------------------------------------------------------------------------------------
