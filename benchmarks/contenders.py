@@ -46,7 +46,27 @@ WATCHED = {
     )
     for name in ("ours", "stock")
 }
-EACH = {**CONTENDERS, **GATED, **WATCHED}
+#: Ours with every policy on each entry; its jitter is small, for lateness is counted from `due`.
+RULED = {
+    "ours-policies": replace(
+        CONTENDERS["ours"],
+        settings={
+            **CONTENDERS["ours"].settings,
+            "zk_beat_policies": {
+                "*": {
+                    "catch_up": 3600,
+                    "coalesce": "all",
+                    "limit": 1000,
+                    "jitter": 0.002,
+                    "starts": "2020-01-01T00:00:00Z",
+                    "ends": "2100-01-01T00:00:00Z",
+                    "runs": 1_000_000,
+                }
+            },
+        },
+    )
+}
+EACH = {**CONTENDERS, **GATED, **WATCHED, **RULED}
 #: Name of the entry that is not one of those counted.
 PROBE = "probe"
 DAY = 86400.0

@@ -26,6 +26,7 @@ NAMES = {
     "database-gated": "DatabaseScheduler, elected",
     "multibeat": "multibeat",
     "ours-sentry": "ours, with Sentry",
+    "ours-policies": "ours, with policies",
     "stock-sentry": "celery.beat:Scheduler, with Sentry",
     "standby": "a standby of ours",
 }

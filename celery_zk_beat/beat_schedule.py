@@ -288,9 +288,16 @@ class Planner:
         elif self._is_time(item, due, leaves, now):
             # Of one that leaves later than it is due, only what is later still is late.
             claimed = verdict.clock or last_run(entry, due, now - (leaves - due))
-            run = Run(item.name, entry.total_run_count + 1, due, claimed, self._known.epoch)
-            later, counts = leaves if leaves > due else None, policy.runs is not None
-            plan.runs.append(replace(run, leaves=later, counts=counts))
+            run = Run(
+                item.name,
+                entry.total_run_count + 1,
+                due,
+                claimed,
+                self._known.epoch,
+                leaves=leaves if leaves > due else None,
+                counts=policy.runs is not None,
+            )
+            plan.runs.append(run)
             self._planned[item.name] = item, None
 
     def _verdict(

@@ -171,18 +171,27 @@ class Dispatcher:
             self._drop_late()
         self.publisher.publish(self.ledger.outbox.values())
 
+    def publish_soon(self, seconds: float = math.inf) -> None:
+        """The same, before this beat gives up its term: see :meth:`.Publisher.publish_soon`. What
+        is too late is left to the next master, to drop."""
+        late = {run.entry for run in self._late()} if self.settings.policies else ()
+        waiting = [run for run in self.ledger.outbox.values() if run.entry not in late]
+        self.publisher.publish_soon(waiting, seconds)
+
     def _drop_late(self) -> None:
-        """Drops what has waited for longer than its entry's policy lets it start. A moment more is
-        for what was claimed just in time."""
+        self._drop_noted(self._late(), SKIPPED["catch_up"])
+
+    def _late(self) -> list[Run]:
+        """What has waited for longer than its entry's policy lets it start. A moment more is for
+        what was claimed just in time."""
         now, policies = clock.now() - LEAST_CATCH_UP, self.settings.policies
-        late = [
+        return [
             run
             for run in self.ledger.outbox.values()
             if not run.extra and self.may_publish(run)
             for policy in [policies.of(run.entry)]
             if policy is not None and policy.is_too_late(run.leaves or run.due, now)
         ]
-        self._drop_noted(late, SKIPPED["catch_up"])
 
     def room(self) -> int:
         """How many runs may be claimed at once: what waits for the broker is bounded. What is held

@@ -290,7 +290,7 @@ class Loop:
     def say_goodbye(self) -> None:
         """Publishes what is claimed, as far as that is quick, and hands over."""
         try:
-            self.dispatcher.publisher.publish_soon(self.ledger.outbox.values())
+            self.dispatcher.publish_soon()
             self.hand_over()
         except ZkBeatError as exc:
             logger.warning("the next master may repeat a run: %s", exc)

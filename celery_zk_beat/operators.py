@@ -135,7 +135,7 @@ class Operators:
     def _resign(self, request: Request) -> Answer | None:
         """Resigns; None where that has answered the request."""
         record = request.record
-        self._dispatcher.publisher.publish_soon(self._ledger.outbox.values(), LAST_PUBLISHING)
+        self._dispatcher.publish_soon(LAST_PUBLISHING)
         self._master.hand_over()
         # In one transaction: the next master must not find the request still open.
         if self._election.resign(

@@ -121,6 +121,7 @@ _STATES = st.tuples(
             "dropped": st.lists(VALUES, max_size=3) | VALUES,
             "unnamed_since": _INSTANTS,
             "past": _PAST,
+            "ran": _NUMBERS,
         },
     ),
 ).map(list)
@@ -130,7 +131,9 @@ _RUNS = st.tuples(
     _INSTANTS,
     _INSTANTS,
     _NUMBERS,
-    st.fixed_dictionaries({}, optional={"key": VALUES, "error": _TEXTS, "extra": VALUES}),
+    st.fixed_dictionaries(
+        {}, optional={"key": VALUES, "error": _TEXTS, "extra": VALUES, "leaves": _INSTANTS}
+    ),
 ).map(list)
 ROOTS = records({"app": st.just("shop") | _TEXTS})
 INSTALLED = records({"digest": _TEXTS})

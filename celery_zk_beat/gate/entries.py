@@ -325,7 +325,9 @@ class GatedEntries(Source):
         verdict = policy.decide(run.due, now, instants, 0, seed)
         if verdict.skipped is not None and verdict.clock is not None:
             self._dispatcher.skip({run.entry: (run.due, verdict.clock)}, verdict.skipped)
-            due = instants.after(verdict.clock)
+            due, state = instants.after(verdict.clock), self._ledger.state(run.entry)
+            if state is not None:  # by a clock that was ahead some have run already
+                due = next_free(entry, due, state)
             if due is None or due > now:
                 return None
             verdict = policy.decide(due, now, instants, 0, seed)

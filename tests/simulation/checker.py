@@ -93,7 +93,7 @@ class Checker:
         #: Whether a gated scheduler's store may know what ZooKeeper has lost, all but the numbers.
         self.store_knows_more = False
         #: Whether what had another number before ZooKeeper lost its data may run again: a run that
-        #: was asked for came before it then.
+        #: was asked for came before it then, or one that a policy skips now.
         self.numbers_may_differ = False
         #: Whether a gated scheduler has one, which may be behind.
         self.has_store = False

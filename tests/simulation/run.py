@@ -26,6 +26,7 @@ from celery_zk_beat.gate import entries, gated
 from celery_zk_beat.gate.stores import StoreAdapter
 from celery_zk_beat.paths import Paths
 from celery_zk_beat.records import to_text
+from celery_zk_beat.schedules import every
 from celery_zk_beat.zookeeper import client
 
 from . import scenario as scenarios
@@ -80,17 +81,6 @@ class Fixed(schedule):
     def is_due(self, last_run_at: datetime) -> schedstate:
         left = self.remaining_estimate(last_run_at).total_seconds()
         return schedstate(left <= 0, left if left > 0 else self.seconds)
-
-
-class Tick(Fixed):
-    """As one of Celery's own, for policies are not applied where a class of a user's has a say."""
-
-    __module__ = "celery.schedules"
-
-    def is_due(self, last_run_at: datetime) -> schedstate:
-        is_due = self.remaining_estimate(last_run_at) <= timedelta()
-        left = self.remaining_estimate(self.now() if is_due else last_run_at)
-        return schedstate(is_due, left.total_seconds())
 
 
 class _Celery(Celery):
@@ -290,7 +280,7 @@ class Beat:
             entries.update((row, PERIODS.get(row, 3.0)) for row in Rows.names if row not in entries)
         entries.update(scenario.own.get(self.name, {}))
         kinds = {**dict.fromkeys(ASKED, Asked), **dict.fromkeys(FIXED, Fixed)}
-        kinds.update({name: Tick for name, rule in scenario.rules.items() if rule.is_fixed})
+        kinds.update({name: every for name, rule in scenario.rules.items() if rule.is_fixed})
         app.conf.beat_schedule = {
             entry: {
                 "task": entry,
@@ -416,7 +406,8 @@ class Run:
         kinds = {fault.what for fault in self.faults}
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
-        self.checker.numbers_may_differ = lost and (ASK in kinds or FILL in kinds)
+        asked = ASK in kinds or FILL in kinds
+        self.checker.numbers_may_differ = lost and (asked or bool(scenario.rules))
         self.checker.has_store = self.gated in (STORED, ROWS)
         self.checker.store_knows_more = lost and self.gated == STORED
         self.broker.together = plan.choice((True, True, False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import pytest
@@ -55,8 +56,19 @@ STATES = st.builds(
     st.none() | PAIRS,
     st.lists(PAIRS, max_size=3).map(tuple),
     st.lists(PAIRS, max_size=3).map(tuple),
+    COUNTS,
+).map(lambda state: replace(state, ran=min(state.ran, state.total_run_count)))
+RUNS = st.builds(
+    Run,
+    NAMES,
+    COUNTS,
+    INSTANTS,
+    INSTANTS,
+    COUNTS,
+    st.booleans(),
+    KEYS,
+    leaves=st.none() | INSTANTS,
 )
-RUNS = st.builds(Run, NAMES, COUNTS, INSTANTS, INSTANTS, COUNTS, st.booleans(), KEYS)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine is no fault
@@ -80,6 +92,13 @@ def test_no_instant(instant: object) -> None:
             decode_page(PAGE, encode({"entries": {"e": [0, 1, instant]}}))
 
 
+@pytest.mark.parametrize("ran", [8, 10**15])
+def test_no_more_ran_than_there_were(ran: int) -> None:
+    """What a policy counts would end the entry else."""
+    found = decode_page(PAGE, encode({"entries": {"e": [0, 7, None, {"ran": ran}]}}))
+    assert found["e"].ran == 7
+
+
 @pytest.mark.parametrize("instant", ["1960-01-01", "0001-01-01", "9999-12-31"])
 def test_an_instant_that_cannot_be_read_again(instant: str) -> None:
     """[I10] The nearest that can is written in its place."""
@@ -93,8 +112,12 @@ def test_an_instant_that_cannot_be_read_again(instant: str) -> None:
 @given(st.lists(RUNS, max_size=5))
 def test_outbox(runs: list[Run]) -> None:
     data = encode_outbox(runs)
-    assert decode_outbox("/outbox", data) == runs
-    states = [(run.entry, RunState(run.claimed, run.number, key=run.key)) for run in runs]
+    found = decode_outbox("/outbox", data)
+    assert found == runs
+    assert [run.leaves for run in found] == [run.leaves for run in runs]
+    states = [
+        (run.entry, RunState(run.claimed, run.number, key=run.key, ran=run.number)) for run in runs
+    ]
     written = sum(len(encode_page(dict([each]))) for each in states) + len(data)
     assert written <= sum(size_of(*each) for each in states) + len(encode_outbox([]))
 

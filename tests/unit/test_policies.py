@@ -21,12 +21,15 @@ from celery_zk_beat.errors import SettingsError
 from celery_zk_beat.names import Entries
 from celery_zk_beat.policies import NO_POLICIES, Policies, Policy, check_policies
 from celery_zk_beat.runs import RunState
+from celery_zk_beat.schedules import cron, every
 from celery_zk_beat.settings import Settings
 
 APP = Celery("policies", set_as_current=False)
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 HOURLY, MINUTELY = crontab(minute="0", app=APP), schedule(60, app=APP)
+#: In which Berlin's clocks are set back, at 01:00 UTC.
+NIGHT = datetime(2026, 10, 25, 0, 0, tzinfo=timezone.utc)
 #: What is due at 12:00 next, so that it is an hour late at 13:00.
 LAST = NOON - timedelta(seconds=30)
 
@@ -54,10 +57,16 @@ class Known:
 
 
 def plan(
-    policies: Mapping[str, Any], every: Any, last: datetime, now: datetime, ran: int = 0
+    policies: Mapping[str, Any],
+    when: Any,
+    last: datetime,
+    now: datetime,
+    ran: int = 0,
+    deadline: float | None = None,
 ) -> Plan:
-    """What is to be done at `now` with an entry that ran `last`."""
-    entries = {"e": ScheduleEntry("e", "t", last, schedule=every, app=APP)}
+    """What is to be done at `now` with an entry that ran `last`. `deadline`: the setting
+    beat_cron_starting_deadline."""
+    entries = {"e": ScheduleEntry("e", "t", last, schedule=when, app=APP)}
     names = Entries(lambda: entries, False)
     planner = Planner(
         names,
@@ -68,7 +77,7 @@ def plan(
         "/root",
     )
     planner.seen.replace_all(entries.items(), len(entries))
-    planner.build(now, set(), None)
+    planner.build(now, set(), deadline)
     return planner.plan(now, 100)
 
 
@@ -87,6 +96,7 @@ class Case:
     #: When something is due next; None: never.
     again: datetime | None = None
     ran: int = 0
+    deadline: float | None = None
 
 
 CASES = [
@@ -221,6 +231,48 @@ CASES = [
         due=at(0),
         claimed=at(0),
     ),
+    Case(
+        "all, of a cron, over the hour that comes twice",
+        {"coalesce": "all", "limit": 7},
+        cron("*/30 * * * *", tz="Europe/Berlin", app=APP),
+        NIGHT - HOUR,
+        NIGHT + 3 * HOUR,
+        skipped=(NIGHT - HOUR / 2, "limit"),
+        due=NIGHT,
+        claimed=NIGHT,
+    ),
+    Case(
+        "of an every with an offset",
+        {"catch_up": 60},
+        every(3600, offset=900, app=APP),
+        at(-1),
+        at(2.5),
+        skipped=(at(-0.75), "catch_up"),
+        again=at(3.25),
+    ),
+    Case(
+        "a deadline of Celery's is the catch_up of crontabs",
+        {"coalesce": "all"},
+        HOURLY,
+        LAST,
+        at(3, minutes=5),
+        skipped=(at(0), "catch_up"),
+        due=at(3),
+        claimed=at(3),
+        deadline=600,
+    ),
+    Case(
+        "which has none of its own",
+        {"catch_up": 7200},
+        HOURLY,
+        LAST,
+        at(1.5),
+        due=at(0),
+        deadline=600,
+    ),
+    Case(
+        "nor is it an interval's", {"runs": 9}, MINUTELY, LAST, at(3), due=LAST + MINUTE, deadline=9
+    ),
     Case("its last run", {"runs": 2}, HOURLY, LAST, at(0), due=at(0), ran=1),
     Case("once, and no more", {"once": True}, HOURLY, LAST, at(0), ran=1),
     Case("once", {"once": True}, HOURLY, LAST, at(0), due=at(0)),
@@ -229,7 +281,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_plan(case: Case) -> None:
-    found = plan({"*": case.policy}, case.every, case.last, case.now, case.ran)
+    found = plan({"*": case.policy}, case.every, case.last, case.now, case.ran, case.deadline)
     assert [run.due for run in found.runs] == ([] if case.due is None else [case.due])
     assert [(each.due, each.reason) for each in found.skipped] == (
         [] if case.skipped is None else [case.skipped]
