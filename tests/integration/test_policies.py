@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -21,21 +20,9 @@ from tests.conftest import PATIENCE
 from tests.history import all_headers
 
 from .conftest import Make, away, back, every, history, past_of, state_of
+from .test_gate import turn_for, turn_until
 
 PERIOD = 0.5
-
-
-def turn_until(scheduler: ZooKeeperScheduler, true: Callable[[], object]) -> None:
-    assert scheduler.election.wait(PATIENCE)
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        scheduler._loop.wait(min(scheduler._loop.turn(), 0.2))
-
-
-def turn_for(scheduler: ZooKeeperScheduler, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    turn_until(scheduler, lambda: time.monotonic() > end)
 
 
 def notes(scheduler: ZooKeeperScheduler) -> set[str]:
