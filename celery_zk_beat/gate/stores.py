@@ -18,6 +18,7 @@ from celery.beat import Scheduler
 
 from .. import clock
 from ..due import as_of, to_utc, utc_of
+from ..runs import TOLERANCE
 
 #: Seconds between two readings of all that RedBeat has, at least, and what share of the time they
 #: take at most; how many entries are read together.
@@ -105,8 +106,9 @@ class StoreAdapter:
     def has_run(self, entry: Any, since: datetime) -> bool:
         """True where the store says that the entry ran at :meth:`last_run_at`; not, where that is
         only since when its clock runs. `since`: when the entry was made, or before."""
-        # A time since it was made is not from the store; one that is to come is.
-        return not since <= self.last_run_at(entry) <= clock.now()
+        # A time since it was made is not from the store; one that is to come is, by more than a
+        # clock may have been set back meanwhile.
+        return not since <= self.last_run_at(entry) <= clock.now() + TOLERANCE
 
     def changed_at(self, entry: Any) -> datetime | None:
         """When somebody changed the entry last, UTC; None where the store does not say."""
