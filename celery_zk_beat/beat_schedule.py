@@ -308,8 +308,8 @@ class Planner:
             instants = instants_of(entry, due)
             if instants.is_fixed:
                 self._instants[name] = instants
-        ran = 0 if state is None else state.ran
-        return policy.decide(due, now, instants, ran, f"{self._root}/{name}")
+        ran, last_due = (0, None) if state is None else (state.ran, state.due)
+        return policy.decide(due, now, instants, ran, f"{self._root}/{name}", last_due)
 
     def _ask(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
         """Has the entry's own class say whether it is due."""

@@ -185,7 +185,8 @@ def leaves_of(
     """When the run of an entry leaves that is at `due`, by its policy; None where none does."""
     if policy is None or due is None:
         return due
-    verdict = policy.decide(due, due, instants_of(entry, due), state.ran, seed)
+    instants = instants_of(entry, due)
+    verdict = policy.decide(due, due, instants, state.ran, seed, state.due)
     return None if verdict.due is None else verdict.leaves
 
 

@@ -84,7 +84,13 @@ class Policy:
     runs: int | None = None
 
     def decide(
-        self, due: datetime, now: datetime, instants: Instants, ran: int, seed: str
+        self,
+        due: datetime,
+        now: datetime,
+        instants: Instants,
+        ran: int,
+        seed: str,
+        last_due: datetime | None = None,
     ) -> Verdict:
         """What is to become of `due`, the first instant at which the entry is due after its last
         run, by `now`.
@@ -92,8 +98,9 @@ class Policy:
         Args:
             ran: how many runs there were.
             seed: of the jitter; the same for an entry at each beat.
+            last_due: the last instant that ran.
         """
-        first = self._first(due, instants)
+        first = self._first(due, instants, last_due)
         if first is None or (self.runs is not None and ran >= self.runs):
             return Verdict(None, due)
         instants = instants.beginning(first)
@@ -115,12 +122,19 @@ class Policy:
         catch_up = self.catch_up
         return catch_up is not None and now - leaves > max(catch_up, LEAST_CATCH_UP)
 
-    def _first(self, due: datetime, instants: Instants) -> datetime | None:
+    def _first(
+        self, due: datetime, instants: Instants, last_due: datetime | None
+    ) -> datetime | None:
         """`due`, or the first instant from `starts` on; None where that is after `ends`."""
-        first: datetime | None = due
-        if self.starts is not None and due < self.starts:
-            first = instants.after(self.starts - _MICROSECOND) if instants.is_fixed else self.starts
-        return None if first is None or (self.ends is not None and first > self.ends) else first
+        first, starts = due, self.starts
+        if starts is not None and due < starts:
+            # `starts` itself is no instant of an interval that has run by a clock that was ahead.
+            is_grid = instants.is_fixed or (last_due is not None and last_due >= starts)
+            found = instants.after(starts - _MICROSECOND) if is_grid else starts
+            if found is None:
+                return None
+            first = found
+        return None if self.ends is not None and first > self.ends else first
 
     def leaves(self, due: datetime, instants: Instants, seed: str) -> datetime:
         """When the run for `due` is to be published: the same at each beat, before the next."""

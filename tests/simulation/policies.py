@@ -142,7 +142,15 @@ class PolicyChecker:
             starts = datetime.fromtimestamp(BEGINNING + starts, timezone.utc)
             if first < starts:
                 last = starts - timedelta(microseconds=1)
-                first = _after(rule, last) if rule.is_fixed else starts
+                if rule.is_fixed:
+                    first = _after(rule, last)
+                elif before.due is not None and before.due >= starts:
+                    # It ran for `starts` by a clock that was ahead.
+                    first += -((first - starts) // timedelta(seconds=rule.period)) * timedelta(
+                        seconds=rule.period
+                    )
+                else:
+                    first = starts
         return first
 
     def _leaves(self, entry: str, rule: Rule, due: datetime) -> datetime:

@@ -750,7 +750,7 @@ class Run:
         """What an operator asks, and how he takes it back."""
         if fault.what == RENAME:
             return lambda: self._rename(fault), lambda: None
-        entries = [*PERIODS, *self.scenario.rules]
+        entries = [*PERIODS, *(self.scenario.rules if fault.what != FILL else ())]
         entry: str | None = entries[round(1e6 * fault.at) % len(entries)]
         if fault.what == PAUSE and fault.at % 1 < 0.3:
             entry = None

@@ -467,3 +467,15 @@ def test_an_instant_as_text() -> None:
     assert policy is not None
     assert policy.starts == NOON
     assert isinstance(Policies(), Policies)
+
+
+def test_an_interval_starts_once() -> None:
+    """Where its first run was claimed by a clock that was ahead, and the clock is right again."""
+    policy, starts = Policy(starts=at(5)), at(5)
+    last = at(-1, microseconds=7)
+    entry = ScheduleEntry("e", "t", last, schedule=MINUTELY, app=APP)
+    due = last + MINUTE
+    first = policy.decide(due, at(0), instants_of(entry, due), 0, "")
+    again = policy.decide(due, at(0), instants_of(entry, due), 1, "", last_due=starts)
+    assert first.due == starts
+    assert again.due == starts + timedelta(microseconds=7)
