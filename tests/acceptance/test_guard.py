@@ -21,7 +21,7 @@ from celery_zk_beat.guard.program import _LASTS
 from example_project.servers import Process, Redis, ZooKeeper, celery_beat, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road
-from tests.guards import guard_of, guards
+from tests.guards import below, children, guard_of, guards
 from tests.history import check, late
 
 from .conftest import Site
@@ -243,6 +243,17 @@ INIT = [sys.executable, "-m", "celery_zk_beat.init"]
 CONTAINER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
+@contextlib.contextmanager
+def _nothing_left(process: Process) -> Iterator[None]:
+    """Also where the test fails, of what is below a process."""
+    try:
+        yield
+    finally:
+        for pid in below(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def _init(site: Site, name: str, *before: str) -> Process:
     beat = celery_beat(site.folder, name, site.app, env=site._env(name, {}))
     return Process(site.folder, name, [*before, *INIT, *beat.args], env=beat.env)
@@ -255,11 +266,11 @@ def test_a_beat_below_a_small_parent(site: Site, where: str) -> None:
     if before and (os.geteuid() != 0 or shutil.which("unshare") is None):
         pytest.skip("unshare --pid is root's")
     one = _init(site, "one", *before)
-    with one.start():
+    with one.start(), _nothing_left(one):
         site.wait_for_run(one)
         two = site.beat("two")
         two.wait_for_log("not elected because one is master", PATIENCE)
-        (beat,) = set(guards().values()) - {two.pid}
+        (beat,) = below(one.pid) & set(guards().values())
         began = time.monotonic()
         os.kill(beat, signal.SIGKILL)
         _replaced(site, two, began)
@@ -273,14 +284,10 @@ def test_a_small_parent_passes_signals_on(site: Site, where: str) -> None:
     if before and (os.geteuid() != 0 or shutil.which("unshare") is None):
         pytest.skip("unshare --pid is root's")
     one = _init(site, "one", *before)
-    with one.start():
+    with one.start(), _nothing_left(one):
         site.wait_for_run(one)
-        (beat,) = guards().values()
-        (parent,) = (
-            int(line.split()[1])
-            for line in Path(f"/proc/{beat}/status").read_text().splitlines()
-            if line.startswith("PPid:")
-        )
+        (beat,) = below(one.pid) & set(guards().values())
+        (parent,) = (each for each in (one.pid, *below(one.pid)) if beat in children(each))
         os.kill(parent, signal.SIGTERM)
         assert one.wait(PATIENCE) == 0
         assert _is_gone(beat)

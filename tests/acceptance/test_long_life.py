@@ -25,6 +25,9 @@ ENTRIES, PERIOD = 24, 0.24
 ROUND, ROUNDS = 600, 5
 #: Most KiB by which a beat may grow in all those: a run that keeps 2 KiB makes it 6,000.
 GROWTH = 5000
+#: Descriptors more than before: of a connection of kombu's that was lost, until Python's collector
+#: comes by, and of a wait of kazoo's. Fewer than there are rounds.
+SPARE = 2
 
 
 class Life:
@@ -115,6 +118,9 @@ def test_nothing_stays_behind(
             "all volumes",
         )
     before, memory = life.left(), life.memory()
+    for name in before:
+        if "descriptors" in name:
+            before[name] += SPARE
     for _ in range(ROUNDS):
         life.be_busy()
         life.go_on(ROUND)
