@@ -46,6 +46,10 @@ class Store:
         """`fields`: ``start_time``, ``one_off``."""
         raise NotImplementedError
 
+    def add_crontab(self, name: str, minute: int, hour: int, **fields: Any) -> None:
+        """In UTC. `fields` as of :meth:`add`."""
+        raise NotImplementedError
+
     def change(self, name: str, /, **fields: Any) -> None:
         """`fields`: ``task``, ``enabled``."""
         raise NotImplementedError
@@ -132,6 +136,12 @@ class Django(Store):
     def add(self, name: str, seconds: float = 3600, **fields: Any) -> None:
         self.database.add(name, seconds, **fields)
 
+    def add_crontab(self, name: str, minute: int, hour: int, **fields: Any) -> None:
+        from django_celery_beat.models import CrontabSchedule, PeriodicTask
+
+        crontab = CrontabSchedule.objects.create(minute=minute, hour=hour, timezone="UTC")
+        PeriodicTask.objects.create(name=name, task=name, crontab=crontab, **fields)
+
     def delete(self, name: str) -> None:
         self.database.get(name).delete()
 
@@ -181,6 +191,16 @@ class SQLAlchemy(Store):
             session.add(interval)
             session.commit()
             session.add(PeriodicTask(name=name, task=name, schedule_model=interval, **fields))
+            session.commit()
+
+    def add_crontab(self, name: str, minute: int, hour: int, **fields: Any) -> None:
+        from sqlalchemy_celery_beat.models import CrontabSchedule, PeriodicTask
+
+        with self._session() as session:
+            crontab = CrontabSchedule(minute=str(minute), hour=str(hour), timezone="UTC")
+            session.add(crontab)
+            session.commit()
+            session.add(PeriodicTask(name=name, task=name, schedule_model=crontab, **fields))
             session.commit()
 
     def delete(self, name: str) -> None:

@@ -22,7 +22,7 @@ from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
 from .. import clock
-from ..due import as_of, at_one_instant, due_instant, is_ahead
+from ..due import as_of, at_one_instant, counts_from_last_run, due_instant, is_ahead
 from ..errors import SettingsError, ZkBeatError
 from ..log import get_logger
 from ..records import to_text
@@ -381,8 +381,11 @@ class Gated(Giving):
         if self._begins_anew(entry, state, has_run):
             return adapter.as_if_known(entry, ran, False) if has_run and at < ran else entry
         if state.due is None:
+            start = adapter.start(entry)
+            if start is not None and not counts_from_last_run(entry.schedule):
+                ran, start = max(ran, start - _SECOND), None
             # With a start its class pretends that it ran long ago.
-            is_right = has_run or abs(at - ran) <= _ROUNDED or adapter.start(entry) is not None
+            is_right = has_run or abs(at - ran) <= _ROUNDED or start is not None
             return entry if is_right else adapter.as_if_known(entry, ran, False)
         if not has_run:
             return adapter.as_if_known(entry, ran, True)

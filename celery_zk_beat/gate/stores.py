@@ -9,7 +9,7 @@ import contextlib
 import shelve
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from multiprocessing.util import Finalize
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from celery.beat import Scheduler
 
 from .. import clock
-from ..due import as_of, to_utc, utc_of
+from ..due import as_of, counts_from_last_run, to_utc, utc_of
 from ..runs import TOLERANCE
 
 #: Seconds between two readings of all that RedBeat has, at least, and what share of the time they
@@ -27,6 +27,7 @@ _READ_EVERY, _READ_SHARE, _READ_TOGETHER = 5.0, 0.02, 500
 _ASK_AGAIN = 1.0
 #: Characters of what is wrong with an entry.
 _LONGEST_WHY = 200
+_SECOND = timedelta(seconds=1)
 #: An attribute of entries of rows: the row says that it ran.
 _HAS_RUN = "row_has_run"
 
@@ -318,6 +319,8 @@ class RowAdapter(StoreAdapter):
                 super(kind, entry).__init__(model, *args, **kwargs)
                 if not has_run and model.start_time is None:
                     cls.begin(entry)
+                elif not has_run and not counts_from_last_run(entry.schedule):
+                    cls.begin_at_start(entry)
             except Exception as exc:
                 if cls.is_away(exc):
                     raise
@@ -340,6 +343,16 @@ class RowAdapter(StoreAdapter):
     def begin(cls, entry: Any) -> None:
         """Is called for an entry that never ran, when its class has said since when its clock
         runs."""
+
+    @classmethod
+    def begin_at_start(cls, entry: Any) -> None:
+        """Has an entry that never ran, and has a start and instants of its own, wait for the first
+        of them: its class pretends that it ran long ago, as if it were due at its start."""
+        changed = entry.model.date_changed
+        since = to_utc(entry.model.start_time) - _SECOND
+        if changed is not None:
+            since = max(since, cls._utc_of_row(changed))
+        entry.last_run_at = as_of(entry, since)
 
     def key(self, entry: Any) -> str | None:
         key = getattr(entry.model, self.key_name)

@@ -473,6 +473,27 @@ def test_it_runs_at_its_start(site: Site) -> None:
     assert due == start <= claimed
 
 
+def test_a_crontab_waits_for_its_instant_after_the_start(site: Site) -> None:
+    """Also where another master looks at it first; its class has it run at its start, whatever the
+    hour (django-celery-beat#912)."""
+    if not site.store.has_rows:
+        pytest.skip("its entries have no start")
+    now = clock.now()
+    later, past = now + timedelta(minutes=90), now - timedelta(minutes=1)
+    site.store.add_crontab("e", later.minute, later.hour, start_time=past)
+    at = clock.now()
+    gate = OpenGate()
+    first = site.open(gate)
+    key = first.adapter.key(first.entries["e"])
+    turn_for(first, 1.0)
+    assert abs(first.adapter.last_run_at(first.entries["e"]) - at) < timedelta(seconds=2)
+    first.throw_away()
+    known = OpenGate({"e": RunState(at, key=key)})
+    second = site.open(known)
+    turn_for(second, 1.0)
+    assert gate.runs == known.runs == []
+
+
 # One-off ------------------------------------------------------------------------------------------
 
 
