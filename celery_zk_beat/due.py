@@ -33,6 +33,7 @@ _OF_PROCESS = ("app", "_app", "nowfun", "tz", "utc_enabled")
 _PLAIN = ("celery", "celery_zk_beat", "django_celery_beat", "sqlalchemy_celery_beat", "redbeat")
 #: Ours, which know the instant themselves.
 _OURS = (cron, every)
+_STEADY = (crontab, celery.schedules.schedule, *_OURS)
 #: The fields of a line of cron, by Celery's names.
 _CRON = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 #: Instants whose offsets from UTC tell one time zone from another: always these, so that what
@@ -43,6 +44,8 @@ _NEVER = timedelta(days=36525)
 #: So late an interval may be and still keep its rhythm.
 _LITTLE = timedelta(seconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
+#: Of earlier releases what a crontab tells depends on whether it ran today.
+_TELLS_CRONTABS = celery.VERSION >= (5, 7)
 
 
 def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
@@ -50,8 +53,6 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
     past. None where its schedule cannot tell. From any thread."""
     schedule = entry.schedule
     try:
-        if type(schedule) in _OURS and is_steady(schedule):
-            return to_utc(schedule.following(last_run_at))
         if is_steady(schedule):
             return _next_of_steady(schedule, last_run_at)
         now, last = entry.default_now(), as_of(entry, last_run_at)
@@ -63,12 +64,17 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
         return None
 
 
-def _next_of_steady(schedule: Any, last_run_at: datetime) -> datetime:
-    # What is left, from any instant, and that instant make the next run, exactly; and it takes half
-    # the time when the clock need not be asked. A copy, for beat uses it, too.
-    now = last_run_at.astimezone(schedule.tz)
-    left: timedelta = copied_at(schedule, lambda: now).remaining_estimate(now)
-    return to_utc(last_run_at) + left
+def _next_of_steady(schedule: Any, last_run_at: datetime) -> datetime | None:
+    try:
+        if type(schedule) in _OURS:
+            return to_utc(schedule.following(last_run_at))
+        # What is left, from any instant, and that instant make the next run, exactly; and it takes
+        # half the time when the clock need not be asked. A copy, for beat uses it, too.
+        now = last_run_at.astimezone(schedule.tz)
+        left: timedelta = copied_at(schedule, lambda: now).remaining_estimate(now)
+        return to_utc(last_run_at) + left
+    except Exception:
+        return None
 
 
 def next_free(entry: Any, due: datetime | None, state: RunState) -> datetime | None:
@@ -205,12 +211,11 @@ def due_by_celery(entry: Any) -> datetime | None:
     if not is_steady(schedule) or (kind is not ScheduleEntry and not _is_celerys(kind)):
         return None
     if type(schedule) in _OURS:
-        return next_run(entry, to_utc(entry.last_run_at))
+        return _next_of_steady(schedule, to_utc(entry.last_run_at))
     if type(schedule) is crontab:
-        # Of earlier releases the estimate depends on whether it ran today.
-        return next_run(entry, to_utc(entry.last_run_at)) if celery.VERSION >= (5, 7) else None
+        return _next_of_steady(schedule, to_utc(entry.last_run_at)) if _TELLS_CRONTABS else None
     if schedule.relative or (celery.VERSION < (5, 7) and schedule.tz.utcoffset(None) is None):
-        return next_run(entry, to_utc(entry.last_run_at))
+        return _next_of_steady(schedule, to_utc(entry.last_run_at))
     try:
         at: datetime = to_utc(entry.last_run_at) + schedule.run_every
     except OverflowError:
@@ -240,8 +245,7 @@ def is_interval(schedule: Any) -> bool:
 
 def is_steady(schedule: Any) -> bool:
     """True where :func:`next_run` has one answer, whenever it is asked."""
-    kinds = (crontab, celery.schedules.schedule, *_OURS)
-    return type(schedule) in kinds and schedule.nowfun is None and _is_apps_time(schedule)
+    return type(schedule) in _STEADY and schedule.nowfun is None and _is_apps_time(schedule)
 
 
 def _is_apps_time(schedule: Any) -> bool:

@@ -282,9 +282,7 @@ class RunState:
             else:
                 done.append((a, b))
         ask = self.ask and (max(0, self.ask[0] - back // _MILLISECOND), self.ask[1])
-        # By a clock that is ahead itself, perhaps: another may set it back further.
-        leaps = tuple((start, min(end, since)) for start, end in self.leaps if start < since)
-        return replace(self, last_run_at=at, leaps=leaps, done=tuple(done), ask=ask)
+        return replace(self, last_run_at=at, leaps=(), done=tuple(done), ask=ask)
 
     @cached_property
     def text(self) -> str:

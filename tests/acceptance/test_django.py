@@ -88,6 +88,7 @@ def test_the_master_is_killed(shop: Site, database: Database) -> None:
     periods = {"often": 0.2, "seldom": 1.0}
     for name, period in periods.items():
         database.add(name, period)
+    shop.conf["zk_beat_fast_takeover"] = False  # there is time to look into the database
     one, two = shop.pair()
     database.add("once", 2.0, one_off=True)
     history = shop.wait(lambda history: runs(history, "once"), "the run of once")

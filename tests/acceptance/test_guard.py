@@ -95,7 +95,8 @@ def _in_a_terminal(site: Site, stack: contextlib.ExitStack) -> tuple[int, Callab
     """A beat with a terminal; its pid, and what closes that."""
     beat = celery_beat(site.folder, "one", site.app, env=site._env("one", {}))
     master, slave = pty.openpty()
-    command = ["setsid", "--ctty", *beat.args]
+    # Below nohup, as the tests may be, SIGHUP would be ignored.
+    command = ["env", "--default-signal=HUP", "setsid", "--ctty", *beat.args]
     env = {key: value for key, value in beat.env.items() if value is not None}
     popen = subprocess.Popen(
         command, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, **env}, cwd=beat.cwd

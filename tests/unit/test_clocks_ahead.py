@@ -136,15 +136,6 @@ def test_what_never_ran_has_nothing_to_skip() -> None:
     assert RunState(BEGINNING + timedelta(hours=1), 7).set_back(BEGINNING).done == ()
 
 
-def test_set_back_by_a_clock_that_is_ahead_itself() -> None:
-    """What the first left out has not run, though the second set its clock to the midst of it."""
-    state, ahead = RunState(BEGINNING, 1, BEGINNING), timedelta(minutes=40)
-    state = state.moved(BEGINNING + MINUTE, BEGINNING + ahead, ahead, due=BEGINNING + MINUTE)
-    state = state.set_back(BEGINNING + timedelta(minutes=20)).set_back(BEGINNING + 2 * MINUTE)
-    due = BEGINNING + 3 * MINUTE
-    assert next_free(entry(Minutely(due)), due, state) == due
-
-
 def test_it_stays_small() -> None:
     """However often clocks are set."""
     state = RunState(BEGINNING, 1, BEGINNING)
