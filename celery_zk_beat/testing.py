@@ -17,6 +17,7 @@ from typing import Any, Union
 from .forecast import Forecast, Missed, Upcoming
 from .runs import RunState
 from .schedulers import scheduler_of
+from .source import no_collector
 
 __all__ = ["Missed", "Timeline", "Upcoming", "timeline"]
 
@@ -77,11 +78,12 @@ def timeline(
     states = {name: RunState(_utc(at)) for name, at in (last_run_at or {}).items()}
     forecast = Forecast(scheduler, scheduler.settings, began, states)
     found: list[Upcoming | Missed] = []
-    for since, until in cuts:
-        if since <= ended and until > forecast.now:
-            found += forecast.until(min(since, ended))
-            forecast.outage(until)
-    found += forecast.until(ended)
+    with no_collector():  # all that is found stays
+        for since, until in cuts:
+            if since <= ended and until > forecast.now:
+                found += forecast.until(min(since, ended))
+                forecast.outage(until)
+        found += forecast.until(ended)
     runs = [each for each in found if isinstance(each, Upcoming)]
     runs.sort(key=lambda run: run.at)
     return Timeline(tuple(runs), tuple(each for each in found if isinstance(each, Missed)))
