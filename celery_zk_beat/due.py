@@ -432,13 +432,9 @@ def instant_after(entry: Any, since: datetime, after: datetime | None) -> dateti
     """The first instant of an entry's schedule that is later than `after` or, with None, not before
     `since`, both UTC: an interval is counted from there. None where there is none."""
     schedule = entry.schedule
-    if is_interval(schedule) and schedule.relative is not True:
-        every = schedule.run_every
-        try:
-            return since if after is None else since + ((after - since) // every + 1) * every
-        except OverflowError:
-            return None
     last = since - timedelta(microseconds=1) if after is None else after
+    if is_interval(schedule) and schedule.relative is not True:
+        return _Every(since, schedule.run_every).after(last)
     found = next_run(entry, last)
     return found if found is not None and found > last else None
 
