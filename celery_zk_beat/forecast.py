@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from celery.beat import Scheduler
 
 from . import clock
-from .beat_schedule import SHORTEST_WAIT, Planner
 from .due import copied_at, is_interval, is_steady, zone_of
 from .messages import copied
 from .names import Entries
 from .paths import Paths
+from .planner import SHORTEST_WAIT, Planner
 from .runs import Run, RunState
 from .settings import Settings
 from .status.snapshot import plain

@@ -13,11 +13,12 @@ from celery import Celery
 from celery.schedules import schedule
 
 from celery_zk_beat import ZooKeeperScheduler
-from celery_zk_beat.beat_schedule import BeatSchedule, Planner
+from celery_zk_beat.beat_schedule import BeatSchedule
 from celery_zk_beat.gate.entries import GatedEntries
 from celery_zk_beat.gate.gated import Gated
 from celery_zk_beat.history import decode_volume, merged
 from celery_zk_beat.paths import page_of, volume_of
+from celery_zk_beat.planner import Planner
 from celery_zk_beat.runs import PastRun, RunState
 from example_project.servers import Redis, ZooKeeper, free_port
 from tests.conftest import PATIENCE

@@ -79,6 +79,7 @@ WALLS = {
         "hooks.py",
         "loop.py",
         "messages.py",
+        "planner.py",
         "schedulers.py",
         "schedules.py",
         "signals.py",

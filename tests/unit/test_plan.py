@@ -13,8 +13,8 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedstate, schedule
 
-from celery_zk_beat.beat_schedule import Planner
 from celery_zk_beat.names import Entries
+from celery_zk_beat.planner import Planner
 from celery_zk_beat.runs import RunState
 
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc)

@@ -15,10 +15,10 @@ from celery.schedules import crontab, schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_zk_beat.beat_schedule import Plan, Planner
 from celery_zk_beat.due import _Fixed, instants_of
 from celery_zk_beat.errors import SettingsError
 from celery_zk_beat.names import Entries
+from celery_zk_beat.planner import Plan, Planner
 from celery_zk_beat.policies import NO_POLICIES, Policies, Policy, check_policies
 from celery_zk_beat.runs import RunState
 from celery_zk_beat.schedules import cron, every

@@ -1,0 +1,421 @@
+"""Which entries are due: decided without I/O, by the time that it is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+from celery.schedules import crontab
+
+from .agenda import Agenda, Item, Seen
+from .due import (
+    as_of,
+    ask_at,
+    at_one_instant,
+    checksum,
+    due_by_celery,
+    due_instant,
+    instants_of,
+    is_ahead,
+    is_free,
+    is_interval,
+    last_run,
+    next_free,
+    next_run,
+    utc_of,
+)
+from .log import get_logger
+from .names import Entries
+from .policies import NO_POLICIES, ONE, Instants, Policies, Policy, Verdict
+from .runs import Run, RunState
+
+logger = get_logger(__name__)
+
+#: Most seconds for which an entry's word is kept that it need not be asked: ten years.
+_LONGEST_DELAY = 3.2e8
+#: Least seconds after which an entry that is not due is asked again.
+SHORTEST_WAIT = 0.01
+#: Seconds before it is due that a run is claimed, so that it is published on time, also where
+#: hundreds are; and those for which claims wait for each other, for one of many costs little more
+#: than one of one.
+_CLAIM_AHEAD, _CLAIM_TOGETHER = 0.025, 0.02
+#: Most entries that are asked before what is due among them is claimed.
+_MOST_LOOKED_AT = 1000
+
+
+class Known(Protocol):
+    """Tells a plan what neither the entries nor the clock do."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the master that claims."""
+
+    def state(self, name: str) -> RunState | None:
+        """The ledger's state of an entry; None where it has none."""
+
+    def waits(self, name: str) -> float | None:
+        """Seconds after which to look again at an entry whose last run waits for the broker; None
+        where none does."""
+
+    def holds(self, name: str) -> bool:
+        """True for what an operator holds back."""
+
+
+class Skipped(NamedTuple):
+    """An instant for which an entry has no run: its clock goes on `at` another. `reason` is one of
+    metrics.SKIPPED."""
+
+    entry: str
+    due: datetime
+    at: datetime
+    reason: str
+
+
+class _Asked(NamedTuple):
+    """An entry's own class said that it is due: `following` is the entry after the run, `delay`
+    when to ask that, in seconds."""
+
+    following: Any
+    delay: Any
+
+
+@dataclass
+class Plan:
+    """Says what to do at an instant.
+
+    Attributes:
+        runs: to be claimed.
+        skipped: to be noted before.
+        look_again: when something may be due, seconds since 1970; in the past: at once.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    look_again: float = math.inf
+
+
+class Planner:
+    """Which entries are due. No I/O, and no clock but the one it is told.
+
+    Args:
+        names: the entries; marked as not current where they turn out to be others.
+        is_due: asks an entry, as ``Scheduler.is_due`` does.
+        max_interval: seconds after which to ask an entry that does not say when.
+        policies: of the entries, by their names.
+        root: of the jitter; the same for all beats of an app.
+    """
+
+    def __init__(
+        self,
+        names: Entries,
+        known: Known,
+        is_due: Callable[[Any], Any],
+        max_interval: float,
+        policies: Policies = NO_POLICIES,
+        root: str = "",
+    ) -> None:
+        self._names, self._known, self._is_due = names, known, is_due
+        self.max_interval = max_interval
+        self._all_policies, self._root = policies, root
+        #: Of the entries that have one.
+        self._policies: dict[str, Policy] = {}
+        #: Of those that are the same whenever an entry ran last.
+        self._instants: dict[str, Instants] = {}
+        self._agenda = Agenda()
+        self.seen = Seen()
+        #: Seconds; of beat_cron_starting_deadline.
+        self._starting_deadline: float | None = None
+        #: True where a class of the user's says when an entry is due; where Celery alone does.
+        self._is_own, self._is_computed = False, True
+        #: What is planned and not claimed yet, in order.
+        self._planned: dict[str, tuple[Item, _Asked | None]] = {}
+
+    def build(
+        self,
+        now: datetime,
+        changed: set[str],
+        starting_deadline: float | None,
+        is_own: bool = False,
+    ) -> list[str]:
+        """Takes all entries with their states, in the order of when to ask them.
+
+        Args:
+            changed: names of the entries that are to be asked whatever they said before.
+            is_own: a class of the user's says when an entry is due.
+
+        Returns:
+            the entries that ran in the future, as their states say. They wait until then.
+        """
+        self._agenda.clear()
+        self._planned.clear()
+        self._starting_deadline = starting_deadline
+        self._is_own, self._is_computed = is_own, not is_own and starting_deadline is None
+        self._find_policies()
+        ahead = []
+        for name, entry in list(self._names.get().items()):
+            state = self._known.state(name)
+            if state is None or self._known.holds(name):
+                continue
+            if not hasattr(entry.schedule, "is_due"):
+                what = "missing" if entry.schedule is None else f"{entry.schedule!r}"[:200]
+                self._names.warn_once(f"{name}: its schedule is {what}, so it is never due")
+                continue
+            if is_ahead(state.last_run_at, now):
+                ahead.append(name)
+                continue
+            try:  # not only_logged(): there may be a hundred thousand
+                self._take(name, entry, state, name in changed)
+            except Exception:
+                logger.exception("%s: cannot be scheduled, left out", name)
+        return ahead
+
+    def _find_policies(self) -> None:
+        self._policies, self._instants, names = {}, {}, self._names
+        if not self._all_policies:
+            return
+        for name, entry in list(names.get().items()):
+            policy = self._all_policies.of(name)
+            if policy is None:
+                continue
+            if self._is_own or is_free(entry):
+                names.warn_once(
+                    f"{name}: its policy is not applied: a class of its own says when it is due"
+                )
+                continue
+            deadline = self._starting_deadline
+            is_crontab = isinstance(entry.schedule, crontab)  # for which alone it is
+            if policy.catch_up is None and deadline is not None and is_crontab:
+                policy = replace(policy, catch_up=timedelta(seconds=deadline))
+            if is_interval(entry.schedule) and entry.schedule.run_every <= timedelta():
+                policy = replace(policy, coalesce=ONE)  # it is always due, at no instant
+            self._policies[name] = policy
+
+    def _take(self, name: str, entry: Any, state: RunState, is_changed: bool) -> None:
+        entry.last_run_at = as_of(entry, state.last_run_at)
+        entry.total_run_count = state.total_run_count
+        asked_at = None if is_changed else ask_at(entry, state)
+        if asked_at is not None:
+            self._agenda.put(name, asked_at.timestamp())
+        else:
+            # A crontab takes its time to tell: not before others are dispatched.
+            self._place(name, entry if is_interval(entry.schedule) else None)
+
+    def plan(self, now: datetime, room: int) -> Plan:
+        """Says what to do at `now`.
+
+        Where there are runs, :meth:`note_claimed` is to be called before the next plan.
+
+        Args:
+            room: how many runs may be claimed at once.
+        """
+        plan, entries = Plan(), self._names.get()
+        for _ in range(_MOST_LOOKED_AT):
+            item = None
+            if len(plan.runs) < room:
+                item = self._agenda.pop_come(now.timestamp(), _CLAIM_TOGETHER)
+            if item is None:
+                break
+            entry = entries.get(item.name)
+            if entry is None:
+                continue
+            if not self.seen.is_same(item.name, entry):  # and so it does not know of its last run
+                self._names.is_current = False
+                continue
+            # Its last run waits for the broker, and so does the next: not a flood afterwards.
+            left = self._known.waits(item.name)
+            if left is not None:
+                self._agenda.put(item.name, now.timestamp() + left, item.due)
+            else:
+                self._look_at(item, entry, now, plan)
+        plan.look_again = self._agenda.next_at
+        return plan
+
+    def _look_at(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
+        """Plans a run where the entry is due; else puts it back for later."""
+        instant = item.due
+        if instant is None or utc_of(entry, entry.last_run_at) >= instant:
+            # Its last run stood for it, too.
+            instant = self._due(item.name, entry)
+        if instant is None:
+            self._ask(item, entry, now, plan)
+            return
+        policy = self._policies.get(item.name)
+        if policy is not None:
+            self._look_by(policy, item, instant, entry, now, plan)
+        elif self._is_time(item, instant, instant, now):
+            number, claimed = entry.total_run_count + 1, last_run(entry, instant, now)
+            plan.runs.append(Run(item.name, number, instant, claimed, self._known.epoch))
+            self._planned[item.name] = item, None
+
+    def _is_time(self, item: Item, due: datetime, leaves: datetime, now: datetime) -> bool:
+        """True where what leaves then is to be claimed; else it is put back for later."""
+        if leaves.timestamp() - now.timestamp() > _CLAIM_AHEAD + _CLAIM_TOGETHER:
+            self._agenda.put(item.name, leaves.timestamp() - _CLAIM_AHEAD, due)
+            return False
+        return True
+
+    def _look_by(
+        self, policy: Policy, item: Item, due: datetime, entry: Any, now: datetime, plan: Plan
+    ) -> None:
+        """Does what its policy says of an entry, at `due` or later."""
+        verdict = self._verdict(item.name, entry, policy, due, now)
+        if verdict.due is None:
+            self._agenda.put(item.name, math.inf)
+            return
+        due, leaves = verdict.due, verdict.leaves
+        if verdict.skipped is not None:
+            assert verdict.clock is not None
+            plan.skipped.append(Skipped(item.name, due, verdict.clock, verdict.skipped))
+            entry.last_run_at = as_of(entry, verdict.clock)
+            self._place(item.name, entry)
+        elif self._is_time(item, due, leaves, now):
+            # Of one that leaves later than it is due, only what is later still is late.
+            claimed = verdict.clock or last_run(entry, due, now - (leaves - due))
+            run = Run(
+                item.name,
+                entry.total_run_count + 1,
+                due,
+                claimed,
+                self._known.epoch,
+                leaves=leaves if leaves > due else None,
+                counts=policy.runs is not None,
+            )
+            plan.runs.append(run)
+            self._planned[item.name] = item, None
+
+    def _verdict(
+        self, name: str, entry: Any, policy: Policy, due: datetime, now: datetime
+    ) -> Verdict:
+        state, instants = self._known.state(name), self._instants.get(name)
+        if instants is None:
+            instants = instants_of(entry, due)
+            if instants.is_fixed:
+                self._instants[name] = instants
+        ran, last_due = (0, None) if state is None else (state.ran, state.due)
+        return policy.decide(due, now, instants, ran, f"{self._root}/{name}", last_due)
+
+    def _ask(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
+        """Has the entry's own class say whether it is due."""
+        try:
+            with at_one_instant(entry.schedule):
+                state = self._known.state(item.name)
+                if state is not None and entry.last_run_at.tzinfo is None:
+                    # Naive clocks are set back in autumn.
+                    entry.last_run_at = as_of(entry, state.last_run_at)
+                is_due, delay = self._is_due(entry)
+                if is_due:
+                    self._plan_asked(item, entry, delay, now, plan)
+                    return
+                missed = self._too_late(entry)
+                if missed is not None:
+                    plan.skipped.append(Skipped(item.name, *missed, "deadline"))
+        except Exception:
+            logger.exception("%s: cannot tell when it is due, trying again later", item.name)
+            delay = self.max_interval
+        delay = max(SHORTEST_WAIT, delay) if _is_number(delay) else delay
+        self._ask_later(item.name, delay, now)
+        self.seen.note(item.name, entry)  # being asked may have changed it
+
+    def _plan_asked(self, item: Item, entry: Any, delay: Any, now: datetime, plan: Plan) -> None:
+        """Plans the run of an entry that says that it is due."""
+        following = next(entry)
+        claimed = utc_of(following, following.last_run_at)
+        run = Run(
+            item.name,
+            following.total_run_count,
+            due_instant(entry),
+            claimed,
+            self._known.epoch,
+        )
+        state = self._known.state(item.name)
+        free = run.due if state is None else next_free(entry, run.due, state)
+        if free is None or free > max(run.due, run.claimed):
+            # What is due has run already.
+            at = now if free is None else free
+            self._ask_later(item.name, (at - now).total_seconds() or None, now)
+            return
+        plan.runs.append(replace(run, due=free, ask=self._ask_again(entry, delay, now)))
+        self._planned[item.name] = item, _Asked(following, delay)
+
+    def _too_late(self, entry: Any) -> tuple[datetime, datetime] | None:
+        """The instant that Celery does not start any more because of beat_cron_starting_deadline:
+        it only says that the entry is not due."""
+        if self._starting_deadline is None:
+            return None
+        at, missed = utc_of(entry, entry.default_now()), due_instant(entry)
+        if (at - missed).total_seconds() <= self._starting_deadline:
+            return None
+        entry.last_run_at = as_of(entry, at)
+        return missed, at
+
+    def _ask_again(self, entry: Any, delay: Any, now: datetime) -> tuple[int, int] | None:
+        """For the state of an entry that was due, and said in how many seconds to ask it again."""
+        if not (is_free(entry) or self._is_own):
+            return None
+        seconds = _seconds(delay)
+        if seconds is None or seconds <= 0:
+            return None
+        at = now.timestamp() + min(seconds, _LONGEST_DELAY)
+        return int(at * 1000), checksum(entry.schedule)
+
+    def note_claimed(self, claimed: list[Run], now: datetime) -> float:
+        """Has the clocks of the entries go on of which runs were claimed; the others that were
+        planned are due still.
+
+        Returns:
+            when something may be due, as :attr:`Plan.look_again`.
+        """
+        for run in claimed:
+            _, asked = self._planned.pop(run.entry)
+            self._move_clock(run, asked, now)
+        self._agenda.put_back(item for item, _ in self._planned.values())
+        self._planned.clear()
+        return self._agenda.next_at
+
+    def _move_clock(self, run: Run, asked: _Asked | None, now: datetime) -> None:
+        entries = self._names.get()
+        entry = entries.get(run.entry)
+        if entry is None or not self.seen.is_same(run.entry, entry):
+            self._names.is_current = False  # it was replaced, or removed, just now
+        elif asked is None:
+            entry.last_run_at, entry.total_run_count = as_of(entry, run.claimed), run.number
+            self._place(run.entry, entry)
+        else:
+            entries[run.entry] = asked.following
+            self._ask_later(run.entry, asked.delay, now)
+            self.seen.note(run.entry, asked.following)
+
+    def _due(self, name: str, entry: Any) -> datetime | None:
+        """When an entry is due, None if it is to be asked."""
+        due = None
+        if self._is_computed or name in self._policies:
+            due = due_by_celery(entry)
+            if due is None and name in self._policies:
+                due = next_run(entry, utc_of(entry, entry.last_run_at))
+        state = self._known.state(name)
+        return due if state is None else next_free(entry, due, state)
+
+    def _place(self, name: str, entry: Any) -> None:
+        """Puts the entry on the agenda for when it is due; if that is not known, or it is None, for
+        now, to be asked."""
+        due = None if entry is None else self._due(name, entry)
+        self._agenda.put(name, 0.0 if due is None else due.timestamp() - _CLAIM_AHEAD, due)
+
+    def _ask_later(self, name: str, delay: Any, now: datetime) -> None:
+        """Puts the entry on the agenda, to be asked after `delay`, as Celery's schedules say it."""
+        seconds = _seconds(delay)
+        seconds = self.max_interval if seconds is None else seconds
+        self._agenda.put(name, now.timestamp() + seconds)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _seconds(delay: Any) -> float | None:
+    """Of what a schedule says; None where it is no number."""
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    return float(seconds) if _is_number(seconds) and not math.isnan(seconds) else None
