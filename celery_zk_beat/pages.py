@@ -144,7 +144,7 @@ class Page:
                 at = min(written + ahead, now)
                 if state.due is not None and state.due <= now:
                     at = max(at, state.due)
-                found[name] = state.set_back(at)
+                found[name] = state.set_back(at, ahead)
         return found
 
 

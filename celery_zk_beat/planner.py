@@ -337,7 +337,7 @@ class Planner:
             at = now if free is None else free
             self._ask_later(item.name, (at - now).total_seconds() or None, now)
             return
-        plan.runs.append(replace(run, due=free, ask=self._ask_again(entry, delay, now)))
+        plan.runs.append(replace(run, due=free, ask=self._ask_again(entry, delay, claimed)))
         self._planned[item.name] = item, _Asked(following, delay)
 
     def _too_late(self, entry: Any) -> tuple[datetime, datetime] | None:
@@ -351,14 +351,15 @@ class Planner:
         entry.last_run_at = as_of(entry, at)
         return missed, at
 
-    def _ask_again(self, entry: Any, delay: Any, now: datetime) -> tuple[int, int] | None:
-        """For the state of an entry that was due, and said in how many seconds to ask it again."""
+    def _ask_again(self, entry: Any, delay: Any, claimed: datetime) -> tuple[int, int] | None:
+        """For the state of an entry that was due, and said in how many seconds to ask it again.
+        Counted from its `last_run_at`, so that both are by one clock and are set back together."""
         if not (is_free(entry) or self._is_own):
             return None
         seconds = _seconds(delay)
         if seconds is None or seconds <= 0:
             return None
-        at = now.timestamp() + min(seconds, _LONGEST_DELAY)
+        at = claimed.timestamp() + min(seconds, _LONGEST_DELAY)
         return int(at * 1000), checksum(entry.schedule)
 
     def note_claimed(self, claimed: list[Run], now: datetime) -> float:

@@ -262,9 +262,10 @@ class RunState:
                 leaps = tuple(sorted(leaps, key=lambda leap: leap[0] - leap[1])[:-1])
         return replace(self, last_run_at=at, leaps=leaps, done=done, **changes)
 
-    def set_back(self, at: datetime) -> RunState:
+    def set_back(self, at: datetime, ahead: timedelta = timedelta()) -> RunState:
         """The state as it should be where a clock that was ahead made it: its clock goes on from
-        `at`, and what has run since then, by that clock, is not to run again."""
+        `at`, by a clock that is so far `ahead` of ZooKeeper's, and what has run since then does not
+        run again."""
         back = self.last_run_at - at
         # Of an interval the instants that follow are others than those before, for certain: in
         # their microseconds.
@@ -276,13 +277,16 @@ class RunState:
             parts = [((a, min(b, start)), (max(a, end), b)) for a, b in new]
             new = [(a, b) for pair in parts for a, b in pair if a < b]
         done: list[Stretch] = []
-        for a, b in sorted([*(each for each in self.done if each[1] > since), *new]):
+        # This clock may be ahead, too: what ran before `at`, or was left out, is still to be known.
+        past = since - max(ahead, timedelta()) // _MILLISECOND
+        for a, b in sorted([*(each for each in self.done if each[1] > past), *new]):
             if done and (a <= done[-1][1] or len(done) == _MOST_STRETCHES):
                 done[-1] = done[-1][0], max(b, done[-1][1])
             else:
                 done.append((a, b))
         ask = self.ask and (max(0, self.ask[0] - back // _MILLISECOND), self.ask[1])
-        return replace(self, last_run_at=at, leaps=(), done=tuple(done), ask=ask)
+        leaps = tuple((a, min(b, since)) for a, b in self.leaps if a < since and b > past)
+        return replace(self, last_run_at=at, leaps=leaps, done=tuple(done), ask=ask)
 
     @cached_property
     def text(self) -> str:

@@ -48,7 +48,7 @@ class Master:
         clock = self.now + ahead
         last = self.state.last_run_at
         if take_over and last > max(clock, self.written) + TOLERANCE:
-            self.state = self.state.set_back(min(self.written + ahead, clock))
+            self.state = self.state.set_back(min(self.written + ahead, clock), ahead)
             self.written = self.now
         each = entry(Minutely(clock))
         due = next_free(each, next_run(each, self.state.last_run_at), self.state)
@@ -110,6 +110,18 @@ def test_ahead_for_long() -> None:
     assert master.dues[10:] == [
         BEGINNING + n * MINUTE for n in (*range(10, 41), *range(50, 70)) if n > 9
     ]
+
+
+def test_set_back_by_a_clock_that_is_ahead_itself() -> None:
+    """What the first clock left out has run by neither: all of it comes at its time."""
+    master = Master()
+    master.turn(timedelta(minutes=40), take_over=False)
+    master.turn(timedelta(minutes=7), take_over=True)
+    assert master.dues == [BEGINNING + MINUTE]
+    for _ in range(8):
+        master.now += MINUTE
+        master.turn(timedelta(), take_over=True)
+    assert master.dues == [BEGINNING + n * MINUTE for n in range(1, 9)]
 
 
 def test_an_interval_has_other_instants_then() -> None:

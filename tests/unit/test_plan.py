@@ -204,3 +204,13 @@ def test_an_entry_in_the_place_of_another_is_looked_at_first() -> None:
     planner._names.is_current = True
     assert [run.entry for run in planner.plan(NOON, 100).runs] == ["b"]
     assert not planner._names.is_current
+
+
+def test_when_to_ask_again_is_by_the_clock_of_its_last_run() -> None:
+    """A clock may jump between two looks at it. What is set back afterwards is `last_run_at`, and
+    when to ask with it: an entry was held for 20 minutes."""
+    planner = planner_of(Case("", {"a": (OnlyIsDue(True, 9), 1)}))
+    (run,) = planner.plan(NOON + timedelta(minutes=20), 100).runs
+    assert run.claimed == NOON
+    assert run.ask is not None
+    assert run.ask[0] == int((NOON.timestamp() + 9) * 1000)
