@@ -25,7 +25,8 @@ import click
 from celery.app.utils import find_app
 from celery.beat import Service
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
-from celery.signals import beat_init
+from celery.signals import beat_init, import_modules
+from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from . import checking, clock, comparing, upcoming
 from .backfills import MOST_RATE, MOST_UNASKED, RATE
@@ -73,6 +74,14 @@ UNREACHABLE = 2
 
 #: How many times a write is tried that others make at the same time.
 _ATTEMPTS = 10
+
+#: As `-S` takes it, too.
+_ALIAS = "zookeeper"
+_OUR_NAMES = (
+    _ALIAS,
+    OUR_SCHEDULER.replace(":", "."),
+    f"{ZooKeeperScheduler.__module__}.{ZooKeeperScheduler.__name__}",
+)
 
 logger = get_logger(__name__)
 
@@ -126,6 +135,31 @@ def _say_if_not_ours(sender: Service, **kwargs: Any) -> None:
             OUR_SCHEDULER,
             as_written(conf, "zk_beat_..."),
         )
+
+
+@import_modules.connect  # type: ignore[untyped-decorator]
+def _refuse_misspelt_scheduler(sender: Any, **kwargs: Any) -> None:
+    """Before Celery makes a beat's scheduler: one line where that would be a traceback.
+
+    Looks only at names that are nearly ours. To import another class here, before Django is set
+    up, might break what works.
+
+    Raises:
+        Failure: no such scheduler.
+    """
+    ctx = click.get_current_context(silent=True)
+    if ctx is None or ctx.info_name != "beat":
+        return
+    name = str(ctx.params.get("scheduler"))  # Of -S, else of the setting.
+    if not difflib.get_close_matches(name.replace(":", "."), _OUR_NAMES, 1, 0.7):
+        return
+    try:
+        symbol_by_name(name, aliases=dict(load_extension_class_names("celery.beat_schedulers")))
+    except (ImportError, AttributeError):
+        setting = as_written(sender.conf, "beat_scheduler")
+        where = f"{setting} =" if name == sender.conf.beat_scheduler else "-S"
+        meant = OUR_SCHEDULER if "." in name or ":" in name else _ALIAS
+        raise Failure(f"{where} {name!r}: no such scheduler, did you mean {meant!r}?") from None
 
 
 @contextlib.contextmanager

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 # Packages that are not Python's own are imported late: Ctrl-C finds us ready for it from the
 # first moment, and one that is missing gets a clear line.
 
+#: Below the verdict.
+MEANING = """\
+(lost: a run that a master claimed, and no worker executed. While there is no master no run is
+claimed: an instant that passes then has no run of its own. One run stands for all such instants of
+an entry, as in Celery.)"""
+
 TICK_TIME = 500  # Milliseconds, of ZooKeeper. It grants the default session time-out, 10 s.
 PATIENCE = 30.0  # Seconds that a thing may take before the demo has failed.
 _POLL = 0.03
@@ -107,6 +113,10 @@ class Play:
             Failed: a process ended that should not, or something took longer than PATIENCE.
         """
         raise NotImplementedError
+
+    def summary(self) -> list[str]:
+        """What happened, where that is no longer to be seen on the terminal."""
+        return self._show.summary()
 
     def _start_servers(self) -> None:
         from .journal import VARIABLE
@@ -366,7 +376,10 @@ def _main(play: type[Play], parser: argparse.ArgumentParser) -> int:
             print(f"logs and journal are kept in {folder}")
         else:
             _remove(folder)
-    print(*demo.board.faults, *verdict.lost, *verdict.twice, verdict, sep="\n", flush=True)
+    if summary := demo.summary():
+        print("what happened:", *summary, sep="\n")
+    print(*demo.board.faults, *verdict.lost, *verdict.twice, verdict, sep="\n")
+    print(MEANING, flush=True)
     return 0 if verdict.good else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,24 +118,44 @@ class Board:
 
 
 class Lines:
-    """Plain lines for logs and pipes."""
+    """Plain lines for logs and pipes: each event, the first run of each master, and how many
+    followed."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._epoch = 0  # That of the last run with a line of its own.
+        self._more: Counter[str] = Counter()  # Runs without one, by the beat that dispatched them.
 
     def event(self, text: str, style: str = "") -> None:
+        """One with a style is among the few that matter."""
         now = time.time()
         self._board.events.append((now, text, style))
+        self._count(now)
         self._print(now, text)
 
     def executed(self, run: Delivery) -> None:
-        self._print(run.executed or run.received, _run_line(self._board, run).plain)
+        at, beat = run.executed or run.received, self._board.beat_of(run)
+        if (run.epoch or 0) > self._epoch:
+            self._epoch = run.epoch or 0
+            self._count(at)
+            self._print(at, _run_line(self._board, run).plain)
+        else:
+            self._more[beat.name if beat else "?"] += 1
 
     def refresh(self) -> None:
         """Nothing to do: lines are printed as they come."""
 
     def close(self) -> None:
         """Nothing to do."""
+
+    def summary(self) -> list[str]:
+        """What nobody has read yet of what happened: nothing."""
+        return []
+
+    def _count(self, at: float) -> None:
+        for name, runs in self._more.items():
+            self._print(at, f"{runs} more {'run' if runs == 1 else 'runs'} dispatched by {name}")
+        self._more.clear()
 
     def _print(self, at: float, text: str) -> None:
         print(f"{at - self._board.began:6.2f} s  {text}", flush=True)
@@ -164,6 +185,11 @@ class Screen(Lines):
         self._live.stop()
         width, height = self._console.size
         self._console.print(render(self._board, time.time(), width, min(height, 24)))
+
+    def summary(self) -> list[str]:
+        """The events that matter, for the second screen is gone."""
+        began, events = self._board.began, self._board.events
+        return [f"{at - began:6.2f} s  {text}" for at, text, style in events if style]
 
     def _print(self, at: float, text: str) -> None:
         self._next = 0.0

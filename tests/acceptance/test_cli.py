@@ -342,6 +342,29 @@ def test_a_beat_that_is_none_of_ours(site: Site) -> None:
     did(site.zk_beat("status", **wrong), warning)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("celery_zk_beat:ZooKeeperSchedulr", "celery_zk_beat:ZooKeeperScheduler"),
+        ("celery_zkbeat.ZooKeeperScheduler", "celery_zk_beat:ZooKeeperScheduler"),
+        ("zookeepr", "zookeeper"),
+    ],
+)
+def test_a_misspelt_scheduler(site: Site, wrong: str, meant: str) -> None:
+    """One line instead of Celery's traceback; another class that is missing stays Celery's."""
+    beat = site.beat("one", "-S", wrong)
+    assert beat.wait(PATIENCE) == 1
+    assert beat.log().splitlines()[1:] == [
+        f"Error: -S {wrong!r}: no such scheduler, did you mean {meant!r}?"
+    ]
+    done = site.beat("two", "-S", wrong, beat_scheduler=wrong)
+    assert done.wait(PATIENCE) == 1
+    assert done.log().splitlines()[1].startswith(f"Error: beat_scheduler = {wrong!r}: ")
+    other = site.beat("other", "-S", "proj.sched:MyScheduler")
+    assert other.wait(PATIENCE) == 1
+    assert "No module named 'proj'" in other.log().splitlines()[-1]
+
+
 def test_run_while_the_broker_is_away(site: Site, redis_server: Redis) -> None:
     """It says that the run waits; the run is dispatched when the broker is back."""
     site.schedule(seldom=3600)

@@ -39,13 +39,19 @@ def test_demo(tmp_path: Path) -> None:
     """Kill and stop of the master, nothing lost, nothing twice."""
     with demo(tmp_path) as process:
         assert process.start().wait(200) == 0
-        lines = process.log().splitlines()
+        text, _, meaning = process.log().partition("(lost: ")
+        assert "no run of its own" in meaning
+        lines = text.splitlines()
         said = re.fullmatch(r"runs: (\d+) dispatched, (\d+) executed, 0 lost, 0 twice", lines[-1])
         assert said
         assert said[1] == said[2]
         assert int(said[1]) > 50
         assert "SIGKILL" in lines[-3]
         assert "SIGTERM" in lines[-2]
+        # Each run is told, one by one or as one of many, and what matters is not hidden by them.
+        more = sum(int(count) for count in re.findall(r"(\d+) more runs? dispatched by", text))
+        assert more + text.count(", executed by worker") == int(said[1])
+        assert len(lines) < 40
         assert left_behind(tmp_path) == []
 
 
