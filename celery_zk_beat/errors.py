@@ -3,6 +3,13 @@ the value, and what to do about it."""
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+#: Not all of what may be large, or so deep that repr() gives up.
+_shown = Repr()
+_shown.maxstring = _shown.maxother = _shown.maxlong = 80
+_repr = _shown.repr
+
 
 class ZkBeatError(Exception):
     """The base of all errors of celery-zk-beat."""
@@ -22,6 +29,40 @@ class RootError(ZkBeatError):
 
 class TooLarge(ZkBeatError):
     """A record would be larger than the master reads; nothing was written."""
+
+
+class EntryError(ZkBeatError, ValueError):
+    """What is said of a live entry cannot be.
+
+    Attributes:
+        name: of the entry.
+        field: what of it, such as "task" or "options.queue"; None: all of it.
+        value: what was given.
+        accepted: what is accepted.
+        what: the message without the name.
+    """
+
+    def __init__(self, name: str, field: str | None, value: object, accepted: str) -> None:
+        shown = _repr(value)
+        self.what = f"{field or 'the entry'} is {shown}: expected {accepted}"
+        super().__init__(f"{name:.200}: {self.what}")
+        self.name, self.field, self.value, self.accepted = name, field, value, accepted
+
+
+class VersionConflict(ZkBeatError):
+    """A live entry is of another version than was asked for; nothing was changed.
+
+    Attributes:
+        name: of the entry.
+        wanted: the version that it was to have, 0: that it was not to be there.
+        found: the version that it has, 0: it is not there.
+    """
+
+    def __init__(self, name: str, wanted: int, found: int) -> None:
+        is_there = f"is of version {found}" if found else "is not there"
+        expected = f"version {wanted}" if wanted else "no such entry"
+        super().__init__(f"{name:.200}: {is_there}, expected {expected}: nothing was changed")
+        self.name, self.wanted, self.found = name, wanted, found
 
 
 class ConnectTimeout(ZkBeatError, TimeoutError):

@@ -179,12 +179,13 @@ _OF_CELERY = {
     *("replaced_task_nesting", "stamped_headers", "stamps", "callbacks", "errbacks", "chain"),
     *("chord", "method", "meth", "args", "kwargs", "reply_to", "correlation_id", "delivery_info"),
 }
+#: What only Celery and we put into a message.
+RESERVED_HEADERS = frozenset(_OF_CELERY | _ADDRESS)
 
 
 def _only_shown(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Those that only tell something."""
-    but = _OF_CELERY | _ADDRESS
-    return {name: value for name, value in headers.items() if name not in but}
+    return {name: value for name, value in headers.items() if name not in RESERVED_HEADERS}
 
 
 def _is_json(value: Any) -> bool:

@@ -98,6 +98,16 @@ class Paths:
     def shown_page(self, page: str) -> str:
         return f"{self.shown}/{page}"
 
+    @property
+    def entries(self) -> str:
+        """Persistent, since the first live entry was added, or a beat looked for some. Its data is
+        the index of the pages below it, and is written by each change."""
+        return f"{self.root}/entries"
+
+    def entries_page(self, page: str) -> str:
+        """Persistent; the live entries that lie there."""
+        return f"{self.entries}/{page}"
+
     def member(self, id: str) -> str:
         """Ephemeral, one a beat."""
         return f"{self.members}/{quote_name(id)}"

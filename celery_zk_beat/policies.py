@@ -234,15 +234,19 @@ def check_policies(value: Any) -> Policies:
             raise SettingsError(f"{pattern!r}: expected a pattern of entries' names")
         if not isinstance(keys, Mapping):
             raise SettingsError(f"{pattern!r}: {keys!r}: expected a dictionary")
-        checked = {}
-        for key, item in keys.items():
-            try:
-                checked[key] = _check(key, item)
-            except SettingsError as exc:
-                raise SettingsError(f"{pattern!r}: {exc}") from None
-        _check_together(pattern, checked)
+        try:
+            checked = check_policy(keys)
+        except SettingsError as exc:
+            raise SettingsError(f"{pattern!r}: {exc}") from None
         parts.append((pattern, checked))
     return Policies(tuple(parts))
+
+
+def check_policy(keys: Mapping[Any, Any]) -> dict[str, Any]:
+    """Returns the keys of one policy. Raises as :func:`check_policies`."""
+    checked = {key: _check(key, item) for key, item in keys.items()}
+    _check_together(checked)
+    return checked
 
 
 def _check(key: Any, value: Any) -> Any:
@@ -290,11 +294,11 @@ def _check_instant(key: str, value: Any) -> datetime:
     return instant.astimezone(timezone.utc)
 
 
-def _check_together(pattern: str, keys: Mapping[str, Any]) -> None:
+def _check_together(keys: Mapping[str, Any]) -> None:
     starts, ends = keys.get("starts"), keys.get("ends")
     if starts is not None and ends is not None and ends < starts:
-        raise SettingsError(f"{pattern!r}: 'ends' is before 'starts': nothing would ever run")
+        raise SettingsError("'ends' is before 'starts': nothing would ever run")
     if keys.get("once") and (keys.get("runs") or 1) != 1:
-        raise SettingsError(f"{pattern!r}: 'once' and 'runs': {keys['runs']} contradict each other")
+        raise SettingsError(f"'once' and 'runs': {keys['runs']} contradict each other")
     if "limit" in keys and keys.get("coalesce") == ONE:
-        raise SettingsError(f"{pattern!r}: 'limit' is for 'coalesce': {ALL!r} alone")
+        raise SettingsError(f"'limit' is for 'coalesce': {ALL!r} alone")

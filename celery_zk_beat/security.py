@@ -275,9 +275,13 @@ class Access:
         Raises:
             SettingsError: the ACL is for an identity that there is not.
         """
-        if self.acl and not self.identified and any(grant.scheme == "auth" for grant in self.acl):
+        self.check_acl("acl", self.acl)
+
+    def check_acl(self, setting: str, acl: tuple[Grant, ...] | None) -> None:
+        """Likewise, of an ACL that stands in another setting."""
+        if acl and not self.identified and any(grant.scheme == "auth" for grant in acl):
             raise SettingsError(
-                f"{self.name('acl')} = {str(self.acl[0])!r}: its scheme auth stands for the user "
+                f"{self.name(setting)} = {str(acl[0])!r}: its scheme auth stands for the user "
                 f"that this process is to ZooKeeper: set {self.credentials('or')}"
             )
 

@@ -47,6 +47,10 @@ class Settings:
         http: host and port of health, metrics and status page; None: none of them.
         metrics_entries: patterns of the names of entries that have metrics of their own; None: none
             has.
+        entries: live entries are in force, beside those of the app's `beat_schedule`.
+        entries_tasks: patterns of the names of tasks that they may run; None: those that are
+            registered.
+        entries_acl: the rights on the znodes of live entries; None: as on all others.
         auth, sasl, tls, acl: see :class:`~.security.Access`.
         fast_takeover: a small process beside this beat ends its session if it dies.
         policies: how entries run, by patterns of their names: see :mod:`~.policies`.
@@ -70,6 +74,9 @@ class Settings:
     tls: Tls | None = None
     acl: tuple[Grant, ...] | None = None
     policies: Policies = NO_POLICIES
+    entries: bool = False
+    entries_tasks: tuple[str, ...] | None = None
+    entries_acl: tuple[Grant, ...] | None = None
     #: Celery's own, which asks for what django-celery-results shows of a task.
     result_extended: bool = False
     #: Before the names of all settings, as the user writes them.
@@ -108,16 +115,25 @@ class Settings:
             tls=read("tls", check_tls, None),
             acl=read("acl", check_acl, None),
             policies=read("policies", check_policies, NO_POLICIES),
+            entries=read("entries", check_bool, False),
+            entries_tasks=read("entries_tasks", check_patterns, None),
+            entries_acl=read("entries_acl", check_acl, None),
             app=app,
             result_extended=bool(conf.get("result_extended")),
             prefix=read.shown(_PREFIX),
         )
         settings.access.check()
+        settings.access.check_acl("entries_acl", settings.entries_acl)
         if settings.scheduler is not None:
             try:
                 settings.policies.refuse_what_gated_cannot()
             except SettingsError as exc:
                 raise SettingsError(f"{read.shown(_PREFIX + 'policies')} = {exc}") from None
+            if settings.entries:
+                raise SettingsError(
+                    f"{read.shown(_PREFIX + 'entries')} = True does not work together with "
+                    f"{read.shown(_PREFIX + 'scheduler')}, which decides what its entries are"
+                )
         return settings
 
     @property

@@ -228,6 +228,44 @@ _SHOWN = st.fixed_dictionaries(
     },
 )
 SHOWN = records({"entries": st.dictionaries(st.just("e") | _TEXTS, _SHOWN | VALUES, max_size=3)})
+_OPTIONS = st.dictionaries(
+    st.sampled_from(["queue", "link", "task_id", "headers", "expires", "serializer"]) | _TEXTS,
+    st.just("pickle") | st.dictionaries(st.just("zk_beat") | _TEXTS, VALUES) | VALUES,
+    max_size=3,
+)
+_LIVE = st.fixed_dictionaries(
+    {
+        "task": st.just("task") | _TEXTS,
+        "schedule": st.fixed_dictionaries({"every": st.just(30) | st.floats() | VALUES})
+        | st.fixed_dictionaries({"cron": _CRONS | _TEXTS}, optional={"tz": _TEXTS})
+        | VALUES,
+        "version": st.just(1) | _NUMBERS,
+        "born": st.just("1e0b") | _TEXTS,
+        "since": st.just(1_000) | _NUMBERS,
+        "changes": st.just([[1, 1_000, "web", ["added"]]])
+        | st.lists(st.tuples(_NUMBERS, _NUMBERS, _TEXTS, VALUES).map(list) | VALUES),
+    },
+    optional={
+        "args": st.lists(VALUES) | VALUES,
+        "kwargs": st.dictionaries(_TEXTS, VALUES) | VALUES,
+        "options": _OPTIONS | VALUES,
+        "policy": st.dictionaries(st.sampled_from(["jitter", "starts", "runs"]), VALUES) | VALUES,
+        "enabled": st.booleans() | VALUES,
+        "override": st.booleans() | VALUES,
+        "note": _TEXTS,
+    },
+)
+ENTRIES = records({"entries": st.dictionaries(st.just("e") | _TEXTS, _LIVE | VALUES, max_size=3)})
+INDEXES_OF_ENTRIES = records(
+    {
+        "pages": st.dictionaries(
+            st.sampled_from(["3f", "00"]) | _TEXTS,
+            st.tuples(_NUMBERS, _NUMBERS).map(list) | VALUES,
+            max_size=3,
+        ),
+        "recent": st.lists(st.just("5b0cc2f1a2d4") | VALUES),
+    }
+)
 REQUESTS = records(
     {
         "do": st.just("run") | st.just("backfill") | _TEXTS,

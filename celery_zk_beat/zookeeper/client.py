@@ -23,7 +23,7 @@ from kazoo.security import ACL, Id
 from .. import clock
 from ..errors import SettingsError, UnsupportedEnvironment
 from ..log import LOGGERS, get_logger
-from ..security import Access
+from ..security import Access, Grant
 from .operations import Handle
 from .servers import Servers, TlsError, tls_refusal
 
@@ -60,6 +60,13 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 _kazoo_log.addFilter(_hide_secrets)
 _kazoo_log.addFilter(_without_traceback)
 get_logger(f"{__package__.partition('.')[0]}.kazoo")
+
+
+def acl_of(grants: tuple[Grant, ...] | None) -> list[ACL] | None:
+    """As kazoo has it; None: by default."""
+    if grants is None:
+        return None
+    return [ACL(grant.rights, Id(grant.scheme, grant.id)) for grant in grants]
 
 
 class Client:
@@ -114,9 +121,7 @@ class Client:
             handler=self._handler,
             read_only=False,
             # None: all for the world, kazoo's own default.
-            default_acl=None
-            if access.open_by_default
-            else [ACL(grant.rights, Id(grant.scheme, grant.id)) for grant in access.grants],
+            default_acl=None if access.open_by_default else acl_of(access.grants),
             connection_retry=KazooRetry(max_tries=-1, delay=0.1, max_delay=_RECONNECT_PAUSE),
             # Unused: a fenced write must never be repeated blindly, least of all after expiry.
             command_retry=KazooRetry(max_tries=1, ignore_expire=False),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Union
 
+from ..security import Grant
+
 
 @dataclass(frozen=True)
 class Node:
@@ -20,9 +22,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Create:
+    """`acl`: the rights on it; None: those of :attr:`.Access.grants`."""
+
     path: str
     data: bytes
     ephemeral: bool = False
+    acl: tuple[Grant, ...] | None = None
 
 
 @dataclass(frozen=True)

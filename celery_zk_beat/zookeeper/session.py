@@ -15,7 +15,7 @@ from ..errors import AccessDenied, Conflict, ConnectTimeout, Uncertain, ZkBeatEr
 from ..log import get_logger
 from ..security import Access, Grant
 from . import answers, reads
-from .client import Client
+from .client import Client, acl_of
 from .operations import Check, Create, Handle, Node, Operation, Pending, SetData
 from .quota import quota_of
 from .servers import Servers
@@ -209,12 +209,13 @@ class ZooKeeperSession:
         # Not what garbled answers may hold, and no path is made of.
         return [name for name in names if name and "/" not in name and name not in (".", "..")]
 
-    def ensure(self, path: str) -> None:
+    def ensure(self, path: str, acl: tuple[Grant, ...] | None = None) -> None:
         """Creates a persistent znode and its parents where they are missing; needs no right on
-        those that are there. Raises as :meth:`read`."""
+        those that are there. `acl`: the rights on all of them, if others than
+        :attr:`.Access.grants`. Raises as :meth:`read`."""
         kazoo = self._kazoo(path)
         try:
-            result = kazoo.ensure_path_async(path)
+            result = kazoo.ensure_path_async(path, acl_of(acl))
             self._answer(path, result)
         except AccessDenied:
             # To make one is a right on its parent, and to look whether there is one needs none.
@@ -245,7 +246,7 @@ class ZooKeeperSession:
         transaction = kazoo.transaction()
         for op in operations:
             if isinstance(op, Create):
-                transaction.create(op.path, op.data, ephemeral=op.ephemeral)
+                transaction.create(op.path, op.data, acl_of(op.acl), ephemeral=op.ephemeral)
             elif isinstance(op, SetData):
                 transaction.set_data(op.path, op.data, op.version)
             elif isinstance(op, Check):

@@ -24,6 +24,7 @@ from celery_zk_beat.backfills import Backfills
 from celery_zk_beat.control import Asking, Pauses, RequestRecord
 from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.history import decode_volume, encode_volume
+from celery_zk_beat.live import definitions
 from celery_zk_beat.log import get_logger
 from celery_zk_beat.paths import Paths, page_of, volume_of
 from celery_zk_beat.records import (
@@ -64,6 +65,7 @@ READERS: dict[str, tuple[Callable[[str, bytes], Any], st.SearchStrategy[bytes]]]
     "request": (RequestRecord.decode, hostile.REQUESTS),
     "index": (Index.decode, hostile.INDEXES),
     "shown": (decode_shown, hostile.SHOWN),
+    "index of live entries": (definitions.Index.decode, hostile.INDEXES_OF_ENTRIES),
 }
 
 #: A busy machine is no fault.
@@ -121,11 +123,49 @@ def test_a_history_that_is_read(data: bytes) -> None:
         assert encode_volume(decode_volume(path, written)) == written
 
 
+LIVE = f"/entries/{definitions.page_of_entry('e')}"
+
+
+@patiently
+@given(hostile.ENTRIES)
+def test_live_entries_that_are_read(data: bytes) -> None:
+    """Likewise; what is damaged stands as it was, and says why in short."""
+    error = ""
+    try:
+        found = definitions.Page.decode(LIVE, data)
+    except RootError as exc:
+        error = str(exc)
+    if error:
+        assert LIVE in error
+        assert len(error) < 2000
+        return
+    for name, entry in found.entries.items():
+        if isinstance(entry, definitions.Definition):
+            assert definitions.Definition.of(name, json.loads(json.dumps(entry.told))) == entry
+        else:
+            assert len(entry.why) < 2000
+    try:
+        written = found.encode()
+    except RecursionError:  # the store says so
+        return
+    assert definitions.Page.decode(LIVE, written).encode() == written
+
+
+@pytest.mark.parametrize("garbage", hostile.GARBAGE)
+def test_garbage_in_the_place_of_live_entries(garbage: str) -> None:
+    data = hostile.GARBAGE[garbage]
+    if garbage == "as deep as can be read":
+        assert isinstance(definitions.Page.decode(LIVE, data).get("e"), definitions.Damaged)
+        return
+    with pytest.raises(RootError, match=LIVE):
+        definitions.Page.decode(LIVE, data)
+
+
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("garbage", hostile.GARBAGE)
 def test_garbage(kind: str, garbage: str) -> None:
     read, data = READERS[kind][0], hostile.GARBAGE[garbage]
-    if kind in ("masters", "pauses", "backfills") and not data:
+    if kind in ("masters", "pauses", "backfills", "index of live entries") and not data:
         read(PATH, data)  # none at all
         return
     with pytest.raises(RootError, match=PATH) as caught:

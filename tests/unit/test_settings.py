@@ -65,14 +65,20 @@ BAD = [
     ],
     *[("scheduler", value, "'package.module:Class'") for value in ("", "Database", 7, "a b:C")],
     *[
-        ("metrics_entries", value, "a list of patterns such as ['nightly-*']")
+        (name, value, "a list of patterns such as ['nightly-*']")
+        for name in ("metrics_entries", "entries_tasks")
         for value in ("nightly-*", [""], [7], {"a": 1}, True)
     ],
     ("policies", {"a": {"jitter": "1 h"}}, "seconds or a timedelta"),
+    ("entries_acl", "web", "'web' is not scheme:id:rights"),
     ("recovery", "", "'resend' or 'drop'"),
     ("recovery", "Drop", "'resend' or 'drop'"),
     ("recovery", True, "'resend' or 'drop'"),
-    *[("fast_takeover", value, "True or False") for value in (0, 1, "no", [True])],
+    *[
+        (name, value, "True or False")
+        for name in ("fast_takeover", "entries")
+        for value in (0, 1, "no", [True])
+    ],
     *[
         (name, value, "number of seconds above 0")
         for name in ("session_timeout", "connect_timeout", "publish_deadline")
@@ -163,6 +169,9 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_METRICS_ENTRIES": ["nightly-*", "é"],
         "CELERY_ZK_BEAT_TLS": True,
         "CELERY_ZK_BEAT_ACL": "world:anyone:cdrw",
+        "CELERY_ZK_BEAT_ENTRIES": True,
+        "CELERY_ZK_BEAT_ENTRIES_TASKS": ["shop.*"],
+        "CELERY_ZK_BEAT_ENTRIES_ACL": "digest:web:x=:cdrw",
         "CELERY_RESULT_EXTENDED": True,
     }
     app.config_from_object(settings, namespace="CELERY")
@@ -180,9 +189,26 @@ def test_good_values() -> None:
         metrics_entries=("nightly-*", "é"),
         tls=Tls(),
         acl=(Grant("world", "anyone", 15),),
+        entries=True,
+        entries_tasks=("shop.*",),
+        entries_acl=(Grant("digest", "web:x=", 15),),
         result_extended=True,
         prefix="CELERY_ZK_BEAT_",
     )
+
+
+def test_entries_of_another_scheduler_are_not_live() -> None:
+    app = Celery("shop")
+    app.conf.update(zk_beat_entries=True, zk_beat_scheduler="redbeat:RedBeatScheduler")
+    with pytest.raises(SettingsError, match=r"zk_beat_entries = True.*with zk_beat_scheduler"):
+        Settings.from_app(app)
+
+
+def test_rights_on_entries_of_an_identity_that_there_is_not() -> None:
+    app = Celery("shop")
+    app.conf.zk_beat_entries_acl = "auth::cdrwa"
+    with pytest.raises(SettingsError, match="zk_beat_entries_acl = 'auth::cdrwa': its scheme"):
+        Settings.from_app(app)
 
 
 def test_defaults() -> None:
@@ -195,6 +221,9 @@ def test_defaults() -> None:
     assert settings.publish_deadline == 30
     assert settings.fast_takeover
     assert settings.metrics_entries is None
+    assert not settings.entries
+    assert settings.entries_tasks is None
+    assert settings.entries_acl is None
     assert settings.id
 
 

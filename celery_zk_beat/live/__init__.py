@@ -1,0 +1,1 @@
+"""Entries that are changed while beat runs: they lie in ZooKeeper, as data."""

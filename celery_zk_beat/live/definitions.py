@@ -1,0 +1,697 @@
+"""What a live entry is: what users say of it, checked, and what is known of its life; its JSON, and
+that of the pages and of their index. Pure: no I/O, no clock.
+
+What is read from a znode goes through the same checks as what a user writes. So whoever may write
+there can say what an entry may be, and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Union
+
+from .. import schedules
+from ..control import LONGEST_WHO
+from ..errors import EntryError, RootError, SettingsError
+from ..limits import LONGEST_NAME
+from ..messages import RESERVED_HEADERS
+from ..names import without_addresses
+from ..paths import page_of
+from ..policies import check_policy
+from ..records import FORMAT, LARGEST_NUMBER, count, decode, encode, shown, to_text
+from ..records import field as field_of
+from ..runs import LATEST, from_milliseconds
+
+#: Most bytes of what a user says of an entry, in JSON; of its task and a queue; of a note.
+LARGEST, LONGEST_TEXT, LONGEST_NOTE = 8_000, 300, 500
+#: Most characters of an expression of cron, and of a time zone.
+_LONGEST_CRON, _LONGEST_ZONE = 300, 100
+#: How deep lists and objects may lie in each other in the arguments.
+DEEPEST = 20
+#: Most entries; most bytes of a page of them.
+MOST_ENTRIES, LARGEST_PAGE = 100_000, 400_000
+#: How many changes of an entry are remembered; and how many the index names, of all.
+CHANGES, RECENT = 10, 100
+#: Most bytes of the index.
+LARGEST_INDEX = 50_000
+
+_MILLISECOND = timedelta(milliseconds=1)
+_LATEST_MS = 1000 * LATEST
+#: Kept, for it takes longer to make than to use.
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class Timing(NamedTuple):
+    """When an entry is due: each so many seconds, `offset` after midnight UTC of 1 January 1970; or
+    by an expression of cron in a time zone, None for that of the app."""
+
+    every: float | None = None
+    offset: float = 0.0
+    cron: str | None = None
+    tz: str | None = None
+
+    def schedule(self) -> schedules.cron | schedules.every:
+        """The same object each time, as long as it is among the last that were asked for.
+
+        Raises:
+            ValueError: there is no such schedule; one line.
+        """
+        return _schedule(self)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As it is written."""
+        if self.cron is not None:
+            return {"cron": self.cron, **({} if self.tz is None else {"tz": self.tz})}
+        return {"every": self.every, **({"offset": self.offset} if self.offset else {})}
+
+
+@functools.lru_cache(1 << 17)
+def _schedule(timing: Timing) -> schedules.cron | schedules.every:
+    if timing.cron is not None:
+        return schedules.cron(timing.cron, timing.tz)
+    return schedules.every(timing.every or 0, timing.offset)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What users say of an entry.
+
+    Attributes:
+        args, kwargs, options: of the message: what JSON can hold. Nobody changes them.
+        policy: keys of :class:`.policies.Policy`, as they are written; :attr:`policy_keys` has them
+            checked.
+        override: it is in force also where the app's `beat_schedule` has an entry of its name.
+    """
+
+    task: str
+    schedule: Timing
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    enabled: bool = True
+    override: bool = False
+    note: str = ""
+
+    @property
+    def policy_keys(self) -> dict[str, Any]:
+        """Those that :class:`.policies.Policies` has of a pattern."""
+        return check_policy(self.policy)
+
+    @classmethod
+    def of(cls, name: str, said: Any) -> Content:
+        """From an object of JSON, such as :attr:`told`.
+
+        Raises:
+            EntryError: it names the field, the value, and what is accepted.
+        """
+        if type(said) is not dict:
+            raise EntryError(name, None, said, "an object with task, schedule ...")
+        unknown = [key for key in said if key not in _CHECKS]
+        if unknown:
+            raise EntryError(name, str(unknown[0]), said[unknown[0]], _instead(unknown[0], _CHECKS))
+        for key in ("task", "schedule"):
+            if key not in said:
+                raise EntryError(name, key, None, _ACCEPTED[key])
+        found: dict[str, Any] = {}
+        for key, value in said.items():
+            try:
+                found[key] = _CHECKS[key](value)
+            except _Refused as exc:
+                raise EntryError(name, exc.field or key, exc.value, exc.accepted) from None
+        return cls(**found)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As JSON has it: without what is as most have it."""
+        told: dict[str, Any] = {"task": self.task, "schedule": self.schedule.told}
+        for name in ("args", "kwargs", "options", "policy", "note"):
+            if value := getattr(self, name):
+                told[name] = value
+        if not self.enabled:
+            told["enabled"] = False
+        if self.override:
+            told["override"] = True
+        return told
+
+    @property
+    def size(self) -> int:
+        """Bytes of its JSON."""
+        return len(_to_json(self.told))
+
+    def checked(self, name: str) -> Content:
+        """The same, once it is certain that it can be kept, and be in force.
+
+        Raises:
+            EntryError: as :meth:`of`; also where it is too large, or no schedule.
+        """
+        told = self.told
+        content = Content.of(name, told)
+        check_timing(name, content.schedule)
+        if self.size > LARGEST:
+            what = f"{self.size} bytes of JSON"
+            raise EntryError(name, None, what, f"at most {LARGEST}: keep large arguments elsewhere")
+        return content
+
+
+def check_timing(name: str, timing: Timing) -> None:
+    """Raises EntryError where it is no schedule."""
+    try:
+        timing.schedule()
+    except ValueError as exc:
+        raise EntryError(name, "schedule", timing.told, str(exc)) from None
+
+
+class Change(NamedTuple):
+    """A change of an entry: which `version` it made, when (milliseconds since 1970), by whom, and
+    of what: names of fields, or "added", "enabled", "disabled"."""
+
+    version: int
+    at: int
+    by: str
+    what: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A live entry.
+
+    Attributes:
+        version: 1 when it was added, one more with each change.
+        born: tells this entry from one of its name that was removed, or will be added.
+        since: milliseconds since 1970, by ZooKeeper's clock: when it was added, its schedule was
+            changed, or it was enabled again. Its clock runs from there.
+        changes: the last, oldest first.
+    """
+
+    content: Content
+    version: int
+    born: str
+    since: int
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def since_at(self) -> datetime:
+        return from_milliseconds(self.since)
+
+    @property
+    def key(self) -> str:
+        """Of the run state: another where its clock begins anew."""
+        return f"{self.born}.{self.since:x}"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {
+            **self.content.told,
+            "version": self.version,
+            "born": self.born,
+            "since": self.since,
+            "changes": [[*change[:3], list(change.what)] for change in self.changes],
+        }
+
+    @classmethod
+    def of(cls, name: str, told: Any) -> Definition:
+        """From :attr:`told`. Raises EntryError where it cannot be understood; not where only its
+        schedule is none, which :meth:`Timing.schedule` tells."""
+        if not isinstance(told, dict):
+            raise EntryError(name, None, told, "an object")
+        said, life = dict(told), {}
+        for key in _LIFE:
+            life[key] = said.pop(key, None)
+        version, since, born = life["version"], life["since"], life["born"]
+        if not _is_count(version, LARGEST_NUMBER) or not version:
+            raise EntryError(name, "version", version, "a number from 1")
+        if not _is_count(since, _LATEST_MS):
+            raise EntryError(name, "since", since, "milliseconds since 1970")
+        if not isinstance(born, str) or not re.fullmatch("[0-9a-f]{1,32}", born):
+            raise EntryError(name, "born", born, "hexadecimal digits")
+        changes = tuple(_changes(name, life["changes"]))
+        return cls(Content.of(name, said), version, born, since, changes)
+
+    def changed(self, content: Content, at: int, by: str) -> Definition:
+        """With another content, from `at` on; itself where that is the same."""
+        what = _differences(self.content, content)
+        if not what:
+            return self
+        # Changes are in order, whatever clocks say.
+        at = max([at, *(change.at for change in self.changes[-1:])])
+        is_anew = "schedule" in what or "enabled" in what
+        version = self.version + 1
+        change = Change(version, at, by[:LONGEST_WHO], what)
+        return replace(
+            self,
+            content=content,
+            version=version,
+            since=at if is_anew else self.since,
+            changes=(*self.changes, change)[-CHANGES:],
+        )
+
+    @classmethod
+    def added(cls, content: Content, born: str, at: int, by: str) -> Definition:
+        return cls(content, 1, born, at, (Change(1, at, by[:LONGEST_WHO], ("added",)),))
+
+
+_LIFE = ("version", "born", "since", "changes")
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """An entry that cannot be understood, and why."""
+
+    why: str
+
+
+#: What is found under a name.
+Found = Union[Definition, Damaged, None]
+
+
+def _differences(before: Content, after: Content) -> tuple[str, ...]:
+    what = [
+        each.name
+        for each in fields(Content)
+        if each.name != "enabled"
+        and _text_of(getattr(before, each.name)) != _text_of(getattr(after, each.name))
+    ]
+    if before.enabled != after.enabled:
+        what.append("enabled" if after.enabled else "disabled")
+    return tuple(what)
+
+
+def _text_of(value: Any) -> str:
+    """To compare: 1, 1.0 and True are equal, and not the same arguments."""
+    return _to_json(value)
+
+
+def _changes(name: str, told: Any) -> Iterable[Change]:
+    if not isinstance(told, list) or len(told) > CHANGES:
+        raise EntryError(name, "changes", told, f"a list of at most {CHANGES}")
+    for each in told:
+        if not isinstance(each, list) or len(each) != 4:
+            raise EntryError(name, "changes", each, "[version, at, by, what]")
+        version, at, by, what = each
+        if not _is_count(version, LARGEST_NUMBER) or not _is_count(at, _LATEST_MS):
+            raise EntryError(name, "changes", each, "a version and milliseconds since 1970")
+        if not isinstance(by, str) or not isinstance(what, list):
+            raise EntryError(name, "changes", each, "a text and a list")
+        if len(what) > len(_CHECKS) or not all(isinstance(one, str) for one in what):
+            raise EntryError(name, "changes", each, "names of fields")
+        yield Change(version, at, by[:LONGEST_WHO], tuple(one[:40] for one in what))
+
+
+# What users may say -------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    def __init__(self, value: Any, accepted: str, field: str | None = None) -> None:
+        self.value, self.accepted, self.field = value, accepted, field
+
+
+def check_name(name: Any) -> str:
+    """Returns the name of an entry. Raises EntryError where none can be called so."""
+    accepted = "a text that is not empty"
+    if not isinstance(name, str) or not name:
+        raise EntryError(str(name), "name", name, accepted)
+    if without_addresses(name) != name:
+        raise EntryError(name, "name", name, f"{accepted} and shows no address of an object")
+    if len(name) > LONGEST_NAME or len(_to_json(name)) > LONGEST_NAME:
+        raise EntryError(name, "name", f"{len(name)} characters", f"{LONGEST_NAME} bytes of JSON")
+    return name
+
+
+def refusal(
+    task: str, registered: Collection[str], patterns: Sequence[str] | None, setting: str
+) -> str | None:
+    """Why a task is not to be run for a live entry, None where it is. `patterns`, those of the
+    `setting` ``zk_beat_entries_tasks``, name all that may; without, those may that are registered.
+
+    Those of Celery itself count only where a pattern names them: ``celery.map`` and others run
+    whatever task their arguments name.
+    """
+    own = "celery."
+    if patterns is not None:
+        named = [each for each in patterns if not task.startswith(own) or each.startswith(own)]
+        if any(fnmatch.fnmatchcase(task, each) for each in named):
+            return None
+        return f"the task {shown(task)} matches no pattern of {setting}"
+    if task.startswith(own):
+        return f"the task {shown(task)} is Celery's own: {setting} has to name it"
+    if task in registered:
+        return None
+    return f"the task {shown(task)} is not registered{_close(task, map(str, registered))}"
+
+
+def _close(word: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word)[:LONGEST_TEXT], list(known), n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _instead(word: Any, known: Iterable[str]) -> str:
+    known = list(known)
+    return f"one of {', '.join(known)}{_close(word, known)}"
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or len(value) > LONGEST_TEXT:
+        raise _Refused(value, f"a text of 1 to {LONGEST_TEXT} characters")
+    if not value.isprintable():
+        raise _Refused(value, "printable characters")
+    return value
+
+
+def _note(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_NOTE:
+        raise _Refused(value, f"a text of at most {LONGEST_NOTE} characters")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Refused(value, "true or false")
+    return value
+
+
+_KINDS_OF_TIMING = (
+    '{"every": SECONDS}, perhaps with "offset": SECONDS, or {"cron": "0 9 * * *"}, perhaps with '
+    '"tz": "Europe/Paris"'
+)
+
+
+def _timing(value: Any) -> Timing:
+    if type(value) is not dict:
+        raise _Refused(value, _KINDS_OF_TIMING)
+    keys = set(value)
+    if "cron" in keys and keys <= {"cron", "tz"}:
+        expression, tz = value["cron"], value.get("tz")
+        if not isinstance(expression, str) or len(expression) > _LONGEST_CRON:
+            raise _Refused(expression, "five fields as text", "schedule.cron")
+        if tz is not None and (not isinstance(tz, str) or len(tz) > _LONGEST_ZONE):
+            raise _Refused(tz, "the name of a time zone, such as 'Europe/Paris'", "schedule.tz")
+        return Timing(cron=expression, tz=tz)
+    if "every" in keys and keys <= {"every", "offset"}:
+        for key in keys:
+            if not _is_number(value[key]) or not 0 <= value[key] <= 1e10:
+                raise _Refused(value[key], "seconds, 0 to 1e10", f"schedule.{key}")
+        return Timing(every=float(value["every"]), offset=float(value.get("offset", 0)))
+    raise _Refused(value, _KINDS_OF_TIMING)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _data(value: Any, depth: int = 0) -> None:
+    """Lets pass what JSON can hold, and each of its readers can read."""
+    if type(value) in (dict, list, tuple):
+        if depth >= DEEPEST:
+            raise _Refused("...", f"lists and objects in each other at most {DEEPEST} deep")
+        if type(value) is dict:
+            for key in value:
+                if type(key) is not str:
+                    raise _Refused(key, "texts as keys")
+            value = value.values()
+        for each in value:
+            _data(each, depth + 1)
+    else:
+        _scalar(value)
+
+
+def _scalar(value: Any) -> None:
+    if type(value) is int:
+        if not -(2**63) <= value < 2**64:
+            raise _Refused(value, "numbers of at most 64 bits")
+    elif type(value) is float:
+        if not math.isfinite(value):
+            raise _Refused(value, "finite numbers")
+    elif value is not None and type(value) not in (str, bool):
+        raise _Refused(value, "what JSON can hold")
+
+
+def _args(value: Any) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise _Refused(value, _ACCEPTED["args"])
+    _data(value)
+    return value
+
+
+def _kwargs(value: Any) -> Mapping[str, Any]:
+    if type(value) is not dict:
+        raise _Refused(value, _ACCEPTED["kwargs"])
+    _data(value)
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if not _is_number(value) or not 0 < value <= 1e9:
+        raise _Refused(value, "seconds, more than 0 and at most 1e9")
+    return value  # type: ignore[no-any-return]
+
+
+def _priority(value: Any) -> int:
+    if not _is_count(value, 255):
+        raise _Refused(value, "a whole number, 0 to 255")
+    return value  # type: ignore[no-any-return]
+
+
+def _one_of(*accepted: Any) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if isinstance(value, (bool, list, dict)) or value not in accepted:
+            raise _Refused(value, " or ".join(map(repr, accepted)))
+        return value
+
+    return check
+
+
+def _headers(value: Any) -> Mapping[str, Any]:
+    found = _kwargs(value)
+    for name in found:
+        if name in RESERVED_HEADERS:
+            raise _Refused(name, "headers that are not Celery's or ours")
+    return found
+
+
+#: Of a message. None of them loads code, chooses the task or its id, or makes beat wait.
+_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "queue": _text,
+    "exchange": _text,
+    "routing_key": _text,
+    "priority": _priority,
+    "delivery_mode": _one_of(1, 2),
+    "expires": _seconds,
+    "countdown": _seconds,
+    "time_limit": _seconds,
+    "soft_time_limit": _seconds,
+    "ignore_result": _flag,
+    "serializer": _one_of("json", "msgpack"),
+    "compression": _one_of("zlib", "gzip", "bzip2"),
+    "headers": _headers,
+}
+
+
+def _options(value: Any) -> Mapping[str, Any]:
+    if type(value) is not dict:
+        raise _Refused(value, "an object of options of apply_async()")
+    for key, each in value.items():
+        if key not in _OPTIONS:
+            raise _Refused(each, _instead(key, _OPTIONS), f"options.{key}")
+        try:
+            _OPTIONS[key](each)
+        except _Refused as exc:
+            raise _Refused(exc.value, exc.accepted, f"options.{key}") from None
+    return value
+
+
+def _policy(value: Any) -> Mapping[str, Any]:
+    if type(value) is not dict:
+        raise _Refused(value, "an object, as of zk_beat_policies")
+    _data(value)
+    try:
+        check_policy(value)
+    except SettingsError as exc:
+        raise _Refused(value, str(exc)) from None
+    return value
+
+
+_ACCEPTED = {
+    "task": "the name of a task",
+    "schedule": _KINDS_OF_TIMING,
+    "args": "a list",
+    "kwargs": "an object",
+}
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "task": _text,
+    "schedule": _timing,
+    "args": _args,
+    "kwargs": _kwargs,
+    "options": _options,
+    "policy": _policy,
+    "enabled": _flag,
+    "override": _flag,
+    "note": _note,
+}
+
+
+def as_policy(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy as JSON can hold it: a timedelta as seconds, an instant as text."""
+    return {key: _as_json(value) for key, value in policy.items()}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        return to_text(value)
+    return value
+
+
+# Pages and their index ----------------------------------------------------------------------------
+
+
+def page_of_entry(name: str) -> str:
+    """Names the page, ``"00"`` to ``"ff"``, on which an entry lies, for ever."""
+    return page_of(name)[:2]
+
+
+def is_page_of_entries(name: str) -> bool:
+    return re.fullmatch("[0-9a-f]{2}", name) is not None
+
+
+def checksum(data: bytes) -> int:
+    return zlib.crc32(data)
+
+
+class Sum(NamedTuple):
+    """What the index says of a page: the checksum of its bytes, and how many entries it has."""
+
+    checksum: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The record of ``entries`` itself. Each change writes it, so that all changes are in one
+    order, and one watch tells of all.
+
+    Attributes:
+        pages: what is on them, as it was when each was written.
+        recent: the ids of the last transactions, oldest first: who got no answer finds its own.
+    """
+
+    pages: Mapping[str, Sum] = field(default_factory=dict)
+    recent: tuple[str, ...] = ()
+
+    @property
+    def entries(self) -> int:
+        return sum(each.entries for each in self.pages.values())
+
+    def changed(self, pages: Mapping[str, Sum], id: str) -> Index:
+        return Index({**self.pages, **pages}, (*self.recent, id)[-RECENT:])
+
+    def encode(self) -> bytes:
+        told = {
+            "format": FORMAT,
+            "pages": {page: list(each) for page, each in sorted(self.pages.items())},
+            "recent": list(self.recent),
+        }
+        return _to_json(told).encode("ascii")
+
+    @classmethod
+    def decode(cls, path: str, data: bytes) -> Index:
+        """Empty `data` is none at all.
+
+        Raises:
+            RootError: not to be understood.
+        """
+        if not data:
+            return cls()
+        if len(data) > LARGEST_INDEX:
+            raise RootError(f"{path}: has {len(data)} bytes, expected at most {LARGEST_INDEX}")
+        told = decode(path, data)
+        pages = {}
+        for page, each in field_of(path, told, "pages", dict).items():
+            if not is_page_of_entries(page) or not isinstance(each, list) or len(each) != 2:
+                raise RootError(f"{path}: {page!r:.80}: {shown(each)} tells of no page")
+            numbers = {"checksum": each[0], "entries": each[1]}
+            pages[page] = Sum(*(count(path, numbers, name) for name in numbers))
+        recent = field_of(path, told, "recent", list)
+        if len(recent) > RECENT or not all(isinstance(each, str) for each in recent):
+            raise RootError(f"{path}: the field 'recent' is {shown(recent)}, expected ids")
+        return cls(pages, tuple(recent))
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page as it was read.
+
+    Attributes:
+        told: each entry as it stands there: what is not changed is written as it was.
+        version: of the znode; None where there is none.
+        size: how many bytes it has.
+        written: milliseconds since 1970, by ZooKeeper's clock.
+    """
+
+    told: Mapping[str, Any] = field(default_factory=dict)
+    version: int | None = None
+    written: int = 0
+    size: int = field(default=0, compare=False)
+
+    @functools.cached_property
+    def entries(self) -> dict[str, Definition | Damaged]:
+        """All of them."""
+        return {name: self._understood(name) for name in self.told}
+
+    def get(self, name: str) -> Found:
+        """One entry."""
+        return self._understood(name) if name in self.told else None
+
+    def _understood(self, name: str) -> Definition | Damaged:
+        try:
+            return Definition.of(check_name(name), self.told[name])
+        except EntryError as exc:
+            return Damaged(exc.what)
+
+    def changed(self, changes: Mapping[str, Definition | None]) -> Page:
+        """With these entries in place of what there was; None: without."""
+        told = dict(self.told)
+        for name, after in changes.items():
+            if after is None:
+                told.pop(name, None)
+            else:
+                told[name] = after.told
+        return Page(told)
+
+    def encode(self) -> bytes:
+        """Raises RecursionError where what was read is too deep to be written."""
+        # Not by _to_json: what is damaged may hold anything that can be read.
+        return encode({"entries": dict(sorted(self.told.items()))})
+
+    @classmethod
+    def decode(cls, path: str, data: bytes, version: int | None = None, written: int = 0) -> Page:
+        """Reads a page; single entries may be damaged.
+
+        Raises:
+            RootError: it names `path`, for `data` is none.
+        """
+        if len(data) > LARGEST_PAGE:
+            raise RootError(f"{path}: has {len(data)} bytes, expected at most {LARGEST_PAGE}")
+        told = field_of(path, decode(path, data), "entries", dict)
+        page = path.rpartition("/")[2]
+        return cls(
+            {name: each for name, each in told.items() if page_of_entry(name) == page},
+            version,
+            written,
+            len(data),
+        )
