@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kazoo.client import KazooClient
 
 from example_project.servers import Process, ZooKeeper, free_port
 from tests.browser import Browser, missing_chromium
@@ -41,6 +43,11 @@ UNREADABLE = """
     })
     .map((node) => `${node.tagName}.${node.className}: ${node.textContent}`);
 })()
+"""
+#: What the page says of the beats' guards.
+GUARDS = """
+Array.from(document.querySelectorAll("#beats li"), (card) =>
+  `${card.querySelector("bdi").innerText}: ${card.innerText.match(/Guard\\s+(.*)/)[1]}`)
 """
 BACKGROUND = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
 
@@ -136,6 +143,21 @@ def test_it_updates_by_itself(site: Site, browser: Browser) -> None:
     browser.wait_for_text("#trouble", "two does not answer")
     assert "as of" in browser.text("#trouble")
     assert browser.run("getComputedStyle(document.querySelector('main')).opacity < 1")
+
+
+def test_which_beats_have_a_guard(site: Site, browser: Browser, client: KazooClient) -> None:
+    """As `zk-beat status` has it: it is there, or is not, or none is wanted."""
+    members = f"{site.conf['zk_beat_root']}/members"
+    one = site.beat("one")
+    one.wait_for_log("is master", PATIENCE)
+    open_page(browser, site, "two", zk_beat_fast_takeover=False)
+    browser.wait_for("document.querySelectorAll('#beats li').length === 2")
+    record = json.loads(client.get(f"{members}/two")[0])
+    record.update(id="three", guard="it has ended (-9)")
+    client.create(f"{members}/three", json.dumps(record).encode())
+    expected = ["one: on", "three: none", "two: \u2013"]
+    browser.wait_for(f"{GUARDS.strip()}.sort().join() === {json.dumps(','.join(expected))}")
+    assert browser.complaints == []
 
 
 def test_no_zookeeper(own_site: Site, own_zookeeper: ZooKeeper, browser: Browser) -> None:

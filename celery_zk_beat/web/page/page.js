@@ -199,13 +199,13 @@ function showBeats(status, here) {
   sync($("beats"), status.members, (m) => m.id, (m) => {
     const card = el("li", `box ${colour(m.id)}`,
       el("h3", "", el("bdi", ""), el("span", "tag")), el("dl", ""));
-    const rows = ["Host", "Running", "Clock", "Schedule", "Release"].map(row);
+    const rows = ["Host", "Running", "Clock", "Guard", "Schedule", "Release"].map(row);
     card.querySelector("dl").append(...rows.flat());
     card.values = rows.map(([, dd]) => dd);
     card.values[1].append(el("time", ""));
     return card;
   }, (card, m) => {
-    const [host, running, clock, schedule, release] = card.values;
+    const [host, running, clock, guard, schedule, release] = card.values;
     put(card.querySelector("bdi"), m.id);
     const leads = m.state === "master";
     put(card.querySelector(".tag"), leads ? `master, epoch ${status.master?.epoch ?? "?"}` : m.state);
@@ -216,6 +216,9 @@ function showBeats(status, here) {
     put(clock, off === null ? "unknown" : Math.abs(off) < 0.1 ? "right, within 0.1 s"
       : `${length(off)} ${off > 0 ? "ahead" : "behind"}`);
     style(clock, Math.abs(off ?? 0) > 1 ? "warn-text" : "");
+    // Why there is none is among the warnings.
+    put(guard, m.guard === null ? "–" : m.guard === "on" ? "on" : "none");
+    style(guard, m.guard === null || m.guard === "on" ? "" : "warn-text");
     const same = m.schedule === status.schedule;
     const digest = m.schedule?.slice(0, 8);
     put(schedule, !digest ? "unknown" : `${same ? "same as here" : "another than here"} (${digest})`);
