@@ -110,10 +110,12 @@ def opened(scheduler: ZooKeeperScheduler) -> Any:
 
 
 def check_rhythm(scheduler: ZooKeeperScheduler) -> None:
-    """Asserts that each run was due a period after the last was claimed, however late that was."""
+    """Asserts that each run was due a period after the last was dispatched, however late that was:
+    not before it was due, nor long after it was claimed."""
     past = past_of(scheduler, "e")
     for one, next_one in zip(past, past[1:]):
-        assert PERIOD - 0.1 < (next_one.due - one.at).total_seconds() < PERIOD + 0.5
+        assert (next_one.due - one.due).total_seconds() > PERIOD - 0.1
+        assert (next_one.due - one.at).total_seconds() < 2 * PERIOD
 
 
 def test_a_failover_repeats_and_loses_nothing(app: Celery, start: Start, behind: str) -> None:
@@ -764,7 +766,8 @@ def test_zone_of_the_app(
     second.close()
     third = start()
     turn_for(third, 1.5 * PERIOD)
-    assert [run.run for run in history(app)][:3] == [1, 2, 3]
+    # The first may have died before it confirmed.
+    assert list(dict.fromkeys(run.run for run in history(app)))[:3] == [1, 2, 3]
     check_rhythm(third)
 
 
