@@ -50,6 +50,8 @@ class Edit:
 
 #: What all runs that look for a mutation have, where that finds it sooner.
 SCENARIOS: dict[str, str] = {}
+#: The run that found a mutation, where that is far from the first: it may well find it again.
+FOUND: dict[str, list[str]] = {}
 
 
 def _read() -> dict[str, list[Edit]]:
@@ -61,6 +63,8 @@ def _read() -> dict[str, list[Edit]]:
             edits = mutations[name] = []
         elif line.startswith("% "):
             SCENARIOS[name] = line[2:]
+        elif line.startswith("# "):
+            FOUND[name] = [line[2:]]
         elif line.startswith("@@ "):
             edits.append(Edit(line[3:], [], []))
         elif line.startswith("-"):
