@@ -1,4 +1,4 @@
-"""The entries of ``beat_schedule``: when they are due a planner says; here is what is done then."""
+"""The entries of ``beat_schedule``. A planner decides which are due; here they are dispatched."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .source import Source, no_collector, only_logged
 
 logger = get_logger(__name__)
 
-#: Seconds before an entry at fault, whose last run waits, is looked at again.
+#: Seconds until we look again at a faulty entry whose last run waits.
 _RETRY_AFTER = 1.0
-#: Most entries of which it is looked, in a turn, whether they were changed by another hand; the
-#: part of the time that this may take, but for looks that are shorter than this, and the longest
-#: rest in between. In seconds.
+#: Looking for entries that a program has changed: most entries per turn; the part of the time that
+#: this may take; looks shorter than this many seconds are not limited; the longest pause between
+#: looks, in seconds.
 _MOST_SEEN = 1000
 _SEEN_PART, _SHORT_LOOK, _LONGEST_REST = 0.02, 0.00002, 0.05
 
@@ -41,10 +41,10 @@ class BeatSchedule(Source):
         self._planner = Planner(
             names, self, scheduler.is_due, scheduler.max_interval, policies, root
         )
-        #: On boottime(): not before then is it looked what was changed.
+        #: When to look next for changed entries, by boottime().
         self._look_again = 0.0
 
-    # What the plan goes by ------------------------------------------------------------------------
+    # For the planner (Known) ----------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
@@ -63,16 +63,16 @@ class BeatSchedule(Source):
     def holds(self, name: str) -> bool:
         return self._control.holds(name)
 
-    # What the loop asks ---------------------------------------------------------------------------
+    # For the loop (Source) ------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Nothing: the entries are there before the term begins."""
+        """Does nothing: the entries exist before the term begins."""
 
     def close(self) -> None:
-        """Nothing: they stay."""
+        """Does nothing: the entries stay."""
 
     def write(self) -> None:
-        """Nothing: all is in the ledger."""
+        """Does nothing: the ledger has everything."""
 
     def sender(self) -> Send:
         send = Sender(self._scheduler, self._scheduler.producer).send
@@ -91,13 +91,18 @@ class BeatSchedule(Source):
                 self._build()
 
     def turn(self) -> float:
-        """Claims what is due, or will be in a moment, and publishes it when it is, as long as not
-        too much waits for the broker: the outbox is written whole. What is not claimed stays due.
-        Returns the seconds after which something may be."""
+        """Claims what is due or will be in a moment, and publishes it when it is due.
+
+        It claims no more than the outbox has room for: the outbox is written as a whole. What is
+        not claimed stays due.
+
+        Returns:
+            the seconds until something may be due.
+        """
         if self._control.pauses_stale:
             return 0.0
         now, dispatcher = clock.now(), self._dispatcher
-        self._planner.max_interval = self._scheduler.max_interval  # which may be set at any time
+        self._planner.max_interval = self._scheduler.max_interval  # users may set it at any time
         plan = self._planner.plan(now, dispatcher.room())
         look_again = plan.look_again
         self._skip(plan.skipped)
@@ -106,7 +111,7 @@ class BeatSchedule(Source):
             claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=dispatcher.publish_waiting)
             look_again = self._planner.note_claimed(claimed, clock.now())
         if not plan.runs or look_again > now.timestamp():
-            dispatcher.publish_waiting()  # else it is, while what comes next is claimed
+            dispatcher.publish_waiting()  # else it is published during the next claim
         if not self._names.is_current:
             return 0.0
         left = look_again - clock.timestamp() if dispatcher.room() > 0 else math.inf
@@ -115,7 +120,7 @@ class BeatSchedule(Source):
         return left
 
     def _skip(self, skipped: list[Skipped]) -> None:
-        """Notes them; of an entry one after another."""
+        """Records the skips; those of one entry one after another."""
         while skipped:
             first = {each.entry: each for each in reversed(skipped)}
             for reason in dict.fromkeys(each.reason for each in first.values()):
@@ -126,7 +131,7 @@ class BeatSchedule(Source):
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
         policy = self._dispatcher.settings.policies.of(run.entry)
         if policy is not None and policy.coalesce == ALL:
-            return None  # what came due since has a run of its own
+            return None  # each instant that was due since then gets its own run
         return super().goes_on_from(run, at)
 
     def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
@@ -135,9 +140,9 @@ class BeatSchedule(Source):
     # Changes of the schedule ----------------------------------------------------------------------
 
     def _build(self) -> None:
-        """Reads all entries anew, with their states from the ledger."""
+        """Reads all entries again, with their states from the ledger."""
         names, ledger, app = self._names, self._ledger, self._scheduler.app
-        names.is_current = True  # now, for an entry may be added meanwhile
+        names.is_current = True  # set it first: an entry may be added meanwhile
         names.look_anew()
         self._note_named(anew=True)
         entries = list(self.entries.items())
@@ -158,16 +163,16 @@ class BeatSchedule(Source):
 
     @property
     def _asks_another_class(self) -> bool:
-        """True where a class derived from ours says when an entry is due."""
+        """True if a class derived from ours says when an entry is due."""
         return type(self._scheduler).is_due is not Scheduler.is_due
 
     def _look_for_changes(self) -> None:
-        """Has entries that a program has changed by itself, or put into the schedule or taken out
-        of it, find their places."""
+        """Looks for entries that a program has changed, added or removed. If there are any, the
+        agenda is built again."""
         begun, known, scheduler = clock.boottime(), self._names.known, self._scheduler
         schedule = scheduler.schedule
         if schedule is not known and (
-            # Else it is made anew whenever it is asked for.
+            # Else the property makes a new dict each time.
             schedule is scheduler.schedule or not scheduler.schedules_equal(known, schedule)
         ):
             self._names.is_current = False
@@ -181,15 +186,15 @@ class BeatSchedule(Source):
             self._look_again += min(took / _SEEN_PART, _LONGEST_REST)
 
     def _clock_starts(self, entry: Any) -> datetime:
-        """The `last_run_at` of an entry that is seen for the first time: now, whenever this beat
-        was started, unless the configuration gives one."""
+        """The `last_run_at` of an entry that is seen for the first time: the one from the
+        configuration, else now. When this beat was started does not matter."""
         given = utc_of(entry, entry.last_run_at)
-        # A time before the scheduler was made cannot be Celery's default.
+        # A time before the scheduler was created cannot be Celery's default.
         return given if given < self._names.made_at else utc_of(entry, entry.default_now())
 
     def _start_anew_in_another_zone(self, entries: list[tuple[str, Any]]) -> None:
-        """Starts the clock anew of each entry that ran last by the hours of another time zone, as
-        Celery does: it might be due at once by the hours of this one."""
+        """Starts the clock anew of each entry that last ran in another time zone, as Celery does:
+        else it might be due immediately in the new zone."""
         now, changed, anew = clock.now(), {}, []
         for name, entry in entries:
             state = self._ledger.state(name)
@@ -204,8 +209,8 @@ class BeatSchedule(Source):
         self._ledger.rewrite(changed)
         if anew:
             logger.warning(
-                "%d entries ran last by the hours of another time zone (%s is now at %s), such as "
-                "%s: their clocks start anew",
+                "%d entries last ran in another time zone (%s is now at %s), such as %s: their "
+                "clocks start anew",
                 len(anew),
                 self._scheduler.app.timezone,
                 changed[anew[0]].zone,

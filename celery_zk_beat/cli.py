@@ -1,6 +1,7 @@
-"""``celery -A proj zk-beat ...``: asks ZooKeeper how the beats are, and the master to do things.
+"""``celery -A proj zk-beat ...``: shows the beats' state, and sends requests to the master.
 
-It never starts a beat, takes part in no election and needs no broker.
+It reads and writes ZooKeeper only. It never starts a beat, takes part in no election and needs no
+broker.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ from .status.snapshot import FORMAT, Master, Snapshot, plain
 from .zookeeper.session import ZooKeeperSession, connected
 
 #: Exit codes, beside 0.
-#: There is no master that ticks; what was asked is refused, or not done.
+#: No working master; or the request was refused or not completed.
 NOT_DONE = 1
-#: ZooKeeper cannot be reached; a setting, or the command line, is wrong.
+#: ZooKeeper cannot be reached; or a setting or the command line is wrong.
 UNREACHABLE = 2
 
-#: How many times a write is tried that others make at the same time.
+#: How many times to try a write that conflicts with other writers.
 _ATTEMPTS = 10
 
 #: As `-S` takes it, too.
@@ -103,7 +104,7 @@ class Unreachable(Failure):
 
 
 class _Site:
-    """The things that a command works with, while it is connected."""
+    """What a command needs while it is connected."""
 
     def __init__(
         self, ctx: click.Context, settings: Settings, session: ZooKeeperSession, timeout: float
@@ -123,13 +124,13 @@ class _Site:
 
 @beat_init.connect  # type: ignore[untyped-decorator]
 def _say_if_not_ours(sender: Service, **kwargs: Any) -> None:
-    """At the start of each beat, because Celery imports this module for its command line."""
+    """Runs at the start of each beat: Celery imports this module for its command line."""
     kind, conf = type(sender.scheduler), sender.app.conf
     if not issubclass(kind, ZooKeeperScheduler) and has_settings(conf):
         logger.critical(
             "this beat takes no part in the election: its scheduler is %s, which dispatches "
-            "everything, whoever is master; set %s = %r and start it without another -S, or remove "
-            "the settings %s",
+            "everything, even when another beat is master; set %s = %r and start beat without "
+            "another -S, or remove the settings %s",
             f"{kind.__module__}:{kind.__qualname__}",
             as_written(conf, "beat_scheduler"),
             OUR_SCHEDULER,
@@ -164,7 +165,7 @@ def _refuse_misspelt_scheduler(sender: Any, **kwargs: Any) -> None:
 
 @contextlib.contextmanager
 def _site(ctx: click.Context, timeout: float, news: clock.Wakeup) -> Iterator[_Site]:
-    """Connects, and turns each error of ours into its line and exit code."""
+    """Connects. Turns each error of ours into one line and an exit code."""
     hosts = ""
     show_warnings()
     try:
@@ -195,7 +196,7 @@ def _timeout(command: Function) -> Function:
         show_default=True,
         metavar="SECONDS",
         help_group="zk-beat Options",
-        help="How long to wait: for ZooKeeper, and for what was asked to be done.",
+        help="How long to wait for ZooKeeper, and for the request to complete.",
     )(command)
 
 
@@ -206,7 +207,7 @@ def _json(command: Function) -> Function:
         cls=CeleryOption,
         is_flag=True,
         help_group="zk-beat Options",
-        help="One JSON object, as docs/status.md describes it.",
+        help="Print one JSON object (described in docs/status.md).",
     )(command)
 
 
@@ -214,7 +215,7 @@ def _complete_entry(ctx: click.Context, param: click.Parameter, incomplete: str)
     try:
         app: Any = find_app(ctx.find_root().params["app"])
         return [name for name in app.conf.beat_schedule if str(name).startswith(incomplete)]
-    except Exception:  # a shell that waits for a completion is no place for an error
+    except Exception:  # shell completion must not print errors
         return []
 
 
@@ -226,22 +227,22 @@ def _entry(required: bool) -> Callable[[Function], Function]:
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 def zk_beat(ctx: click.Context, **kwargs: Any) -> None:
-    """See and steer the beats of an app that share a ZooKeeper.
+    """See and control the beats of an app.
 
-    Needs only ZooKeeper, not the broker; starts no beat. The settings are those of the app
-    (zk_beat_hosts, zk_beat_root, ...).
+    These commands talk to ZooKeeper only. They need no broker and start no beat. They use the
+    app's settings (zk_beat_hosts, zk_beat_root, ...).
 
     \b
     Exit status:
-      0  fine
-      1  no master that ticks; or what was asked was refused, or is not done
-      2  ZooKeeper cannot be reached; or a setting, or the command line, is wrong
+      0  success
+      1  no working master; or the request was refused or not completed
+      2  ZooKeeper cannot be reached; or a setting or the command line is wrong
 
     \b
     Example:
       $ celery -A proj zk-beat status
     """
-    gc.disable()  # a command lives for a second, and what it makes is no garbage before its end
+    gc.disable()  # a command runs for a second: collecting garbage would only slow it down
     ctx.call_on_close(gc.enable)
 
 
@@ -250,11 +251,11 @@ def zk_beat(ctx: click.Context, **kwargs: Any) -> None:
 @_timeout
 @click.pass_context
 def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
-    """Show who is master, what runs next and what is amiss.
+    """Show who is master, what runs next and what is wrong.
 
-    Members are marked whose schedule differs from the one that this command reads from the app,
-    and clocks are compared with ZooKeeper's (+ is ahead). Entries stand in the order in which they
-    run next. The exit status is 0 only if there is a master and it ticks.
+    Entries are sorted by their next run. A member is marked if its schedule differs from the
+    schedule that this command reads from the app. Clocks are compared with ZooKeeper's clock
+    (+ is ahead). The exit status is 0 only if there is a working master.
 
     \b
     Examples:
@@ -276,16 +277,16 @@ def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
     cls=CeleryOption,
     is_flag=True,
     help_group="zk-beat Options",
-    help="Exit with 1 where there are warnings, too.",
+    help="Exit with 1 for warnings too, not only for errors.",
 )
 @_json
 @click.pass_context
 def check(ctx: click.Context, strict: bool, as_json: bool) -> None:
-    """Look at the configuration before it is deployed; needs neither ZooKeeper nor a broker.
+    """Check the configuration before you deploy it.
 
-    One line for each finding: an error does not work; a warning may be meant; a note says what an
-    entry does in the nights of the next year in which clocks change. The exit status is 1 where
-    there is an error.
+    Needs neither ZooKeeper nor a broker. Prints one line per finding: an error does not work; a
+    warning may be intended; a note says what an entry does in the nights of the next year when
+    clocks change. The exit status is 1 if there is an error.
 
     \b
     Examples:
@@ -313,12 +314,12 @@ def check(ctx: click.Context, strict: bool, as_json: bool) -> None:
 @_timeout
 @click.pass_context
 def diff(ctx: click.Context, as_json: bool, timeout: float) -> None:
-    """Compare the entries of this configuration with what the master runs.
+    """Compare this configuration's entries with the master's.
 
-    Tells which would be added, removed or changed by a deploy, and which are perhaps renamed: the
-    clock of such an entry starts anew. With each, when it runs next, as things are and with this
-    configuration. The master has to answer; entries of another scheduler (zk_beat_scheduler) are in
-    its store, and not compared.
+    Shows which entries a deploy would add, remove or change, and which were perhaps renamed: the
+    clock of a renamed entry starts anew. For each it shows the next run, now and with this
+    configuration. The master must answer. Entries of another scheduler (zk_beat_scheduler) are
+    kept in its store and are not compared.
 
     \b
     Examples:
@@ -328,11 +329,14 @@ def diff(ctx: click.Context, as_json: bool, timeout: float) -> None:
     news, deadline = clock.Wakeup(), clock.boottime() + timeout
     with _site(ctx, timeout, news) as site:
         if site.settings.scheduler is not None:
-            raise Failure(f"{site.settings.prefix}scheduler is set: its entries are in its store")
+            raise Failure(
+                f"{site.settings.prefix}scheduler is set: its entries are in its store, which diff "
+                "does not compare"
+            )
         reader = site.reader()
         snapshot = reader.read()
         if snapshot.master is None:
-            raise Failure(f"there is no master under {snapshot.root} to compare with")
+            raise Failure(f"no master under {snapshot.root}: nothing to compare with")
         master, states, now = snapshot.master.id, reader.states(), clock.now()
         with Asking(site.session, site.paths, _request(TELL), news.set) as asking:
             answer = _until(asking.answer, news, deadline) or _withdraw(asking)
@@ -364,11 +368,11 @@ def _difference(each: comparing.Difference, now: datetime) -> Iterator[str]:
     if each.kind == comparing.RENAMED:
         runs.append("its clock would start anew")
     if runs:
-        yield f"    runs next: {', '.join(runs)}"
+        yield f"    next run: {', '.join(runs)}"
 
 
 def _findings(app: Any) -> tuple[list[checking.Finding], int]:
-    """What is wrong with an app's configuration, and how many entries were looked at."""
+    """Returns what is wrong with an app's configuration, and how many entries were checked."""
     found: list[checking.Finding] = []
 
     def add(level: str, kind: str, text: object) -> None:
@@ -380,7 +384,7 @@ def _findings(app: Any) -> tuple[list[checking.Finding], int]:
         found += checking.check_names(app.conf)
     except SettingsError as exc:
         add(checking.ERROR, "setting", exc)
-    except Exception as exc:  # of Celery, or of the modules of the app
+    except Exception as exc:  # from Celery, or from the app's modules
         add(checking.ERROR, "setting", f"{type(exc).__name__}: {exc}")
         return found, 0
     entries: dict[str, Any] | None = None
@@ -406,10 +410,10 @@ def _findings(app: Any) -> tuple[list[checking.Finding], int]:
 @_timeout
 @click.pass_context
 def watch(ctx: click.Context, timeout: float) -> None:
-    """Show the same live, until Ctrl-C.
+    """Show what `status` shows, live, until Ctrl-C.
 
-    Nothing is polled: ZooKeeper tells what has changed, and only that is read again. Needs the
-    package rich (pip install 'celery-zk-beat[watch]').
+    Nothing is polled: ZooKeeper reports what has changed, and only that is read again. Needs the
+    package rich (the extra `watch`: celery-zk-beat[watch]).
 
     \b
     Example:
@@ -420,7 +424,7 @@ def watch(ctx: click.Context, timeout: float) -> None:
     except ImportError as exc:
         raise Unreachable(f"{exc}: pip install 'celery-zk-beat[watch]'") from None
     if not sys.stdout.isatty():
-        raise Unreachable("watch needs a terminal; `zk-beat status` does not")
+        raise Unreachable("watch needs a terminal; use `zk-beat status` without one")
     gc.enable()
     news = clock.Wakeup()
     with _site(ctx, timeout, news) as site:
@@ -435,16 +439,16 @@ def watch(ctx: click.Context, timeout: float) -> None:
     cls=CeleryOption,
     metavar="ID",
     help_group="zk-beat Options",
-    help="The standby that is to be master; without, whoever is first.",
+    help="The standby that becomes master. Default: the first that is elected.",
 )
 @_timeout
 @click.pass_context
 def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
-    """Have the master hand over to another beat.
+    """Make the master hand over to another beat.
 
-    The master first notes what it has published, so nothing is lost or repeated; it stays as a
-    standby. Returns when the next one is elected, and says how long that took. Refused where there
-    is no other beat.
+    The master first records what it has published, so nothing is lost or repeated. Then it becomes
+    a standby. The command returns when the next master is elected, and says how long that took. It
+    is refused if there is no other beat.
 
     \b
     Examples:
@@ -475,23 +479,23 @@ def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
 
 
 def _successor_wanted(snapshot: Snapshot, to: str | None) -> Master:
-    """The master, if it can do what is asked."""
+    """Returns the master if it can resign, perhaps to the beat `to`. Raises Failure if not."""
     master = snapshot.master
     if master is None:
-        raise Failure(f"there is no master under {snapshot.root}, so nobody can resign")
+        raise Failure(f"no master under {snapshot.root}: no beat can resign")
     others = [member.id for member in snapshot.members if member.id != master.id]
     if not others:
         raise Failure(f"{master.id} is the only beat under {snapshot.root}: start another first")
     if to == master.id:
-        raise Failure(f"{to} is master already")
+        raise Failure(f"{to} is already master")
     if to is not None and to not in others:
         known = ", ".join(others)
-        raise Failure(f"there is no standby {to!r} under {snapshot.root}; there is: {known}")
+        raise Failure(f"no standby {to!r} under {snapshot.root}; the standbys are: {known}")
     return master
 
 
 def _read_master(site: _Site, news: clock.Wakeup) -> MasterRecord | None:
-    """The record of the master, None where there is none; watched, and so is its coming."""
+    """Returns the master's record, None if there is no master. Sets watches on both cases."""
     site.session.children(site.paths.root, news.set)
     node = site.session.read(site.paths.master, news.set)
     return None if node is None else MasterRecord.decode(site.paths.master, node.data)
@@ -500,10 +504,12 @@ def _read_master(site: _Site, news: clock.Wakeup) -> MasterRecord | None:
 def _not_resigned(asking: Asking, answer: Answer | None, master: Master, timeout: float) -> None:
     answer = answer or _withdraw(asking)
     if answer is None:
-        raise Failure(f"{master.id} did not answer within {timeout:g} s; it goes on as master")
+        raise Failure(f"{master.id} did not answer within {timeout:g} s; it stays master")
     if not answer.ok:
         raise Failure(f"{master.id}: {answer.text}")
-    raise Failure(f"{master.id} resigned, and within {timeout:g} s nobody was elected: see status")
+    raise Failure(
+        f"{master.id} resigned, but no beat was elected within {timeout:g} s: see `zk-beat status`"
+    )
 
 
 @zk_beat.command(cls=CeleryCommand)
@@ -511,10 +517,10 @@ def _not_resigned(asking: Asking, answer: Answer | None, master: Master, timeout
 @_timeout
 @click.pass_context
 def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
-    """Dispatch nothing of ENTRY, or nothing at all, until `resume`.
+    """Stop dispatching ENTRY, or all entries, until `resume`.
 
-    It is kept in ZooKeeper, so it holds for every master to come, and needs no running beat. A run
-    that is already on its way to a worker is not called back. `zk-beat run` works all the same.
+    The pause is kept in ZooKeeper: it needs no running beat, and every later master obeys it. A
+    run that was already sent to the broker is not called back. `zk-beat run` still works.
 
     \b
     Examples:
@@ -531,7 +537,7 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
     what = "everything" if entry is None else entry
     if before == after:
         by = "" if known.by is None else f", by {known.by}"
-        _print(ctx, [safe(f"{what} is paused already, since {terminal.iso(known.since)}{by}")])
+        _print(ctx, [safe(f"{what} is already paused, since {terminal.iso(known.since)}{by}")])
     else:
         how = "zk-beat resume" if entry is None else f"zk-beat resume {entry}"
         _print(ctx, [safe(f"{what} is paused; `{how}` ends it")])
@@ -546,16 +552,17 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
     default=True,
     show_default=True,
     help_group="zk-beat Options",
-    help="Whether what was due meanwhile is run once, or not at all.",
+    help="Run an entry once if it was due during the pause, or skip it.",
 )
 @_timeout
 @click.pass_context
 def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float) -> None:
-    """Go on dispatching ENTRY, or everything, after `pause`.
+    """Dispatch ENTRY, or all entries, again after `pause`.
 
-    With --catch-up an entry that was due while it was paused runs once, at once. With --skip it
-    runs when it is due next, and its history says what was skipped. Pauses of single entries and
-    that of everything are apart: `resume` without ENTRY ends only the latter.
+    With --catch-up an entry that was due during the pause runs once, immediately. With --skip it
+    runs when it is due next, and its history records what was skipped. The pause of everything is
+    separate from the pauses of single entries: `resume` without ENTRY ends only the pause of
+    everything.
 
     \b
     Examples:
@@ -575,7 +582,7 @@ def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float
         return
     who = "the next master" if snapshot.master is None else snapshot.master.id
     missed = f"{who} runs once what was due" if catch_up else f"{who} skips what was due"
-    _print(ctx, [safe(f"{what} goes on: {missed}{_other_pauses(after, entry)}")])
+    _print(ctx, [safe(f"{what} is resumed: {missed}{_other_pauses(after, entry)}")])
 
 
 def _change(site: _Site, change: Callable[[Pauses], Pauses]) -> tuple[Pauses, Pauses]:
@@ -590,10 +597,10 @@ def _again(write: Callable[[], T]) -> T:
 
 
 def _other_pauses(pauses: Pauses, entry: str | None) -> str:
-    """Tells what is still held back when `entry`, or everything, is not."""
+    """Says what is still paused after `entry`, or everything, was resumed."""
     if entry is not None:
         held = pauses.everything.since is not None
-        return "; but everything is paused: `zk-beat resume` ends that" if held else ""
+        return "; but everything is still paused: `zk-beat resume` ends that" if held else ""
     names = [name for name, pause in pauses.entries.items() if pause.since is not None]
     return f"; still paused: {', '.join(sorted(names))}" if names else ""
 
@@ -603,10 +610,10 @@ def _other_pauses(pauses: Pauses, entry: str | None) -> str:
 @_timeout
 @click.pass_context
 def run(ctx: click.Context, entry: str, timeout: float) -> None:
-    """Have the master dispatch ENTRY now, once more.
+    """Make the master dispatch ENTRY once, now.
 
-    With the entry's own arguments and options, as a run of its own: when it is due next does not
-    change. Works while the entry is paused, too. Returns when the broker has it.
+    The extra run has the entry's own arguments and options. It does not change when ENTRY is due
+    next. It works even while ENTRY is paused. The command returns when the broker has the message.
 
     \b
     Example:
@@ -618,9 +625,9 @@ def run(ctx: click.Context, entry: str, timeout: float) -> None:
         answer, number = _ask(site, RUN, entry, "dispatched", news, deadline)
         claimed = f"run {number} of {entry}, task id {answer.task_id}"
         if _until(lambda: _has_left(site, entry, number, news), news, deadline) is None:
-            raise Failure(f"{claimed}: is claimed, and waits for the broker")
+            raise Failure(f"{claimed}: claimed, waits for the broker")
         if number in _dropped(site, entry):
-            raise Failure(f"{claimed}: was dropped; see `zk-beat history {entry}`")
+            raise Failure(f"{claimed}: dropped; see `zk-beat history {entry}`")
     took = terminal.duration(clock.boottime() - begun)
     _print(ctx, [safe(f"{claimed}: dispatched after {took}")])
 
@@ -630,11 +637,12 @@ def run(ctx: click.Context, entry: str, timeout: float) -> None:
 @_timeout
 @click.pass_context
 def drop(ctx: click.Context, entry: str, timeout: float) -> None:
-    """Have the master drop the run of ENTRY that waits.
+    """Make the master drop the waiting run of ENTRY.
 
-    It waits for the broker, for the end of a pause, or for a master whose schedule names ENTRY, as
-    `status` tells. Its history says that it was dropped, and who asked. When ENTRY is due next does
-    not change; what came due while the run waited may run at once.
+    A run waits for the broker, for the end of a pause, or for a master whose schedule has ENTRY:
+    `status` says which. The history records that the run was dropped, and who asked. The drop does
+    not change when ENTRY is due next. If ENTRY became due again while the run waited, it may run
+    immediately.
 
     \b
     Example:
@@ -650,13 +658,13 @@ def drop(ctx: click.Context, entry: str, timeout: float) -> None:
 def _ask(
     site: _Site, do: str, entry: str, done: str, news: clock.Wakeup, deadline: float
 ) -> tuple[Answer, int]:
-    """Asks the master for something of one entry.
+    """Sends the master a request about one entry.
 
     Args:
-        done: what was not done where there is an error.
+        done: what an error says was not done.
 
     Returns:
-        its answer, and the number of the run that it is about.
+        the answer, and the number of the run.
     """
     answer = _answered(site, _request(do, entry), done, f"history {entry}", news, deadline)
     if answer.run is None:
@@ -672,11 +680,11 @@ def _answered(
     news: clock.Wakeup,
     deadline: float,
 ) -> Answer:
-    """Asks the master for something of one entry, and returns its answer: that it is done.
+    """Sends the master a request about one entry, and returns the answer if it was done.
 
     Args:
-        done: what was not done where there is an error.
-        tells: the command that says whether it was, where nobody knows.
+        done: what an error says was not done.
+        tells: the command that shows whether it was done, for when the answer was lost.
     """
     snapshot, entry = site.read(), request.entry or ""
     _known(snapshot, entry)
@@ -687,7 +695,7 @@ def _answered(
         with Asking(site.session, site.paths, request, news.set) as asking:
             answer = _until(asking.answer, news, deadline) or _withdraw(asking)
     except Uncertain as exc:
-        raise Unreachable(f"{exc}; whether {entry} was {done}, `zk-beat {tells}` tells") from None
+        raise Unreachable(f"{exc}; `zk-beat {tells}` shows whether {entry} was {done}") from None
     if answer is None:
         waited = f"{site.timeout:g} s"
         raise Failure(f"{master.id} did not answer within {waited}: nothing was {done}")
@@ -698,8 +706,8 @@ def _answered(
 
 @dataclass(frozen=True)
 class _Range:
-    """What is to be run of the past: from `since` on and before `until`, UTC. `zone`: the one that
-    was taken where the command line names none; None where it names one of both."""
+    """The range to backfill: from `since` up to but not including `until`, in UTC. `zone` is the
+    app's time zone if the command line gave an instant without one, else None."""
 
     entry: str
     since: datetime
@@ -725,7 +733,7 @@ class _Range:
     cls=CeleryOption,
     metavar="INSTANT",
     help_group="zk-beat Options",
-    help="The first instant of the range, ISO 8601; without an offset, or Z, in the app's zone.",
+    help="The start of the range, ISO 8601. Without an offset or Z it is in the app's time zone.",
 )
 @click.option(
     "--to",
@@ -733,7 +741,7 @@ class _Range:
     cls=CeleryOption,
     metavar="INSTANT",
     help_group="zk-beat Options",
-    help="The end of the range, which is no part of it.",
+    help="The end of the range; this instant is not included.",
 )
 @click.option(
     "--rate",
@@ -743,28 +751,28 @@ class _Range:
     show_default=True,
     metavar="N",
     help_group="zk-beat Options",
-    help="So many runs a second, at most.",
+    help="At most this many runs per second.",
 )
 @click.option(
     "--yes",
     cls=CeleryOption,
     is_flag=True,
     help_group="zk-beat Options",
-    help=f"Also where these are more than {MOST_UNASKED:,} runs.",
+    help=f"Allow more than {MOST_UNASKED:,} runs.",
 )
 @click.option(
     "--dry-run",
     cls=CeleryOption,
     is_flag=True,
     help_group="zk-beat Options",
-    help="Only list the instants, by the schedule that is read here.",
+    help="Only list the instants, by this configuration's schedule.",
 )
 @click.option(
     "--cancel",
     cls=CeleryOption,
     is_flag=True,
     help_group="zk-beat Options",
-    help="End the backfill of ENTRY that is under way.",
+    help="Stop the backfill of ENTRY.",
 )
 @_json
 @_timeout
@@ -781,12 +789,13 @@ def backfill(
     as_json: bool,
     timeout: float,
 ) -> None:
-    """Have the master run ENTRY for the instants of a range in the past.
+    """Make the master run ENTRY for a range in the past.
 
-    Each instant of ENTRY's schedule (an interval is counted from --from) becomes an extra run, with
-    that instant as `due`: when ENTRY is due next does not change. The master does it when nothing
-    else is due, slowly; not while ENTRY is paused; and the next master goes on where it left off.
-    Returns when the master has taken it; `status` shows how far it is.
+    Each instant of ENTRY's schedule in the range becomes an extra run, with that instant as `due`.
+    An interval counts from --from. The backfill does not change when ENTRY is due next. The master
+    sends these runs slowly, when nothing else is due, and not while ENTRY is paused. A later master
+    continues where it stopped. The command returns when the master has accepted the backfill;
+    `status` shows its progress.
 
     \b
     Examples:
@@ -796,11 +805,11 @@ def backfill(
     """
     if cancel:
         if since is not None or until is not None or dry_run:
-            raise click.UsageError("--cancel goes with none of --from, --to and --dry-run")
+            raise click.UsageError("--cancel cannot be combined with --from, --to or --dry-run")
         _cancel_backfill(ctx, entry, timeout, as_json)
         return
     if since is None or until is None:
-        raise click.UsageError("--from and --to are needed, or --cancel")
+        raise click.UsageError("give --from and --to, or --cancel")
     wanted = _range(ctx.obj.app, entry, since, until, rate)
     most = None if yes else MOST_UNASKED
     if dry_run:
@@ -815,29 +824,29 @@ def backfill(
         most=most,
     )
     with _site(ctx, timeout, news) as site:
-        answer = _answered(site, request, "begun", "status", news, deadline)
+        answer = _answered(site, request, "started", "status", news, deadline)
     if as_json:
         click.echo(wanted.to_json(begun=answer.text))
         return
-    line = f"backfill of {wanted}: {answer.text}, {rate:g} a second; `zk-beat status` shows it, "
-    _print(ctx, [safe(f"{line}`zk-beat backfill {entry} --cancel` ends it")])
+    line = f"backfill of {wanted}: {answer.text}, {rate:g} per second; `zk-beat status` shows it, "
+    _print(ctx, [safe(f"{line}`zk-beat backfill {entry} --cancel` stops it")])
 
 
 def _range(app: Any, entry: str, since: str, until: str, rate: float) -> _Range:
     if math.isnan(rate):
-        raise click.BadParameter("nan is no number", param_hint="--rate")
+        raise click.BadParameter("nan is not a number", param_hint="--rate")
     first, last = _instant(app, "--from", since), _instant(app, "--to", until)
     zone = str(app.timezone) if first[1] or last[1] else None
     wanted = _Range(entry, first[0], last[0], rate, zone)
     if wanted.since >= wanted.until:
         raise click.BadParameter(f"{wanted}: the range is empty", param_hint="--to")
     if wanted.until > clock.now():
-        raise click.BadParameter(f"{wanted}: its end is still to come", param_hint="--to")
+        raise click.BadParameter(f"{wanted}: its end is in the future", param_hint="--to")
     return wanted
 
 
 def _instant(app: Any, option: str, text: str) -> tuple[datetime, bool]:
-    """In UTC, and whether it is by the app's time zone."""
+    """Returns the instant in UTC, and whether the app's time zone was used."""
     try:
         at = upcoming.utc(text, app.timezone)
     except (ValueError, OverflowError) as exc:
@@ -854,7 +863,7 @@ def _exact(at: datetime) -> str:
 def _show_backfill(
     ctx: click.Context, wanted: _Range, most: int | None, timeout: float, as_json: bool
 ) -> None:
-    """Lists what a backfill would run; without ZooKeeper, where the entries are the app's own."""
+    """Lists what a backfill would run. Needs no ZooKeeper if the entries are the app's own."""
     app, entry = ctx.obj.app, wanted.entry
     if app.conf.get("zk_beat_scheduler"):
         with _site(ctx, timeout, clock.Wakeup()) as site:
@@ -868,7 +877,7 @@ def _show_backfill(
             raise Failure(_no_entry(entry, entries, "the app's schedule"))
         known = entries[entry]
     if known is None or known.schedule is None or not tells_instants(known.schedule):
-        raise Failure(f"{entry}: its instants cannot be told here: only its scheduler knows them")
+        raise Failure(f"{entry}: its instants are not known here: only its scheduler knows them")
     found = instants(known, wanted.since, wanted.until)
     due = [*itertools.islice(found, None if most is None else most + 1)]
     is_refused = most is not None and len(due) > most
@@ -877,7 +886,7 @@ def _show_backfill(
     else:
         count = f"more than {most}, refused without --yes" if is_refused else f"{len(due)}"
         lines = [at.astimezone(app.timezone).isoformat() for at in due[:most]]
-        _print(ctx, [*lines, safe(f"{wanted}: {count} runs; nothing was begun")])
+        _print(ctx, [*lines, safe(f"{wanted}: {count} runs; nothing was started")])
     ctx.exit(NOT_DONE if is_refused or not due else 0)
 
 
@@ -885,17 +894,21 @@ def _cancel_backfill(ctx: click.Context, entry: str, timeout: float, as_json: bo
     with _site(ctx, timeout, clock.Wakeup()) as site:
         found = _again(lambda: cancel_backfill(site.session, site.paths, entry))
     if found is None:
-        raise Failure(f"no backfill of {entry} is under way")
+        raise Failure(f"{entry} has no backfill")
     of = "" if found.total is None else f" of {found.total}"
     if as_json:
         told = {"format": FORMAT, "entry": entry, "done": found.done, "total": found.total}
         click.echo(json.dumps(told))
     else:
-        _print(ctx, [safe(f"the backfill of {entry} is ended after {found.done}{of} runs")])
+        _print(ctx, [safe(f"the backfill of {entry} is cancelled after {found.done}{of} runs")])
 
 
 def _withdraw(asking: Asking) -> Answer | None:
-    """None: it is withdrawn, or nobody knows; else the answer that came at the last moment."""
+    """Withdraws a request. Returns None if that worked, else the answer that came just before.
+
+    Raises:
+        Uncertain: nobody knows whether the request was withdrawn.
+    """
     if asking.take_back():
         return None
     answer = asking.answer()
@@ -905,7 +918,7 @@ def _withdraw(asking: Asking) -> Answer | None:
 
 
 def _has_left(site: _Site, entry: str, number: int, news: clock.Wakeup) -> bool | None:
-    """True when a run has left the outbox, else None."""
+    """Returns True if a run has left the outbox, else None."""
     path = site.paths.outbox
     node = site.session.read(path, news.set)
     runs = [] if node is None else decode_outbox(path, node.data)
@@ -929,7 +942,7 @@ def _dropped(site: _Site, entry: str) -> tuple[int, ...]:
     show_default=True,
     metavar="N",
     help_group="zk-beat Options",
-    help="How many runs at most.",
+    help="Show at most this many runs.",
 )
 @_json
 @_timeout
@@ -937,11 +950,11 @@ def _dropped(site: _Site, entry: str) -> tuple[int, ...]:
 def history(
     ctx: click.Context, entry: str | None, limit: int, as_json: bool, timeout: float
 ) -> None:
-    """Show what ran last, of ENTRY or of all, and who was master.
+    """Show past runs of ENTRY or of all entries, and past masters.
 
-    For each instant that was due: when it was dispatched, how late, by whom, and the task id; or
-    why it was skipped. Several missed instants become one run, that of the first. Up to 20 runs of
-    an entry are kept, and the last 50 masters.
+    For each due instant it shows when it was dispatched, how late, by which beat, and the task id;
+    or why it was skipped. Several missed instants become one run: that of the first. ZooKeeper
+    keeps up to 20 runs of each entry, and the last 50 masters.
 
     \b
     Examples:
@@ -971,15 +984,15 @@ def history(
     cls=CeleryOption,
     metavar="INSTANT",
     help_group="zk-beat Options",
-    help="From when on, such as 2026-11-01T03:00Z; without an offset it is of the app's timezone. "
-    "Default: now.",
+    help="Start at this instant, such as 2026-11-01T03:00Z. Without an offset it is in the app's "
+    "time zone. Default: now.",
 )
 @click.option(
     "--until",
     cls=CeleryOption,
     metavar="INSTANT",
     help_group="zk-beat Options",
-    help="Until when: an instant, or +7d, +12h, +30m. Default: a year; with --busy a day.",
+    help="Stop at this instant, or after +7d, +12h, +30m. Default: a year; with --busy a day.",
 )
 @click.option(
     "--count",
@@ -987,14 +1000,14 @@ def history(
     type=click.IntRange(min=1),
     metavar="N",
     help_group="zk-beat Options",
-    help="How many runs at most. Default: 10, with --until as many as there are.",
+    help="Show at most this many runs. Default: 10; with --until all.",
 )
 @click.option(
     "--busy",
     cls=CeleryOption,
     is_flag=True,
     help_group="zk-beat Options",
-    help="How many runs fall into each minute, the busiest first.",
+    help="Show how many runs each minute has, the busiest minute first.",
 )
 @_json
 @_timeout
@@ -1009,11 +1022,12 @@ def next_(
     as_json: bool,
     timeout: float,
 ) -> None:
-    """Show what will run, of ENTRY or of all, with policies, pauses and time zones.
+    """Show future runs of ENTRY or of all entries.
 
-    The code that decides in production computes it from the app's schedule. ZooKeeper is asked for
-    the last runs, from which intervals count. Where it does not answer, each entry is assumed to
-    have run last now, and a line says so. Days on which clocks change are marked.
+    Policies, pauses and time zones are applied: the same code decides in production. It reads the
+    schedule from the app, and the last runs, from which intervals count, from ZooKeeper. If
+    ZooKeeper does not answer, the command assumes that each entry ran last now, and says so. Days
+    on which clocks change are marked.
 
     \b
     Examples:
@@ -1061,7 +1075,7 @@ def _at(option: str, text: str | None, read: Callable[[str], datetime]) -> datet
 def _upcoming(
     ctx: click.Context, timeout: float, now: datetime
 ) -> tuple[Outlook, set[str], list[str]]:
-    """The schedule, the names of its entries, and what is to be said of it."""
+    """Returns the schedule, the names of its entries, and remarks for the user."""
     remarks: list[str] = []
     try:
         with _site(ctx, timeout, clock.Wakeup()) as site:
@@ -1074,7 +1088,7 @@ def _upcoming(
         held = sorted(paused & set(entries))
         if held:
             some = f"{len(held)} entries are" if len(held) > 1 else f"{held[0]} is"
-            remarks.append(f"{some} paused and not shown: `zk-beat resume` has them go on")
+            remarks.append(f"{some} paused and not shown: `zk-beat resume` ends the pause")
     except Unreachable as exc:
         settings = _settings(ctx.obj.app)
         if settings.scheduler is not None:
@@ -1082,7 +1096,7 @@ def _upcoming(
         scheduler, _ = scheduler_of(ctx.obj.app)
         entries, states, paused = scheduler.entries, {}, set()
         remarks.append(
-            f"{exc.format_message()}: it is assumed that each entry ran last now, and that none is "
+            f"{exc.format_message()}: assuming that each entry ran last now, and that none is "
             "paused"
         )
     known = {name: each for name, each in entries.items() if each.schedule is not None}
@@ -1117,19 +1131,22 @@ def _request(do: str, entry: str | None = None, to: str | None = None) -> Reques
 
 
 def _who() -> str:
-    """Who asks, for the log and the history."""
+    """Returns who asks: user@host, for the log and the history."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
+    except (KeyError, OSError):  # in a container the user may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"[:LONGEST_WHO]
 
 
 def _until(look: Callable[[], T | None], news: clock.Wakeup, deadline: float) -> T | None:
-    """Waits until `look`, which sets a watch, finds something; None if it did not by the deadline.
+    """Calls `look`, which sets a watch, after each change until it returns something.
+
+    Returns:
+        what `look` returned; None if that was nothing before the deadline.
 
     Raises:
-        Uncertain: there was no connection then.
+        Uncertain: there was no connection at the deadline.
     """
     while True:
         lost: Uncertain | None = None
@@ -1138,7 +1155,7 @@ def _until(look: Callable[[], T | None], news: clock.Wakeup, deadline: float) ->
             if found is not None:
                 return found
         except Uncertain as exc:
-            lost = exc  # it may come back, and says so then
+            lost = exc  # the connection may come back, which wakes us
         if not news.wait(deadline - clock.boottime()) and clock.boottime() >= deadline:
             if lost is not None:
                 raise lost

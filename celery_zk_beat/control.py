@@ -1,10 +1,12 @@
-"""The wire of operators. They ask the master to hold entries back, to run one now, to drop a run,
-or to resign.
+"""How operators and the master talk, through ZooKeeper.
 
-It all lies in ZooKeeper. What is to last, pauses, is written by who asks, in a znode whose version
-every claim checks: once it is written nothing that is paused is claimed, whoever is master. What is
-done once is a request: an ephemeral znode of who asks, in which the master answers; who loses
-patience takes it back, and a request of which nobody waits for the answer is not there.
+Operators pause entries, and ask the master to run an entry now, to drop a run, to resign, or to
+backfill.
+
+A pause lasts, so the operator's command writes it into a znode. Every claim checks the version of
+this znode: once a pause is written, no master claims a run that is paused. Everything else happens
+once, so it is a request: an ephemeral znode of the command, into which the master writes its
+answer. A command that stops waiting deletes its request, so no request outlives its command.
 """
 
 from __future__ import annotations
@@ -34,21 +36,25 @@ from .zookeeper.session import ZooKeeperSession
 
 RUN, DROP_RUN, RESIGN, TELL, BACKFILL = "run", "drop", "resign", "tell", "backfill"
 
-#: Most bytes of a request, one of an entry with the longest name (limits.LONGEST_NAME) among them:
-#: the answer, in which it is repeated, has to fit into a transaction.
+#: Most bytes of a request; one with the longest entry name (limits.LONGEST_NAME) fits. The answer
+#: repeats the request, and has to fit into a transaction.
 LARGEST_REQUEST = 30_000
-#: Most characters of who asks.
+#: Most characters of the name of who asks.
 LONGEST_WHO = 200
-#: Most bytes of pauses: they are written again, perhaps thrice as long. Of these are kept for who
-#: resumes something, whose name comes into them.
+#: Most bytes of the pauses, which may get three times as long when they are written again; and how
+#: many of these stay free for the name of who resumes.
 LARGEST_PAUSES, _KEPT = 300_000, 5_000
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Nothing is dispatched from `since` on, as `by` had it, None where that is over; what was due
-    until `skip` is still to be skipped, by the master, None where nothing is. Instants are aware,
-    UTC."""
+    """A pause of one entry, or of everything. Instants are aware, in UTC.
+
+    Attributes:
+        since: nothing is dispatched from this instant on; None: not paused any more.
+        skip: the master still has to skip what was due until this instant; None: nothing.
+        by: who paused.
+    """
 
     since: datetime | None
     skip: datetime | None = None
@@ -60,50 +66,50 @@ _NONE = Pause(None)
 
 @dataclass(frozen=True)
 class Pauses:
-    """All of one root. `everything` and those of single entries are independent of each other.
-    `by` is who changed them last."""
+    """All pauses of one root. The pause of `everything` and those of single entries are
+    independent. `by` is who changed them last."""
 
     everything: Pause = _NONE
     entries: Mapping[str, Pause] = field(default_factory=dict)
     by: str | None = None
 
     def of(self, entry: str | None) -> Pause:
-        """That of an entry by name or, with None, of everything."""
+        """The pause of an entry by name; with None, the pause of everything."""
         return self.everything if entry is None else self.entries.get(entry, _NONE)
 
     def since(self, entry: str) -> datetime | None:
-        """Since when an entry is held back, None where it is not."""
+        """Since when an entry is paused, None if it is not."""
         held = [each.since for each in (self.everything, self.of(entry)) if each.since is not None]
         return min(held, default=None)
 
     def skip_until(self, entry: str) -> datetime | None:
-        """The instant up to which what the entry missed is to be skipped, None for none. What is
-        said of everything does not count for one that is held back by name."""
+        """The instant up to which to skip what the entry missed, None for nothing. If the entry
+        itself is paused, the pause of everything does not count."""
         own = self.of(entry)
         pauses = (own,) if own.since is not None else (self.everything, own)
         return max((each.skip for each in pauses if each.skip is not None), default=None)
 
     @property
     def skips(self) -> bool:
-        """True when there is something to be skipped."""
+        """True if there is something to skip."""
         return any(each.skip is not None for each in (self.everything, *self.entries.values()))
 
     def without_skips(self, of: Callable[[str], bool]) -> Pauses:
-        """Returns them once what is to be skipped of these entries, and of everything, was."""
+        """Returns the pauses after the skips of these entries, and of everything, were done."""
         done = {k: replace(v, skip=None) if of(k) else v for k, v in self.entries.items()}
         entries = {k: v for k, v in done.items() if v != _NONE}
         return replace(self, everything=replace(self.everything, skip=None), entries=entries)
 
     def pause(self, entry: str | None, at: datetime, by: str | None = None) -> Pauses:
-        """Returns them with an entry, or None: everything, held back from `at` on; as they are
-        where it is so already."""
+        """Returns the pauses with an entry, or with None everything, paused from `at` on;
+        unchanged if it is already paused."""
         before = self.of(entry)
         if before.since is not None:
             return self
         return self._with(entry, replace(before, since=at, by=by), by)
 
     def resume(self, entry: str | None, at: datetime, skip: bool, by: str | None = None) -> Pauses:
-        """Returns them with an entry, or None: everything, held back no longer."""
+        """Returns the pauses with an entry, or with None everything, not paused any more."""
         before = self.of(entry)
         if before.since is None:
             return self
@@ -116,15 +122,15 @@ class Pauses:
         return replace(self, entries=entries, by=by)
 
     def news(self, before: Pauses) -> list[str]:
-        """Tells what was paused since, and what goes on again: a line each."""
+        """Returns a line for each entry that was paused or resumed since `before`."""
         lines = []
         for entry in (None, *sorted({*before.entries, *self.entries})):
             what = "everything" if entry is None else entry
             was, now = before.of(entry), self.of(entry)
             if now.since is not None and now.since != was.since:
-                lines.append(f"{what}: is paused since {to_text(now.since)} by {now.by or '?'}")
+                lines.append(f"{what}: paused since {to_text(now.since)} by {now.by or '?'}")
             elif now.since is None and was.since is not None:
-                lines.append(f"{what}: is paused no longer; the last change is by {self.by or '?'}")
+                lines.append(f"{what}: resumed; the last change is by {self.by or '?'}")
         return lines
 
     def encode(self) -> bytes:
@@ -133,10 +139,10 @@ class Pauses:
 
     @classmethod
     def decode(cls, path: str, data: bytes) -> Pauses:
-        """Empty `data` is none at all.
+        """Empty `data` means no pauses.
 
         Raises:
-            RootError: not to be understood.
+            RootError: `data` cannot be understood.
         """
         if not data:
             return cls()
@@ -170,10 +176,16 @@ def _who(fields: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class RequestRecord(Record):
-    """One thing that is asked. `do` is "run" or "drop", of `entry`, or "resign", perhaps for the
-    beat `to`, or "tell": what the entries are; `asked` is ISO 8601 UTC, `by` who asks, for the log
-    and the history. Or "backfill", of `entry`: `since`, `until` and `rate` as in
-    :class:`.backfills.Backfill`, refused where there are more runs than `most`."""
+    """One request.
+
+    Attributes:
+        do: "run", "drop" or "backfill" `entry`; "resign", perhaps to the beat `to`; or "tell" what
+            the entries are.
+        asked: when, ISO 8601, UTC.
+        by: who asks, for the log and the history.
+        since, until, rate: of a backfill, as in :class:`.backfills.Backfill`.
+        most: refuse a backfill of more runs than this.
+    """
 
     do: str
     entry: str | None
@@ -188,8 +200,8 @@ class RequestRecord(Record):
 
 @dataclass(frozen=True)
 class Answer:
-    """The master's. `text` is one line for a human, or what it was to tell; `run` and `task_id`
-    are of a run that was claimed, or dropped."""
+    """The master's answer. `text` is one line for a human, or the answer to "tell". `run` and
+    `task_id` are those of a run that was claimed or dropped."""
 
     ok: bool
     text: str
@@ -199,47 +211,49 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that is open, in the znode `path`, as the master sees it."""
+    """An open request in the znode `path`, as the master sees it."""
 
     path: str
     record: RequestRecord
 
     def answer(self, answer: Answer) -> Operation:
-        """To be part of the transaction that does what was asked. It is refused when the request
-        was taken back, or answered already."""
+        """Returns an operation for the transaction that does what was asked. ZooKeeper refuses it
+        if the request was withdrawn, or is already answered."""
         return SetData(self.path, encode({**asdict(self.record), **asdict(answer)}), version=0)
 
 
 class Control:
-    """The master's side. For one thread; all but `wake`, which is called on kazoo's thread when an
-    operator wrote something to :meth:`read`, raises as :meth:`ZooKeeperSession.read`."""
+    """The master's side. For one thread. Raises what :meth:`ZooKeeperSession.read` raises.
+
+    `wake` is called on kazoo's thread when an operator wrote something for :meth:`read`.
+    """
 
     def __init__(self, session: ZooKeeperSession, paths: Paths, wake: Callable[[], None]) -> None:
         self._session = session
         self._paths = paths
         self._wake = wake
-        #: The requests that ZooKeeper does not let us answer, and those that are none.
+        #: Paths of requests that ZooKeeper does not let us answer, or that are damaged.
         self._given_up: set[str] = set()
         self.forget()
 
     def forget(self) -> None:
-        """Forgets what was known in another term."""
-        #: Whether something was written since it was read, and whether it was pauses.
+        """Forgets what was known in an earlier term."""
+        #: Whether something was written since the last read, and whether it was the pauses.
         self.stale = self.pauses_stale = True
         self.pauses = Pauses()
-        #: Why the pauses cannot be understood, None when they can; while it is so, everything is
-        #: held back, for what is late can be caught up with.
+        #: Why the pauses cannot be understood, None if they can. While they cannot, everything is
+        #: held back: a late run can be caught up, a run that should not be cannot be undone.
         self.damage: RootError | None = None
         self._version = 0
-        #: What is to be run of the past; why that cannot be understood, None where it can: until
-        #: it can, none of it runs.
+        #: The backfills; why they cannot be understood, None if they can. While they cannot, no
+        #: backfill runs.
         self.backfills = Backfills()
         self.backfills_damage: RootError | None = None
-        #: None where there is no such znode: nobody has asked yet.
+        #: None if there is no such znode: nobody has asked for a backfill yet.
         self._backfills_version: int | None = None
 
     def read(self) -> list[Request]:
-        """Reads the pauses, and returns the requests that are open."""
+        """Reads the pauses and backfills, and returns the open requests."""
         self.stale = self.pauses_stale = False
         try:
             both = [self._paths.pauses, self._paths.requests]
@@ -250,7 +264,7 @@ class Control:
                     self._session.ensure(path)
                 pauses, requests, backfills = self._session.read_all(all_, watch=self._on_watch)
             if pauses is None or requests is None:
-                raise Uncertain(f"{self._paths.pauses}: deleted as soon as it is made")
+                raise Uncertain(f"{self._paths.pauses}: deleted as soon as it is created")
             names = sorted(self._session.children(self._paths.requests))
             paths = [path for path in map(self._paths.request, names) if path not in self._given_up]
             nodes = self._session.read_all(paths) if paths else []
@@ -281,8 +295,8 @@ class Control:
                 self.backfills_damage = exc
 
     def write_backfills(self, backfills: Backfills) -> Operation:
-        """To be part of a transaction, after which :meth:`backfills_written` is to be called. It is
-        refused when they are no longer as they were read."""
+        """Returns an operation for a transaction; call :meth:`backfills_written` after it.
+        ZooKeeper refuses it if the backfills have changed since they were read."""
         path, data = self._paths.backfills, backfills.encode()
         if self._backfills_version is None:
             return Create(path, data)
@@ -291,22 +305,23 @@ class Control:
     def backfills_written(self, backfills: Backfills) -> None:
         self.backfills = backfills
         if self._backfills_version is None:
-            self.stale = True  # it is read, to be watched
+            self.stale = True  # read it, to set a watch
         self._backfills_version = (
             0 if self._backfills_version is None else self._backfills_version + 1
         )
 
     def holds(self, entry: str) -> bool:
-        """True when nothing of the entry is to be dispatched."""
+        """True if the entry must not be dispatched."""
         return self.damage is not None or self.pauses.since(entry) is not None
 
     @property
     def unchanged(self) -> Operation:
-        """For a claim: refuses it when the pauses are no longer as they were read."""
+        """An operation for a claim: ZooKeeper refuses the claim if the pauses have changed since
+        they were read."""
         return Check(self._paths.pauses, self._version)
 
     def skipped(self, epoch: int, of: Callable[[str], bool]) -> None:
-        """Writes down that what is to be skipped of these entries, and of everything, was."""
+        """Records that the skips of these entries, and of everything, were done."""
         pauses = self.pauses.without_skips(of)
         if pauses != self.pauses:
             written = SetData(self._paths.pauses, pauses.encode(), self._version)
@@ -314,14 +329,14 @@ class Control:
             self.pauses, self._version = pauses, self._version + 1
 
     def give_up(self, request: Request) -> None:
-        """Has it be left alone."""
+        """Ignores this request from now on."""
         self._given_up.add(request.path)
 
     def _understood(self, path: str, data: bytes) -> list[RequestRecord]:
         with contextlib.suppress(RootError):
             if len(data) <= LARGEST_REQUEST:
                 return [RequestRecord.decode(path, data)]
-        self._given_up.add(path)  # nobody who uses this package waits for an answer to it
+        self._given_up.add(path)  # not written by our commands, so nobody waits for an answer
         return []
 
     def _on_watch(self, event: object) -> None:
@@ -331,22 +346,22 @@ class Control:
         self._wake()
 
 
-# The side of who asks ---------------------------------------------------------------------------
+# The operators' side ----------------------------------------------------------------------------
 
 
 def change_pauses(
     session: ZooKeeperSession, paths: Paths, change: Callable[[Pauses], Pauses]
 ) -> tuple[Pauses, Pauses]:
-    """Writes what `change` makes of the pauses, unless it leaves them as they are.
+    """Applies `change` to the pauses and writes them, if they have changed.
 
     Returns:
         the pauses before and after.
 
     Raises:
-        RootError: they are not to be understood, or nothing of ours is under this root.
+        RootError: they cannot be understood, or no beat has run under this root.
         TooLarge: there are too many.
         Uncertain, ZooKeeperError: as :meth:`ZooKeeperSession.commit`.
-        Conflict: somebody else changed them at the same time: again, please.
+        Conflict: somebody else changed them at the same time: try again.
     """
     node = session.read(paths.pauses)
     if node is None:
@@ -360,17 +375,17 @@ def change_pauses(
         most = LARGEST_PAUSES - _KEPT if more else LARGEST_PAUSES
         if len(data) > most:
             raise TooLarge(
-                f"{paths.pauses}: {len(after.entries)} pauses would have {len(data)} bytes, and "
-                f"the master reads at most {most}: resume some, or pause everything; nothing was "
-                "changed"
+                f"{paths.pauses}: nothing was changed: {len(after.entries)} pauses would have "
+                f"{len(data)} bytes, and the master reads at most {most}; resume some, or pause "
+                "everything"
             )
         session.commit(SetData(paths.pauses, data, node.version))
     return before, after
 
 
 def cancel_backfill(session: ZooKeeperSession, paths: Paths, entry: str) -> Backfill | None:
-    """Ends that of an entry: no run of it is claimed any more. Returns it as it was, None where
-    there is none. Raises as :func:`change_pauses`."""
+    """Cancels the backfill of an entry: the master claims no more runs of it. Returns the backfill
+    as it was, None if there is none. Raises what :func:`change_pauses` raises."""
     node = session.read(paths.backfills)
     before = Backfills() if node is None else Backfills.decode(paths.backfills, node.data)
     found = before.entries.get(entry)
@@ -381,8 +396,8 @@ def cancel_backfill(session: ZooKeeperSession, paths: Paths, entry: str) -> Back
 
 
 class Asking:
-    """A request, from making it to taking it back; a context manager. `on_change` is called on
-    kazoo's thread when there may be an answer."""
+    """A request: a context manager that sends it and removes it. `on_change` is called on kazoo's
+    thread when there may be an answer."""
 
     def __init__(
         self,
@@ -398,7 +413,8 @@ class Asking:
         self._on_change = on_change
 
     def __enter__(self) -> Asking:
-        """
+        """Sends the request.
+
         Raises:
             TooLarge: the master would not read it.
             Uncertain, ZooKeeperError: as :meth:`ZooKeeperSession.commit`.
@@ -407,14 +423,14 @@ class Asking:
         if len(data) > LARGEST_REQUEST:
             raise TooLarge(
                 f"the request has {len(data)} bytes, and the master reads at most "
-                f"{LARGEST_REQUEST}: no entry has so long a name"
+                f"{LARGEST_REQUEST}: no entry has such a long name"
             )
         self._session.commit(Create(self._path, data, ephemeral=True), SetData(self._requests, b""))
         return self
 
     def answer(self) -> Answer | None:
-        """The master's answer, None as long as there is none. Raises as
-        :meth:`ZooKeeperSession.read`."""
+        """Returns the master's answer, None if there is none yet. Raises what
+        :meth:`ZooKeeperSession.read` raises."""
         node = self._session.read(self._path, watch=self._on_change)
         if node is None or node.version == 0:
             return None
@@ -428,7 +444,7 @@ class Asking:
         )
 
     def take_back(self) -> bool:
-        """Returns True where there was no answer yet, so that nothing will be done."""
+        """Withdraws the request. Returns True if there was no answer yet: nothing will be done."""
         try:
             self._session.commit(Delete(self._path, version=0))
         except ZkBeatError:
@@ -436,5 +452,5 @@ class Asking:
         return True
 
     def __exit__(self, *exc: object) -> None:
-        with contextlib.suppress(ZkBeatError):  # it goes with the session, too
+        with contextlib.suppress(ZkBeatError):  # else it is deleted when the session ends
             self._session.commit(Delete(self._path))

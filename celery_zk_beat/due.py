@@ -389,7 +389,7 @@ def why_never(entry: Any, now: datetime) -> str | None:
     schedule = entry.schedule
     if not hasattr(schedule, "is_due"):
         what = "missing" if schedule is None else f"{schedule!r}"[:200]
-        return f"its schedule is {what}, so it is never due"
+        return f"its schedule is {what}: it is never due"
     try:
         with at_one_instant(schedule):
             due = now + schedule.remaining_estimate(as_of(entry, now))

@@ -1,13 +1,13 @@
 """Which runs were claimed, and which of those are published: a transactional outbox in ZooKeeper.
 
-It knows nothing of schedules or brokers. Its holder does, for each run, in this order: claim,
-publish, say that it is published. A run is claimed in one transaction that checks the epoch, so
-it is claimed once, by a master; it stays in the outbox until a later write says that it was
-published, so whoever is master next knows of it.
+It knows nothing of schedules or brokers. For each run its caller does three things in this order:
+claim, publish, call :meth:`RunLedger.published`. One transaction claims a run and checks the epoch,
+so a run is claimed once, by a master. The run stays in the outbox until a later write confirms that
+it was published, so the next master knows of it.
 
-There is one recovery path. Whatever goes wrong (no answer, a version that is not the known one, a
-znode deleted underfoot), the ledger forgets all it knows and raises; its holder loads it again and
-goes on from what ZooKeeper says.
+There is one recovery path. Whatever goes wrong (no answer, an unexpected version, a deleted znode),
+the ledger forgets all it knows and raises. Its caller loads it again and continues from what
+ZooKeeper says.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetDa
 
 logger = get_logger(__name__)
 
-#: What an election makes below its root for a ledger: `below` of MasterElection.
+#: What an election creates below its root for a ledger: `below` of MasterElection.
 BELOW_ROOT = ("runs", "history")
-#: Bytes of an outbox that is put aside that go into one znode.
+#: Most bytes per znode of a damaged outbox that is saved aside.
 _PIECE = 500_000
-#: Seconds that histories wait for a write to go with, and for a burst to be over.
+#: Seconds for which histories wait for another write to join, and for a burst to end.
 HISTORIES_WITHIN = 5.0
-#: So many runs that were published and are not confirmed are no burst.
+#: If no more runs than this are published and not confirmed, there is no burst.
 _FEW = 10
-#: Seconds after which a master writes the outbox though nothing in it has changed.
+#: Seconds after which a master writes the outbox even if it has not changed.
 TOUCH_EVERY = 30.0
-#: A run that is published so soon after its claim was dispatched when it was claimed.
+#: If a run is published this soon after its claim, its history gives the time of the claim.
 PROMPT = timedelta(seconds=1)
-#: Part of the session time-out for which an acknowledged write vouches for the session, counted
-#: from when it was sent. Not all of it: a follower passes on to the leader that it heard of us
-#: with a delay of up to half a tick, and a tick is at most half a session time-out.
+#: An acknowledged write proves that the session is alive for this part of the session time-out,
+#: counted from when the write was sent. Not for all of it: a follower tells the leader of our
+#: session up to half a tick late, and a tick is at most half a session time-out.
 SAFE_PART = 2 / 3
 
 
 class _Published(NamedTuple):
-    """A run, what the history of its entry is to say of it, and the entry's next `last_run_at`; the
-    latter two are None where they are as the claim has it."""
+    """A run, what its entry's history says of it, and the entry's next `last_run_at`. The latter
+    two are None if the claim already has them right."""
 
     run: Run
     past: PastRun | None
@@ -65,16 +65,16 @@ class _Published(NamedTuple):
 class RunLedger:
     """The run states and the outbox below one election's root. For one thread at a time.
 
-    One class, though long, for all of it serves one transaction, :meth:`_send`: what that checks
-    and leaves behind has to be known wherever something is written, or on its way. What needs no
-    ZooKeeper is in :mod:`.runs`, :mod:`.pages` and :mod:`.limits`.
+    It is one long class because all of it serves one transaction, :meth:`_send`: every write has to
+    know what this checks and what it changes. What needs no ZooKeeper is in :mod:`.runs`,
+    :mod:`.pages` and :mod:`.limits`.
 
-    Everything that talks to ZooKeeper raises
+    Every method that talks to ZooKeeper raises
 
-    - NotMaster: this is not, or no longer, the master of the epoch that was loaded;
-    - Conflict: something was not as it was loaded;
+    - NotMaster: this beat is not the master of the loaded epoch, or is not any more;
+    - Conflict: something has changed since it was loaded;
     - Uncertain: no answer;
-    - ZooKeeperError, RootError: refused, or not to be understood; the message names the znode.
+    - ZooKeeperError, RootError: refused, or cannot be understood; the message names the znode.
 
     After any of them the ledger is empty and must be loaded again.
     """
@@ -83,63 +83,64 @@ class RunLedger:
         self._election = election
         self._session = election.session
         self._paths = election.paths
-        #: What this process published and ZooKeeper is not known to have heard of: it stays done,
-        #: though the write that would have said so was lost. By entry.
+        #: What this process published and ZooKeeper has not confirmed, by entry. It must not be
+        #: published again, even if the write that would confirm it was lost.
         self._published: dict[str, _Published] = {}
-        #: How often, and about how many bytes, it has written so far.
+        #: How many writes, and about how many bytes, so far.
         self.writes = self.written_bytes = 0
         #: How much is written at once.
         self.limits = Limits(self._paths.root)
-        #: An epoch, and the numbers, by entry, of runs that had certainly not left when it began.
+        #: An epoch, and the numbers, by entry, of runs that were certainly not sent before it.
         self._unsent_in: tuple[int, dict[str, int]] = 0, {}
         self.forget()
 
     def forget(self) -> None:
-        """Throws away all that was read."""
-        #: The term for which this was loaded, None when it is not.
+        """Forgets all that was read."""
+        #: The term for which this was loaded, None if it is not loaded.
         self.term: Term | None = None
         #: The runs that are claimed and not known to be published, oldest first. Read only.
         self.outbox: dict[str, Run] = {}
-        #: Entries of which the runs had certainly not left when this was loaded.
+        #: Entries whose runs were certainly not sent before this was loaded.
         self.unsent: set[str] = set()
-        #: See :attr:`outbox_bytes`; None when it is to be reckoned anew.
+        #: See :attr:`outbox_bytes`; None if it must be computed again.
         self._outbox_bytes: int | None = None
         self._pages = Pages(self._paths, self.limits)
         self._histories = Histories(self._paths, self.limits)
         self._outbox_version = 0
         self._outbox_changed = False
-        #: Those of a claim that is on its way.
+        #: The runs of a claim that has been sent and not answered.
         self._claiming: dict[str, Run] = {}
         self._confirming: _Sent | None = None
-        #: All that is on its way.
+        #: All writes that have been sent and not answered.
         self._under_way: list[_Sent] = []
-        #: Runs that were published late, or by another master than claimed them, by entry: its
-        #: state says so. A run leaves the outbox in ZooKeeper with the write of that state.
+        #: Runs that were published late, or by another master than the one that claimed them, by
+        #: entry. The entry's state records this, and the run leaves the outbox in ZooKeeper with
+        #: the write of that state.
         self._amended: dict[str, Run] = {}
-        #: On boottime(): when the outbox was last written.
+        #: When the outbox was last written, by boottime().
         self._written_at = -math.inf
-        #: On boottime(): until when ZooKeeper cannot have given the mastership to another.
+        #: Until when ZooKeeper cannot have elected another master, by boottime().
         self._entitled_until = 0.0
 
     def load(self, term: Term) -> None:
         """Reads all run states and the outbox, as the master of `term`.
 
-        A page that cannot be understood is reported, and left alone: its entries have no
-        :meth:`state` and cannot be claimed until it is mended.
+        A page that cannot be understood is logged and left as it is: its entries have no
+        :meth:`state`, and cannot be claimed until the page is repaired.
         """
         self.forget()
         self.limits.try_more(clock.boottime())
-        # A read may be answered by a server that has not heard of the latest writes (ZooKeeper
-        # Programmer's Guide, consistency guarantees), such as a claim of ours whose answer was
-        # lost. But not one that follows a write of the same session, which a mere check is, too.
+        # A server may answer a read without knowing the latest writes (ZooKeeper Programmer's
+        # Guide, consistency guarantees), such as a claim of ours whose answer was lost. But a read
+        # after a write of the same session sees that write, and a check counts as a write.
         fence = self._session.send(Check(self._paths.epoch, term.epoch))
         for path in (self._paths.runs, self._paths.history):
-            self._session.ensure(path)  # another hand may have deleted it
+            self._session.ensure(path)  # somebody may have deleted it
         names = sorted(filter(is_page, self._session.children(self._paths.runs)))
         try:
             fence.result()
         except Conflict:
-            text = f"{self._paths.epoch}: no longer at {term.epoch}, the epoch of ours"
+            text = f"{self._paths.epoch}: no longer at {term.epoch}, the epoch of this beat"
             raise NotMaster(text) from None
         paths = [self._paths.outbox, *map(self._paths.page, names)]
         outbox, *pages = self._session.read_all(paths)
@@ -154,12 +155,12 @@ class RunLedger:
         for published in self._published.values():
             self._amend(published)
         if self.unsent:
-            # Before any of them leaves: the next master is not to believe it for ever.
+            # Before any of them is sent: else the next master would believe that none was.
             self._commit({}, self.outbox)
 
     @property
     def epoch(self) -> int:
-        """That of the term for which this was loaded; NotMaster where it is not."""
+        """The epoch of the loaded term. Raises NotMaster if none is loaded."""
         return self._loaded().epoch
 
     @property
@@ -172,16 +173,16 @@ class RunLedger:
         return self.term
 
     def state(self, entry: str) -> RunState | None:
-        """The state of an entry, None if it was never seen, or is :meth:`damaged`."""
+        """The state of an entry; None if it was never seen, or is :meth:`damaged`."""
         return self._pages.state(entry)
 
     def damaged(self, entry: str) -> bool:
-        """True where the entry's page cannot be understood, or has no room for it."""
+        """True if the entry's page cannot be understood, or has no room for the entry."""
         return self._pages.damaged(entry)
 
     @property
     def is_damaged(self) -> bool:
-        """True where some page, or volume of histories, cannot be understood."""
+        """True if any page, or volume of histories, cannot be understood."""
         return self._pages.is_damaged or self._histories.is_damaged
 
     def first_seen(
@@ -190,11 +191,16 @@ class RunLedger:
         keys: Mapping[str, str | None] | None = None,
         zones: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Gives entries that have none a state; one whose last run waits in the outbox, as after
-        its page was deleted, that of this run. Where a page is full, states that the schedule does
-        not name make room, those first that it has not named for longest; an entry for which there
-        is none, or whose name is too long, is reported, and :meth:`damaged`. By name: `entries` has
-        the instants from which their clocks run, `keys` and `zones` those of entries that have one.
+        """Creates states for entries that have none.
+
+        If an entry's last run waits in the outbox, as after its page was deleted, its state is
+        that of this run. If a page is full, states of entries that are not in the schedule are
+        removed, those first that have not been in it for longest. An entry that has no room, or
+        whose name is too long, is logged, and is :meth:`damaged`.
+
+        Args:
+            entries: by name, the instants from which their clocks run.
+            keys, zones: by name, the keys and time zones of entries that have one.
         """
         keys, zones = keys or {}, zones or {}
         states: dict[str, RunState] = {}
@@ -205,8 +211,8 @@ class RunLedger:
         self.rewrite(self._pages.admit(states, self.outbox))
 
     def begin_anew(self, entries: Mapping[str, datetime], keys: Mapping[str, str | None]) -> None:
-        """Has the clocks of entries that have a state run from these instants, and none of what ran
-        before count as theirs: they were enabled again, or others had their names."""
+        """Starts the clocks of entries that have a state at these instants. What ran before does
+        not count as theirs: they were enabled again, or other entries had their names."""
         states: dict[str, RunState] = {}
         for name, at in entries.items():
             state = self._pages.of(name).states[name]
@@ -218,11 +224,15 @@ class RunLedger:
         return self._pages.names_by_key()
 
     def rename(self, names: Mapping[str, str], now: datetime) -> Iterator[dict[str, str]]:
-        """Has entries that have a state go on under other names, `names` from old to new: their
-        clocks, their numbers, and runs that wait. Those that take each other's names do so in one
-        transaction. What ran before stays in the history of the old name. Yields, transaction by
-        transaction, for which it is done: not for those for which there is no room, or where a run
-        waits of the other name."""
+        """Renames entries that have a state: `names` is from old to new.
+
+        Clocks, numbers and waiting runs move to the new name. What ran before stays in the history
+        of the old name. Entries that swap names are renamed in one transaction. An entry is not
+        renamed if there is no room, or if a run of the new name waits.
+
+        Yields:
+            after each transaction, what was renamed.
+        """
         left, pending = deque(in_order(names)), set(names)
         while left:
             moves: dict[str, str] = {}
@@ -238,14 +248,14 @@ class RunLedger:
                 yield moved
 
     def _bytes_of_move(self, move: tuple[str, str]) -> int:
-        """At most those of a change of name in a transaction."""
+        """Most bytes that renaming one entry takes in a transaction."""
         old, new = move
         pages = self._pages.of(old).size + self._pages.of(new).size
         return pages + size_of(new, self._pages.of(old).states[old]) + 4 * OVERHEAD
 
     def _rename(self, moves: dict[str, str], pending: set[str], now: datetime) -> dict[str, str]:
-        """Does it for as many as can be, in one transaction, and returns these. `pending`: the
-        names that are to be left, by these and others."""
+        """Renames as many as it can in one transaction, and returns these. `pending`: all names
+        that entries are still to leave, in this transaction or a later one."""
         size = sum(map(self._bytes_of_move, moves.items()))
         if self.outbox_bytes + size > self.limits.most_bytes:
             return {}
@@ -284,7 +294,7 @@ class RunLedger:
         return moves
 
     def _note_renamed(self, moves: Mapping[str, str], waiting: Mapping[str, Run]) -> None:
-        """What is known of runs that wait is known by their entries' names."""
+        """Moves what is known of waiting runs to their entries' new names."""
         epoch, known = self._unsent_in
         unsent = {name: run.number for name, run in waiting.items() if name in self.unsent}
         known = {name: number for name, number in known.items() if name not in unsent}
@@ -293,15 +303,15 @@ class RunLedger:
         self.unsent = (self.unsent - unsent.keys()) | {moves[name] for name in unsent}
 
     def rewrite(self, states: Changes, *also: Operation) -> None:
-        """Writes other states for entries. `also` is part of each transaction."""
+        """Writes new states of entries. `also` is part of each transaction."""
         for batch in self._batches(states):
             self._commit(batch, self.outbox, *also)
 
     def set_back(self, now: datetime) -> dict[str, RunState]:
-        """Has the clocks of entries go on that a beat with a clock that was ahead has set: to an
-        instant that is still to come, and was when it was written, by ZooKeeper's clock. To be
-        called after :meth:`load`. Returns their states as they were."""
-        # The time of a page says nothing of what is not written yet.
+        """Sets back the clocks of entries that a beat whose clock was ahead has set: to an instant
+        that is in the future, and by ZooKeeper's clock already was when it was written. Call it
+        after :meth:`load`. Returns the states as they were."""
+        # The time of a page says nothing about changes that are not written yet.
         after = self._pages.set_back(now, self._ahead, but=self._amended)
         before = {name: self._pages.of(name).states[name] for name in after}
         self.rewrite(after)
@@ -309,18 +319,24 @@ class RunLedger:
 
     @property
     def _ahead(self) -> timedelta:
-        """By how much this machine's clock is ahead of ZooKeeper's."""
+        """How much this machine's clock is ahead of ZooKeeper's."""
         return timedelta(seconds=self._session.clock_offset)
 
     def claim(
         self, runs: Sequence[Run], *also: Operation, meanwhile: Callable[[], object] = lambda: None
     ) -> list[Run]:
-        """Claims runs, in one transaction, of which `also` is part: at most one of each entry, of
-        entries that have a state and no run in the outbox. `meanwhile` is called while the answer
-        is on its way, and may publish and confirm what is in the outbox.
+        """Claims runs in one transaction.
 
-        Returns those that were claimed and are now in the outbox: as many as fit into a
-        transaction, at least one unless it is :attr:`full`. The others are as before."""
+        Args:
+            runs: at most one of each entry; each entry has a state, and no run in the outbox.
+            also: is part of the transaction.
+            meanwhile: is called while the answer is on its way; may publish and confirm what is in
+                the outbox.
+
+        Returns:
+            the claimed runs, which are now in the outbox: as many as fit into a transaction, at
+            least one unless the outbox is :attr:`full`. The others are unchanged.
+        """
         room = self.limits.largest_outbox - self.outbox_bytes
         states: dict[str, RunState] = {}
         for run in runs:
@@ -343,9 +359,9 @@ class RunLedger:
         return claimed
 
     def drop(self, runs: Iterable[Run], why: str | Mapping[str, str], *also: Operation) -> None:
-        """Takes runs out of the outbox unpublished, and notes them in the states of their entries,
-        which must have one. `why` is for their history, the same for all or by entry; `also` is
-        part of each transaction."""
+        """Takes runs out of the outbox unpublished, and records that in the states of their
+        entries, which must have one. `why` is for the history, the same for all or by entry; `also`
+        is part of each transaction."""
         states = {}
         for run in runs:
             state = self._pages.of(run.entry).states[run.entry]
@@ -361,9 +377,14 @@ class RunLedger:
     def skip(
         self, entries: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
     ) -> None:
-        """Notes that what was due does not run, and has the clocks of entries go on from there.
-        `entries`: name, of one that has a state, to the instant that was due and the one from which
-        its clock goes on; `why` is for their history, `also` part of each transaction."""
+        """Records that a due instant of each entry does not run, and moves the entries' clocks.
+
+        Args:
+            entries: by name, the due instant and the instant from which the clock continues. Each
+                entry has a state.
+            why: for the history.
+            also: is part of each transaction.
+        """
         states: dict[str, RunState] = {}
         for name, (due, at) in entries.items():
             past = PastRun.of(None, due, at, self.epoch, why)
@@ -372,7 +393,7 @@ class RunLedger:
 
     @property
     def outbox_bytes(self) -> int:
-        """Those of the outbox, as it would be written."""
+        """The size of the outbox as it would be written."""
         if self._outbox_bytes is None:
             waiting, amended = self.outbox.values(), self._amended.values()
             runs = bytes_of(waiting) + bytes_of(amended)
@@ -381,32 +402,35 @@ class RunLedger:
 
     @property
     def full(self) -> bool:
-        """True where the outbox may have no room, in bytes, for one more run."""
+        """True if the outbox may have no room, in bytes, for one more run."""
         most = self.limits.largest_outbox - self.limits.longest_name - OVERHEAD
         return self.outbox_bytes > max(0, most)
 
     def note_named(self, named: Container[str], now: datetime, *, anew: bool = False) -> list[str]:
-        """Marks the states of entries that `named`, this master's schedule, does not name, and
-        removes those that have been marked for longer than RETENTION and have no run that waits.
-        Returns the names of the removed. With `anew` the clocks of entries that are named again,
-        and were not for longer than ABSENCE, start from `now`."""
+        """Marks the states of entries that are not in `named`, this master's schedule. Removes
+        states that have been marked for longer than RETENTION and have no waiting run. With `anew`,
+        the clock of an entry that is named again after more than ABSENCE starts at `now`.
+
+        Returns:
+            the names of the removed entries.
+        """
         changed = self._pages.note_named(named, now, self._ahead, anew, waiting=self.outbox)
         self.rewrite(changed)
         return [name for name, state in changed.items() if state is None]
 
     def assure(self) -> None:
-        """To be called before each publish: returns if this is still the master that claimed,
-        as far as can be told, and no more than a safe part of the session time-out after the
-        server heard of it; asks the server where that was too long ago."""
+        """Call this before each publish. It returns if this beat is still the master of the loaded
+        term, and the server has confirmed that within a safe part of the session time-out. If the
+        last confirmation is too old, it asks the server. Otherwise it raises."""
         if clock.boottime() >= self._entitled_until:
             self._commit({}, self.outbox)
         if self._election.term != self.term or clock.boottime() >= self._entitled_until:
-            self._fail(NotMaster(f"{self._paths.master}: not, or not certainly, of this beat"))
+            self._fail(NotMaster(f"{self._paths.master}: this beat is perhaps no longer master"))
 
     def published(self, run: Run, at: datetime, goes_on_from: datetime | None = None) -> None:
-        """Takes a run, which was published at `at`, out of the outbox; ZooKeeper learns it from
-        the next :meth:`confirm`, or from the next claim. `goes_on_from`: the entry's next
-        `last_run_at`, if it is not that of the claim."""
+        """Takes a run that was published at `at` out of the outbox. The next :meth:`confirm` or
+        claim writes that to ZooKeeper. `goes_on_from`: the entry's next `last_run_at`, if it
+        differs from that of the claim."""
         past, epoch = None, self.epoch
         if goes_on_from is not None or run.epoch != epoch or at - run.planned > PROMPT:
             past = PastRun.of(run.number, run.due, at, epoch, run.note)
@@ -423,18 +447,18 @@ class RunLedger:
             self._pages.change({run.entry: after})
             self._amended[run.entry] = run
 
-    def put_last(self, run: Run, error: str | None = None) -> None:
-        """Has a run be the last of the outbox: no other waits for it any more. `error`: what is
-        wrong with it, for whoever looks at what waits."""
+    def move_to_end(self, run: Run, error: str | None = None) -> None:
+        """Moves a run to the end of the outbox, so that the others do not wait for it. `error`:
+        what is wrong with the run, which `status` shows."""
         before = self.outbox.pop(run.entry)
         self.outbox[run.entry] = after = before.with_error(error)
         if after is not before:
-            # A text that differs each time is no reason to write it each time.
+            # An error text may differ each time: only the first is worth a write.
             self._outbox_changed |= before.error is None or after.error is None
             self._outbox_bytes = None
 
     def keep(self, run: Run, made: str) -> None:
-        """Has the next master find what hooks have made of a run that waits, if there is room."""
+        """Keeps for the next master what hooks have made of a waiting run, if there is room."""
         before = self.outbox.get(run.entry)
         if before is None or before != run or before.made == made:
             return
@@ -445,10 +469,13 @@ class RunLedger:
             self._outbox_changed, self._outbox_bytes = True, self.outbox_bytes + more
 
     def confirm(self) -> None:
-        """Writes down what was published, without waiting; only one such write is on its way at
-        any time, and takes what has gathered meanwhile, and the histories that are due. Where there
-        is nothing to write, and has not been for a while, it writes all the same: the time of the
-        outbox tells others that this master is at work."""
+        """Confirms what was published, without waiting for the answer.
+
+        Only one such write is on its way at any time. The next one takes all that was published
+        meanwhile, and the histories that are due. If there has been nothing to write for
+        TOUCH_EVERY seconds, it writes all the same: the outbox's modification time shows that this
+        master works.
+        """
         if self._confirming is not None and self._confirming.pending.answered():
             self._finish_confirming()
         if self._confirming is not None:
@@ -461,10 +488,10 @@ class RunLedger:
             self._confirming = self._send(next(self._batches(states), {}), self.outbox, *histories)
 
     def _histories_due(self, now: float, is_time: bool) -> list[Operation]:
-        """What adds past runs to their histories, where something `is_time` to be written, and few
-        runs were published; after HISTORIES_WITHIN in any case. From now on the states are written
-        without them: never without this, which the version of the outbox tells that is written with
-        both."""
+        """Returns the operations that move past runs from the states to the histories. There are
+        some if a write `is_time` and few runs were published, or after HISTORIES_WITHIN in any
+        case. From now on states are written without these past runs. The outbox is written with the
+        histories, so its version makes sure that no later write can succeed without this one."""
         waited = now - self._histories.due_since
         is_calm = is_time and not self._amended and len(self._published) <= _FEW
         if waited < 0 or self._claiming or not (is_calm or waited > HISTORIES_WITHIN):
@@ -477,20 +504,19 @@ class RunLedger:
 
     @property
     def unconfirmed(self) -> bool:
-        """True where something was published of which no write on its way tells, and one could."""
+        """True if something was published that no write on its way confirms, and a write could."""
         return self._outbox_changed and (bool(self._amended) or not self._goes_alone(False))
 
     def hand_over(self, unsent: Iterable[str]) -> None:
-        """Does what :meth:`flush` does, and tells the next master of which entries, `unsent`,
-        the runs have certainly not left. Nothing is to be published after
-        that, until this is loaded again."""
+        """Does what :meth:`flush` does, and tells the next master which entries' runs, `unsent`,
+        were certainly not sent. Publish nothing after that until this is loaded again."""
         for name in unsent:
             self.outbox[name] = replace(self.outbox[name], unsent=True)
             self._outbox_changed, self._outbox_bytes = True, None
         self.flush()
 
     def flush(self) -> None:
-        """Does what :meth:`confirm` does, and waits until ZooKeeper knows it."""
+        """Does what :meth:`confirm` does, and waits for the answer."""
         while self._confirming is not None or self.unconfirmed:
             self._finish_confirming()
             if self.unconfirmed:
@@ -506,9 +532,9 @@ class RunLedger:
         self._finish_in_order(self._send(states, outbox, *also))
 
     def _send(self, states: Changes, outbox: dict[str, Run], *also: Operation) -> _Sent:
-        """The one transaction with which everything is written: nothing happens unless the epoch,
-        the pages and the outbox are as this ledger knows them. A write that is still on its way is
-        counted in the versions that it will leave, so the next need not wait for it."""
+        """Sends the transaction with which everything is written. It does nothing unless the epoch,
+        the pages and the outbox have the versions that this ledger knows. These already include the
+        writes that are on their way, so the next write need not wait for them."""
         operations: list[Operation] = [Check(self._paths.epoch, self.epoch)]
         operations += also
         touched = self._pages.change(states)
@@ -527,26 +553,26 @@ class RunLedger:
                 operations.append(SetData(path, data, page.version))
                 page.version += 1
         if self._claiming and page_of(entry := next(iter(self._claiming))) not in touched:
-            # Not without the claim that is on its way. The version of the outbox does not tell:
-            # another hand may have brought it to where that claim would have.
+            # This must fail if the claim on its way fails. The outbox's version cannot ensure that:
+            # somebody else may have written the outbox, and so raised it to the same version.
             version = self._pages.of(entry).version
             assert version is not None
             operations.append(Check(self._paths.page(page_of(entry)), version))
         is_needed = outbox is not self.outbox or bool(self._claiming)
         if not is_needed and self._goes_alone(bool(touched)):
             operations.append(Check(self._paths.outbox, self._outbox_version))
-            told = {}
+            confirmed = {}
         else:
             runs = [*outbox.values(), *self._amended.values(), *self._claiming.values()]
             data = encode_outbox(runs)
             operations.append(SetData(self._paths.outbox, data, self._outbox_version))
             self._outbox_version += 1
             self._outbox_changed = bool(self._amended)
-            told = {k: each for k, each in self._published.items() if k not in self._amended}
+            confirmed = {k: each for k, each in self._published.items() if k not in self._amended}
         size = sum(map(_bytes_of, operations))
         try:
             self._written_at = clock.boottime()
-            sent = _Sent(self._session.send(*operations), told, size)
+            sent = _Sent(self._session.send(*operations), confirmed, size)
         except ZkBeatError as exc:
             self._fail(exc)
         self._under_way.append(sent)
@@ -554,10 +580,10 @@ class RunLedger:
         return sent
 
     def _goes_alone(self, has_states: bool) -> bool:
-        """True where a transaction is to leave the outbox as it is in ZooKeeper. That may be
-        larger than it should be to have room for something beside it, or than can be written: it
-        is of another release, of another hand, or of a time when the server took more. What is
-        published makes it smaller."""
+        """True if a transaction must leave the outbox in ZooKeeper as it is, because it is too
+        large to write, or to write together with something else. Another release, or somebody else,
+        may have written it, or the server's limit was higher then. It shrinks as runs are
+        published."""
         if has_states:
             most = self.limits.largest_outbox + self.limits.longest_name + OVERHEAD
             return self.outbox_bytes > most
@@ -565,8 +591,8 @@ class RunLedger:
 
     def _finish_in_order(self, sent: _Sent) -> None:
         if self._confirming is not None and self._confirming.pending.sent <= sent.pending.sent:
-            # It was sent before, so it is answered before: this costs no further round trip,
-            # and what it says is not mistaken for an answer to what follows.
+            # It was sent first, so its answer comes first: this costs no round trip, and its answer
+            # is not mistaken for that of the later write.
             self._finish_confirming()
         self._finish(sent)
 
@@ -581,7 +607,7 @@ class RunLedger:
         self._under_way = [each for each in self._under_way if each is not sent]
         self.limits.answered(sent.size)
         self._entitled_until = sent.pending.sent + SAFE_PART * self._session.timeout
-        for entry, published in sent.told.items():
+        for entry, published in sent.confirmed.items():
             if self._published.get(entry) is published:
                 del self._published[entry]
 
@@ -595,9 +621,9 @@ class RunLedger:
         raise exc
 
     def _batches(self, states: Changes) -> Iterator[Changes]:
-        """The states in parts, of which each, when it is asked for, is as large as fits into one
-        transaction, and holds at least one. Page by page, since every page that is touched is
-        written whole."""
+        """Splits the states into parts that each fit into one transaction, with at least one state
+        each; each part is computed when it is needed. It goes page by page, because a page is
+        written as a whole."""
         left = deque(sorted(states, key=page_of))
         while left:
             room = self.limits.enough - (0 if self._goes_alone(True) else self.outbox_bytes)
@@ -618,18 +644,18 @@ class RunLedger:
             if (size := len(encode_outbox(runs))) > limits.MOST_BYTES:
                 raise too_large(path, size, limits.MOST_BYTES)  # it was not written by us
         except RootError as exc:
-            # Without an outbox nothing can be claimed. Nothing is lost: it is kept.
+            # Without an outbox nothing can be claimed. Nothing is lost: a copy is kept.
             aside = self._paths.damaged_outbox(node.data)
             for n in range(0, len(node.data) or 1, _PIECE):
                 piece = Create(f"{aside}-at-{n}" if n else aside, node.data[n : n + _PIECE])
-                with contextlib.suppress(Conflict):  # there since another try
+                with contextlib.suppress(Conflict):  # an earlier try has created it
                     self._session.commit(piece)
             self._session.commit(fenced, SetData(path, encode_outbox(()), node.version))
             self._outbox_version += 1
-            logger.error("%s; put aside as %s: runs in it were perhaps not published", exc, aside)
+            logger.error("%s; saved as %s: runs in it were perhaps not published", exc, aside)
             return
-        told = self._published
-        done = {run.entry for run in runs if run.entry in told and told[run.entry].run == run}
+        sent = self._published
+        done = {run.entry for run in runs if run.entry in sent and sent[run.entry].run == run}
         known = self._unsent_in[1] if self._unsent_in[0] == term.epoch else {}
         known = {**known, **{run.entry: run.number for run in runs if run.unsent}}
         self._unsent_in = term.epoch, known
@@ -638,19 +664,19 @@ class RunLedger:
             run.entry: replace(run, unsent=False) for run in runs if run.entry not in done
         }
         self._outbox_bytes = None
-        self._published = {name: told[name] for name in done}
+        self._published = {name: sent[name] for name in done}
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """A write that is on its way, with what it tells of :attr:`RunLedger._published`."""
+    """A write that has been sent, with what it confirms of :attr:`RunLedger._published`."""
 
     pending: Pending
-    told: dict[str, _Published]
+    confirmed: dict[str, _Published]
     size: int
 
 
 def _bytes_of(operation: Operation) -> int:
-    """About those of an operation in a request."""
+    """About how many bytes an operation has in a request."""
     data = operation.data if isinstance(operation, (Create, SetData)) else b""
     return len(operation.path) + len(data) + 60

@@ -1,4 +1,4 @@
-"""Does what operators ask of the master; control.py is their wire."""
+"""What the master does for operators. control.py is how they talk to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .source import Source, only_logged
 
 logger = get_logger(__name__)
 
-#: Seconds that a master which is to resign gives to publishing what it has claimed.
+#: Seconds for which a master that resigns still publishes what it has claimed.
 LAST_PUBLISHING = 1.5
 
 
@@ -27,16 +27,16 @@ class Master(Protocol):
     """The loop, as far as operators need it."""
 
     def hand_over(self) -> None:
-        """Notes all that the next master should find."""
+        """Records all that the next master needs."""
 
     def forget(self) -> None:
-        """Has the ledger be loaded anew."""
+        """Forgets the ledger, so that it is loaded again."""
 
 
 class Operators:
     """The requests and pauses of operators. For the dispatch loop's thread.
 
-    Methods raise a ZkBeatError where ZooKeeper does not answer or refuses.
+    Methods raise a ZkBeatError if ZooKeeper does not answer or refuses.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class Operators:
         self._backfilling = backfilling
         self._election, self._ledger = dispatcher.election, dispatcher.ledger
         self._control = dispatcher.control
-        #: The pauses that the log has told of.
+        #: The pauses that are already in the log.
         self._logged = Pauses()
 
     def hear(self) -> list[Request]:
-        """Reads what they hold back, and returns what they ask for: to be given to :meth:`answer`
-        when the source has been refreshed."""
+        """Reads the pauses, and returns the requests. Pass these to :meth:`answer` after the source
+        was refreshed."""
         control = self._control
         before = control.pauses, control.damage, control.unchanged
         backfills = control.backfills.entries
@@ -59,7 +59,7 @@ class Operators:
         for name in backfills.keys() - control.backfills.entries.keys():
             logger.warning("%s: its backfill was cancelled", name)
         if control.backfills_damage is not None:
-            logger.error("%s; until then no backfill goes on", control.backfills_damage)
+            logger.error("%s; no backfill runs until this is repaired", control.backfills_damage)
         if (control.pauses, control.damage, control.unchanged) != before:
             self._source.outdated()
             news, self._logged = control.pauses.news(self._logged), control.pauses
@@ -68,7 +68,7 @@ class Operators:
             if len(news) > MOST_LOGGED:
                 logger.warning("%d changes of pauses in all", len(news))
         if control.damage is not None:
-            logger.error("%s; until then nothing is dispatched", control.damage)
+            logger.error("%s; nothing is dispatched until this is repaired", control.damage)
         if control.pauses.skips:
             self._source.outdated()
             self._skip_missed()
@@ -76,7 +76,7 @@ class Operators:
         return requests
 
     def answer(self, requests: list[Request]) -> None:
-        """Does what they ask for, as long as this beat is master."""
+        """Does what the requests ask for, as long as this beat is master."""
         for request in requests:
             if self._dispatcher.is_master:
                 try:
@@ -86,11 +86,11 @@ class Operators:
                     raise
 
     def _is_known(self, entry: str) -> bool:
-        """True where this beat can tell what the entry missed: else another master may have to."""
+        """True if this beat knows what the entry missed. If not, another master may have to."""
         return entry in self._source.entries and not self._ledger.damaged(entry)
 
     def _skip_missed(self) -> None:
-        """Skips what was due while entries were held back, and is not to be caught up with."""
+        """Skips what was due while entries were paused, if they were resumed with --skip."""
         reason = "resumed"
         missed: dict[str, tuple[datetime, datetime]] = {}
         pauses, unchanged = self._control.pauses, self._control.unchanged
@@ -127,13 +127,13 @@ class Operators:
         elif record.do == BACKFILL:
             answer = self._backfilling.begin(request)
         else:
-            answer = Answer(False, f"{record.do!r} is nothing that this release can be asked for")
+            answer = Answer(False, f"this release does not know the request {record.do!r}")
         if answer is not None and answer.run is None:
-            with contextlib.suppress(Conflict):  # it was taken back
+            with contextlib.suppress(Conflict):  # it was withdrawn
                 self._election.session.commit(request.answer(answer))
 
     def _resign(self, request: Request) -> Answer | None:
-        """Resigns; None where that has answered the request."""
+        """Resigns. Returns None if that has answered the request."""
         record = request.record
         self._dispatcher.publish_soon(LAST_PUBLISHING)
         self._master.hand_over()
@@ -148,24 +148,24 @@ class Operators:
         return Answer(False, "could not resign: see the master's log")
 
     def _tell(self) -> Answer:
-        """What the entries are. Only when asked: it takes microseconds for each, and to write it
-        when it changes would be megabytes for each deploy of a large schedule."""
+        """Returns what the entries are. Only on request: writing it at each change would be
+        megabytes for each deploy of a large schedule."""
         entries = self._source.entries
         text, most = pack(entries), self._ledger.limits.most_bytes * 3 // 4
         if len(text) > most:
-            told = f"what its {len(entries)} entries are has {len(text)} bytes, and {most} fit"
+            told = f"its {len(entries)} entries need {len(text)} bytes, and only {most} fit"
             return Answer(False, told)
         return Answer(True, text)
 
     def _run_now(self, request: Request, name: str) -> Answer:
-        """An extra run; of one that is claimed, the answer is part of the claim."""
+        """Claims an extra run. The answer is part of the claim's transaction."""
         self._source.look_at([name])
         dispatcher, state = self._dispatcher, self._ledger.state(name)
         if name not in self._source.entries:
             return Answer(False, f"the master's schedule has no entry {name!r}")
         waiting = self._ledger.outbox.get(name)
         if waiting is not None:
-            # Else one that is due in a moment would be in the way.
+            # Else a run that leaves in a moment would be in the way.
             dispatcher.publisher.publish_soon([waiting])
             waiting = self._ledger.outbox.get(name)
         if waiting is not None:
@@ -185,17 +185,17 @@ class Operators:
         return answer
 
     def _drop_now(self, request: Request, name: str) -> Answer:
-        """Drops a run that waits; the answer is part of the transaction."""
+        """Drops a waiting run. The answer is part of the transaction."""
         run = self._ledger.outbox.get(name)
         if run is None:
-            return Answer(False, "no run of it waits")
+            return Answer(False, "no run of this entry waits")
         if self._ledger.state(name) is None:
             if not self._ledger.damaged(name):
                 self._ledger.first_seen({name: run.claimed})
             if self._ledger.state(name) is None:
                 return Answer(False, "its run state is missing or damaged: see the master's log")
         is_unsent = self._dispatcher.publisher.is_unsent(run)
-        text = "not published" if is_unsent else "perhaps published before"
+        text = "not published" if is_unsent else "perhaps already published"
         task_id = self._dispatcher.task_id(run)
         answer = Answer(True, text, run.number, task_id)
         waited = self._dispatcher.held_because(run) or "it waited for the broker"

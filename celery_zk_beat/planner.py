@@ -1,4 +1,4 @@
-"""Which entries are due: decided without I/O, by the time that it is told."""
+"""Decides which entries are due, without I/O; callers pass the time."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ from .runs import Run, RunState
 
 logger = get_logger(__name__)
 
-#: Most seconds for which an entry's word is kept that it need not be asked: ten years.
+#: Most seconds until an entry is asked again that says when it has to be asked: ten years.
 _LONGEST_DELAY = 3.2e8
-#: Least seconds after which an entry that is not due is asked again.
+#: Least seconds until an entry that is not due is asked again.
 SHORTEST_WAIT = 0.01
-#: Seconds before it is due that a run is claimed, so that it is published on time, also where
-#: hundreds are; and those for which claims wait for each other, for one of many costs little more
-#: than one of one.
+#: A run is claimed this many seconds before it is due, so that it is published on time even if
+#: hundreds are due; and claims wait this many seconds for each other, since one claim of many runs
+#: costs little more than one of a single run.
 _CLAIM_AHEAD, _CLAIM_TOGETHER = 0.025, 0.02
-#: Most entries that are asked before what is due among them is claimed.
+#: Most entries to ask before those that are due are claimed.
 _MOST_LOOKED_AT = 1000
 
 
 class Known(Protocol):
-    """Tells a plan what neither the entries nor the clock do."""
+    """What a plan needs to know beside the entries and the time."""
 
     @property
     def epoch(self) -> int:
-        """Of the master that claims."""
+        """The epoch of the master that claims."""
 
     def state(self, name: str) -> RunState | None:
-        """The ledger's state of an entry; None where it has none."""
+        """The ledger's state of an entry; None if it has none."""
 
     def waits(self, name: str) -> float | None:
-        """Seconds after which to look again at an entry whose last run waits for the broker; None
-        where none does."""
+        """Seconds until to look again at an entry whose last run waits for the broker; None if no
+        run of it waits."""
 
     def holds(self, name: str) -> bool:
-        """True for what an operator holds back."""
+        """True if an operator has paused the entry."""
 
 
 class Skipped(NamedTuple):
-    """An instant for which an entry has no run: its clock goes on `at` another. `reason` is one of
+    """A due instant that gets no run. The entry's clock continues from `at`. `reason` is a key of
     metrics.SKIPPED."""
 
     entry: str
@@ -75,8 +75,8 @@ class Skipped(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """An entry's own class said that it is due: `following` is the entry after the run, `delay`
-    when to ask that, in seconds."""
+    """An entry's own class said that it is due. `following` is the entry after the run; `delay` is
+    the seconds until to ask that entry."""
 
     following: Any
     delay: Any
@@ -84,12 +84,12 @@ class _Asked(NamedTuple):
 
 @dataclass
 class Plan:
-    """Says what to do at an instant.
+    """What to do at an instant.
 
     Attributes:
-        runs: to be claimed.
-        skipped: to be noted before.
-        look_again: when something may be due, seconds since 1970; in the past: at once.
+        runs: the runs to claim.
+        skipped: the instants to record as skipped, before the claim.
+        look_again: when something may be due, seconds since 1970; if in the past, immediately.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -98,14 +98,14 @@ class Plan:
 
 
 class Planner:
-    """Which entries are due. No I/O, and no clock but the one it is told.
+    """Decides which entries are due. It does no I/O and reads no clock: callers pass the time.
 
     Args:
-        names: the entries; marked as not current where they turn out to be others.
+        names: the entries; marked as not current if the planner finds that they have changed.
         is_due: asks an entry, as ``Scheduler.is_due`` does.
-        max_interval: seconds after which to ask an entry that does not say when.
-        policies: of the entries, by their names.
-        root: of the jitter; the same for all beats of an app.
+        max_interval: seconds until to ask an entry again that does not say when.
+        policies: the policies of entries, by name.
+        root: the seed of the jitter; the same for all beats of an app.
     """
 
     def __init__(
@@ -120,17 +120,17 @@ class Planner:
         self._names, self._known, self._is_due = names, known, is_due
         self.max_interval = max_interval
         self._all_policies, self._root = policies, root
-        #: Of the entries that have one.
+        #: The policies of entries that have one.
         self._policies: dict[str, Policy] = {}
-        #: Of those that are the same whenever an entry ran last.
+        #: The instants of entries for which these do not depend on the last run.
         self._instants: dict[str, Instants] = {}
         self._agenda = Agenda()
         self.seen = Seen()
-        #: Seconds; of beat_cron_starting_deadline.
+        #: The setting beat_cron_starting_deadline, in seconds.
         self._starting_deadline: float | None = None
-        #: True where a class of the user's says when an entry is due; where Celery alone does.
+        #: True if a class of the user's says when an entry is due; if only Celery does.
         self._is_own, self._is_computed = False, True
-        #: What is planned and not claimed yet, in order.
+        #: What is planned and not yet claimed, in order.
         self._planned: dict[str, tuple[Item, _Asked | None]] = {}
 
     def build(
@@ -140,14 +140,14 @@ class Planner:
         starting_deadline: float | None,
         is_own: bool = False,
     ) -> list[str]:
-        """Takes all entries with their states, in the order of when to ask them.
+        """Builds the agenda from all entries and their states.
 
         Args:
-            changed: names of the entries that are to be asked whatever they said before.
+            changed: names of the entries to ask again, whatever they said before.
             is_own: a class of the user's says when an entry is due.
 
         Returns:
-            the entries that ran in the future, as their states say. They wait until then.
+            the entries whose states say that they ran in the future. They wait until then.
         """
         self._agenda.clear()
         self._planned.clear()
@@ -161,15 +161,15 @@ class Planner:
                 continue
             if not hasattr(entry.schedule, "is_due"):
                 what = "missing" if entry.schedule is None else f"{entry.schedule!r}"[:200]
-                self._names.warn_once(f"{name}: its schedule is {what}, so it is never due")
+                self._names.warn_once(f"{name}: its schedule is {what}: it is never due")
                 continue
             if is_ahead(state.last_run_at, now):
                 ahead.append(name)
                 continue
-            try:  # not only_logged(): there may be a hundred thousand
+            try:  # only_logged() would be slow: there may be a hundred thousand entries
                 self._take(name, entry, state, name in changed)
             except Exception:
-                logger.exception("%s: cannot be scheduled, left out", name)
+                logger.exception("%s: cannot be scheduled, so it never runs", name)
         return ahead
 
     def _find_policies(self) -> None:
@@ -182,15 +182,15 @@ class Planner:
                 continue
             if self._is_own or is_free(entry):
                 names.warn_once(
-                    f"{name}: its policy is not applied: a class of its own says when it is due"
+                    f"{name}: its policy is not applied: its own class says when it is due"
                 )
                 continue
             deadline = self._starting_deadline
-            is_crontab = isinstance(entry.schedule, crontab)  # for which alone it is
+            is_crontab = isinstance(entry.schedule, crontab)  # the deadline is only for these
             if policy.catch_up is None and deadline is not None and is_crontab:
                 policy = replace(policy, catch_up=timedelta(seconds=deadline))
             if is_interval(entry.schedule) and entry.schedule.run_every <= timedelta():
-                policy = replace(policy, coalesce=ONE)  # it is always due, at no instant
+                policy = replace(policy, coalesce=ONE)  # it is always due, and has no instants
             self._policies[name] = policy
 
     def _take(self, name: str, entry: Any, state: RunState, is_changed: bool) -> None:
@@ -200,13 +200,13 @@ class Planner:
         if asked_at is not None:
             self._agenda.put(name, asked_at.timestamp())
         else:
-            # A crontab takes its time to tell: not before others are dispatched.
+            # A crontab is slow to compute: dispatch others first.
             self._place(name, entry if is_interval(entry.schedule) else None)
 
     def plan(self, now: datetime, room: int) -> Plan:
-        """Says what to do at `now`.
+        """Decides what to do at `now`.
 
-        Where there are runs, :meth:`note_claimed` is to be called before the next plan.
+        If the plan has runs, call :meth:`note_claimed` before the next plan.
 
         Args:
             room: how many runs may be claimed at once.
@@ -221,10 +221,11 @@ class Planner:
             entry = entries.get(item.name)
             if entry is None:
                 continue
-            if not self.seen.is_same(item.name, entry):  # and so it does not know of its last run
+            if not self.seen.is_same(item.name, entry):  # the new one does not know its last run
                 self._names.is_current = False
                 continue
-            # Its last run waits for the broker, and so does the next: not a flood afterwards.
+            # While its last run waits for the broker, the next is not claimed: else a flood of
+            # runs would follow.
             left = self._known.waits(item.name)
             if left is not None:
                 self._agenda.put(item.name, now.timestamp() + left, item.due)
@@ -234,10 +235,10 @@ class Planner:
         return plan
 
     def _look_at(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
-        """Plans a run where the entry is due; else puts it back for later."""
+        """Plans a run if the entry is due; else puts the entry back for later."""
         instant = item.due
         if instant is None or utc_of(entry, entry.last_run_at) >= instant:
-            # Its last run stood for it, too.
+            # The last run already covered this instant.
             instant = self._due(item.name, entry)
         if instant is None:
             self._ask(item, entry, now, plan)
@@ -251,7 +252,7 @@ class Planner:
             self._planned[item.name] = item, None
 
     def _is_time(self, item: Item, due: datetime, leaves: datetime, now: datetime) -> bool:
-        """True where what leaves then is to be claimed; else it is put back for later."""
+        """True if a run that leaves at `leaves` is to be claimed now; else puts it back."""
         if leaves.timestamp() - now.timestamp() > _CLAIM_AHEAD + _CLAIM_TOGETHER:
             self._agenda.put(item.name, leaves.timestamp() - _CLAIM_AHEAD, due)
             return False
@@ -260,7 +261,7 @@ class Planner:
     def _look_by(
         self, policy: Policy, item: Item, due: datetime, entry: Any, now: datetime, plan: Plan
     ) -> None:
-        """Does what its policy says of an entry, at `due` or later."""
+        """Does what the entry's policy says about `due`."""
         verdict = self._verdict(item.name, entry, policy, due, now)
         if verdict.due is None:
             self._agenda.put(item.name, math.inf)
@@ -272,7 +273,7 @@ class Planner:
             entry.last_run_at = as_of(entry, verdict.clock)
             self._place(item.name, entry)
         elif self._is_time(item, due, leaves, now):
-            # Of one that leaves later than it is due, only what is later still is late.
+            # Jitter is not lateness: only the time after `leaves` counts.
             claimed = verdict.clock or last_run(entry, due, now - (leaves - due))
             run = Run(
                 item.name,
@@ -298,12 +299,12 @@ class Planner:
         return policy.decide(due, now, instants, ran, f"{self._root}/{name}", last_due)
 
     def _ask(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
-        """Has the entry's own class say whether it is due."""
+        """Asks the entry's own class whether it is due."""
         try:
             with at_one_instant(entry.schedule):
                 state = self._known.state(item.name)
                 if state is not None and entry.last_run_at.tzinfo is None:
-                    # Naive clocks are set back in autumn.
+                    # In autumn naive times go back by an hour.
                     entry.last_run_at = as_of(entry, state.last_run_at)
                 is_due, delay = self._is_due(entry)
                 if is_due:
@@ -313,14 +314,14 @@ class Planner:
                 if missed is not None:
                     plan.skipped.append(Skipped(item.name, *missed, "deadline"))
         except Exception:
-            logger.exception("%s: cannot tell when it is due, trying again later", item.name)
+            logger.exception("%s: cannot compute when it is due, trying again later", item.name)
             delay = self.max_interval
         delay = max(SHORTEST_WAIT, delay) if _is_number(delay) else delay
         self._ask_later(item.name, delay, now)
-        self.seen.note(item.name, entry)  # being asked may have changed it
+        self.seen.note(item.name, entry)  # is_due may have changed it
 
     def _plan_asked(self, item: Item, entry: Any, delay: Any, now: datetime, plan: Plan) -> None:
-        """Plans the run of an entry that says that it is due."""
+        """Plans a run of an entry whose class said that it is due."""
         following = next(entry)
         claimed = utc_of(following, following.last_run_at)
         run = Run(
@@ -333,7 +334,7 @@ class Planner:
         state = self._known.state(item.name)
         free = run.due if state is None else next_free(entry, run.due, state)
         if free is None or free > max(run.due, run.claimed):
-            # What is due has run already.
+            # This instant has already run.
             at = now if free is None else free
             self._ask_later(item.name, (at - now).total_seconds() or None, now)
             return
@@ -341,8 +342,8 @@ class Planner:
         self._planned[item.name] = item, _Asked(following, delay)
 
     def _too_late(self, entry: Any) -> tuple[datetime, datetime] | None:
-        """The instant that Celery does not start any more because of beat_cron_starting_deadline:
-        it only says that the entry is not due."""
+        """The instant that Celery skips because of beat_cron_starting_deadline, and the time now;
+        None if there is none. Celery itself only says that the entry is not due."""
         if self._starting_deadline is None:
             return None
         at, missed = utc_of(entry, entry.default_now()), due_instant(entry)
@@ -352,8 +353,9 @@ class Planner:
         return missed, at
 
     def _ask_again(self, entry: Any, delay: Any, claimed: datetime) -> tuple[int, int] | None:
-        """For the state of an entry that was due, and said in how many seconds to ask it again.
-        Counted from its `last_run_at`, so that both are by one clock and are set back together."""
+        """When to ask an entry again that was due and returned `delay`, for its state: in
+        milliseconds since 1970, with a checksum of its schedule. It is counted from the entry's
+        `last_run_at`, so that both use the same clock and are set back together."""
         if not (is_free(entry) or self._is_own):
             return None
         seconds = _seconds(delay)
@@ -363,8 +365,7 @@ class Planner:
         return int(at * 1000), checksum(entry.schedule)
 
     def note_claimed(self, claimed: list[Run], now: datetime) -> float:
-        """Has the clocks of the entries go on of which runs were claimed; the others that were
-        planned are due still.
+        """Moves the clocks of the entries whose runs were claimed. Other planned entries stay due.
 
         Returns:
             when something may be due, as :attr:`Plan.look_again`.
@@ -380,7 +381,7 @@ class Planner:
         entries = self._names.get()
         entry = entries.get(run.entry)
         if entry is None or not self.seen.is_same(run.entry, entry):
-            self._names.is_current = False  # it was replaced, or removed, just now
+            self._names.is_current = False  # it was just replaced or removed
         elif asked is None:
             entry.last_run_at, entry.total_run_count = as_of(entry, run.claimed), run.number
             self._place(run.entry, entry)
@@ -390,7 +391,7 @@ class Planner:
             self.seen.note(run.entry, asked.following)
 
     def _due(self, name: str, entry: Any) -> datetime | None:
-        """When an entry is due, None if it is to be asked."""
+        """When an entry is due; None if it must be asked."""
         due = None
         if self._is_computed or name in self._policies:
             due = due_by_celery(entry)
@@ -400,13 +401,13 @@ class Planner:
         return due if state is None else next_free(entry, due, state)
 
     def _place(self, name: str, entry: Any) -> None:
-        """Puts the entry on the agenda for when it is due; if that is not known, or it is None, for
-        now, to be asked."""
+        """Puts the entry on the agenda for when it is due. If that is not known, or `entry` is
+        None, it is asked now."""
         due = None if entry is None else self._due(name, entry)
         self._agenda.put(name, 0.0 if due is None else due.timestamp() - _CLAIM_AHEAD, due)
 
     def _ask_later(self, name: str, delay: Any, now: datetime) -> None:
-        """Puts the entry on the agenda, to be asked after `delay`, as Celery's schedules say it."""
+        """Puts the entry on the agenda, to ask it after `delay`, as a schedule returned it."""
         seconds = _seconds(delay)
         seconds = self.max_interval if seconds is None else seconds
         self._agenda.put(name, now.timestamp() + seconds)
@@ -417,6 +418,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _seconds(delay: Any) -> float | None:
-    """Of what a schedule says; None where it is no number."""
+    """The seconds of what a schedule returned; None if it is not a number."""
     seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
     return float(seconds) if _is_number(seconds) and not math.isnan(seconds) else None

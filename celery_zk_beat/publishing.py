@@ -388,7 +388,7 @@ class Publisher:
             self._impossible[run.entry] = run, why
             return
         for each in runs:
-            self._ledger.put_last(each, str(exc) if own else None)
+            self._ledger.move_to_end(each, str(exc) if own else None)
         pause = 0.0  # but for who is alone, and so to blame
         if fault is Fault.AWAY or own:
             pause = self._back_off.punish(run.entry if own else None)

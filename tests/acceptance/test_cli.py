@@ -123,9 +123,9 @@ def test_resign(site: Site, root: str) -> None:
     did(done, rf"^{third} is master, epoch 3, after \d+ ms$")
     site.wait_for_run(running[third])
 
-    refused(site.zk_beat("resign", "--to", third), NOT_DONE, f"{third} is master already")
+    refused(site.zk_beat("resign", "--to", third), NOT_DONE, f"{third} is already master")
     others = ", ".join(sorted((first, second)))
-    nobody = f"there is no standby 'four' under {root}; there is: {others}"
+    nobody = f"no standby 'four' under {root}; the standbys are: {others}"
     refused(site.zk_beat("resign", "--to", "four"), NOT_DONE, nobody)
     did(site.zk_beat("history"), rf"{second} +resigned: asked by .+@")
 
@@ -213,7 +213,7 @@ def test_next(site: Site) -> None:
     done = site.console("next", "--json", "--until", "+4h")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["remarks"] == ["held is paused and not shown: `zk-beat resume` has them go on"]
+    assert told["remarks"] == ["held is paused and not shown: `zk-beat resume` ends the pause"]
     assert {run["entry"] for run in told["runs"]} == {"often", "nightly"}
     first = {run["entry"]: run for run in reversed(told["runs"])}
     assert first["often"]["due"] == first["often"]["at"] == due["often"]
@@ -228,7 +228,7 @@ def test_next(site: Site) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     alone = site.zk_beat("next", "--timeout", "0.5", zk_beat_hosts=nowhere)
     assert alone.returncode == 0
-    assert "it is assumed that each entry ran last now" in alone.stderr
+    assert "assuming that each entry ran last now" in alone.stderr
 
 
 def test_diff(site: Site) -> None:
@@ -242,13 +242,13 @@ def test_diff(site: Site) -> None:
     iso = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
     lines = [
         r"removed: gone: gone, every 0\.2 s",
-        rf"    runs next: now (at once|{iso})",
+        rf"    next run: now (at once|{iso})",
         r"added: new: new, every 60 s",
-        rf"    runs next: then {iso}",
+        rf"    next run: then {iso}",
         r"changed: other: schedule: every 3600 s -> every 1800 s",
-        rf"    runs next: now {iso}, then {iso}",
+        rf"    next run: now {iso}, then {iso}",
         r"perhaps renamed: old -> young: old, every 7200 s",
-        rf"    runs next: now {iso}, then {iso}, its clock would start anew",
+        rf"    next run: now {iso}, then {iso}, its clock would start anew",
         r"4 differences from what one runs, of \d+ entries",
     ]
     assert did(told, "^" + "\n".join(lines) + "\n$")
@@ -326,7 +326,7 @@ def test_an_entry_whose_name_shows_an_address(site: Site) -> None:
 def test_a_beat_that_is_none_of_ours(site: Site) -> None:
     """The settings are there, and the scheduler is forgotten: its log and `status` say so."""
     ours, plain = "celery_zk_beat:ZooKeeperScheduler", "celery.beat:Scheduler"
-    said = f"its scheduler is {plain}, which dispatches everything, whoever is master; set "
+    said = f"its scheduler is {plain}, which dispatches everything, even when another beat is "
     for scheduler in (ours, "zookeeper", "celery_zk_beat.schedulers.ZooKeeperScheduler"):
         beat = site.beat("one", "-S", scheduler)
         beat.wait_for_log("elected: one is master", PATIENCE)
@@ -335,7 +335,7 @@ def test_a_beat_that_is_none_of_ours(site: Site) -> None:
         assert state_of(site)["warnings"] == []
         beat.terminate()
     stranger = site.beat("stranger", "-S", plain)
-    stranger.wait_for_log(f"{said}beat_scheduler = '{ours}'", PATIENCE)
+    stranger.wait_for_log(f"{said}master; set beat_scheduler = '{ours}'", PATIENCE)
     site.beat("one").wait_for_log("elected: one is master", PATIENCE)
     wrong = {"beat_scheduler": "celery.beat:PersistentScheduler"}
     warning = rf"warning +beat_scheduler = '{wrong['beat_scheduler']}': .* '{ours}'"
@@ -385,7 +385,7 @@ def test_drop(site: Site, redis_server: Redis) -> None:
     beat = site.beat("one")
     beat.wait_for_log("dispatching", PATIENCE)
     refused(site.zk_beat("drop", "seldmo"), NOT_DONE, "'seldmo'", "did you mean seldom?")
-    refused(site.zk_beat("drop", "seldom"), NOT_DONE, "seldom: no run of it waits", "nothing")
+    refused(site.zk_beat("drop", "seldom"), NOT_DONE, "no run of this entry waits", "nothing")
     redis_server.stop()
     refused(site.zk_beat("run", "seldom", "--timeout", "2"), NOT_DONE, "waits for the broker")
     did(site.zk_beat("status"), r"outbox    1 waiting for the broker\n")
@@ -409,11 +409,11 @@ def test_backfill(site: Site) -> None:
     first.wait_for_log("elected: one is master", PATIENCE)
     site.beat("two").wait_for_log("not elected because one is master", PATIENCE)
     dry = site.zk_beat("backfill", "seldom", *PAST, "--dry-run")
-    listed = did(dry, "7 runs; nothing was begun")
+    listed = did(dry, "7 runs; nothing was started")
     due = [f"2026-01-05T{hour:02}:00:00+00:00" for hour in range(7)]
     assert listed.string.splitlines()[:-1] == due
     done = site.zk_beat("backfill", "seldom", *PAST, "--rate", "0.6")
-    did(done, "^backfill of seldom from 2026-01-05T00:00:00Z to .*Z: 7 runs, 0.6 a second; ")
+    did(done, "^backfill of seldom from 2026-01-05T00:00:00Z to .*Z: 7 runs, 0.6 per second; ")
     refused(site.zk_beat("backfill", "seldom", *PAST), NOT_DONE, "is under way already", "nothing")
     site.wait(lambda history: len(history) >= 2, "two runs")
     did(site.zk_beat("status"), r"(?m)^backfill  seldom: \d of 7 runs, the last for 2026.*, by .*@")
@@ -431,22 +431,22 @@ def test_cancel_a_backfill(site: Site) -> None:
     site.schedule(seldom=3600)
     beat = site.beat("one")
     beat.wait_for_log("dispatching", PATIENCE)
-    refused(site.zk_beat("backfill", "seldom", "--cancel"), NOT_DONE, "no backfill of seldom")
+    refused(site.zk_beat("backfill", "seldom", "--cancel"), NOT_DONE, "seldom has no backfill")
     done = site.zk_beat("backfill", "seldom", *PAST, "--rate", "0.01", "--json")
     assert json.loads(done.stdout)["begun"] == "7 runs"
     site.wait(lambda history: history, "a run")
     (told,) = state_of(site)["backfills"]
     assert (told["entry"], told["done"], told["total"], told["waits_for"]) == ("seldom", 1, 7, None)
     beat.terminate()
-    did(site.zk_beat("backfill", "seldom", "--cancel"), "is ended after 1 of 7 runs")
-    refused(site.zk_beat("backfill", "seldom", *PAST), NOT_DONE, "no master", "nothing was begun")
+    did(site.zk_beat("backfill", "seldom", "--cancel"), "is cancelled after 1 of 7 runs")
+    refused(site.zk_beat("backfill", "seldom", *PAST), NOT_DONE, "no master", "nothing was started")
 
 
 @pytest.mark.parametrize(
     ("args", "exit_code", "why"),
     [
-        ((), UNREACHABLE, "--from and --to are needed"),
-        ((*PAST, "--cancel"), UNREACHABLE, "--cancel goes with none"),
+        ((), UNREACHABLE, "give --from and --to"),
+        ((*PAST, "--cancel"), UNREACHABLE, "--cancel cannot be combined"),
         (("--from", "soon", *PAST[2:]), UNREACHABLE, "'soon' is no instant"),
         (("--from", "0001-01-01", *PAST[2:]), UNREACHABLE, "is before 1970"),
         (("--from", "\x1b[2J", *PAST[2:]), UNREACHABLE, "is no instant"),
@@ -454,9 +454,9 @@ def test_cancel_a_backfill(site: Site) -> None:
         ((*PAST[:2], "--to", "9999-12-31T23:59:59-14:00"), UNREACHABLE, "out of range"),
         ((*PAST[:2], "--to", "2026-01-06+02:00"), UNREACHABLE, "is no instant"),
         ((*PAST[:2], "--to", "2026-02-30"), UNREACHABLE, "out of range"),
-        ((*PAST[:2], "--to", "2999-01-01Z"), UNREACHABLE, "its end is still to come"),
-        ((*PAST[:2], "--to", "2999-01-01"), UNREACHABLE, "its end is still to come"),
-        ((*PAST, "--rate", "nan"), UNREACHABLE, "nan is no number"),
+        ((*PAST[:2], "--to", "2999-01-01Z"), UNREACHABLE, "its end is in the future"),
+        ((*PAST[:2], "--to", "2999-01-01"), UNREACHABLE, "its end is in the future"),
+        ((*PAST, "--rate", "nan"), UNREACHABLE, "nan is not a number"),
         ((*PAST, "--rate", "0"), UNREACHABLE, "--rate"),
         ((*PAST, "--rate", "1000"), UNREACHABLE, "--rate"),
     ],
@@ -514,9 +514,9 @@ def test_without_a_beat(site: Site, client: KazooClient, root: str) -> None:
     refused(site.zk_beat("run", "seldom"), NOT_DONE, root, "no master", "nothing was dispatched")
     assert client.get_children(paths.requests) == []
     did(site.zk_beat("pause", "seldom"), "seldom is paused; `zk-beat resume seldom` ends it")
-    did(site.zk_beat("pause", "seldom"), "seldom is paused already, since ")
+    did(site.zk_beat("pause", "seldom"), "seldom is already paused, since ")
     did(site.zk_beat("resume"), "everything is not paused; still paused: seldom")
-    did(site.zk_beat("resume", "seldom", "--skip"), "seldom goes on: the next master skips")
+    did(site.zk_beat("resume", "seldom", "--skip"), "seldom is resumed: the next master skips")
     did(site.zk_beat("resume", "seldom"), "seldom is not paused")
     refused(site.zk_beat("resume", "seldmo"), NOT_DONE, "did you mean seldom?")
     assert client.get(paths.epoch)[1].version == epoch
@@ -553,7 +553,8 @@ def test_pause_and_resume(site: Site) -> None:
     paused = {entry["name"]: entry["paused"] is not None for entry in told["entries"]}
     assert paused == {"often": True, "other": False}
     assert count("often") == before
-    did(site.zk_beat("resume", "often", "--skip"), f"often goes on: {told['master']['id']} skips")
+    done = site.zk_beat("resume", "often", "--skip")
+    did(done, f"often is resumed: {told['master']['id']} skips")
     wait_for("often")
     did(site.zk_beat("history", "often"), "skipped .* an operator resumed without catching up")
 
@@ -561,7 +562,7 @@ def test_pause_and_resume(site: Site) -> None:
     done = site.zk_beat("status")
     did(done, "warning +everything is paused since")
     before = len(site.history())
-    did(site.zk_beat("resume"), "everything goes on: .* runs once what was due")
+    did(site.zk_beat("resume"), "everything is resumed: .* runs once what was due")
     site.wait(lambda history: len(history) > before, "runs")
     first, second, *_ = (each.due for each in site.history() if each.task == "often")
     assert first < second

@@ -171,7 +171,8 @@ def test_the_log_says_who_paused(
         turn(scheduler)
         scheduler._loop.ledger.forget()
         turn(scheduler)
-        return [each.getMessage() for each in caplog.records if "is paused" in each.getMessage()]
+        told = [each.getMessage() for each in caplog.records]
+        return [each for each in told if ": paused" in each or ": resumed" in each]
 
     def wait_for(*lines: str) -> None:
         wait_until(lambda: one._loop.control.stale, PATIENCE, "the watch")
@@ -179,13 +180,13 @@ def test_the_log_says_who_paused(
 
     at = to_text(clock.now)
     operator.pause("a", clock.now, "ann@host1")
-    wait_for(f"a: is paused since {at} by ann@host1")
+    wait_for(f"a: paused since {at} by ann@host1")
     operator.pause(None, clock.now, "bob@host2")
-    wait_for(f"everything: is paused since {at} by bob@host2")
+    wait_for(f"everything: paused since {at} by bob@host2")
     operator.resume("a", clock.now, skip=True, by="cid@host3")
-    wait_for("a: is paused no longer; the last change is by cid@host3")
+    wait_for("a: resumed; the last change is by cid@host3")
     one.close()
-    assert said(make()) == [f"everything: is paused since {at} by bob@host2"]
+    assert said(make()) == [f"everything: paused since {at} by bob@host2"]
 
 
 def test_everything_is_paused(
@@ -616,7 +617,7 @@ def test_drop(
             answer = asking.answer()
         assert answer is not None
         assert (answer.ok, answer.run) == (True, 1)
-        assert answer.text == "perhaps published before"
+        assert answer.text == "perhaps already published"
         assert entry not in two._loop.ledger.outbox
         notes = [each.note for each in past(client, root, entry)]
         assert notes == [f"dropped: the test asked for it; {waited}"]
@@ -652,11 +653,11 @@ def test_a_drop_that_is_taken_back(
         ("run", "c", None, "no entry 'c'"),
         ("run", None, None, "no entry ''"),
         ("run", "a", None, "run 1 waits for the broker"),
-        ("drop", "c", None, "no run of it waits"),
-        ("drop", None, None, "no run of it waits"),
+        ("drop", "c", None, "no run of this entry waits"),
+        ("drop", None, None, "no run of this entry waits"),
         ("resign", None, "nobody", "could not resign"),
         ("resign", None, "../../x", "could not resign"),
-        ("dance", "a", None, "'dance' is nothing that this release can be asked for"),
+        ("dance", "a", None, "this release does not know the request 'dance'"),
     ],
 )
 def test_refused(

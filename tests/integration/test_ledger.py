@@ -429,7 +429,7 @@ def test_damaged_outbox(
     client.set(ledger._paths.outbox, data)
     again = load(ledger._election)
     aside = ledger._paths.damaged_outbox(data)
-    assert f"put aside as {aside}" in caplog.text
+    assert f"saved as {aside}" in caplog.text
     assert f"{ledger._paths.outbox}: " in caplog.text
     assert client.get(aside)[0] == data
     again.first_seen({"a": NOW})

@@ -241,7 +241,7 @@ def test_what_waits_and_why(
     ledger.first_seen(dict.fromkeys(("renamed", "lost"), now() - HOUR))
     for name in ("often", "nightly", "renamed", "lost"):
         claim(ledger, name, now() - HOUR)
-    ledger.put_last(ledger.outbox["nightly"], "\u00e9" * 500)
+    ledger.move_to_end(ledger.outbox["nightly"], "\u00e9" * 500)
     ledger.flush()
     client.delete(ledger._election.paths.page(page_of("lost")))
     path = ledger._election.paths.pauses

@@ -95,7 +95,7 @@ FINDINGS: dict[str, tuple[Callable[[], Celery], str]] = {
     ),
     "no schedule": (
         lambda: app_of(one(None)),
-        "error: a: its schedule is missing, so it is never due",
+        "error: a: its schedule is missing: it is never due",
     ),
     "failing": (
         lambda: app_of(one(crontab(minute=[]))),
