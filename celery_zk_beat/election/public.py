@@ -391,7 +391,7 @@ class _Resignation:
     withdrawn: bool = False
 
 
-def _checked(name: str, check: Callable[[Any], Any], value: Any) -> Any:
+def _checked(name: str, check: Callable[[Any], T], value: Any) -> T:
     try:
         return check(value)
     except SettingsError as exc:
