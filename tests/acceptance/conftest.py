@@ -50,13 +50,14 @@ class Site:
     """Beats and workers of one app with a root of its own.
 
     `conf` may be changed before a process is started, and so may `app`, which is that of the beats
-    and of :meth:`console`.
+    and of :meth:`console`, and `tree`: the working tree that they have their code from.
     """
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack, conf: dict[str, Any]) -> None:
         self.folder = folder
         self.conf = conf
         self.app = APP
+        self.tree = REPOSITORY
         self._stack = stack
 
     def schedule(self, **periods: float) -> None:
@@ -69,6 +70,7 @@ class Site:
         """A beat that has been started; `conf` is its own part of the configuration."""
         env = self._env(name, conf)
         process = celery_beat(self.folder, name, app or self.app, env=env, args=args)
+        process.cwd = self.tree
         return self._stack.enter_context(process).start()
 
     def pair(self) -> tuple[Process, Process]:
@@ -104,7 +106,7 @@ class Site:
         return subprocess.run(
             [sys.executable, "-m", "celery", "-A", self.app, "zk-beat", *args],
             env={**os.environ, **self.env(broker_url=NOBODY)},
-            cwd=REPOSITORY,
+            cwd=self.tree,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
