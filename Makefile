@@ -12,7 +12,7 @@ SIDE_BY_SIDE := -n 6 --dist worksteal
 # The tests start a thousand processes, which would each compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo demo-django unit test pytest test-oldest docker simulate chaos soak contenders bench kills zones lint clean
+.PHONY: help demo demo-django unit test pytest test-oldest test-on docker simulate chaos soak contenders bench kills zones licences lint clean
 
 help:
 	@echo "make demo        a failover to watch, about 70 seconds, on servers that it starts itself"
@@ -20,6 +20,7 @@ help:
 	@echo "make unit        the tests that need no server, about 20 seconds: at each save"
 	@echo "make test        lint, types, and all tests"
 	@echo "make test-oldest all tests, with the oldest supported Celery and kazoo"
+	@echo "make test-on     all tests on another Debian: RELEASE=trixie; WITH='celery==5.6.*' ARGS=tests/unit"
 	@echo "make docker      the tests in containers, about 2 minutes; needs a Docker engine"
 	@echo "make simulate    10,000 simulated runs, about 30 minutes; SEEDS=first:end for others"
 	@echo "make chaos       five minutes of random faults on real processes; SEED=n for the same again"
@@ -28,6 +29,7 @@ help:
 	@echo "make contenders  the same faults for this and for other schedulers: a table"
 	@echo "make bench       how fast this and others are: a table, 26 minutes; BENCH=--quick for less"
 	@echo "make zones       cron against brute force, in all time zones, from 1990 to 2037; about an hour"
+	@echo "make licences    docs/licences.md: what each extra brings"
 	@echo "make clean       remove what the others made"
 
 demo:
@@ -51,6 +53,11 @@ pytest:
 test-oldest:
 	@.ci/setup $(VENV)-oldest test celery==5.5.3 kazoo==2.10.0
 	$(VENV)-oldest/bin/pytest $(SIDE_BY_SIDE)
+
+# In a chroot, as root. With REDIS=valkey that is the server; WITH: further requirements, for pip.
+test-on: ARGS := $(SIDE_BY_SIDE) tests/unit tests/contract tests/integration tests/acceptance
+test-on:
+	@$(if $(REDIS),REDIS=$(REDIS)) .ci/test-on $(RELEASE) $(WITH) -- $(ARGS)
 
 docker: EXTRAS := test,docker
 docker:
@@ -104,6 +111,10 @@ kills:
 zones:
 	@.ci/setup $(VENV) $(EXTRAS)
 	$(BIN)/python -m tests.zones
+
+licences:
+	@.ci/setup $(VENV) $(EXTRAS)
+	$(BIN)/python -m tests.licences
 
 lint:
 	@.ci/setup $(VENV) $(EXTRAS)

@@ -10,11 +10,13 @@ import sys
 import urllib.request
 import venv
 import zipfile
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from celery_zk_beat import __version__
 from example_project.processes import LOOPBACK, REPOSITORY, Process
 from example_project.servers import Redis, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
@@ -71,6 +73,80 @@ def test_it_holds_all_files(wheel: Path) -> None:
         found = {name for name in archive.namelist() if name.startswith(f"{PACKAGE.name}/")}
     assert found == wanted
     assert {f"{PACKAGE.name}/py.typed", f"{PACKAGE.name}/web/page/index.html"} < found
+
+
+@pytest.fixture(scope="module")
+def about(wheel: Path) -> Distribution:
+    """What the wheel says of itself."""
+    folder = wheel.parent / "unpacked"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    (found,) = distributions(path=[str(folder)])
+    return found
+
+
+def needs(about: Distribution, extra: str) -> set[str]:
+    """The names of what it needs for an extra alone; with "" for none."""
+    found = [Requirement(text) for text in about.requires or ()]
+    return {
+        need.name + (f"[{','.join(need.extras)}]" if need.extras else "")
+        for need in found
+        if (need.marker.evaluate({"extra": extra}) if need.marker else not extra)
+    }
+
+
+def test_its_metadata(about: Distribution) -> None:
+    meta = about.metadata
+    assert (meta["Name"], about.version) == ("celery-zk-beat", __version__)
+    assert meta["Requires-Python"] == ">=3.9"
+    assert meta["Description-Content-Type"] == "text/markdown"
+    assert "Typing :: Typed" in (meta.get_all("Classifier") or ())
+    assert [file.name for file in about.files or () if file.name == "LICENSE"] == ["LICENSE"]
+
+
+def test_its_extras(about: Distribution) -> None:
+    """Those of docs/api.md, and those for developers."""
+    assert needs(about, "") == {"celery", "cronsim", "kazoo"}
+    users = {
+        "redis": {"celery[redis]"},
+        "http": {"prometheus_client", "waitress"},
+        "watch": {"rich"},
+        "sasl": {"pure-sasl"},
+        "kerberos": {"pure-sasl", "kerberos"},
+    }
+    assert {extra: needs(about, extra) for extra in users} == users
+    extras = set(about.metadata.get_all("Provides-Extra") or ())
+    assert extras - set(users) == {"demo", "django", "test", "bench", "docker"}
+
+
+def test_its_entry_points(about: Distribution, programs: Path, tmp_path: Path) -> None:
+    """Each leads to what is installed, and loads it."""
+    assert {(each.group, each.name, each.value) for each in about.entry_points} == {
+        ("celery.commands", "zk-beat", "celery_zk_beat.cli:zk_beat"),
+        ("celery.beat_schedulers", "zookeeper", "celery_zk_beat.schedulers:ZooKeeperScheduler"),
+    }
+    load = (
+        "from importlib.metadata import distribution as d\n"
+        "print(*sorted(e.load().__name__ for e in d('celery-zk-beat').entry_points "
+        "if e.group == 'celery.beat_schedulers'))"
+    )
+    assert run(f"{programs}/python", "-c", load, cwd=tmp_path) == "ZooKeeperScheduler\n"
+    assert "zk-beat" in run(f"{programs}/celery", "--help", cwd=tmp_path)
+
+
+def test_its_types(programs: Path, tmp_path: Path) -> None:
+    """mypy finds them where it is installed, with no setting of ours."""
+    shutil.copy(REPOSITORY / "tests" / "typed_use.py", tmp_path)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file="]
+    mypy += ["--ignore-missing-imports", "--python-executable", f"{programs}/python"]
+    assert run(*mypy, "typed_use.py", cwd=tmp_path).startswith("Success")
+    (tmp_path / "wrong.py").write_text(
+        "from celery_zk_beat import MasterElection\nMasterElection(1)\n"
+    )
+    done = subprocess.run(
+        [*mypy, "wrong.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert 'has incompatible type "int"; expected "str"' in done.stdout, done.stdout
 
 
 def test_it_runs(
