@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from .due import timing
 from .paths import page_of
 
+#: Items of entries that were taken off that may be left, beside half of all.
+_MOST_GONE = 1000
+
 
 class Item(NamedTuple):
     """An entry's place. `at` is when to look at it, seconds since 1970; `order` settles ties. `due`
@@ -32,12 +35,29 @@ class Agenda:
         self._heap: list[Item] = []
         #: What has come, the first last.
         self._come: list[Item] = []
+        #: Names that were taken off, with the order of the first item that is not.
+        self._gone: dict[str, int] = {}
+        self._count_gone = 0
 
     def clear(self) -> None:
-        self._heap, self._come = [], []
+        self._heap, self._come, self._gone, self._count_gone = [], [], {}, 0
 
     def put(self, name: str, at: float, due: datetime | None = None) -> None:
         heapq.heappush(self._heap, Item(at, next(self._order), name, due))
+
+    def take_off(self, name: str) -> None:
+        """Has nothing be there of an entry, however often it was put."""
+        self._gone[name] = next(self._order)
+        self._count_gone += 1
+        if self._count_gone > _MOST_GONE + len(self._heap) // 2:
+            self._heap = [item for item in self._heap if not self._is_gone(item)]
+            heapq.heapify(self._heap)
+            self._come = [item for item in self._come if not self._is_gone(item)]
+            self._gone.clear()
+            self._count_gone = 0
+
+    def _is_gone(self, item: Item) -> bool:
+        return item.order < self._gone.get(item.name, 0)
 
     def put_back(self, items: Iterable[Item]) -> None:
         """Puts back what was taken off; the first is to come off next."""
@@ -46,12 +66,20 @@ class Agenda:
     def pop_come(self, now: float, together: float = 0.0) -> Item | None:
         """Takes off the next entry whose time has come by `now`; None where there is none. With the
         first come those of the next `together` seconds, if it is known when they are due."""
-        if not self._come and self._heap and self._heap[0].at <= now:
+        while True:
+            if not self._come:
+                self._fetch(now, together)
+            item = self._come.pop() if self._come else None
+            if item is None or not self._gone or not self._is_gone(item):
+                return item
+
+    def _fetch(self, now: float, together: float) -> None:
+        """Finds those whose time has come."""
+        if self._heap and self._heap[0].at <= now:
             while self._heap and self._heap[0].at <= now + (together if self._heap[0].due else 0.0):
                 self._come.append(heapq.heappop(self._heap))
             if len(self._come) > 1:
                 self._come.sort(key=lambda item: page_of(item.name), reverse=True)
-        return self._come.pop() if self._come else None
 
     @property
     def next_at(self) -> float:
@@ -69,7 +97,7 @@ class Seen:
         #: Name to the entry, and what says when it is due.
         self._rows: dict[str, tuple[Any, Any]] = {}
         self._count = 0
-        self._round: Iterator[tuple[str, tuple[Any, Any]]] = iter(())
+        self._round: Iterator[str] = iter(())
         #: Whether a round has begun and is not at its end.
         self.is_midway = False
 
@@ -77,7 +105,7 @@ class Seen:
         """Remembers all of a schedule, which has `count` of them, with those that have no name as
         text. Returns the names of those that were there and have changed."""
         before, self._rows = self._rows, {name: (entry, _timing(entry)) for name, entry in entries}
-        self._count, self._round, self.is_midway = count, iter(self._rows.items()), False
+        self._count, self._round, self.is_midway = count, iter([*self._rows]), False
         return {
             name
             for name, (entry, at) in (self._rows.items() if before else ())
@@ -89,6 +117,17 @@ class Seen:
         if name in self._rows:
             self._rows[name] = entry, _timing(entry)
 
+    def put(self, name: str, entry: Any) -> None:
+        """Remembers one that was put into the schedule, or in the place of another there."""
+        self._count += name not in self._rows
+        self._rows[name] = entry, _timing(entry)
+
+    def remove(self, name: str) -> bool:
+        """Forgets one that was taken out of it; False where it was not there."""
+        was_there = self._rows.pop(name, None) is not None
+        self._count -= was_there
+        return was_there
+
     def is_same(self, name: str, entry: Any) -> bool:
         """True where it is this very entry."""
         return name in self._rows and self._rows[name][0] is entry
@@ -99,13 +138,14 @@ class Seen:
         if count != self._count:
             return True
         looked = 0
-        for name, (entry, at) in itertools.islice(self._round, most):
+        for name in itertools.islice(self._round, most):
             looked += 1
-            if entries.get(name) is not entry or _timing(entry) != at:
+            row = self._rows.get(name)
+            if row is not None and (entries.get(name) is not row[0] or _timing(row[0]) != row[1]):
                 return True
         self.is_midway = looked == most
         if not self.is_midway:
-            self._round = iter(self._rows.items())
+            self._round = iter([*self._rows])
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from dataclasses import replace
@@ -13,7 +14,7 @@ from .backfills import MOST_BEGUN, MOST_UNASKED, Backfill, Backfills
 from .control import Answer, Request
 from .dispatcher import Dispatcher
 from .due import instant_after, instants, schedule_text, tells_instants
-from .errors import Conflict, RootError
+from .errors import Conflict, Outdated, RootError
 from .log import get_logger
 from .records import to_text
 from .runs import TOLERANCE, Run
@@ -49,7 +50,8 @@ class Backfilling:
             if wait > 0:
                 left = min(left, wait)
             elif not self._waits(name):
-                self._run(name, backfills[name])
+                with contextlib.suppress(Outdated):  # then the next turn does
+                    self._run(name, backfills[name])
                 return 0.0  # what is due comes first
         return left
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from celery.beat import Scheduler
 from . import clock
 from .dispatcher import Dispatcher
 from .due import as_of, utc_of, zone_of
+from .errors import Outdated
 from .hooks import Sender
 from .log import get_logger
 from .names import Entries
@@ -37,7 +39,7 @@ class BeatSchedule(Source):
 
     def __init__(self, scheduler: Scheduler, names: Entries, dispatcher: Dispatcher) -> None:
         super().__init__(scheduler, names, dispatcher)
-        policies, root = dispatcher.settings.policies, self._election.paths.root
+        policies, root = dispatcher.policies, self._election.paths.root
         self._planner = Planner(
             names, self, scheduler.is_due, scheduler.max_interval, policies, root
         )
@@ -52,6 +54,9 @@ class BeatSchedule(Source):
 
     def state(self, name: str) -> RunState | None:
         return self._ledger.state(name)
+
+    def key(self, name: str) -> str | None:
+        return None
 
     def waits(self, name: str) -> float | None:
         if name not in self._ledger.outbox:
@@ -107,8 +112,10 @@ class BeatSchedule(Source):
         look_again = plan.look_again
         self._skip(plan.skipped)
         if plan.runs:
-            unchanged = self._control.unchanged
-            claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=dispatcher.publish_waiting)
+            unchanged, publish = self._control.unchanged, dispatcher.publish_waiting
+            claimed: list[Run] = []  # all that was planned is due still, where it is refused
+            with contextlib.suppress(Outdated):
+                claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=publish)
             look_again = self._planner.note_claimed(claimed, clock.now())
         if not plan.runs or look_again > now.timestamp():
             dispatcher.publish_waiting()  # else it is published during the next claim
@@ -129,7 +136,7 @@ class BeatSchedule(Source):
             skipped = [each for each in skipped if first[each.entry] is not each]
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
-        policy = self._dispatcher.settings.policies.of(run.entry)
+        policy = self._dispatcher.policies.of(run.entry)
         if policy is not None and policy.coalesce == ALL:
             return None  # each instant that was due since then gets its own run
         return super().goes_on_from(run, at)
@@ -146,7 +153,7 @@ class BeatSchedule(Source):
         names.look_anew()
         self._note_named(anew=True)
         entries = list(self.entries.items())
-        for pattern in self._dispatcher.settings.policies.unmatched(self.entries):
+        for pattern in self._dispatcher.policies.unmatched(self.entries):
             names.warn_once(f"zk_beat_policies: {pattern!r} matches no entry")
         changed = self._planner.seen.replace_all(entries, len(names.known))
         self._dispatcher.metrics.entries = len(entries)

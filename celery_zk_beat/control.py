@@ -320,6 +320,10 @@ class Control:
         they were read."""
         return Check(self._paths.pauses, self._version)
 
+    def outdated(self) -> None:
+        """Has the pauses be read: they are no longer as they were."""
+        self.stale = self.pauses_stale = True
+
     def skipped(self, epoch: int, of: Callable[[str], bool]) -> None:
         """Records that the skips of these entries, and of everything, were done."""
         pauses = self.pauses.without_skips(of)

@@ -14,6 +14,7 @@ from . import clock
 from .broker import Broker
 from .control import Control
 from .election.public import MasterElection
+from .errors import Outdated
 from .ledger import RunLedger
 from .limits import LARGEST_OUTBOX, MOST_RUNS
 from .log import Action, get_logger, telling
@@ -54,6 +55,8 @@ class Dispatcher:
 
     Attributes:
         source: of the entries; to be set before anything else is asked.
+        wake: has the loop turn; for any thread.
+        policies: of the entries; those of the settings, unless the source has more.
         is_closing: this beat stops.
     """
 
@@ -70,6 +73,7 @@ class Dispatcher:
         show_progress: Callable[[], None],
     ) -> None:
         self.settings, self.metrics, self.show_progress = settings, metrics, show_progress
+        self.policies, self.wake = settings.policies, wake
         self.election, self._announcer = election, announcer
         self.ledger = RunLedger(election)
         self.control = Control(election.session, election.paths, wake)
@@ -90,7 +94,7 @@ class Dispatcher:
         later than its entry's policy, as this beat has it, may leave: at once."""
         self._held_looked_at = -math.inf
         for name, run in self.ledger.outbox.items():
-            policy = self.settings.policies.of(name)
+            policy = self.policies.of(name)
             most = timedelta() if policy is None else policy.jitter
             if run.leaves is not None and run.leaves - run.due > most:
                 self.ledger.outbox[name] = replace(run, leaves=None)
@@ -153,28 +157,39 @@ class Dispatcher:
         *also: Operation,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> list[Run]:
-        """Claims runs, and returns those that were.
+        """Claims runs, and returns those that were; not against what the source goes by.
 
         Args:
             also: is part of the transaction.
             meanwhile: called while the claim is on its way.
+
+        Raises:
+            Outdated: what it goes by has to be read anew, which the next turn does; the ledger is
+                as it was.
         """
         begun = clock.boottime()
-        claimed = self.ledger.claim(runs, *also, meanwhile=meanwhile)
+        try:
+            claimed = self.ledger.claim(runs, *also, *self.source.conditions(), meanwhile=meanwhile)
+        except Outdated as exc:
+            if exc.path == self.election.paths.pauses:
+                self.control.outdated()
+            else:
+                self.source.is_refused(exc.path)
+            raise
         self.metrics.claim_seconds.observe(clock.boottime() - begun)
         self.metrics.claimed += len(claimed)
         return claimed
 
     def publish_waiting(self) -> None:
         """Publishes of the outbox what may be published now."""
-        if self.settings.policies and self.ledger.outbox:
+        if self.policies and self.ledger.outbox:
             self._drop_late()
         self.publisher.publish(self.ledger.outbox.values())
 
     def publish_soon(self, seconds: float = math.inf) -> None:
         """The same, before this beat gives up its term: see :meth:`.Publisher.publish_soon`. What
         is too late is left to the next master, to drop."""
-        late = {run.entry for run in self._late()} if self.settings.policies else ()
+        late = {run.entry for run in self._late()} if self.policies else ()
         waiting = [run for run in self.ledger.outbox.values() if run.entry not in late]
         self.publisher.publish_soon(waiting, seconds)
 
@@ -184,7 +199,7 @@ class Dispatcher:
     def _late(self) -> list[Run]:
         """What has waited for longer than its entry's policy lets it start. A moment more is for
         what was claimed just in time."""
-        now, policies = clock.now() - LEAST_CATCH_UP, self.settings.policies
+        now, policies = clock.now() - LEAST_CATCH_UP, self.policies
         return [
             run
             for run in self.ledger.outbox.values()

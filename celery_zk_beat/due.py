@@ -259,8 +259,9 @@ def _is_apps_time(schedule: Any) -> bool:
     return now.tzinfo is not None and now.utcoffset() == now.astimezone(zone).utcoffset()
 
 
-def copied_at(schedule: Any, nowfun: Callable[[], datetime]) -> Any:
-    """A copy with another clock; much faster than :mod:`copy`, which parses a crontab anew."""
+def copied_at(schedule: Any, nowfun: Callable[[], datetime] | None) -> Any:
+    """A copy with another clock, None for that of its app. Much faster than :mod:`copy`, which
+    parses a crontab anew."""
     copied = object.__new__(type(schedule))
     vars(copied).update(vars(schedule), nowfun=nowfun)
     return copied

@@ -100,5 +100,10 @@ class Conflict(ZkBeatError):
         self.path = path
 
 
+class Outdated(Conflict):
+    """A claim was refused for one reason alone: what it goes by, such as the pauses, is no longer
+    as it was read. The run states are as they were."""
+
+
 class NotMaster(ZkBeatError):
     """A write was refused because its epoch is over: another was elected, or nobody is master."""

@@ -116,6 +116,9 @@ class Forecast:
     def state(self, name: str) -> RunState | None:
         return self._states.get(name)
 
+    def key(self, name: str) -> str | None:
+        return None
+
     def waits(self, name: str) -> float | None:
         return None
 

@@ -23,12 +23,12 @@ from typing import NamedTuple, NoReturn
 from . import clock, limits
 from .election.public import MasterElection
 from .election.terms import Term
-from .errors import Conflict, NotMaster, RootError, Uncertain, ZkBeatError
+from .errors import Conflict, NotMaster, Outdated, RootError, Uncertain, ZkBeatError
 from .history import Histories
 from .limits import MOST_RUNS, Limits
 from .log import get_logger
 from .names import in_order
-from .pages import OVERHEAD, Changes, Pages, size_of, too_large
+from .pages import OVERHEAD, Changes, Kept, Pages, size_of, too_large
 from .paths import is_page, page_of
 from .runs import LONGEST_MADE, PastRun, Run, RunState, bytes_of, decode_outbox, encode_outbox
 from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetData
@@ -76,7 +76,8 @@ class RunLedger:
     - Uncertain: no answer;
     - ZooKeeperError, RootError: refused, or cannot be understood; the message names the znode.
 
-    After any of them the ledger is empty and must be loaded again.
+    After any of them the ledger is empty and must be loaded again. Only after Outdated it is as it
+    was: a check failed that was given as part of the transaction, and nothing else.
     """
 
     def __init__(self, election: MasterElection) -> None:
@@ -210,13 +211,29 @@ class RunLedger:
             states[name] = RunState.first(at, floor, keys.get(name), zone, self._ahead, waiting)
         self.rewrite(self._pages.admit(states, self.outbox))
 
-    def begin_anew(self, entries: Mapping[str, datetime], keys: Mapping[str, str | None]) -> None:
+    def begin_anew(
+        self,
+        entries: Mapping[str, datetime],
+        keys: Mapping[str, str | None],
+        zones: Mapping[str, str | None] | None = None,
+    ) -> None:
         """Starts the clocks of entries that have a state at these instants. What ran before does
-        not count as theirs: they were enabled again, or other entries had their names."""
+        not count as theirs: they were enabled again, or other entries had their names. `zones`: of
+        those of which that is known."""
         states: dict[str, RunState] = {}
         for name, at in entries.items():
             state = self._pages.of(name).states[name]
-            states[name] = state.begun_anew(at, keys[name], self._ahead)
+            zone = zones.get(name) if zones else state.zone
+            states[name] = replace(state.begun_anew(at, keys[name], self._ahead), zone=zone)
+        self.rewrite(states)
+
+    def leave(self, entries: Iterable[str], now: datetime) -> None:
+        """Notes that the schedule does not name these any more."""
+        states: dict[str, RunState] = {}
+        for name in entries:
+            state = self.state(name)
+            if state is not None and state.unnamed_since is None:
+                states[name] = replace(state, unnamed_since=now - self._ahead)
         self.rewrite(states)
 
     def names_by_key(self) -> dict[str, str]:
@@ -352,7 +369,11 @@ class RunLedger:
         self._claiming = {run.entry: run for run in claimed}
         sent = self._send(batch, self.outbox, *also)
         meanwhile()
-        self._finish_in_order(sent)
+        try:
+            self._finish_in_order(sent)
+        except Outdated:
+            self._claiming, self._outbox_bytes = {}, None
+            raise
         self.outbox.update(self._claiming)
         self._outbox_bytes = None
         self._claiming = {}
@@ -537,6 +558,7 @@ class RunLedger:
         writes that are on their way, so the next write need not wait for them."""
         operations: list[Operation] = [Check(self._paths.epoch, self.epoch)]
         operations += also
+        before = _Before(self._pages.as_they_are(states), self._amended, self._outbox_changed)
         touched = self._pages.change(states)
         if self._amended:
             amended = self._amended.items()
@@ -561,7 +583,7 @@ class RunLedger:
         is_needed = outbox is not self.outbox or bool(self._claiming)
         if not is_needed and self._goes_alone(bool(touched)):
             operations.append(Check(self._paths.outbox, self._outbox_version))
-            confirmed = {}
+            confirmed, writes_outbox = {}, False
         else:
             runs = [*outbox.values(), *self._amended.values(), *self._claiming.values()]
             data = encode_outbox(runs)
@@ -569,10 +591,13 @@ class RunLedger:
             self._outbox_version += 1
             self._outbox_changed = bool(self._amended)
             confirmed = {k: each for k, each in self._published.items() if k not in self._amended}
+            writes_outbox = True
         size = sum(map(_bytes_of, operations))
         try:
             self._written_at = clock.boottime()
-            sent = _Sent(self._session.send(*operations), confirmed, size)
+            conditions = frozenset(each.path for each in also if isinstance(each, Check))
+            pending = self._session.send(*operations)
+            sent = _Sent(pending, confirmed, size, conditions, before, writes_outbox)
         except ZkBeatError as exc:
             self._fail(exc)
         self._under_way.append(sent)
@@ -603,6 +628,8 @@ class RunLedger:
             if isinstance(exc, Uncertain):
                 largest = max(each.size for each in (sent, *self._under_way))
                 self.limits.unanswered(largest, clock.boottime())
+            if isinstance(exc, Conflict) and exc.path in sent.conditions and self._undo(sent):
+                raise Outdated(exc.path, "not as it was read") from None
             self._fail(exc)
         self._under_way = [each for each in self._under_way if each is not sent]
         self.limits.answered(sent.size)
@@ -610,6 +637,30 @@ class RunLedger:
         for entry, published in sent.confirmed.items():
             if self._published.get(entry) is published:
                 del self._published[entry]
+
+    def _undo(self, sent: _Sent) -> bool:
+        """Has everything be as it was before a write that was refused, and before those that were
+        sent since: they count on the versions that it was to leave, so they are refused, too. False
+        where they are not, for certain."""
+        at = next(n for n, each in enumerate(self._under_way) if each is sent)
+        since = self._under_way[at:]
+        for each in since[1:]:
+            try:
+                each.pending.result()
+                return False
+            except Conflict:
+                pass
+            except ZkBeatError:
+                return False
+        for each in reversed(since):
+            self._pages.put_back(each.before.pages)
+            self._amended = {**each.before.amended, **self._amended}
+            self._outbox_changed |= each.before.outbox_changed
+            self._outbox_version -= each.writes_outbox
+            if each is self._confirming:
+                self._confirming = None
+        self._under_way = self._under_way[:at]
+        return True
 
     def _finish_confirming(self) -> None:
         confirming, self._confirming = self._confirming, None
@@ -667,13 +718,29 @@ class RunLedger:
         self._published = {name: sent[name] for name in done}
 
 
+class _Before(NamedTuple):
+    """What the ledger knew before a write."""
+
+    pages: list[Kept]
+    amended: dict[str, Run]
+    outbox_changed: bool
+
+
 @dataclass(frozen=True)
 class _Sent:
-    """A write that has been sent, with what it confirms of :attr:`RunLedger._published`."""
+    """A write that has been sent, with what it confirms of :attr:`RunLedger._published`.
+
+    Attributes:
+        conditions: znodes that only have to be as they were read.
+        writes_outbox: it leaves another version of that.
+    """
 
     pending: Pending
     confirmed: dict[str, _Published]
     size: int
+    conditions: frozenset[str]
+    before: _Before
+    writes_outbox: bool
 
 
 def _bytes_of(operation: Operation) -> int:

@@ -199,7 +199,8 @@ class Loop:
     def _is_time_to_look_again(self) -> bool:
         """A state that was damaged may have been mended; and once a day states grow old."""
         age = clock.boottime() - self._loaded_at
-        damaged = self.ledger.is_damaged or self.source.is_ahead
+        source = self.source
+        damaged = self.ledger.is_damaged or source.is_ahead or source.is_damaged
         return age > (_LOOK_AT_DAMAGE_EVERY if damaged else _LOOK_EVERY)
 
     # The beginning and the end of a term ----------------------------------------------------------

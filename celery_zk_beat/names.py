@@ -108,7 +108,7 @@ class NamedByText(MutableMapping[str, Any]):
         return self._schedule[self._keys[text]]
 
     def __setitem__(self, text: str, entry: Any) -> None:
-        self._schedule[self._keys.get(text, text)] = entry
+        self._schedule[self._keys.setdefault(text, text)] = entry
 
     def __delitem__(self, text: str) -> None:
         del self._schedule[self._keys[text]]
@@ -165,6 +165,13 @@ class Entries:
                     for name, entry in list(self._by_text.items()):
                         self._tell(name, entry)
         return self._by_text
+
+    def put(self, name: str, entry: Any) -> None:
+        """Puts one into the schedule, or in the place of another there; its name is text."""
+        entries = self.get()
+        if self._tell is not None:
+            self._tell(name, entry)
+        entries[name] = entry
 
     def text_of(self, name: Any) -> str:
         """The name here of what has `name` in the schedule."""

@@ -11,7 +11,7 @@ from .backfilling import Backfilling
 from .comparing import pack
 from .control import BACKFILL, DROP_RUN, RESIGN, RUN, TELL, Answer, Pauses, Request
 from .dispatcher import MOST_LOGGED, Dispatcher
-from .errors import Conflict, ZooKeeperError
+from .errors import Conflict, Outdated, ZooKeeperError
 from .log import get_logger, telling
 from .metrics import SKIPPED
 from .runs import Run
@@ -157,8 +157,9 @@ class Operators:
             return Answer(False, told)
         return Answer(True, text)
 
-    def _run_now(self, request: Request, name: str) -> Answer:
-        """Claims an extra run. The answer is part of the claim's transaction."""
+    def _run_now(self, request: Request, name: str) -> Answer | None:
+        """Claims an extra run. The answer is part of the claim's transaction. None: the claim has
+        to be tried again."""
         self._source.look_at([name])
         dispatcher, state = self._dispatcher, self._ledger.state(name)
         if name not in self._source.entries:
@@ -179,7 +180,10 @@ class Operators:
         number = state.total_run_count + 1
         run = Run(name, number, now, now, dispatcher.epoch, True, state.key)
         answer = Answer(True, "claimed", number, dispatcher.task_id(run))
-        dispatcher.claim([run], request.answer(answer))
+        try:
+            dispatcher.claim([run], request.answer(answer))
+        except Outdated:
+            return None  # it is heard again
         self._source.has_run_extra(name, number)
         dispatcher.publisher.publish([run])
         return answer

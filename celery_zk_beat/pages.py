@@ -4,11 +4,11 @@ written, :mod:`.ledger` writes."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from . import limits
 from .errors import RootError
@@ -148,6 +148,16 @@ class Page:
         return found
 
 
+class Kept(NamedTuple):
+    """A page, and what it was before some of its states were changed."""
+
+    page: Page
+    version: int | None
+    size: int
+    floor: int
+    states: dict[str, RunState | None]
+
+
 class Pages:
     """All run states, as they are in ZooKeeper, or will be once what is under way is written."""
 
@@ -192,6 +202,27 @@ class Pages:
             page = touched[name] = self._pages.setdefault(name, Page({}))
             page.change(entry, state)
         return touched
+
+    def as_they_are(self, names: Iterable[str]) -> list[Kept]:
+        """What :meth:`change` changes of these entries: for :meth:`put_back`."""
+        kept: dict[str, Kept] = {}
+        for entry in names:
+            name = page_of(entry)
+            if name not in kept:
+                page = self._pages.setdefault(name, Page({}))
+                kept[name] = Kept(page, page.version, page.size, page.floor, {})
+            kept[name].states[entry] = kept[name].page.states.get(entry)
+        return [*kept.values()]
+
+    def put_back(self, kept: Iterable[Kept]) -> None:
+        """Has entries have the states that they had."""
+        for page, version, size, floor, states in kept:
+            page.version, page.size, page.floor = version, size, floor
+            for entry, state in states.items():
+                if state is not None:
+                    page.states[entry] = state
+                else:
+                    page.states.pop(entry, None)
 
     def pasts(self, volume: str) -> Pasts | None:
         """The past runs of all entries of a volume that are on their pages; None where one of

@@ -56,6 +56,9 @@ class Known(Protocol):
     def state(self, name: str) -> RunState | None:
         """The ledger's state of an entry; None if it has none."""
 
+    def key(self, name: str) -> str | None:
+        """Which of all entries that had its name it is, where that is known."""
+
     def waits(self, name: str) -> float | None:
         """Seconds until to look again at an entry whose last run waits for the broker; None if no
         run of it waits."""
@@ -97,6 +100,53 @@ class Plan:
     look_again: float = math.inf
 
 
+class _Applied:
+    """The policies of entries, as far as they have one that is applied: `of`, by name."""
+
+    def __init__(self, names: Entries, known: Known, policies: Policies, root: str) -> None:
+        self._names, self._known, self._all, self._root = names, known, policies, root
+        self.of: dict[str, Policy] = {}
+        #: Of those that are the same whenever an entry ran last.
+        self._instants: dict[str, Instants] = {}
+
+    def find_all(self, is_own: bool, starting_deadline: float | None) -> None:
+        self.of, self._instants = {}, {}
+        if self._all:
+            for name, entry in list(self._names.get().items()):
+                self.find(name, entry, is_own, starting_deadline)
+
+    def find(self, name: str, entry: Any, is_own: bool, starting_deadline: float | None) -> None:
+        policy = self._all.of(name)
+        if policy is None:
+            return
+        if is_own or is_free(entry):
+            self._names.warn_once(
+                f"{name}: its policy is not applied: its own class says when it is due"
+            )
+            return
+        is_crontab = isinstance(entry.schedule, crontab)  # for which alone the deadline is
+        if policy.catch_up is None and starting_deadline is not None and is_crontab:
+            policy = replace(policy, catch_up=timedelta(seconds=starting_deadline))
+        if is_interval(entry.schedule) and entry.schedule.run_every <= timedelta():
+            policy = replace(policy, coalesce=ONE)  # it is always due, at no instant
+        self.of[name] = policy
+
+    def forget(self, name: str) -> None:
+        self.of.pop(name, None)
+        self._instants.pop(name, None)
+
+    def verdict(
+        self, name: str, entry: Any, policy: Policy, due: datetime, now: datetime
+    ) -> Verdict:
+        state, instants = self._known.state(name), self._instants.get(name)
+        if instants is None:
+            instants = instants_of(entry, due)
+            if instants.is_fixed:
+                self._instants[name] = instants
+        ran, last_due = (0, None) if state is None else (state.ran, state.due)
+        return policy.decide(due, now, instants, ran, f"{self._root}/{name}", last_due)
+
+
 class Planner:
     """Decides which entries are due. It does no I/O and reads no clock: callers pass the time.
 
@@ -119,11 +169,7 @@ class Planner:
     ) -> None:
         self._names, self._known, self._is_due = names, known, is_due
         self.max_interval = max_interval
-        self._all_policies, self._root = policies, root
-        #: The policies of entries that have one.
-        self._policies: dict[str, Policy] = {}
-        #: The instants of entries for which these do not depend on the last run.
-        self._instants: dict[str, Instants] = {}
+        self._policies = _Applied(names, known, policies, root)
         self._agenda = Agenda()
         self.seen = Seen()
         #: The setting beat_cron_starting_deadline, in seconds.
@@ -153,47 +199,45 @@ class Planner:
         self._planned.clear()
         self._starting_deadline = starting_deadline
         self._is_own, self._is_computed = is_own, not is_own and starting_deadline is None
-        self._find_policies()
+        self._policies.find_all(is_own, starting_deadline)
         ahead = []
         for name, entry in list(self._names.get().items()):
-            state = self._known.state(name)
-            if state is None or self._known.holds(name):
-                continue
-            if not hasattr(entry.schedule, "is_due"):
-                what = "missing" if entry.schedule is None else f"{entry.schedule!r}"[:200]
-                self._names.warn_once(f"{name}: its schedule is {what}: it is never due")
-                continue
-            if is_ahead(state.last_run_at, now):
+            if not self._take(name, entry, now, name in changed):
                 ahead.append(name)
-                continue
-            try:  # only_logged() would be slow: there may be a hundred thousand entries
-                self._take(name, entry, state, name in changed)
-            except Exception:
-                logger.exception("%s: cannot be scheduled, so it never runs", name)
         return ahead
 
-    def _find_policies(self) -> None:
-        self._policies, self._instants, names = {}, {}, self._names
-        if not self._all_policies:
-            return
-        for name, entry in list(names.get().items()):
-            policy = self._all_policies.of(name)
-            if policy is None:
-                continue
-            if self._is_own or is_free(entry):
-                names.warn_once(
-                    f"{name}: its policy is not applied: its own class says when it is due"
-                )
-                continue
-            deadline = self._starting_deadline
-            is_crontab = isinstance(entry.schedule, crontab)  # the deadline is only for these
-            if policy.catch_up is None and deadline is not None and is_crontab:
-                policy = replace(policy, catch_up=timedelta(seconds=deadline))
-            if is_interval(entry.schedule) and entry.schedule.run_every <= timedelta():
-                policy = replace(policy, coalesce=ONE)  # it is always due, and has no instants
-            self._policies[name] = policy
+    def put(self, name: str, entry: Any, now: datetime) -> bool:
+        """Takes one that was put into the schedule, or in the place of another there, with its
+        state; see :meth:`build`. False where it ran in the future."""
+        self.remove(name)
+        self.seen.put(name, entry)
+        self._policies.find(name, entry, self._is_own, self._starting_deadline)
+        return self._take(name, entry, now, False)
 
-    def _take(self, name: str, entry: Any, state: RunState, is_changed: bool) -> None:
+    def remove(self, name: str) -> None:
+        """Forgets one that was taken out of the schedule."""
+        if self.seen.remove(name):
+            self._policies.forget(name)
+            self._agenda.take_off(name)
+
+    def _take(self, name: str, entry: Any, now: datetime, is_changed: bool) -> bool:
+        """Puts an entry in its place; False where it ran in the future, and so has none."""
+        state = self._known.state(name)
+        if state is None or self._known.holds(name):
+            return True
+        if not hasattr(entry.schedule, "is_due"):
+            what = "missing" if entry.schedule is None else f"{entry.schedule!r}"[:200]
+            self._names.warn_once(f"{name}: its schedule is {what}: it is never due")
+            return True
+        if is_ahead(state.last_run_at, now):
+            return False
+        try:  # only_logged() would be slow: there may be a hundred thousand entries
+            self._begin(name, entry, state, is_changed)
+        except Exception:
+            logger.exception("%s: cannot be scheduled, so it never runs", name)
+        return True
+
+    def _begin(self, name: str, entry: Any, state: RunState, is_changed: bool) -> None:
         entry.last_run_at = as_of(entry, state.last_run_at)
         entry.total_run_count = state.total_run_count
         asked_at = None if is_changed else ask_at(entry, state)
@@ -243,12 +287,13 @@ class Planner:
         if instant is None:
             self._ask(item, entry, now, plan)
             return
-        policy = self._policies.get(item.name)
+        policy = self._policies.of.get(item.name)
         if policy is not None:
             self._look_by(policy, item, instant, entry, now, plan)
         elif self._is_time(item, instant, instant, now):
             number, claimed = entry.total_run_count + 1, last_run(entry, instant, now)
-            plan.runs.append(Run(item.name, number, instant, claimed, self._known.epoch))
+            key = self._known.key(item.name)
+            plan.runs.append(Run(item.name, number, instant, claimed, self._known.epoch, key=key))
             self._planned[item.name] = item, None
 
     def _is_time(self, item: Item, due: datetime, leaves: datetime, now: datetime) -> bool:
@@ -262,7 +307,7 @@ class Planner:
         self, policy: Policy, item: Item, due: datetime, entry: Any, now: datetime, plan: Plan
     ) -> None:
         """Does what the entry's policy says about `due`."""
-        verdict = self._verdict(item.name, entry, policy, due, now)
+        verdict = self._policies.verdict(item.name, entry, policy, due, now)
         if verdict.due is None:
             self._agenda.put(item.name, math.inf)
             return
@@ -281,22 +326,12 @@ class Planner:
                 due,
                 claimed,
                 self._known.epoch,
+                key=self._known.key(item.name),
                 leaves=leaves if leaves > due else None,
                 counts=policy.runs is not None,
             )
             plan.runs.append(run)
             self._planned[item.name] = item, None
-
-    def _verdict(
-        self, name: str, entry: Any, policy: Policy, due: datetime, now: datetime
-    ) -> Verdict:
-        state, instants = self._known.state(name), self._instants.get(name)
-        if instants is None:
-            instants = instants_of(entry, due)
-            if instants.is_fixed:
-                self._instants[name] = instants
-        ran, last_due = (0, None) if state is None else (state.ran, state.due)
-        return policy.decide(due, now, instants, ran, f"{self._root}/{name}", last_due)
 
     def _ask(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
         """Asks the entry's own class whether it is due."""
@@ -330,6 +365,7 @@ class Planner:
             due_instant(entry),
             claimed,
             self._known.epoch,
+            key=self._known.key(item.name),
         )
         state = self._known.state(item.name)
         free = run.due if state is None else next_free(entry, run.due, state)
@@ -393,9 +429,9 @@ class Planner:
     def _due(self, name: str, entry: Any) -> datetime | None:
         """When an entry is due; None if it must be asked."""
         due = None
-        if self._is_computed or name in self._policies:
+        if self._is_computed or name in self._policies.of:
             due = due_by_celery(entry)
-            if due is None and name in self._policies:
+            if due is None and name in self._policies.of:
                 due = next_run(entry, utc_of(entry, entry.last_run_at))
         state = self._known.state(name)
         return due if state is None else next_free(entry, due, state)

@@ -186,12 +186,16 @@ class Policies:
         if not self.parts:
             return None
         if name not in self._known:
-            found: dict[str, Any] = {}
-            for pattern, keys in self.parts:
-                if fnmatch.fnmatchcase(name, pattern):
-                    found.update(keys)
+            found = self._keys_of(name)
             self._known[name] = _policy(found) if found else None
         return self._known[name]
+
+    def _keys_of(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for pattern, keys in self.parts:
+            if fnmatch.fnmatchcase(name, pattern):
+                found.update(keys)
+        return found
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
         """The patterns that match none of these."""
@@ -211,6 +215,29 @@ class Policies:
 
 
 NO_POLICIES = Policies()
+
+
+class OwnPolicies(Policies):
+    """Where entries have policies of their own beside those of the setting: their keys win."""
+
+    _own: dict[str, Policy]
+
+    def __init__(self, setting: Policies) -> None:
+        super().__init__(setting.parts)
+        object.__setattr__(self, "_own", {})
+
+    def __bool__(self) -> bool:
+        return bool(self.parts or self._own)
+
+    def of(self, name: str) -> Policy | None:
+        return self._own.get(name) or super().of(name)
+
+    def give(self, name: str, keys: Mapping[str, Any]) -> None:
+        """Has an entry have these keys of its own; perhaps none."""
+        if keys:
+            self._own[name] = _policy({**self._keys_of(name), **keys})
+        else:
+            self._own.pop(name, None)
 
 
 def _policy(keys: Mapping[str, Any]) -> Policy:

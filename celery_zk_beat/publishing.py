@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from .metrics import Metrics
 from .records import to_text
 from .runs import Run
 from .settings import Settings
+from .zookeeper.operations import Check
 
 logger = get_logger(__name__)
 
@@ -52,6 +53,12 @@ class Entries(Protocol):
 
     def entry_of(self, run: Run) -> Any:
         """What is to be sent for a run."""
+
+    def conditions(self) -> Sequence[Check]:
+        """For a claim: what it goes by is as it was read."""
+
+    def is_refused(self, path: str) -> None:
+        """A claim was: the znode `path` is not as it was read."""
 
     def sender(self) -> Send:
         """For messages that leave together: makes an attempt to send a run. Raises as

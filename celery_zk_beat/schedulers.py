@@ -209,6 +209,8 @@ class ZooKeeperScheduler(Hooked):
             (name, str(entry.task), shown(entry.schedule)) for name, entry in self.entries.items()
         )
         of: Any = entries if self.settings.scheduler is None else self.settings.scheduler
+        if self.settings.entries:
+            of = [of, "and live entries", self.settings.entries_tasks]
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
 
     @property
@@ -259,6 +261,10 @@ class ZooKeeperScheduler(Hooked):
         return self.settings.session_timeout if loop is None else loop.election.session.timeout
 
     def _make_source(self, dispatcher: Dispatcher) -> Source:
+        if self.settings.entries:
+            from .live_schedule import LiveSchedule  # which most have no use for
+
+            return LiveSchedule(self, self._names, dispatcher)
         if self._gated_class is None:
             return BeatSchedule(self, self._names, dispatcher)
         return GatedEntries(self, self._names, dispatcher, self._gated_class, self._arguments)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,6 +30,7 @@ from .paths import page_of
 from .publishing import Send
 from .records import to_text
 from .runs import RETENTION, Run, RunState
+from .zookeeper.operations import Check
 
 logger = get_logger(__name__)
 
@@ -67,6 +68,11 @@ class Source(ABC):
         """Has all entries be looked at anew by the next :meth:`refresh`."""
         self._names.is_current = False
 
+    @property
+    def is_damaged(self) -> bool:
+        """True where something cannot be understood that another hand may mend, unseen."""
+        return False
+
     @abstractmethod
     def open(self) -> None:
         """Begins a term: the ledger is loaded."""
@@ -93,6 +99,13 @@ class Source(ABC):
     def entry_of(self, run: Run) -> Any:
         """See :meth:`.publishing.Entries.entry_of`."""
         return self.entries[run.entry]
+
+    def conditions(self) -> Sequence[Check]:
+        """See :meth:`.publishing.Entries.conditions`."""
+        return ()
+
+    def is_refused(self, path: str) -> None:  # noqa: B027 - most go by nothing
+        """See :meth:`.publishing.Entries.is_refused`."""
 
     @abstractmethod
     def sender(self) -> Send:
@@ -141,7 +154,7 @@ class Source(ABC):
 
     def _by_policy_of(self, name: str, state: RunState, due: datetime | None) -> datetime | None:
         """When the next run leaves, by the entry's policy, where it is due then."""
-        policy = self._dispatcher.settings.policies.of(name)
+        policy = self._dispatcher.policies.of(name)
         seed = f"{self._election.paths.root}/{name}"
         return leaves_of(self.entries[name], due, policy, state, seed)
 
@@ -165,9 +178,13 @@ class Source(ABC):
         """Tells the ledger what the schedule names, whenever that may have changed; `hidden` it
         names, too. `anew`: the clock of what was away for long starts anew."""
         self.readings += 1
-        named: Container[str] = {*self.entries, *hidden} if hidden else self.entries
+        named: Container[str] = {*self.entries, *hidden} if hidden else self._named()
         for name in self._ledger.note_named(named, clock.now(), anew=anew):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
+
+    def _named(self) -> Container[str]:
+        """What counts as named by the schedule; it goes on being asked."""
+        return self.entries
 
     def _is_ahead(self, name: str) -> bool:
         state = self._ledger.state(name)

@@ -304,7 +304,7 @@ class GatedEntries(Source):
             return
         number, epoch = state.total_run_count + 1, self._dispatcher.epoch
         run = Run(name, number, free, claimed, epoch, key=key, call=given.call)
-        policy = self._dispatcher.settings.policies.of(name)
+        policy = self._dispatcher.policies.of(name)
         if policy is not None:
             by_policy = self._by_policy(policy, run, entry)
             if by_policy is None:

@@ -16,10 +16,10 @@ from kazoo.security import READ_ACL_UNSAFE
 
 from celery_zk_beat import (
     ZooKeeperScheduler,
-    beat_schedule,
     dispatcher,
     ledger,
     operators,
+    planner,
 )
 from celery_zk_beat.comparing import unpack
 from celery_zk_beat.control import (
@@ -472,7 +472,7 @@ def test_run_of_what_is_claimed_ahead_of_time(
     app: Celery, make: Make, operator: Operator, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """It is due in a moment, or just now: then both are published."""
-    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(planner, "_CLAIM_AHEAD", 0.9)
     one = make(beat_schedule={"e": every(3600)})
     assert one.election.wait(PATIENCE)
     at = datetime.now(timezone.utc) + timedelta(seconds=0.9)
@@ -512,7 +512,7 @@ def test_a_broker_that_is_back(
 ) -> None:
     """What failed meanwhile is held back, or skipped: then nothing tells any more of a broker that
     is away, and what comes due is published."""
-    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(planner, "_CLAIM_AHEAD", 0.9)
     bad = every(3600, "bad", last_run_at=LONG_AGO)
     policy = {"zk_beat_recovery": "drop", "zk_beat_publish_deadline": 0.5}
     one = make(beat_schedule={"bad": bad}, **policy)

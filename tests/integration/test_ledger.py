@@ -13,7 +13,7 @@ from kazoo.client import KazooClient, TransactionRequest
 
 from celery_zk_beat import MasterElection, clock, history, limits
 from celery_zk_beat import ledger as ledger_module
-from celery_zk_beat.errors import Conflict, NotMaster, Uncertain, ZooKeeperError
+from celery_zk_beat.errors import Conflict, NotMaster, Outdated, Uncertain, ZooKeeperError
 from celery_zk_beat.history import decode_volume, merged
 from celery_zk_beat.ledger import BELOW_ROOT, SAFE_PART, RunLedger
 from celery_zk_beat.limits import LARGEST_PAGE, LONGEST_NAME, MOST_BYTES, MOST_RUNS
@@ -27,6 +27,7 @@ from celery_zk_beat.runs import (
     encode_outbox,
     encode_page,
 )
+from celery_zk_beat.zookeeper.operations import Check, SetData
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE, kazoo_of
 from tests.faults import Road
@@ -345,6 +346,39 @@ def test_a_claim_in_flight_is_not_overwritten(ledger: RunLedger) -> None:
     ledger.claim([run("a")])
     with pytest.raises(Conflict, match="outbox"):
         other.claim([run("b")])
+
+
+@pytest.mark.parametrize("is_confirmed", [False, True])
+def test_a_claim_that_is_refused_for_what_it_goes_by(
+    election: MasterElection, ledger: RunLedger, is_confirmed: bool
+) -> None:
+    """[I1] Nothing has to be read anew; not even where a confirmation was sent after it, which
+    counts on it and so is refused, too. A run that was published late is told of all the same."""
+    together = names_on_the_page_of("a", 2)
+    ledger.first_seen(dict.fromkeys([*together, "new"], NOW))
+    (late,) = ledger.claim([run(together[0])])
+    term, at, path = ledger.term, NOW + timedelta(hours=1), election.paths.pauses
+    election.session.ensure(path)
+    election.session.commit(SetData(path, b"", 0))
+    goes_by = Check(path, 0)
+
+    def meanwhile() -> None:
+        ledger.published(late, at, at)
+        if is_confirmed:
+            ledger.confirm()
+
+    with pytest.raises(Outdated, match="pauses"):
+        ledger.claim([run(together[1]), run("new")], goes_by, meanwhile=meanwhile)
+    assert ledger.term is term
+    assert ledger.outbox == {}
+    assert bare(ledger.state("new")) == RunState(NOW)
+    assert set(load(election).outbox) == {together[0]}
+    ledger.flush()
+    assert load(election).outbox == {}
+    assert bare(load(election).state(together[0])) == RunState(at, 1, NOW - SECOND)
+    again = ledger.claim([run(together[1]), run("new")])
+    assert list(load(election).outbox.values()) == again
+    assert bare(load(election).state("new")) == RunState(NOW, 1, NOW - SECOND)
 
 
 def test_confirmations_are_coalesced(election: MasterElection, ledger: RunLedger) -> None:

@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 from kombu import Producer
 
-from celery_zk_beat import ZooKeeperScheduler, beat_schedule, publishing
+from celery_zk_beat import ZooKeeperScheduler, planner, publishing
 from celery_zk_beat.broker import MOST_TOGETHER
 from celery_zk_beat.messages import Sender
 from celery_zk_beat.signals import run_published
@@ -122,7 +122,7 @@ def claimed_ahead(
 
 
 def test_not_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(planner, "_CLAIM_AHEAD", 0.9)
     one, at = claimed_ahead(make)
     while history(app) == []:
         sent_after = datetime.now(timezone.utc)
@@ -137,7 +137,7 @@ def test_not_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.Monke
 @needs_batches
 def test_made_before_it_is_due(app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message is made by then, and leaves then."""
-    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(planner, "_CLAIM_AHEAD", 0.9)
     monkeypatch.setattr(publishing, "_MAKE_AHEAD", 0.5)
     made = []
     one, at = claimed_ahead(make, due("first"))
@@ -160,7 +160,7 @@ def test_a_stop_leaves_nothing_that_was_claimed_ahead(
     app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """The next master would take it for one that was perhaps published, and may drop it."""
-    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(planner, "_CLAIM_AHEAD", 0.9)
     one, at = claimed_ahead(make, zk_beat_recovery="drop")
     assert history(app) == []
     if late:  # and its turn had not come yet
@@ -177,7 +177,7 @@ def test_a_stop_does_not_publish_for_ever(
     app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker that is slow costs the time in which to note what was published."""
-    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(planner, "_CLAIM_AHEAD", 0.9)
     one, _ = claimed_ahead(make)
     one._loop.dispatcher.close(0)
     one._loop.say_goodbye()
@@ -189,7 +189,7 @@ def test_a_stop_does_not_publish_for_ever(
 
 def test_one_of_a_clock_that_was_ahead(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that another master claimed for an instant far away is not held back until then."""
-    monkeypatch.setattr(beat_schedule, "_CLAIM_AHEAD", 0.9)
+    monkeypatch.setattr(planner, "_CLAIM_AHEAD", 0.9)
     one, _ = claimed_ahead(make)
     (run,) = one._loop.ledger.outbox.values()
     far = datetime.now(timezone.utc) + timedelta(seconds=30)

@@ -63,6 +63,30 @@ def test_what_is_put_back_comes_first() -> None:
     assert agenda.pop_come(0.0) == items[2]
 
 
+def test_what_is_taken_off_does_not_come() -> None:
+    """Neither from the heap nor of what has come already; what is put afterwards does. What is left
+    behind is bounded."""
+    agenda = Agenda()
+    for number in range(4):
+        agenda.put(f"e{number}", 1.0)
+    come = agenda.pop_come(1.0)
+    assert come is not None
+    agenda.put_back([come])
+    for name in (come.name, "e3" if come.name != "e3" else "e2"):
+        agenda.take_off(name)
+    agenda.put(come.name, 2.0)
+    assert len(taken(agenda, 1.0)) == 2
+    assert taken(agenda, 2.0) == [come.name]
+    for number in range(10_000):
+        agenda.put(f"e{number % 3}", 5.0 + number)
+        agenda.take_off(f"e{number % 3}")
+        agenda.put(f"other {number}", 1e6)
+    for number in range(10_000):
+        agenda.take_off(f"other {number}")
+    assert len(agenda._heap) + len(agenda._gone) < 10_000
+    assert taken(agenda, 1e9) == []
+
+
 def test_what_is_due_soon_comes_together() -> None:
     """But not what must be asked, for it would only say that it is not due yet."""
     agenda = Agenda()

@@ -77,6 +77,7 @@ WALLS = {
         "forecast.py",
         "gate",
         "hooks.py",
+        "live_schedule.py",
         "loop.py",
         "messages.py",
         "planner.py",

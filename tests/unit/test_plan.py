@@ -67,6 +67,9 @@ class Known:
     def state(self, name: str) -> RunState | None:
         return self.states.get(name)
 
+    def key(self, name: str) -> str | None:
+        return None
+
     def waits(self, name: str) -> float | None:
         return self.waiting.get(name)
 
@@ -214,3 +217,35 @@ def test_when_to_ask_again_is_by_the_clock_of_its_last_run() -> None:
     assert run.claimed == NOON
     assert run.ask is not None
     assert run.ask[0] == int((NOON.timestamp() + 9) * 1000)
+
+
+def test_one_is_put_in_the_place_of_another() -> None:
+    """At once, by its own schedule; nothing is left of the other's instants, and nobody has to look
+    at all."""
+    planner = planner_of(Case("", {"a": (MINUTELY, 59.99), "b": (MINUTELY, 30)}))
+    names = planner._names
+    names.is_current = True
+    other = ScheduleEntry("a", "a", ago(59.99), 3, schedule(90, app=APP), app=APP)
+    names.put("a", other)
+    assert planner.put("a", other, NOON)
+    new = ScheduleEntry("new", "new", ago(80), 3, MINUTELY, app=APP)
+    names.put("new", new)
+    planner._known.states["new"] = RunState(ago(80), 3)  # type: ignore[attr-defined]
+    assert planner.put("new", new, NOON)
+    plan = planner.plan(NOON, 100)
+    assert [(run.entry, run.due) for run in plan.runs] == [("new", ago(20))]
+    assert seconds_until(planner.note_claimed(plan.runs, NOON)) == pytest.approx(30, abs=0.05)
+    entries = names.get()
+    assert not planner.seen.is_changed(entries, len(entries), 100)
+    planner.remove("new")
+    del entries["new"]
+    assert not planner.seen.is_changed(entries, len(entries), 100)
+    later = planner.plan(NOON + timedelta(seconds=100), 100)
+    assert sorted(run.entry for run in later.runs) == ["a", "b"]
+    assert names.is_current
+
+
+def test_one_that_ran_in_the_future_has_no_place() -> None:
+    planner = planner_of(Case("", {"a": (MINUTELY, -3600)}))
+    assert not planner.put("a", planner._names.get()["a"], NOON)
+    assert planner.plan(NOON + timedelta(seconds=200), 100).runs == []

@@ -49,6 +49,9 @@ class Known:
     def state(self, name: str) -> RunState | None:
         return self._state
 
+    def key(self, name: str) -> str | None:
+        return None
+
     def waits(self, name: str) -> float | None:
         return None
 

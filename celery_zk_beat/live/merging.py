@@ -1,0 +1,230 @@
+"""The master's side of live entries: what there is in ZooKeeper, and what of that is in force."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ..errors import EntryError, RootError, Uncertain, ZkBeatError
+from ..log import get_logger
+from ..paths import Paths
+from ..runs import from_milliseconds
+from ..zookeeper.operations import Check
+from ..zookeeper.session import ZooKeeperSession
+from .definitions import Content, Damaged, Definition, Page, Sum, check_name, page_of_entry
+from .store import Indexed, read_index, read_pages
+
+logger = get_logger(__name__)
+
+#: Most entries that are logged one by one, of those that cannot be in force.
+_MOST_LOGGED = 20
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Live:
+    """An entry that is there.
+
+    Attributes:
+        definition: None where it cannot be understood.
+        entry: as Celery has it; None where it is not in force: it is disabled, its task is not to
+            be run, or it cannot be understood.
+        begins: the instant from which its clock runs, by ZooKeeper's clock.
+    """
+
+    definition: Definition | None
+    entry: Any
+    begins: datetime
+
+    @property
+    def key(self) -> str | None:
+        """Of its run state."""
+        return None if self.definition is None else self.definition.key
+
+    @property
+    def is_disabled(self) -> bool:
+        return self.definition is not None and not self.definition.content.enabled
+
+    @property
+    def overrides(self) -> bool:
+        """True where it counts, and not an entry of `beat_schedule`."""
+        if self.definition is None or not self.definition.content.override:
+            return False
+        return self.entry is not None or self.is_disabled
+
+
+class Merging:
+    """What the master knows of the entries. For one thread; `wake` is called on kazoo's when they
+    have changed.
+
+    Args:
+        make: makes of an entry's name, and of what users say of it, what Celery takes; it may raise
+            anything.
+        refusal: why a task is not to be run; None where it is.
+
+    Attributes:
+        stale: they may have changed since they were read.
+        found: all that are there, by name.
+        damage: why the index cannot be understood, None where it can; as long as it cannot, no
+            entry is in force, and none counts as removed.
+        damaged_pages: the same of single pages.
+    """
+
+    def __init__(
+        self,
+        session: ZooKeeperSession,
+        paths: Paths,
+        make: Callable[[str, Content], Any],
+        refusal: Callable[[str], str | None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._session, self._paths, self._wake = session, paths, wake
+        self._make, self._refusal = make, refusal
+        self.stale = True
+        self.found: dict[str, Live] = {}
+        self.damage: RootError | None = None
+        self.damaged_pages: dict[str, RootError] = {}
+        self._version = 0
+        #: What the index said of each page when that was read; and what was on it.
+        self._sums: dict[str, Sum] = {}
+        self._pages: dict[str, Page] = {}
+        #: Why entries are not in force, as far as the log was told.
+        self._told: dict[str, str] = {}
+        #: By task, while pages are read.
+        self._refusals: dict[str, str | None] = {}
+
+    @property
+    def unchanged(self) -> Check:
+        """For a claim: refuses it when anything has changed since this was read."""
+        return Check(self._paths.entries, self._version)
+
+    @property
+    def is_damaged(self) -> bool:
+        """True where something cannot be understood that another hand may mend, unseen."""
+        return bool(self.damage or self.damaged_pages)
+
+    def holds(self, name: str) -> bool:
+        """True for what is there, in force or not, and for what may be, where that cannot be
+        understood."""
+        is_there = name in self.found or self.damage is not None
+        return is_there or (bool(self.damaged_pages) and page_of_entry(name) in self.damaged_pages)
+
+    def read(self) -> set[str]:
+        """Reads what has changed, and returns the names of the entries that have. Raises as
+        :meth:`.ZooKeeperSession.read`."""
+        self.stale, self._refusals = False, {}
+        try:
+            indexed = self._read_index()
+            return self._read_pages(indexed)
+        except ZkBeatError:
+            self.stale = True
+            raise
+
+    def _read_index(self) -> Indexed:
+        path = self._paths.entries
+        indexed = read_index(self._session, self._paths, self._on_watch)
+        if indexed.version is None:
+            self._session.ensure(path)  # else nothing could tell of the first
+            indexed = read_index(self._session, self._paths, self._on_watch)
+        if indexed.version is None:
+            raise Uncertain(f"{path}: deleted as soon as it is made")
+        self._version = indexed.version
+        if indexed.damage is not None and str(indexed.damage) != str(self.damage):
+            logger.error("%s; until then no live entry runs", indexed.damage)
+        self.damage = indexed.damage
+        return indexed
+
+    def _read_pages(self, indexed: Indexed) -> set[str]:
+        sums, complaints = indexed.index.pages, dict[str, str]()
+        differ = [
+            page
+            for page, each in sums.items()
+            if self._sums.get(page) != each or page in self.damaged_pages
+        ]
+        # All that could be read is, before any of it counts.
+        found = read_pages(self._session, self._paths, differ) if differ else {}
+        changed: set[str] = set()
+        for page in self._sums.keys() - sums.keys():
+            self.damaged_pages.pop(page, None)
+            changed |= self._take(page, Page(), complaints)
+            del self._sums[page], self._pages[page]
+        for page, each in found.items():
+            if isinstance(each, RootError):
+                if str(each) != str(self.damaged_pages.get(page)):
+                    logger.error("%s; until then the live entries on this page do not run", each)
+                self.damaged_pages[page], each = each, Page()
+            else:
+                self.damaged_pages.pop(page, None)
+            changed |= self._take(page, each, complaints)
+            self._sums[page] = sums[page]
+        self._complain(complaints)
+        return changed
+
+    def _take(self, page: str, after: Page, complaints: dict[str, str]) -> set[str]:
+        """Takes a page as it is now; returns which of its entries have changed."""
+        before = self._pages[page].told if page in self._pages else {}
+        self._pages[page] = after
+        changed = set()
+        for name in before.keys() | after.told.keys():
+            if _is_same(before.get(name, _ABSENT), after.told.get(name, _ABSENT)):
+                continue
+            changed.add(name)
+            if name in after.told:
+                self.found[name] = self._live(name, after, complaints)
+            else:
+                del self.found[name]
+                self._told.pop(name, None)
+        return changed
+
+    def _live(self, name: str, page: Page, complaints: dict[str, str]) -> Live:
+        definition, entry, why = page.get(name), None, None
+        begins = from_milliseconds(page.written)
+        if not isinstance(definition, Definition):
+            why = definition.why if isinstance(definition, Damaged) else "it is not there"
+            complaints[name] = why
+            return Live(None, None, begins)
+        # A changer's clock is not to say what is still to come.
+        begins = min(begins, definition.since_at)
+        if definition.content.enabled:
+            try:
+                why = self._why_not(definition.content.task)
+                if why is None:
+                    entry = self._make(check_name(name), definition.content)
+            except EntryError as exc:
+                why = exc.what
+            except Exception as exc:  # of its schedule, or a class of the user's
+                why = str(exc) or repr(exc)
+        if why is not None:
+            complaints[name] = why
+        elif name in self._told:
+            del self._told[name]
+        return Live(definition, entry, begins)
+
+    def _why_not(self, task: str) -> str | None:
+        if task not in self._refusals:
+            self._refusals[task] = self._refusal(task)
+        return self._refusals[task]
+
+    def _complain(self, complaints: dict[str, str]) -> None:
+        """Says why entries are not in force, where that was not said before."""
+        news = {name: why for name, why in complaints.items() if self._told.get(name) != why}
+        self._told.update(news)
+        for number, (name, why) in enumerate(news.items()):
+            level = logging.WARNING if number < _MOST_LOGGED else logging.DEBUG
+            logger.log(level, "%.200s: the live entry does not run: %s", name, why)
+        if len(news) > _MOST_LOGGED:
+            logger.warning("%d live entries in all do not run for such reasons", len(news))
+
+    def _on_watch(self, event: object) -> None:
+        self.stale = True
+        self._wake()
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    try:
+        return bool(before == after)
+    except RecursionError:  # no hand of ours wrote it
+        return False

@@ -1,0 +1,254 @@
+"""The live entries beside those of ``beat_schedule``: what changes in ZooKeeper changes here, while
+a term goes on."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Container, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from celery.beat import Scheduler
+
+from . import clock
+from .beat_schedule import BeatSchedule
+from .dispatcher import Dispatcher
+from .due import copied_at, zone_of
+from .live.definitions import Content, Timing, refusal
+from .live.merging import Live, Merging
+from .names import Entries
+from .policies import OwnPolicies
+from .runs import Run
+from .zookeeper.operations import Check
+
+#: Most entries that are put in their places one by one: for more all of them are looked at anew.
+_MOST_ONE_BY_ONE = 500
+#: Different schedules that are kept.
+_MOST_SCHEDULES = 1 << 17
+#: What :attr:`.definitions.Definition.key` is: `born`, and since when its clock runs.
+_KEY = re.compile(r"([0-9a-f]+)\.[0-9a-f]+")
+
+
+class LiveSchedule(BeatSchedule):
+    """The entries of ``beat_schedule`` and, while this beat is master, the live ones."""
+
+    def __init__(self, scheduler: Scheduler, names: Entries, dispatcher: Dispatcher) -> None:
+        dispatcher.policies = self._policies = OwnPolicies(dispatcher.settings.policies)
+        super().__init__(scheduler, names, dispatcher)
+        election = dispatcher.election
+        self.live = Merging(
+            election.session, election.paths, self._make, self._refusal, dispatcher.wake
+        )
+        #: Those that are in the schedule.
+        self._ours: dict[str, Live] = {}
+        #: Those of beat_schedule in whose place they are.
+        self._hidden: dict[str, Any] = {}
+        self._schedule = functools.lru_cache(_MOST_SCHEDULES)(_schedule_of)
+
+    def _make(self, name: str, content: Content) -> Any:
+        return self._scheduler.Entry(
+            name=name,
+            task=content.task,
+            schedule=self._schedule(content.schedule),
+            args=content.args,
+            kwargs=dict(content.kwargs),
+            options=dict(content.options),
+            app=self._scheduler.app,
+        )
+
+    def _refusal(self, task: str) -> str | None:
+        settings = self._dispatcher.settings
+        setting = f"{settings.prefix}entries_tasks"
+        return refusal(task, self._scheduler.app.tasks, settings.entries_tasks, setting)
+
+    # What the plan and claims go by ---------------------------------------------------------------
+
+    def key(self, name: str) -> str | None:
+        live = self._ours.get(name)
+        return None if live is None else live.key
+
+    def conditions(self) -> Sequence[Check]:
+        return (self.live.unchanged,)
+
+    def is_refused(self, path: str) -> None:
+        self.live.stale = True
+
+    @property
+    def is_damaged(self) -> bool:
+        return self.live.is_damaged
+
+    # What the loop asks ---------------------------------------------------------------------------
+
+    def open(self) -> None:
+        super().open()
+        self.live.read()
+        self._place_all()
+        self._drop_lost()
+
+    def close(self) -> None:
+        """Has only those of `beat_schedule` be there: what the live ones are, only a master
+        knows."""
+        super().close()
+        entries = self._names.get()
+        for name in self._ours:
+            entries.pop(name, None)
+            self._policies.give(name, {})
+        for name, entry in self._hidden.items():
+            self._names.put(name, entry)
+        if self._ours or self._hidden:
+            self._ours, self._hidden = {}, {}
+            self.outdated()
+            self._dispatcher.metrics.entries = len(entries)
+
+    def refresh(self) -> None:
+        if self.live.stale:
+            self._take_changes()
+        super().refresh()
+
+    def look_at(self, names: list[str]) -> None:
+        if self.live.stale:
+            self.refresh()
+
+    def _take_changes(self) -> None:
+        changed = self.live.read()
+        for name in changed:
+            self._place(name)
+        self._drop_lost()
+        self._leave(changed)
+        if len(changed) > _MOST_ONE_BY_ONE:
+            self.outdated()
+        if self._names.is_current:
+            self._begin(changed)
+            self._plan_anew(changed)
+
+    def _plan_anew(self, names: Iterable[str]) -> None:
+        """Has single entries find their places on the agenda."""
+        entries, now, ahead = self._names.get(), clock.now(), []
+        for name in names:
+            if name not in entries:
+                self._planner.remove(name)
+            elif not self._planner.put(name, entries[name], now):
+                ahead.append(name)
+        if ahead:
+            self._note_ahead(ahead)
+        self.readings += 1
+        self._dispatcher.metrics.entries = len(entries)
+
+    def _build(self) -> None:
+        self._place_all()  # a program may have put another there
+        self._begin(self._ours)
+        super()._build()
+
+    def _named(self) -> Container[str]:
+        return _Named(self)
+
+    # In the schedule ------------------------------------------------------------------------------
+
+    def _place_all(self) -> None:
+        for name in {*self.live.found, *self._ours, *self._hidden}:
+            self._place(name)
+
+    def _place(self, name: str) -> None:
+        """Has the schedule have of a name what is in force: the live entry, unless `beat_schedule`
+        has one that it does not override."""
+        entries, live, ours = self._names.get(), self.live.found.get(name), self._ours.get(name)
+        there = entries.get(name)
+        is_ours = ours is not None and _is_of(ours, there)
+        if is_ours and ours is live:
+            return
+        code = self._hidden.pop(name, None) if is_ours or there is None else there
+        wanted = code
+        if live is not None and (code is None or live.overrides):
+            wanted = live.entry
+            if code is not None:
+                self._hidden[name] = code
+        elif live is not None and live.entry is not None:
+            self._names.warn_once(
+                f"{name}: beat_schedule has an entry of this name, which runs, and the live one "
+                "does not, for it does not say that it overrides it"
+            )
+        if live is not None and wanted is live.entry and wanted is not None:
+            assert live.definition is not None
+            self._ours[name] = live
+            self._policies.give(name, live.definition.content.policy_keys)
+        elif self._ours.pop(name, None) is not None:
+            self._policies.give(name, {})
+        if wanted is None:
+            entries.pop(name, None)
+        elif wanted is not there:
+            self._names.put(name, wanted)
+
+    # In the ledger --------------------------------------------------------------------------------
+
+    def _begin(self, names: Iterable[str]) -> None:
+        """Has the clocks of those begin that are new, or others than had their names, or have
+        another schedule, or were enabled again: at the change that says so, whenever it is seen."""
+        ledger = self._ledger
+        unseen: dict[str, datetime] = {}
+        anew: dict[str, datetime] = {}
+        keys: dict[str, str | None] = {}
+        zones: dict[str, str | None] = {}
+        for name in names:
+            live, state = self._ours.get(name), ledger.state(name)
+            if live is None or (state is None and ledger.damaged(name)):
+                continue
+            if state is None or state.key != live.key:
+                (unseen if state is None else anew)[name] = self._begins(live)
+                keys[name], zones[name] = live.key, zone_of(live.entry)
+        ledger.first_seen(unseen, keys, zones)
+        ledger.begin_anew(anew, keys, zones)
+
+    def _begins(self, live: Live) -> datetime:
+        """By the clock of this machine, by which run states are."""
+        ahead = timedelta(seconds=self._election.clock_offset)
+        return min(live.begins + ahead, clock.now())
+
+    def _leave(self, names: Iterable[str]) -> None:
+        """Notes which are gone."""
+        named = self._named()
+        self._ledger.leave([name for name in names if name not in named], clock.now())
+
+    def _drop_lost(self) -> None:
+        """Drops runs that wait of what is gone, or disabled."""
+        ledger = self._ledger
+        lost = [
+            run
+            for name, run in ledger.outbox.items()
+            if self._is_lost(run) and ledger.state(name) is not None
+        ]
+        why = "its entry was removed or disabled while it waited"
+        self._dispatcher.drop(lost, why)
+
+    def _is_lost(self, run: Run) -> bool:
+        name = run.entry
+        live, born = self.live.found.get(name), _KEY.fullmatch(run.key or "")
+        if live is None:
+            is_named = name in self._names.get() or self.live.holds(name)
+            return born is not None and not is_named
+        if live.definition is None or (name in self._names.get() and name not in self._ours):
+            return False  # nobody knows; or it is one of beat_schedule
+        is_others = born is not None and born[1] != live.definition.born
+        return live.is_disabled or is_others
+
+
+class _Named:
+    """What counts as named by the schedule: also what is disabled, or cannot be understood."""
+
+    def __init__(self, source: LiveSchedule) -> None:
+        self._entries, self._live = source.entries, source.live
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or self._live.holds(str(name))
+
+
+def _is_of(live: Live, entry: Any) -> bool:
+    """True where it is that entry, or what its class made of it after a run."""
+    return entry is not None and (
+        entry is live.entry or getattr(entry, "schedule", None) is live.entry.schedule
+    )
+
+
+def _schedule_of(timing: Timing) -> Any:
+    """One of this app's own."""
+    return copied_at(timing.schedule(), None)
