@@ -30,6 +30,7 @@ help:
 	@echo "make bench       how fast this and others are: a table, 26 minutes; BENCH=--quick for less"
 	@echo "make zones       cron against brute force, in all time zones, from 1990 to 2037; about an hour"
 	@echo "make licences    docs/licences.md: what each extra brings"
+	@echo "make docs        the documentation site, into build/site; about half a minute"
 	@echo "make clean       remove what the others made"
 
 demo:
@@ -122,5 +123,12 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: docs
+docs:
+	@.ci/setup $(VENV)-docs docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
+	$(VENV)-docs/bin/python -m website.check build/site
+	@echo "To read it: python3 -m http.server --bind 127.0.0.1 --directory build/site"
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders $(VENV)-bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders $(VENV)-bench $(VENV)-docs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ import celery_zk_beat
 from benchmarks import tables
 from celery_zk_beat import ZooKeeperScheduler
 from example_project.processes import REPOSITORY
+from website import pages
 
 PAGES = sorted(
     path for pattern in ("*.md", "*/*.md", "docs/*/*.md") for path in REPOSITORY.glob(pattern)
@@ -22,21 +23,15 @@ PACKAGE = Path(celery_zk_beat.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 
-def anchors(page: Path) -> set[str]:
-    """As GitHub and its like make them of headings."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_links(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if re.match(r"[a-z]+:", link):
+    for link in pages.links(page.read_text()):
+        if pages.is_outside(link):
             continue
-        path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else page
+        target = REPOSITORY / pages.target(str(page.relative_to(REPOSITORY)), link)
+        anchor = link.partition("#")[2]
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        assert not anchor or anchor in pages.anchors(target.read_text()), link
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
