@@ -64,6 +64,8 @@ class RabbitMQ(Process):
             "RABBITMQ_MNESIA_BASE": str(self._home / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self._home / "log"),
             "RABBITMQ_LOGS": "-",
+            # By default Erlang's threads look for work a while before they sleep: a fifth more CPU.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
             # Have the script become the server, rather than start it and forward signals to it.
             "RABBITMQ_ALLOW_INPUT": "1",
         }

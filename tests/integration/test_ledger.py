@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -491,8 +492,9 @@ def test_page_too_large(ledger: RunLedger, client: KazooClient) -> None:
 
 
 def names_on_the_page_of(entry: str, count: int, text: str = "n") -> list[str]:
-    names = (f"{text}-{n}" for n in range(count * 20_000))
-    return [name for name in names if page_of(name) == page_of(entry)][:count]
+    page = page_of(entry)
+    names = (f"{text}-{n}" for n in itertools.count())
+    return list(itertools.islice((name for name in names if page_of(name) == page), count))
 
 
 def nothing_aside(client: KazooClient, ledger: RunLedger) -> bool:
