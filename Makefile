@@ -31,6 +31,8 @@ help:
 	@echo "make zones       cron against brute force, in all time zones, from 1990 to 2037; about an hour"
 	@echo "make licences    docs/licences.md: what each extra brings"
 	@echo "make docs        the documentation site, into build/site; about half a minute"
+	@echo "make wheel       the wheel, built, installed elsewhere and tried"
+	@echo "make release     dist/, if all is there that RELEASING.md asks for"
 	@echo "make clean       remove what the others made"
 
 demo:
@@ -123,12 +125,21 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: docs
+.PHONY: docs wheel release
 docs:
 	@.ci/setup $(VENV)-docs docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
 	$(VENV)-docs/bin/python -m website.check build/site
 	@echo "To read it: python3 -m http.server --bind 127.0.0.1 --directory build/site"
+
+# Built of a copy, installed into an environment of its own, and tried there.
+wheel:
+	@.ci/setup $(VENV) $(EXTRAS)
+	$(BIN)/pytest -q tests/acceptance/test_wheel.py
+
+release:
+	@.ci/setup $(VENV) $(EXTRAS)
+	@.ci/release $(BIN)/python
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-contenders $(VENV)-bench $(VENV)-docs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
