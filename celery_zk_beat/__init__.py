@@ -26,8 +26,7 @@ __all__ = [
     "__version__",
 ]
 
-#: Imported when they are asked for: an election needs no Celery, and the commands of Celery none
-#: of both.
+#: Imported on first use: an election needs no Celery, and Celery's own commands need neither.
 _LARGE = {"MasterElection": ".election.public", "ZooKeeperScheduler": ".schedulers"}
 
 
@@ -35,7 +34,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if not TYPE_CHECKING:  # which would take any name for one of ours
+if not TYPE_CHECKING:  # with it, type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _LARGE:

@@ -64,7 +64,7 @@ class Backfilling:
         self._source.look_at([name])
         entry, why = self._source.entries.get(name), ""
         if entry is None:
-            why = "the master's schedule does not name it"
+            why = "it is not in the master's schedule"
         elif not tells_instants(entry.schedule):
             why = f"only its class knows the instants of {schedule_text(entry.schedule)}"
         if why:
@@ -133,7 +133,7 @@ class Backfilling:
             return Answer(False, f"{text} runs are more than {record.most}")
         changed = control.backfills.having(name, replace(backfill, total=total))
         if len(changed.encode()) > MOST_BEGUN:
-            return Answer(False, "no more backfills can be under way at the same time")
+            return Answer(False, "too many backfills at the same time")
         # In one transaction: what was answered is there, and what is there was answered.
         answer = request.answer(Answer(True, f"{text} runs"))
         try:
@@ -150,14 +150,14 @@ class Backfilling:
             return str(control.backfills_damage)
         if there is not None:
             since, until = to_text(there.since), to_text(there.until)
-            return f"a backfill from {since} to {until}, by {there.by}, is under way already"
+            return f"a backfill from {since} to {until}, by {there.by}, is already under way"
         if entry is None:
             return f"the master's schedule has no entry {name!r}"
         if not tells_instants(entry.schedule):
             text = schedule_text(entry.schedule)
             return f"only the class of its schedule, {text}, knows its instants"
         if backfill.until - now > TOLERANCE:
-            return f"{to_text(backfill.until)} is still to come by the master's clock"
+            return f"{to_text(backfill.until)} is in the future by the master's clock"
         return None
 
 

@@ -66,12 +66,12 @@ class Backfill:
         rate, has_begun = fields.get("rate"), fields.get("after") is not None
         after = instant(path, fields, "after") if has_begun else None
         if not NEVER <= since <= (after or since) < until or until.year > 9998:
-            raise RootError(f"{path}: {shown(fields)}: its instants are in no order")
+            raise RootError(f"{path}: {shown(fields)}: its instants are not in order")
         if type(rate) not in (int, float) or not 0 < rate <= MOST_RATE:
             raise RootError(f"{path}: the rate {shown(rate)}, expected at most {MOST_RATE:g}")
         done = count(path, fields, "done")
         if done == LARGEST_NUMBER:
-            raise RootError(f"{path}: {shown(fields)}: there can be no more runs")
+            raise RootError(f"{path}: {shown(fields)}: no more runs are possible")
         total = None if fields.get("total") is None else count(path, fields, "total")
         by = _field(path, fields, "by", str)[:_LONGEST_WHO]
         at = instant(path, fields, "at")

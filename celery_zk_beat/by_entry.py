@@ -120,7 +120,7 @@ class ByEntry:
 
     def _lack(self, volumes: Iterable[str], exc: ZkBeatError) -> None:
         self._unreadable.update(volumes)
-        logger.warning("%s; metrics of entries lack what was before", exc)
+        logger.warning("%s; metrics of single entries lack earlier values", exc)
 
     def _past(self, name: str, state: RunState) -> tuple[PastRun, ...]:
         """What is known of the entry's past runs."""

@@ -76,7 +76,7 @@ def check_names(conf: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(ERROR, "setting", None, text)
         elif difflib.get_close_matches(name, ours, 1, 0.85):
             guess = as_written(conf, difflib.get_close_matches(name, ours, 1, 0.85)[0])
-            text = f"{key} is no setting of Celery's: did you mean {guess}?"
+            text = f"{key} is not a setting of Celery: did you mean {guess}?"
             yield Finding(WARNING, "setting", None, text)
 
 
@@ -108,19 +108,19 @@ def _check_task(app: Any, entry: Any) -> Iterator[tuple[str, str, str]]:
         yield WARNING, "task", f"its task {name!r} is not registered here{hint}"
     args, kwargs = _known(entry.args or ()), _known(entry.kwargs or {})
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, Mapping):
-        yield ERROR, "arguments", "its args are no list or tuple, or its kwargs no dictionary"
+        yield ERROR, "arguments", "its args must be a list or tuple, and its kwargs a dictionary"
         return
     options = entry.options or {}
     of_task = None if task is None else task.serializer
     serializer = options.get("serializer") or of_task or app.conf.task_serializer
     why = why_not_encoded([args, kwargs, {}], serializer)
     if why is not None:
-        yield ERROR, "arguments", f"its arguments are no {serializer}: {why}"
+        yield ERROR, "arguments", f"its arguments cannot be encoded as {serializer}: {why}"
     if task is not None and task.typing:
         try:
             task.__header__(*args, **kwargs)
         except TypeError as exc:
-            yield ERROR, "arguments", f"its task does not take its arguments: {exc}"
+            yield ERROR, "arguments", f"its task does not accept its arguments: {exc}"
 
 
 def _known(value: Any) -> Any:

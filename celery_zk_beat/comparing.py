@@ -64,11 +64,11 @@ def unpack(text: str) -> dict[str, Told]:
             raise ValueError("it is cut off")
         rows = {str(name): Told(*row) for name, row in json.loads(data).items()}
     except Exception as exc:
-        raise RootError(f"the master's answer is not understood: {exc}") from None
+        raise RootError(f"the master's answer cannot be understood: {exc}") from None
     for name, row in rows.items():
         fits = isinstance(row.plan, (list, type(None))) and isinstance(row.arguments, int)
         if not (fits and isinstance(row.task, str) and isinstance(row.schedule, str)):
-            raise RootError(f"the master's answer is not understood: {name!r:.100}")
+            raise RootError(f"the master's answer cannot be understood: {name!r:.100}")
     return rows
 
 

@@ -280,7 +280,7 @@ class Dispatcher:
             self.ledger.skip(missed, f"skipped: {why}", *also)
             self.metrics.skipped[reason] += len(missed)
             if len(missed) > MOST_LOGGED:
-                logger.warning("of %d entries instants are skipped: %s", len(missed), why)
+                logger.warning("instants of %d entries are skipped: %s", len(missed), why)
             for number, (name, (instant, _)) in enumerate(missed.items()):
                 due = to_text(instant)
                 level = logging.WARNING if number < MOST_LOGGED else logging.DEBUG
@@ -312,7 +312,7 @@ class Dispatcher:
                 if over > 0:
                     dropped.append(run)
                     over -= bytes_of([run])
-            self._drop_noted(dropped, f"{why}, and no more is kept of what is held back")
+            self._drop_noted(dropped, f"{why}, and the outbox has no room for more held runs")
 
     @property
     def _most_held(self) -> int:

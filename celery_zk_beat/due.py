@@ -408,7 +408,7 @@ def why_no_row(schedule: Any, keeps_zones: bool) -> str | None:
         return None
     why: str | None = schedule.why_no_row()
     if why is None and not keeps_zones and type(schedule) is cron and schedule.zone is not None:
-        return f"{schedule!r} can be no row of this scheduler's: that keeps no time zones"
+        return f"{schedule!r} cannot be a row of this scheduler, which stores no time zones"
     return why
 
 

@@ -1,5 +1,5 @@
-"""Every error that this package raises on purpose. Each message names the setting or the znode,
-the value, and what to do about it."""
+"""All errors that this package raises on purpose. Each message names the setting or the znode, the
+value, and what to do."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class ZkBeatError(Exception):
 
 
 class SettingsError(ZkBeatError, ValueError):
-    """A setting has a value that cannot work; found before anything connects."""
+    """A setting has a value that cannot work. Raised before anything connects."""
 
 
 class UnsupportedEnvironment(ZkBeatError, RuntimeError):
-    """The process is of a kind that this package does not run in (gevent, eventlet)."""
+    """The process is of a kind that this package does not support (gevent, eventlet)."""
 
 
 class RootError(ZkBeatError):
-    """The znodes under the root are not ours to use: another app's, or of an unknown format."""
+    """The znodes under the root belong to another app, or have an unknown format."""
 
 
 class TooLarge(ZkBeatError):
-    """A record would be larger than the master reads; nothing was written."""
+    """A record would be larger than the master reads. Nothing was written."""
 
 
 class EntryError(ZkBeatError, ValueError):
@@ -66,30 +66,30 @@ class VersionConflict(ZkBeatError):
 
 
 class ConnectTimeout(ZkBeatError, TimeoutError):
-    """ZooKeeper did not answer within the connect time-out that was asked for."""
+    """ZooKeeper did not answer within the connect time-out."""
 
 
 class ZooKeeperError(ZkBeatError):
-    """ZooKeeper answered a request with a refusal that is not part of the protocol."""
+    """ZooKeeper refused a request, and the protocol does not expect that."""
 
 
 class AccessDenied(ZooKeeperError):
-    """ZooKeeper knows who asks, or does not, and says no."""
+    """ZooKeeper does not allow this user, or an unknown one, to do that."""
 
 
 class QuotaExceeded(ZooKeeperError):
-    """A write would grow what is below a znode beyond its quota."""
+    """A write would exceed the quota of a znode."""
 
 
 class Uncertain(ZkBeatError):
-    """A request got no answer (connection lost, or too late): it may or may not have happened.
+    """A request got no answer, or too late: it may or may not have been done.
 
-    There is one way on: read the state anew, then decide.
+    Read the state again, then decide.
     """
 
 
 class Conflict(ZkBeatError):
-    """A transaction was refused, whole, because a znode was not as it said: a normal answer.
+    """A transaction was refused as a whole, because a znode was not as it expected. This is normal.
 
     Attributes:
         path: the znode.
@@ -106,4 +106,4 @@ class Outdated(Conflict):
 
 
 class NotMaster(ZkBeatError):
-    """A write was refused because its epoch is over: another was elected, or nobody is master."""
+    """A write was refused because its epoch is over: another beat, or none, is master."""

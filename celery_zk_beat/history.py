@@ -191,7 +191,7 @@ class Histories:
             pasts = {} if node is None else decode_volume(path, node.data)
         except RootError as exc:
             self._damaged.add(name)
-            logger.error("%s; until then no more runs are added to it", exc)
+            logger.error("%s; no runs are added to it until then", exc)
             return
         version, size = (None, 0) if node is None else (node.version, len(node.data))
         self._volumes[name] = Volume(pasts, version, size)

@@ -72,7 +72,7 @@ class Hooked(Scheduler):
             why = f"{type(exc).__name__}: {exc}"
             if why != self._tick_failed:
                 self._tick_failed = why
-                logger.error("what wraps tick raised %s; this is said once", why)
+                logger.error("a wrapper of tick raised %s; this is logged once", why)
         finally:
             _ticking.reset(token)
 
@@ -82,8 +82,8 @@ class Hooked(Scheduler):
 
 def _refuse(entry: Any, name: str) -> None:
     logger.warning(
-        "%s: %s was called for no run of the master's, and so nothing is sent: another beat might "
-        "do the same. What is to be done once, when a beat is elected, is for beat_elected",
+        "%s: %s was called outside a run of the master, so nothing is sent: another beat might do "
+        "the same. To do something once, when a beat is elected, use the signal beat_elected",
         getattr(entry, "name", entry),
         name,
     )
@@ -178,7 +178,7 @@ class Call:
         `apply_async` raises by itself is no reason not to send."""
         self._given += 1
         if self._given > 1:
-            text = "%s: hooks gave more than one message for its run: not sent"
+            text = "%s: hooks made more than one message for its run: this one is not sent"
             logger.error(text, entry.name, extra=self._telling(entry))
             return
         made = addressed(entry, *self._address)
@@ -211,7 +211,7 @@ class Call:
 
     def _note_failed(self, entry: Any, name: str, exc: Exception) -> None:
         logger.error(
-            "%s: what wraps or overrides %s raised %s: %s; its run is published all the same",
+            "%s: a wrapper or override of %s raised %s: %s; the run is published all the same",
             entry.name,
             name,
             type(exc).__name__,

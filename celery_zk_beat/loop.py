@@ -151,7 +151,7 @@ class Loop:
             if isinstance(exc, (AccessDenied, QuotaExceeded)):
                 self.election.complain(exc)
             elif not isinstance(exc, SchedulerFailed):  # of which the gate tells
-                logger.warning("%s; reading the run states anew", exc)
+                logger.warning("%s; reading the run states again", exc)
             self.forget()
             if isinstance(exc, SchedulerFailed):
                 self._usefulness.scheduler_failed()
@@ -233,13 +233,13 @@ class Loop:
             state = self.ledger.state(name)
             assert state is not None
             logger.warning(
-                "%s ran last at %s, says %s, which is still to come: a clock was ahead. It goes on "
-                "from %s%s; what has run already does not run again",
+                "%s last ran at %s according to %s, which is in the future: a clock was ahead. It "
+                "continues from %s%s; what has already run does not run again",
                 name,
                 to_text(before[name].last_run_at),
                 self.election.paths.page(page_of(name)),
                 to_text(state.last_run_at),
-                f", and so for {len(before) - 1} more" if len(before) > 1 else "",
+                f", and {len(before) - 1} more" if len(before) > 1 else "",
             )
 
     def _recover(self, epoch: int) -> None:
@@ -252,11 +252,11 @@ class Loop:
         drop = []
         for number, run in enumerate(self.ledger.outbox.values()):
             if run.entry not in self.source.entries:
-                fate = "kept, for this beat's schedule does not name it"
+                fate = "kept, because it is not in this beat's schedule"
             elif self._settings.recovery != DROP or run.entry in certain:
                 fate = "published"
             elif self.ledger.state(run.entry) is None:
-                fate = "published, for there is no state in which to note that it is dropped"
+                fate = "published, because there is no state in which to record a drop"
             else:
                 fate = "dropped"
                 drop.append(run)
@@ -277,9 +277,7 @@ class Loop:
         if others > MOST_LOGGED:
             logger.warning("%d runs in all were perhaps not published", others)
         if certain:
-            logger.warning(
-                "%d runs were claimed before and are still to be published", len(certain)
-            )
+            logger.warning("%d runs were claimed before and will be published now", len(certain))
         why = f"zk_beat_recovery, perhaps published in epoch {epoch - 1} or before"
         self.dispatcher.drop(drop, why)
 

@@ -80,14 +80,14 @@ class NamedByText(MutableMapping[str, Any]):
         try:
             shown = as_text(name)
         except Exception as exc:
-            self.faults.append(f"an entry is left out: its name, a {kind}, has no text: {exc}")
+            self.faults.append(f"an entry does not run: its name, a {kind}, has no text: {exc}")
             return
         text = wanted = without_addresses(shown)
         if wanted != shown:
             text = self._free(wanted)
             self.faults.append(
-                f"{text}: so an entry is named here of which the name shows an address, another at "
-                "each start; give it a name of its own (add_periodic_task(..., name=...))"
+                f"{text}: an entry has this name here, because its own shows a memory address, "
+                "which differs at each start; give it a name (add_periodic_task(..., name=...))"
             )
         elif wanted in self._keys:
             text = self._free(f"{wanted} ({kind})")

@@ -59,7 +59,7 @@ class Operators:
         for name in backfills.keys() - control.backfills.entries.keys():
             logger.warning("%s: its backfill was cancelled", name)
         if control.backfills_damage is not None:
-            logger.error("%s; no backfill runs until this is repaired", control.backfills_damage)
+            logger.error("%s; no backfill runs until then", control.backfills_damage)
         if (control.pauses, control.damage, control.unchanged) != before:
             self._source.outdated()
             news, self._logged = control.pauses.news(self._logged), control.pauses
@@ -68,7 +68,7 @@ class Operators:
             if len(news) > MOST_LOGGED:
                 logger.warning("%d changes of pauses in all", len(news))
         if control.damage is not None:
-            logger.error("%s; nothing is dispatched until this is repaired", control.damage)
+            logger.error("%s; nothing is dispatched until then", control.damage)
         if control.pauses.skips:
             self._source.outdated()
             self._skip_missed()

@@ -281,7 +281,7 @@ class Pages:
                     new = state.when_named(now, ahead, anew)
                     if new.last_run_at != state.last_run_at:
                         logger.info(
-                            "%s: no master's schedule has named it since %s: its clock starts anew",
+                            "%s: it was in no master's schedule since %s: its clock starts anew",
                             name,
                             to_text(state.unnamed_since),
                         )
@@ -315,7 +315,7 @@ class Pages:
             self._refused.update(refused)
             path = self._paths.page(name)
             if removed:
-                text = "%s: full, so %d states are removed that no schedule names"
+                text = "%s: full, so %d states of entries in no schedule are removed"
                 logger.warning(text, path, len(removed))
             if refused:
                 logger.error(
@@ -336,8 +336,8 @@ class Pages:
             return True
         self._refused.add(entry)
         logger.error(
-            "%.80s...: does not run, for its name is too long: %d bytes in JSON, expected at most "
-            "%d",
+            "%.80s...: does not run, because its name is too long: %d bytes in JSON, expected at "
+            "most %d",
             entry,
             size,
             longest,
@@ -372,14 +372,14 @@ class Pages:
         except RootError as exc:
             self._damaged.add(name)
             self._limits.fall_short()
-            logger.error("%s; until then the entries on this page do not run", exc)
+            logger.error("%s; the entries on this page do not run until then", exc)
 
 
 def too_large(path: str, size: int, most: int, less: bool = False) -> RootError:
     """`less`: the server takes less than is usual."""
     remedy = "raise jute.maxbuffer of the servers" if less else "delete in it what is not needed"
     return RootError(
-        f"{path}: has {size} bytes as it would be written, and more than {most} cannot be: {remedy}"
+        f"{path}: would have {size} bytes, and at most {most} can be written: {remedy}"
     )
 
 

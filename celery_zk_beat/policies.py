@@ -278,7 +278,7 @@ def check_policy(keys: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _check(key: Any, value: Any) -> Any:
     if key not in _KEYS:
-        raise SettingsError(f"{key!r} is no key of a policy; expected one of {', '.join(_KEYS)}")
+        raise SettingsError(f"{key!r} is not a key of a policy; expected one of {', '.join(_KEYS)}")
     if value is None and key in ("catch_up", "starts", "ends", "runs"):
         return None
     if key in ("catch_up", "jitter"):

@@ -36,7 +36,7 @@ _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 shown = _repr.repr
 #: What to do about a znode that is damaged in part.
-MEND = "mend it (zkCli.sh get {0}), or delete the znode to start anew"
+MEND = "repair it (zkCli.sh get {0}), or delete the znode to start afresh"
 
 R = TypeVar("R", bound="Record")
 
@@ -233,7 +233,7 @@ def instant(path: str, fields: Any, name: str) -> datetime:
         return from_text(text)
     except (ValueError, OverflowError):
         raise RootError(
-            f"{path}: the field {name!r} is {text!r:.80}, no ISO 8601 instant"
+            f"{path}: the field {name!r} is {text!r:.80}, expected an ISO 8601 instant"
         ) from None
 
 

@@ -1,9 +1,8 @@
 """The Celery side: a beat scheduler that dispatches while its process is master.
 
-Celery calls :meth:`ZooKeeperScheduler.tick` in the main thread, where signal handlers may
-interrupt any line. So the work is done on a thread of its own, which a handler can only ask to
-stop; ``tick()`` waits for a sign of its progress and passes on its errors. The work itself is in
-loop.py.
+Celery calls :meth:`ZooKeeperScheduler.tick` in the main thread, where a signal handler may
+interrupt any line. So another thread does the work (loop.py), and a handler can only ask it to
+stop. ``tick()`` waits for progress of that thread and passes on its errors.
 """
 
 from __future__ import annotations
@@ -61,15 +60,15 @@ _LEAST_PATIENCE = 60.0
 class ZooKeeperScheduler(Hooked):
     """``beat_scheduler = "celery_zk_beat:ZooKeeperScheduler"``, or ``beat -S zookeeper``.
 
-    Of all beats with the same root one is master and dispatches; the others wait inside
-    :meth:`tick`. Entries are those of ``beat_schedule``, as Celery reads it; their run states are
-    in ZooKeeper. With ``zk_beat_scheduler`` they are those of another scheduler, which is made when
-    this beat is elected. All methods are for the main thread; nothing connects before the first
-    tick.
+    One of all beats with the same root is master and dispatches; the others wait inside
+    :meth:`tick`. The entries are those of ``beat_schedule``, as Celery reads it; their run states
+    are in ZooKeeper. With ``zk_beat_scheduler`` they are those of another scheduler, which is
+    created when this beat is elected. All methods are for the main thread. Nothing connects before
+    the first tick.
 
     Raises:
-        SystemExit: a setting cannot work. Not a SettingsError, which Celery would show as a
-            traceback; the text is the same line.
+        SystemExit: a setting cannot work; the text is that of the SettingsError, which Celery would
+            show as a traceback.
     """
 
     data: dict[str, Any]
@@ -109,7 +108,7 @@ class ZooKeeperScheduler(Hooked):
         shown = f"{self.settings.prefix}scheduler"
         found = scheduler_class(name, shown)
         if issubclass(found, ZooKeeperScheduler):
-            raise SettingsError(f"{shown} = {name!r}: leave it out; this is what runs without")
+            raise SettingsError(f"{shown} = {name!r}: remove it; this is the scheduler without it")
         return found
 
     @property
@@ -130,11 +129,11 @@ class ZooKeeperScheduler(Hooked):
         self.install_default_entries(self.schedule)
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Waits until the dispatch loop has turned, at most some seconds; 0.
+        """Waits for progress of the dispatch loop, a few seconds at most. Returns 0.
 
         Raises:
-            SystemExit: the loop has ended because of something that waiting does not cure, such
-                as a root that belongs to another app.
+            SystemExit: the loop has ended, for a reason that does not go away by waiting, such as a
+                root that belongs to another app.
         """
         if self._thread is None:
             _exit_on_sigterm()
@@ -152,9 +151,9 @@ class ZooKeeperScheduler(Hooked):
         return 0
 
     def close(self) -> None:
-        """Hands over: lets what is claimed be published, then closes the session, so that another
-        beat is elected at once. Returns within some seconds, whatever hangs. Safe to call
-        twice, and from a signal handler, as Celery does."""
+        """Hands over: publishes what is claimed, then closes the session, so that another beat is
+        elected immediately. Returns within a few seconds, whatever hangs. May be called twice, and
+        from a signal handler, as Celery does."""
         if self._patience_ends is None:
             self._patience_ends = clock.boottime() + _STOP_PATIENCE
             self._unit.stopping()
@@ -190,21 +189,21 @@ class ZooKeeperScheduler(Hooked):
 
     @property
     def entries(self) -> Mapping[str, Any]:
-        """The schedule, by names that are text: those of the ledger, the log and the commands."""
+        """The schedule, by names as text: the names in the ledger, the log and the commands."""
         return self._names.get()
 
     @property
     def election(self) -> MasterElection:
-        """Of this beat; not started before the first tick."""
+        """The election of this beat; not started before the first tick."""
         return self._loop.election
 
     def task_id(self, entry: str, number: int, due: datetime) -> str:
-        """That of a run, whoever publishes it. `due` is aware."""
+        """The task id of a run: the same in every beat. `due` is aware."""
         root = Paths.of(self.settings.hosts, self.settings.root).root
         return run_id(root, self.entries, entry, number, due)
 
     def digest(self) -> str:
-        """A hash of what this beat would run: beats with different schedules can be told apart."""
+        """A hash of what this beat would run; it differs if schedules differ."""
         entries = sorted(
             (name, str(entry.task), shown(entry.schedule)) for name, entry in self.entries.items()
         )
@@ -307,7 +306,7 @@ class ZooKeeperScheduler(Hooked):
             if self._progress.wait(patience):
                 return
         self._failure = ZkBeatError(
-            f"nothing has moved for {2 * (patience or 0):g} s, probably because the broker neither "
+            f"no progress for {2 * (patience or 0):g} s, probably because the broker neither "
             "answers nor refuses (look at its time-outs in broker_transport_options)"
         )
         logger.critical("beat stops, so that another can take over: %s", self._failure)
@@ -363,5 +362,5 @@ def scheduler_of(app: Any) -> tuple[ZooKeeperScheduler, list[str]]:
         return Service(app, scheduler_cls=kind).scheduler, []
     except (Exception, SystemExit) as exc:
         why = f"{type(exc).__name__}: {exc}"
-        remark = f"{shown} = {name!r} cannot be made here, so its entries may be others: {why}"
+        remark = f"{shown} = {name!r} cannot be created here, so its entries may differ: {why}"
         return ZooKeeperScheduler(app), [remark]

@@ -1,8 +1,8 @@
-"""Schedules for ``beat_schedule`` that are right in each night: :class:`cron` and :class:`every`.
+"""Schedules for ``beat_schedule`` that are right every night: :class:`cron` and :class:`every`.
 
-They are Celery's own kinds of schedule, so any of its schedulers runs them. cronsim reads the
-expressions and steps through them in a time without zones; what a time zone makes of that is
-decided here. See docs/schedules.md.
+They derive from Celery's own schedules, so any Celery scheduler runs them. cronsim parses the
+expressions and computes times without a zone; this module applies the time zone. See
+docs/schedules.md.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ _ALSO = {"day of month": ", L, LW", "month": ", jan to dec", "day of week": ", s
 
 
 class cron(crontab):
-    """A line of cron, in the time of a zone. Immutable; it may be shared by entries.
+    """A cron expression in a time zone. Immutable; entries may share it.
 
-    Where neither minute nor hour begin with ``*``, the times are fixed: each runs once, at the
-    first instant at which the zone's clock has reached it. Else it runs at each minute that
-    matches, as often as it passes. So Debian's cron does it, too.
+    If neither minute nor hour begins with ``*``, the times are fixed: each runs once, at the first
+    instant when the zone's clock has reached it. Else it runs at each matching minute, as often as
+    the clock passes it. Debian's cron does the same.
 
     Args:
-        expression: five fields, minute, hour, day of month, month, day of week. A field is ``*``,
-            a number, a range ``a-b``, a list, each also with a step ``/n``; or ``~`` or ``a~b``: a
-            number that is chosen by the hash of the entry's name. Where both days are
-            restricted, either is enough.
-        tz: name of the zone; None: the app's.
-        key: stands for the entry's name where nobody tells that.
-        nowfun, app: as of Celery's own schedules.
+        expression: five fields: minute, hour, day of month, month, day of week. A field is ``*``, a
+            number, a range ``a-b`` or a list, each also with a step ``/n``; or ``~`` or ``a~b``: a
+            number chosen by the hash of the entry's name. If both days are restricted, one match is
+            enough.
+        tz: name of the time zone; None: the app's.
+        key: replaces the entry's name for ``~``, for schedulers that do not tell the name.
+        nowfun, app: as in Celery's own schedules.
 
     Raises:
-        ValueError: one line, which names the field, and what is accepted.
+        ValueError: one line that names the field and what is accepted.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class cron(crontab):
             self.tz = self.zone
         self._choose(key)
         if self._next_wall(datetime(2000, 1, 1)) is None:
-            raise ValueError(f"cron({self.expression!r}): there is never such a day")
+            raise ValueError(f"cron({self.expression!r}): there is no such day")
 
     def _choose(self, name: str | None) -> None:
         """Has `~` be what the hash of `name` says."""
@@ -117,11 +117,11 @@ class cron(crontab):
 
     def why_no_row(self) -> str | None:
         """Why a scheduler that keeps its entries as rows of Celery's crontabs refuses it."""
-        sim, what = self._sim, f"cron({self.expression!r}) can be no row of this scheduler's: "
+        sim, what = self._sim, f"cron({self.expression!r}) cannot be a row of this scheduler: "
         if min(sim.days) < 0 or not all(isinstance(day, int) for day in sim.weekdays):
-            return f"{what}Celery's crontab knows no L, LW or #"
+            return f"{what}Celery's crontab has no L, LW or #"
         if not sim.day_and:
-            return f"{what}of Celery's crontab both days have to match, of cron either"
+            return f"{what}Celery's crontab runs if both days match, cron if either does"
         if "~" in self.expression and self.key is None:
             return f"{what}it does not tell the entry's name, so `~` needs cron(..., key='name')"
         return None
@@ -227,16 +227,16 @@ class cron(crontab):
 
 
 class every(schedule):
-    """An interval that is aligned: due `offset` after midnight UTC of 1 January 1970 and each
-    interval from there, whenever beat was started, so that it does not drift. Immutable.
+    """An aligned interval: due `offset` after midnight UTC on 1 January 1970, and every interval
+    from there. It does not depend on when beat was started, and does not drift. Immutable.
 
     Args:
-        seconds: of the interval; or a timedelta. In whole milliseconds, as `offset`.
-        offset: at least 0, less than the interval.
-        nowfun, app: as of Celery's own schedules.
+        seconds: the interval, in seconds or as a timedelta. Whole milliseconds, like `offset`.
+        offset: seconds or a timedelta; at least 0, less than the interval.
+        nowfun, app: as in Celery's own schedules.
 
     Raises:
-        ValueError: one line, which names the value, and what is accepted.
+        ValueError: one line that names the value and what is accepted.
     """
 
     relative = False
@@ -266,7 +266,7 @@ class every(schedule):
 
     def why_no_row(self) -> str | None:
         """Why a scheduler that keeps its entries as rows of intervals refuses it."""
-        knows = "can be no row of this scheduler's: that knows no offset"
+        knows = "cannot be a row of this scheduler, which has no offsets"
         return f"{self!r} {knows}" if self.offset else None
 
     @property
@@ -393,7 +393,7 @@ def _parse(texts: list[str], what: str) -> CronSim:
     try:
         return CronSim(" ".join(texts), start)
     except CronSimError:
-        raise ValueError(f"{what}: there is never such a day") from None
+        raise ValueError(f"{what}: there is no such day") from None
 
 
 @functools.lru_cache(1000)

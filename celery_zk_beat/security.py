@@ -86,7 +86,7 @@ class Secret:
         return "***"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a secret is not to be pickled")
+        raise TypeError("a secret must not be pickled")
 
 
 def _from_file(path: str) -> str:
@@ -203,7 +203,7 @@ def _load(name: str, path: str, load: Callable[[], object]) -> None:
         load()
     except ssl.SSLError:
         hint = ": is key_password right, and is it the certificate's?" if name == "key" else ""
-        raise SettingsError(f"{name} {path!r}: not to be understood{hint}") from None
+        raise SettingsError(f"{name} {path!r}: cannot be understood{hint}") from None
     except OSError as exc:
         raise SettingsError(f"{name} {path!r}: {exc.strerror}") from None
     except ValueError as exc:  # a password that is too long, a path with a NUL
@@ -451,7 +451,7 @@ def check_tls(value: Any) -> Tls | None:
             raise SettingsError(f"{name} {options[name]!r}: expected True or False")
     for name, needs in (("key", "certificate"), ("key_password", "certificate")):
         if options.get(name) is not None and options.get(needs) is None:
-            raise SettingsError(f"(hidden): {name} is of no use without {needs}")
+            raise SettingsError(f"(hidden): {name} has no effect without {needs}")
     options["key_password"] = _secret("key_password", options.get("key_password"))
     return Tls(**options)
 

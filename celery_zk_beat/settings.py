@@ -184,7 +184,7 @@ class _Reader:
                 continue
             guess = difflib.get_close_matches(match[1].lower(), list(known), n=1)
             hint = f"did you mean {self.shown(guess[0])}?" if guess else "see the settings page"
-            raise SettingsError(f"{key} is no setting of celery-zk-beat: {hint}")
+            raise SettingsError(f"{key} is not a setting of celery-zk-beat: {hint}")
 
     def shown(self, name: str) -> str:
         return f"{self._namespace}_{name.upper()}" if self._namespace else name
@@ -207,7 +207,7 @@ def check_hosts(value: Any) -> str:
         match = _HOST.match(server.strip())
         port = (match["port"] or "2181") if match and match["port"] != "" else ""
         if not (port.isascii() and port.isdigit() and int(port) in _PORTS):
-            raise SettingsError(f"{value!r}: {server.strip()!r} is no server; expected {wanted}")
+            raise SettingsError(f"{value!r}: {server.strip()!r} is not a server; expected {wanted}")
     chroot = chroot.rstrip("/")
     if slash and chroot:
         try:
@@ -231,7 +231,7 @@ def check_path(value: Any) -> str:
     if {"", ".", ".."} & set(value[1:].split("/")) or _FORBIDDEN.search(value):
         raise SettingsError(f"{value!r}: not a path that ZooKeeper accepts; expected {wanted}")
     if value.split("/")[1] == "zookeeper":
-        raise SettingsError(f"{value!r}: /zookeeper is the server's own; expected {wanted}")
+        raise SettingsError(f"{value!r}: /zookeeper belongs to the server; expected {wanted}")
     return value
 
 

@@ -117,7 +117,7 @@ class Index:
         pages = field(path, fields, "pages", dict)
         for page in pages:
             if not is_page_shown(page):
-                raise RootError(f"{path}: {page!r:.80} is no page")
+                raise RootError(f"{path}: {page!r:.80} is not a page")
             count(path, pages, page)
         return cls(field(path, fields, "scheduler", str), pages)
 

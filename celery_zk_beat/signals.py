@@ -1,6 +1,6 @@
-"""Celery signals that tell of the election and of each run.
+"""Celery signals for the election and for each run.
 
-They are connected as Celery's own, in the module that makes the app::
+Connect them like Celery's own, in the module that creates the app::
 
     from celery_zk_beat.signals import run_published
 
@@ -8,14 +8,15 @@ They are connected as Celery's own, in the module that makes the app::
     def note(entry, run, due, **more):
         ...
 
-A receiver gets keyword arguments: those that are listed here, ``sender`` (the ZooKeeperScheduler)
-and ``signal``. It must accept ``**more``, for a later release may send more. Instants are aware
-datetimes, UTC.
+A receiver gets keyword arguments: those listed here, ``sender`` (the ZooKeeperScheduler) and
+``signal``. It must accept ``**more``, because a later release may send more. Instants are aware
+datetimes in UTC.
 
-Receivers run one after another on a thread of their own, in the order of the events, so they may
-block for a while; dispatch does not wait for them. What one raises is logged. Nothing is promised:
-a beat that is killed announces no more, one that stops gives its receivers a second, and while one
-hangs, events past the first thousand are dropped. The history in ZooKeeper is what remembers.
+Receivers run one after another on their own thread, in the order of the events. So they may block
+for a while; dispatch does not wait for them. If a receiver raises, that is logged. Delivery is not
+guaranteed: a beat that is killed sends no more signals, a beat that stops gives its receivers one
+second, and while a receiver hangs, events after the first thousand are dropped. For a reliable
+record, read the history in ZooKeeper.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ __all__ = ["beat_demoted", "beat_elected", "run_dropped", "run_published"]
 
 logger = get_logger(__name__)
 
-#: This beat is master. Also sent when it has been all the time, and only the connection to
-#: ZooKeeper was lost for a moment: then the epoch is the one of the last beat_demoted.
+#: This beat is master. Also sent when it stayed master and only lost the connection to ZooKeeper
+#: for a moment: then the epoch is that of the last beat_demoted.
 #:
-#: epoch (int): the number of this time as master; grows with every election.
+#: epoch (int): the number of this term; grows with every election.
 #: id (str): its zk_beat_id.
 beat_elected = Signal(name="beat_elected", providing_args={"epoch", "id"})
 
-#: This beat is no longer master, or cannot be sure to be, and dispatches nothing.
+#: This beat is no longer master, or cannot be sure that it is, and dispatches nothing.
 #:
-#: epoch (int): of the time as master that has ended.
+#: epoch (int): of the term that has ended.
 #: reason (str): why, as in the log: "stopped", "resigned", "the connection to ZooKeeper is lost".
 beat_demoted = Signal(name="beat_demoted", providing_args={"epoch", "reason"})
 
-#: The broker took a run's message. Sent again, with the same run and task id, where a run is
-#: published again because it was in doubt.
+#: The broker took a run's message. Sent again, with the same run and task id, if a run is
+#: published again because nobody knows whether it was published before.
 #:
 #: entry (str): name of the entry.
 #: task (str): name of its task.
@@ -57,7 +58,7 @@ run_published = Signal(
     name="run_published", providing_args={"entry", "task", "run", "due", "epoch", "task_id"}
 )
 
-#: A run that was claimed will not be published. It is noted in the entry's state.
+#: A claimed run will not be published. The entry's state records that.
 #:
 #: entry (str), run (int), due (datetime): as of run_published.
 #: epoch (int): of the master that dropped it: this beat.
@@ -66,29 +67,29 @@ run_dropped = Signal(name="run_dropped", providing_args={"entry", "run", "due", 
 
 #: Most events that wait for receivers.
 MOST_WAITING = 1000
-#: Seconds that a stopping beat gives its receivers for the events that wait.
+#: Seconds that a stopping beat gives its receivers for the waiting events.
 DRAIN_TIME = 1.0
 
 
 class Announcer:
     """Sends signals on a thread of its own, which it starts at the first event that has a receiver.
 
-    Any thread may use it, and signal handlers may: nothing here takes a lock that it waits for.
+    Any thread and signal handler may use it: nothing here waits for a lock.
     """
 
     def __init__(self, sender: object) -> None:
         self._sender = sender
         self._waiting: clock.SimpleQueue[tuple[Any, dict[str, Any]] | None] = clock.SimpleQueue()
-        #: Taken, for good, by whoever starts the thread.
+        #: Held for good by the caller that starts the thread.
         self._start_token = clock.Lock()
         self._thread: clock.Thread | None = None
         self._sending = ""
         self._dropped = 0
-        #: On boottime(); None before it is closed.
+        #: By boottime(); None before it is closed.
         self._patience_ends: float | None = None
 
     def send(self, signal: Any, /, **arguments: Any) -> None:
-        """Has `signal` sent soon. Never blocks, never raises; does nothing without a receiver."""
+        """Queues `signal`. Never blocks, never raises; does nothing if there is no receiver."""
         if not signal.receivers or self._patience_ends is not None:
             return
         if self._waiting.qsize() >= MOST_WAITING:
@@ -106,7 +107,7 @@ class Announcer:
             self._start()
 
     def close(self, timeout: float = DRAIN_TIME) -> None:
-        """Takes no more events, and waits until those that it has are sent, at most `timeout`
+        """Accepts no more events, and waits until the queued ones are sent: at most `timeout`
         seconds from the first call."""
         if self._patience_ends is None:
             self._patience_ends = clock.boottime() + timeout
@@ -116,7 +117,8 @@ class Announcer:
             return
         thread.join(max(0.0, self._patience_ends - clock.boottime()))
         if thread.is_alive():
-            logger.warning("a receiver of the signal %s takes too long: it is left", self._sending)
+            text = "a receiver of the signal %s takes too long: beat stops without it"
+            logger.warning(text, self._sending)
 
     def _start(self) -> None:
         thread = clock.thread(self._run, "zk-beat-signals")
@@ -134,7 +136,7 @@ class Announcer:
             self._sending = signal.name
             try:
                 signal.send(self._sender, **arguments)  # logs what a receiver raises
-            except BaseException:  # such as SystemExit, which would end this thread without a word
+            except BaseException:  # such as SystemExit, which would silently end this thread
                 logger.exception("a receiver of the signal %s raised", signal.name)
             if self._dropped and self._waiting.empty():
                 dropped, self._dropped = self._dropped, 0

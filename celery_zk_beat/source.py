@@ -197,8 +197,8 @@ class Source(ABC):
             state = self._ledger.state(name)
             assert state is not None
             logger.error(
-                "%s ran last at %s, says %s, which is still to come by the clock of this machine "
-                "(%.1f s %s ZooKeeper's)%s: it does not run here until then",
+                "%s last ran at %s according to %s, which is in the future by the clock of this "
+                "machine (%.1f s %s ZooKeeper's)%s: it does not run here until then",
                 name,
                 to_text(state.last_run_at),
                 self._election.paths.page(page_of(name)),
@@ -214,7 +214,7 @@ def only_logged(name: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        logger.exception("%s: cannot be scheduled, left out", name)
+        logger.exception("%s: cannot be scheduled, so it never runs", name)
 
 
 @contextlib.contextmanager

@@ -27,22 +27,22 @@ Instant = Union[datetime, str]
 
 @dataclass(frozen=True)
 class Timeline:
-    """What happens to a schedule. Instants are aware, UTC.
+    """What happens to a schedule. Instants are aware, in UTC.
 
     Attributes:
-        runs: in the order in which they leave.
-        skips: instants that have no run, by policies, in order.
+        runs: in the order in which they are sent.
+        skips: the instants that policies skip, in order.
     """
 
     runs: tuple[Upcoming, ...]
     skips: tuple[Missed, ...]
 
     def runs_of(self, entry: str) -> list[Upcoming]:
-        """Those of one entry."""
+        """The runs of one entry."""
         return [run for run in self.runs if run.entry == entry]
 
     def skips_of(self, entry: str) -> list[Missed]:
-        """Those of one entry."""
+        """The skips of one entry."""
         return [skip for skip in self.skips if skip.entry == entry]
 
 
@@ -53,21 +53,22 @@ def timeline(
     outages: Iterable[tuple[Instant, Instant]] = (),
     last_run_at: Mapping[str, Instant] | None = None,
 ) -> Timeline:
-    """Says what runs, and what is skipped, of an app's ``beat_schedule`` between two instants: by
-    the code that decides in production, with the app's policies.
+    """Returns what an app's ``beat_schedule`` runs and skips between two instants. The app's
+    policies apply: the same code decides in production.
 
     Args:
         app: the Celery app.
         start, end: both included.
-        outages: from and until when no beat dispatches.
-        last_run_at: when entries ran last, by name; others begin their clocks at `start`.
+        outages: pairs of instants between which no beat dispatches.
+        last_run_at: when entries last ran, by name; the clocks of other entries start at `start`.
 
     Raises:
-        ValueError: an instant is not aware, or no instant; or an outage ends before it begins.
+        ValueError: an instant is not aware, or is not an instant; or an outage ends before it
+            begins.
         SystemExit: a setting cannot work, as at the start of beat.
 
-    An entry of a class that looks at the clock by itself, not through its schedule's ``nowfun``,
-    sees the present time, whatever the timeline says.
+    If an entry's own class reads the clock itself, not through its schedule's ``nowfun``, it sees
+    the present time, not that of the timeline.
     """
     began, ended = _utc(start), _utc(end)
     cuts = sorted((_utc(since), _utc(until)) for since, until in outages)

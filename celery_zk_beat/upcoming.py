@@ -80,7 +80,7 @@ def end_of(text: str, at: datetime, instant: Callable[[str], datetime]) -> datet
 def utc(text: str, zone: Any) -> datetime:
     """Of ISO 8601; without an offset it is of `zone`. ValueError for anything else."""
     if _INSTANT.fullmatch(text) is None:  # Python takes more, in each release something else
-        raise ValueError(f"{text!r:.80} is no instant such as 2026-11-01T03:00, perhaps with Z")
+        raise ValueError(f"{text!r:.80} is not an instant such as 2026-11-01T03:00, perhaps with Z")
     found = datetime.fromisoformat(text.rstrip("Zz"))
     if found.tzinfo is None:
         found = found.replace(tzinfo=zone if names_no_zone(text) else timezone.utc)

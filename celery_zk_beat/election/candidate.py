@@ -122,7 +122,7 @@ class Candidate:
             if to is None:
                 leave: Operation = Delete(self._paths.master)
             elif not self.membership.is_other(to):
-                text = "not resigning in favour of %r: no other beat of this name"
+                text = "not resigning to %r: there is no other beat with this name"
                 logger.warning(text, to, extra=telling("stays", epoch=term.epoch))
                 return False
             else:
@@ -276,7 +276,7 @@ class Candidate:
             # never master, and keep others from it.
             logger.warning("%s, written by this session, has another owner", self._paths.master)
             self._renew_session()
-            raise Uncertain(f"{self._paths.master}: asked under a name that is not ours")
+            raise Uncertain(f"{self._paths.master}: this session has the wrong id")
         self.demote(f"{seen.id} is master")
         if seen != self.master:
             self.membership.log_master(seen, node.owner, is_ours=self._made == seen)
@@ -295,12 +295,12 @@ class Candidate:
         if node is None or made is None or made.session != self._session_name():
             # Somebody wrote the epoch by hand: nothing may be done under it, so start afresh. Or
             # the successor was elected just now: its znode has another version.
-            self.demote(f"{self._paths.epoch} is not as this master left it")
+            self.demote(f"{self._paths.epoch} was changed by somebody else")
             self._session.commit(Delete(self._paths.master, version))
             raise Conflict(self._paths.epoch, "written by somebody else while this was master")
         if seen.successor is not None:
             told = telling("stays", epoch=node.version)
-            logger.warning("%s did not take over; going on as master", seen.successor, extra=told)
+            logger.warning("%s did not take over; staying master", seen.successor, extra=told)
             self._past_terms.forget()
             seen = replace(seen, successor=None)
             stay = SetData(self._paths.master, seen.encode(), version)
@@ -339,7 +339,7 @@ class Candidate:
         except QuotaExceeded as exc:
             self._complaints.add(exc)
         except ZooKeeperError as exc:
-            logger.warning("%s; this time as master is not remembered", exc)
+            logger.warning("%s; this term is not added to the list of masters", exc)
 
     def _announce(self) -> bool:
         role = "master" if self._term is not None else "standby"

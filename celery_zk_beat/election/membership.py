@@ -140,12 +140,13 @@ class Membership:
         )
         if owner == 0:
             logger.error(
-                "%s is not ephemeral, so no beat made it, and none is master: delete it",
+                "%s is not ephemeral, so no beat created it, and no beat can become master: "
+                "delete it",
                 self._paths.master,
             )
         if master.schedule != own.schedule:
             logger.warning(
-                "%s, the master, has another schedule than %s (digests %s and %s): is a "
+                "%s, the master, has a different schedule from %s (digests %s and %s): is a "
                 "deploy under way?",
                 master.id,
                 own.id,

@@ -1,4 +1,4 @@
-"""`MasterElection`, which users call. The candidate decides on a thread of its own."""
+"""`MasterElection`, for users. The candidate decides on its own thread."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from .terms import Term
 logger = get_logger(__name__)
 T = TypeVar("T")
 
-#: Most characters of why a time as master ended.
+#: Most characters of the reason why a term ended.
 _LONGEST_WHY = 200
 
 
 class MasterElection:
-    """One candidate. All methods and properties may be used from any thread.
+    """One candidate of an election. All methods and properties may be used from any thread.
 
     Args:
         hosts: ZooKeeper connection string, ``host:port,host:port/chroot``.
-        root: absolute znode path of this election; made when it is missing.
-        id: how this candidate shows itself; default ``<host>:<pid>``.
-        session_timeout: seconds, asked of ZooKeeper; the time after which a crashed master is
-            replaced. The server answers within its own bounds (2 to 20 times its tickTime).
-        app: name of the program that owns the root. A root with another's name is refused.
+        root: absolute znode path of this election; created if it does not exist.
+        id: the name of this candidate; default ``<host>:<pid>``.
+        session_timeout: seconds; after this time a crashed master is replaced. The server limits
+            it to 2 to 20 times its tickTime.
+        app: name of the program that owns the root. A root with another name is refused.
         schedule: a digest of what this candidate would do as master, shown to the others.
-        broker: a digest of where it would send messages, shown to them, too.
-        below: names of further znodes that are made below the root, for who keeps more there.
-        auth, sasl, tls, acl: credentials, TLS and the rights on the znodes, as the settings
-            ``zk_beat_auth`` ... take them.
-        access: the same four, checked already.
+        broker: a digest of where it would send messages, also shown to the others.
+        below: names of further znodes to create below the root.
+        auth, sasl, tls, acl: credentials, TLS and the rights on the znodes, in the form of the
+            settings ``zk_beat_auth`` and so on.
+        access: the same four, already checked.
         guard: ends the session if this process dies; not started yet.
         on_elected: called with the epoch after each election.
-        on_demoted: called with the reason, a text, when mastership ends.
+        on_demoted: called with the reason, a text, when the term ends.
 
-    The two callbacks run one after another on a thread of their own, so they may block; by the
-    time they run, things may have moved on: :attr:`is_master` tells what holds now.
+    The two callbacks run one after another on their own thread, so they may block. When they run,
+    the role may have changed again: :attr:`is_master` says what holds now.
 
     Raises:
         SettingsError: an argument cannot work.
@@ -106,19 +106,19 @@ class MasterElection:
         )
 
     def start(self, timeout: float | None = None) -> None:
-        """Begins to contend, on a thread of its own.
+        """Starts to contend, on its own thread.
 
         Args:
-            timeout: seconds within which ZooKeeper must have answered and the role be decided;
-                None: return at once and wait for ZooKeeper as long as it takes.
+            timeout: seconds within which ZooKeeper must answer and the role must be decided;
+                None: return immediately and wait for ZooKeeper as long as it takes.
 
         Raises:
             ConnectTimeout: not within `timeout`; the election is stopped.
-            RootError: the root is another app's, or of an unknown format.
-            RuntimeError: started before.
+            RootError: the root belongs to another app, or has an unknown format.
+            RuntimeError: already started.
         """
         if self._thread is not None:
-            raise RuntimeError("this election was started before: make a new MasterElection")
+            raise RuntimeError("this election was already started: create a new MasterElection")
         if timeout is not None:
             timeout = _checked("timeout", check_seconds, timeout)
         self._candidate.membership.begin()
@@ -138,51 +138,51 @@ class MasterElection:
 
     @property
     def is_master(self) -> bool:
-        """True while this candidate is master, as far as it knows. No network, cheap to ask."""
+        """True while this candidate is master, as far as it knows. Cheap; uses no network."""
         return self.term is not None
 
     @property
     def term(self) -> Term | None:
-        """The current time as master, None on a standby. No network."""
+        """The current term as master; None on a standby. Uses no network."""
         return self._candidate.term
 
     @property
     def epoch(self) -> int | None:
-        """The fencing token of this master, None on a standby. No network."""
+        """The fencing token of this master; None on a standby. Uses no network."""
         term = self.term
         return None if term is None else term.epoch
 
     @property
     def era(self) -> str | None:
-        """When this master was elected, ISO 8601 UTC, None on a standby. No network. Receivers that
-        compare (`era`, `epoch`) also bear the loss of ZooKeeper's data."""
+        """When this master was elected, ISO 8601, UTC; None on a standby. Uses no network. If a
+        receiver compares (`era`, `epoch`), it is right even after ZooKeeper lost its data."""
         term = self.term
         return None if term is None else term.era
 
     @property
     def master(self) -> MasterRecord | None:
-        """The master that was last seen, this one included; None when there was none."""
+        """The master that was last seen, perhaps this candidate; None if there was none."""
         return self._candidate.master
 
     @property
     def decided(self) -> bool:
-        """True once it has been seen, since the start, who is master. No network."""
+        """True if it was seen since the start who is master. Uses no network."""
         return self._candidate.is_decided
 
     @property
     def failure(self) -> ZkBeatError | None:
-        """The error by which the election has ended, None as long as it has not."""
+        """The error that has ended the election; None if it has not ended."""
         return self._failure
 
     @property
     def useless(self) -> str | None:
-        """Why this candidate is taken for useless as master, None when it is not. No network."""
+        """Why this candidate is of no use as master; None if it is of use. Uses no network."""
         return self._candidate.restraint.useless
 
     @property
     def clock_offset(self) -> float:
-        """Seconds by which this machine's clock is at least ahead of ZooKeeper's, below 0: behind;
-        0 as long as no answer has shown it."""
+        """By how many seconds, at least, this machine's clock is ahead of ZooKeeper's; negative if
+        it is behind; 0 if that is not known yet."""
         return self.session.clock_offset
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -192,10 +192,10 @@ class MasterElection:
             timeout: seconds; None: as long as it takes.
 
         Returns:
-            True where this candidate is master; False also when the election was stopped.
+            True if this candidate is master; False if not, or if the election was stopped.
 
         Raises:
-            RootError: the root is another app's, or of an unknown format.
+            RootError: the root belongs to another app, or has an unknown format.
         """
         self._wait_until(lambda: self.is_master, timeout)
         return self.is_master
@@ -209,19 +209,20 @@ class MasterElection:
         also: Sequence[Operation] = (),
         useless: bool = False,
     ) -> bool:
-        """Gives up the mastership to another candidate and stays as a standby. For a second
-        (``RESIGN_PAUSE``) it does not contend; if nobody else has by then, it does again.
+        """Hands over to another candidate and stays as a standby. It does not contend for a second
+        (``RESIGN_PAUSE``); if nobody else is master then, it contends again.
 
         Args:
-            to: id of the candidate that is to be the next master; None: whoever is first.
-            why: what is remembered of it, as one line.
-            also: is part of the transaction that gives it up.
-            useless: this candidate can do nothing as master. Until :meth:`of_use` it leaves the
-                field to others that can, for a time that grows each time it was useless.
+            timeout: seconds to wait for the answer.
+            to: id of the successor; None: the first that is elected.
+            why: the reason for the list of masters, one line.
+            also: is part of the transaction that resigns.
+            useless: this candidate can do nothing as master. Until :meth:`of_use` is called, it
+                stands back for other candidates that can; longer each time it was useless.
 
         Returns:
-            True where it gave it up; False where it was not master, `to` is no other candidate,
-            `also` was refused, or within `timeout` seconds no answer came.
+            True if it resigned; False if it was not master, `to` is not another candidate, `also`
+            was refused, or no answer came within `timeout` seconds.
         """
         reply: clock.SimpleQueue[bool] = clock.SimpleQueue()
         resignation = _Resignation(to, why[:_LONGEST_WHY], tuple(also), useless, reply)
@@ -233,24 +234,23 @@ class MasterElection:
             return False
 
     def of_use(self) -> None:
-        """Tells it that this candidate was useless as master, and could do something now."""
+        """Call this when this candidate, which was useless as master, can work again."""
         if self._candidate.restraint.take_for_useful(as_master=self.is_master):
             self.recheck()
 
     def recheck(self) -> None:
-        """Has it read anew, soon, whether this candidate is master: for a holder of the epoch
-        whose write was refused."""
+        """Reads again, soon, who is master. Call this when a write with the epoch was refused."""
         self._inbox.put(None)
 
     def complain(self, what: str | ZooKeeperError) -> None:
-        """Logs what may come every second, now and then; a quota rarely, for to raise it may take
-        an administrator's time."""
+        """Logs trouble that may recur every second only now and then. A used-up quota is logged
+        rarely: only an administrator can raise it."""
         self._complaints.add(what)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Ends the session, and with it a mastership at once; waits for callbacks that are still
-        to be called. Returns within `timeout` seconds. May be called twice, from a signal handler,
-        and where nothing was started."""
+        """Ends the session, and so a term as master, immediately; waits for outstanding callbacks.
+        Returns within `timeout` seconds. May be called twice, from a signal handler, and before
+        :meth:`start`."""
         self._stopping = True
         self._inbox.put(None)
         deadline = clock.boottime() + timeout
@@ -259,12 +259,12 @@ class MasterElection:
                 thread.join(max(0.0, deadline - clock.boottime()))
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Has `listener` called whenever something may have changed, on threads that it must
-        not block: it may hand a token to another thread, no more."""
+        """Calls `listener` whenever something may have changed. It must not block the calling
+        thread: it may only wake another thread."""
         self._listeners += (listener,)
 
     def unsubscribe(self, listener: Callable[[], None]) -> None:
-        """Has `listener` called no more."""
+        """Stops calling `listener`."""
         self._listeners = tuple(each for each in self._listeners if each != listener)
 
     def __enter__(self) -> MasterElection:
@@ -294,7 +294,7 @@ class MasterElection:
         except ZkBeatError as exc:
             self._failure = exc
         except Exception as exc:
-            logger.exception("the election ends by a mistake of its own")
+            logger.exception("the election ends because of a bug")
             self._failure = ZkBeatError(f"the election ended: {exc!r}")
         finally:
             self._candidate.demote("stopped" if self._failure is None else str(self._failure))
@@ -317,7 +317,7 @@ class MasterElection:
             done = self._candidate.resign(resignation.to, why, resignation.also)
             if done and resignation.useless:
                 self._candidate.restraint.take_for_useless(resignation.why)
-                logger.info("%s leaves it to others to be master, until it can do more", self.id)
+                logger.info("%s stands back for other beats until it can be of use", self.id)
             resignation.reply.put(done)
 
     def _note_connection(self) -> None:

@@ -73,7 +73,7 @@ class Root:
             if owner != self._app:
                 raise RootError(
                     f"{path} belongs to the app {owner!r}, and this is {self._app!r}: "
-                    f"give each app a root of its own ({self._session.access.name('root')})"
+                    f"give each app its own root ({self._session.access.name('root')})"
                 )
 
     def _look_at_rights(self) -> None:
@@ -81,11 +81,11 @@ class Root:
         access, root = self._session.access, self._paths.root
         if access.tls is not None and not access.tls.verify:
             logger.warning(
-                "%s: with verify = False anybody may pass for ZooKeeper", access.name("tls")
+                "%s: with verify = False anybody can pretend to be ZooKeeper", access.name("tls")
             )
         if access.open_by_default:
             logger.warning(
-                "whoever reaches ZooKeeper at %s may change %s: set %s (docs/security.md)",
+                "anybody who reaches ZooKeeper at %s can change %s: set %s (docs/security.md)",
                 self._hosts,
                 root,
                 access.credentials("or"),
@@ -103,8 +103,8 @@ class Root:
             path, grant = found[0]
             more = f" and {len(found) - 1} more" if found[1:] else ""
             logger.warning(
-                "%s%s give %s, which is more than %s: zkCli.sh, as a user who may, mends it with "
-                "setAcl -R %s %s",
+                "%s%s give %s, which is more than %s: to repair it, a user with that right runs "
+                "in zkCli.sh: setAcl -R %s %s",
                 path,
                 more,
                 grant,

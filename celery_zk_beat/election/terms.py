@@ -60,7 +60,7 @@ class PastTerms:
         try:
             past = decode_masters(path, b"" if node is None else node.data)
         except RootError as exc:
-            logger.warning("%s; the list of masters begins anew", exc)
+            logger.warning("%s; the list of masters starts empty", exc)
             past = []
         past = [each for each in past if each.epoch < term.epoch]
         if past and past[-1].until is None:

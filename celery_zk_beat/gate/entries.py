@@ -220,11 +220,11 @@ class GatedEntries(Source):
                 del renamed[raw[old]]
                 count += 1
                 level = logging.WARNING if count <= MOST_LOGGED else logging.DEBUG
-                logger.log(level, "%s is called %s now: it goes on where it was", old, new)
+                logger.log(level, "%s is now called %s: it continues where it was", old, new)
                 if self._control.holds(old) and not self._control.holds(new):
-                    logger.log(level, "%s was paused; %s, as it is called now, is not", old, new)
+                    logger.log(level, "%s was paused; under its new name, %s, it is not", old, new)
         if count > MOST_LOGGED:
-            logger.warning("%d entries in all have other names now", count)
+            logger.warning("%d entries were renamed in all", count)
 
     def _begin_clocks(self) -> None:
         """Has the ledger know since when the clocks run of entries that are new, or enabled again:
@@ -284,7 +284,7 @@ class GatedEntries(Source):
         key = self._gated.adapter.key(entry)
         if name in ledger.outbox:
             told = telling("skipped", entry=name, due=to_text(due), epoch=self._dispatcher.epoch)
-            text = "%s: its last run waits for the broker: another is not kept"
+            text = "%s: its last run still waits for the broker, so this run is not kept"
             logger.error(text, name, extra=told)
             return
         state = ledger.state(name)

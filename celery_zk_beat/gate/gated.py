@@ -84,7 +84,7 @@ def scheduler_class(name: str, shown: str) -> type[Scheduler]:
             f"{shown} = {name!r}: cannot be imported: {type(exc).__name__}: {exc}"
         ) from exc
     if not isinstance(found, type) or not issubclass(found, Scheduler):
-        raise SettingsError(f"{shown} = {name!r}: is no class derived from celery.beat.Scheduler")
+        raise SettingsError(f"{shown} = {name!r}: not a class derived from celery.beat.Scheduler")
     return found
 
 
@@ -249,7 +249,8 @@ class Gated(Giving):
         why = f"{type(exc).__name__}: {exc}"
         if self._undecided.get(entry.name) != why:
             self._undecided[entry.name] = why
-            logger.error("%s: cannot tell when it is due, and is left out: %s", entry.name, why)
+            text = "%s: cannot compute when it is due, so it does not run: %s"
+            logger.error(text, entry.name, why)
         return schedstate(False, self.max_interval)
 
     def _held_back(self, entry: Any) -> float | None:
@@ -343,7 +344,7 @@ class Gated(Giving):
         before, self._unreadable = self._unreadable, dict(self.adapter.unreadable)
         for name, why in self._unreadable.items():
             if before.get(name) != why:
-                logger.error("%s: cannot be read, and is left out: %s", name, why)
+                logger.error("%s: cannot be read, so it does not run: %s", name, why)
         self.entries = entries
 
     def _known(self, entries: Mapping[str, Any], since: datetime) -> dict[str, Any]:
@@ -356,11 +357,11 @@ class Gated(Giving):
         news = [name for name, at in self.ahead.items() if before.get(name) != at]
         for name in news[:1]:
             logger.error(
-                "%s: its store says that it ran last at %s, which is still to come%s: it does not "
-                "run until then, unless that is mended in the store",
+                "%s: its store says that it last ran at %s, which is in the future%s: it does not "
+                "run until then, unless the store is corrected",
                 name,
                 to_text(self.ahead[name]),
-                f", and so of {len(news) - 1} more" if len(news) > 1 else "",
+                f", and {len(news) - 1} more" if len(news) > 1 else "",
             )
         return {name: entry for name, entry in found.items() if entry is not entries[name]}
 

@@ -52,7 +52,7 @@ class Installed:
             try:
                 known = InstalledRecord.decode(self._path, self._node.data)
             except RootError as exc:
-                logger.warning("%s; it is written anew", exc)
+                logger.warning("%s; it is written again", exc)
             else:
                 self.is_current = known.digest == self._digest
 

@@ -64,7 +64,7 @@ class Trouble(logging.Filter):
         error = sys.exc_info()[1]
         if error is None or record.levelno < logging.WARNING or not self._is_away(error):
             return True
-        self.add("goes on with what it has read, for its store does not answer", error)
+        self.add("continues with what it has read, because its store does not answer", error)
         return False
 
     def add(self, what: str, exc: BaseException) -> None:

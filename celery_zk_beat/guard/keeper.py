@@ -56,7 +56,8 @@ class Guard:
         trouble = _missing()
         if trouble is not None:
             self._trouble = trouble
-            logger.info("no guard, so the death of this beat takes a session time-out: %s", trouble)
+            text = "no guard, so if this beat dies, standbys wait a session time-out: %s"
+            logger.info(text, trouble)
             return
         clock.thread(self._run, "zk-beat-guard").start()
 
@@ -108,7 +109,7 @@ class Guard:
                 pause = _FIRST_PAUSE
             self._trouble = why
             logger.warning(
-                "no guard, so the death of this beat takes a session time-out: %s; starting "
+                "no guard, so if this beat dies, standbys wait a session time-out: %s; starting "
                 "another in %g s",
                 why,
                 pause,

@@ -109,11 +109,11 @@ class LenientRecords:
         return self._decoded(self._paths.outbox, decode_outbox, [])
 
     def pauses(self) -> Pauses:
-        then = "; until then nothing is dispatched"
+        then = "; nothing is dispatched until then"
         return self._decoded(self._paths.pauses, Pauses.decode, Pauses(), then)
 
     def backfills(self) -> Backfills:
-        then = "; until then no backfill goes on"
+        then = "; no backfill runs until then"
         return self._decoded(self._paths.backfills, Backfills.decode, Backfills(), then)
 
     def _record(self, path: str) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class PageContent:
         try:
             states = decode_page(path, data)
         except RootError as exc:
-            return cls({}, [], f"{exc}; until then the entries on this page do not run")
+            return cls({}, [], f"{exc}; the entries on this page do not run until then")
         past = ((run, name) for name, state in states.items() for run in state.past)
         return cls(states, latest(MOST_RECENT, past))
 
@@ -163,7 +163,7 @@ class VolumeContent:
         try:
             pasts = decode_volume(path, data)
         except RootError as exc:
-            return cls({}, [], f"{exc}; until then no more runs are added to it")
+            return cls({}, [], f"{exc}; no runs are added to it until then")
         past = ((run, name) for name, past in pasts.items() for run in past)
         return cls(pasts, latest(MOST_RECENT, past))
 

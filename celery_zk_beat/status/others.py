@@ -16,7 +16,7 @@ from ..shown import Index, Rule, ShownEntry, decode_shown
 from ..zookeeper.operations import Node
 from ..zookeeper.session import ZooKeeperSession
 
-_UNTIL = "; until the master writes it anew, tasks and schedules of entries are not known"
+_UNTIL = "; tasks and schedules of entries are not known until the master writes it again"
 
 
 @dataclass(frozen=True)

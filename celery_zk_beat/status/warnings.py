@@ -75,10 +75,11 @@ def _about_single_members(members: Iterable[Member]) -> Iterator[str]:
             yield f"the clock of {member.id} is {abs(offset):.1f} s {side} ZooKeeper's"
     for member in members:
         if member.useless is not None and member.state != "master":
-            yield f"{member.id} leaves it to others to be master, for as master: {member.useless}"
+            yield f"{member.id} stands back for other beats, because as master: {member.useless}"
     for member in members:
         if member.guard not in (None, "on"):
-            yield f"{member.id} has no guard, so its death takes a session time-out: {member.guard}"
+            waits = "so if it dies, standbys wait a session time-out"
+            yield f"{member.id} has no guard, {waits}: {member.guard}"
 
 
 def _about_schedules(digest: str, members: Iterable[Member]) -> Iterator[str]:
@@ -132,8 +133,8 @@ def _about_held_back(held_back: Mapping[str, datetime]) -> Iterator[str]:
     for name in sorted(held_back)[:1]:
         others = f" (and so of {len(held_back) - 1} more)" if len(held_back) > 1 else ""
         yield (
-            f"{name} ran last at {_short(held_back[name])}, says its store{others}, which is still "
-            "to come: it does not run until then, unless that is mended in the store"
+            f"{name} last ran at {_short(held_back[name])} according to its store{others}, which "
+            "is in the future: it does not run until then, unless the store is corrected"
         )
 
 
@@ -141,9 +142,9 @@ def _about_ahead(ahead: Mapping[str, datetime], paths: Paths) -> Iterator[str]:
     for name in sorted(ahead)[:1]:
         others = f" (and so for {len(ahead) - 1} more)" if len(ahead) > 1 else ""
         yield (
-            f"{name} ran last at {_short(ahead[name])}, says {paths.page(page_of(name))}{others}, "
-            "which is still to come: a clock is wrong. It goes on when a beat whose clock is right "
-            "reads that as master"
+            f"{name} last ran at {_short(ahead[name])} according to {paths.page(page_of(name))}"
+            f"{others}, which is in the future: a clock is wrong. It continues when a master whose "
+            "clock is right reads this"
         )
 
 

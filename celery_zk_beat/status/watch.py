@@ -48,7 +48,7 @@ def _picture(snapshot: Snapshot, lost: bool, console: Console, style: terminal.S
     lines = terminal.status(snapshot, now, style, console.width, console.height - lost)
     if lost:
         when = terminal.age(snapshot.read_at, now)
-        lines.insert(0, style(f"ZooKeeper does not answer; this is what it said {when}", "red"))
+        lines.insert(0, style(f"ZooKeeper does not answer; this was its state {when}", "red"))
     picture = Text("\n").join(
         Text.from_ansi(line, no_wrap=True) for line in lines[: console.height]
     )

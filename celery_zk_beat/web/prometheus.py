@@ -81,7 +81,7 @@ class _Collector(Collector):
             ("runs_published", "Runs that this beat published.", metrics.published),
             (
                 "runs_resent",
-                "Runs among the published that perhaps were so before, with the same task id.",
+                "Published runs that were perhaps already published, with the same task id.",
                 metrics.resent,
             ),
             ("runs_dropped", "Claimed runs that this beat dropped.", metrics.dropped),
@@ -98,7 +98,7 @@ class _Collector(Collector):
         yield _skipped(metrics.skipped)
         yield _histogram(
             "dispatch_lateness_seconds",
-            "From the instant that a run was for to its publish.",
+            "Time from a run's due instant to its publish.",
             metrics.lateness,
         )
         yield _histogram(

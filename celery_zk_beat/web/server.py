@@ -82,7 +82,7 @@ class Server:
             if not self._closing:
                 logger.error(
                     "the process that serves HTTP has ended (%s): there are no probes, metrics and "
-                    "status page until beat is started anew",
+                    "status page until beat is restarted",
                     os.waitstatus_to_exitcode(status),
                 )
 

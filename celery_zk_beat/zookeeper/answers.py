@@ -69,7 +69,7 @@ def versions(operations: Sequence[Operation], answers: Sequence[Any]) -> list[in
         Uncertain: these are no answers to these operations.
     """
     if [type(answer) for answer in answers] != [_KINDS[type(each)] for each in operations]:
-        raise Uncertain(f"{operations[0].path}: an answer that fits no question")
+        raise Uncertain(f"{operations[0].path}: an answer that matches no request")
     return [_version_after(each, answer) for each, answer in zip(operations, answers)]
 
 
@@ -102,7 +102,7 @@ def denied(path: str, access: Access, name: str = "NoAuth") -> AccessDenied:
     """Makes an error that names the settings that say who this is, or could."""
     if not access.identified:
         names = access.credentials("or")
-        return AccessDenied(f"{path}: denied by ZooKeeper ({name}), as nobody: set {names}")
+        return AccessDenied(f"{path}: denied by ZooKeeper ({name}): no credentials: set {names}")
     names = access.credentials("and")
     return AccessDenied(
         f"{path}: denied by ZooKeeper ({name}) to the user of {names}: is that the right one, "

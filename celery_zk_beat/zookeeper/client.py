@@ -221,7 +221,7 @@ class Client:
         self._servers.note_answer()
         granted = answer[0].time_out / 1000
         if granted > max(self._asked, _LONGEST_GRANTED):
-            raise ConnectionDropped(f"a session time-out of {granted:g} s cannot be meant")
+            raise ConnectionDropped(f"a session time-out of {granted:g} s is not plausible")
         if granted > 0:
             self.timeout = granted
         return answer

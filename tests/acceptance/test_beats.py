@@ -385,7 +385,7 @@ def test_banner(site: Site, root: str) -> None:
     [
         (
             {"zk_beat_hosts": "zk1:port"},
-            "celery beat: zk_beat_hosts = 'zk1:port': 'zk1:port' is no server; "
+            "celery beat: zk_beat_hosts = 'zk1:port': 'zk1:port' is not a server; "
             "expected 'host:port,host:port/chroot', ports 1 to 65535",
         ),
         (
@@ -394,7 +394,8 @@ def test_banner(site: Site, root: str) -> None:
         ),
         (
             {"zk_beat_rot": "/x"},
-            "celery beat: zk_beat_rot is no setting of celery-zk-beat: did you mean zk_beat_root?",
+            "celery beat: zk_beat_rot is not a setting of celery-zk-beat: did you mean "
+            "zk_beat_root?",
         ),
     ],
 )
@@ -486,7 +487,7 @@ def test_only_one_reaches_the_broker(site: Site, road: Road) -> None:
     site.wait(lambda now: now[-1].due > history[-1].due + timedelta(seconds=5), "more runs")
     assert {message.epoch for message in site.history()} == {history[-1].epoch}
     warned = site.zk_beat("status").stdout
-    assert "bad1 leaves it to others to be master, for as master: nothing could be" in warned
+    assert "bad1 stands back for other beats, because as master: nothing could be" in warned
 
 
 def test_a_standby_that_reaches_the_broker_again(site: Site, redis_server: Redis) -> None:
@@ -550,7 +551,7 @@ def test_rolling_deploy(site: Site) -> None:
     history = site.history()
     assert check(history) == []
     assert {message.task for message in history} == {"both", "old", "new"}
-    assert any("has another schedule than" in beat.log() for beat in running)
+    assert any("has a different schedule from" in beat.log() for beat in running)
 
 
 def test_two_environments_with_one_root(site: Site, redis_server: Redis) -> None:

@@ -305,7 +305,7 @@ def test_a_scheduler_that_cannot_be_made(site: Site) -> None:
     """The commands work all the same, and say that they may not know all."""
     beats(site, "one")
     done = site.zk_beat("status", beat_scheduler="tests.acceptance.own_app:Broken")
-    did(done, "warning +beat_scheduler = '.*:Broken' cannot be made here.*ZeroDivisionError")
+    did(done, "warning +beat_scheduler = '.*:Broken' cannot be created here.*ZeroDivisionError")
     did(done, "often\n")
 
 
@@ -315,7 +315,7 @@ def test_an_entry_whose_name_shows_an_address(site: Site) -> None:
     name = f"seldom('a', <{own_app.__name__}.Thing object>)"
     for n, beat in enumerate(("one", "two"), 1):
         running = beats(site, beat)[beat]
-        assert f"{name}: so an entry is named here" in running.log()
+        assert f"{name}: an entry has this name here" in running.log()
         did(site.console("run", name), f"run {n} of seldom")
         told = json.loads(site.console("status", "--json").stdout)
         assert told["warnings"] == []
@@ -414,7 +414,7 @@ def test_backfill(site: Site) -> None:
     assert listed.string.splitlines()[:-1] == due
     done = site.zk_beat("backfill", "seldom", *PAST, "--rate", "0.6")
     did(done, "^backfill of seldom from 2026-01-05T00:00:00Z to .*Z: 7 runs, 0.6 per second; ")
-    refused(site.zk_beat("backfill", "seldom", *PAST), NOT_DONE, "is under way already", "nothing")
+    refused(site.zk_beat("backfill", "seldom", *PAST), NOT_DONE, "is already under way", "nothing")
     site.wait(lambda history: len(history) >= 2, "two runs")
     did(site.zk_beat("status"), r"(?m)^backfill  seldom: \d of 7 runs, the last for 2026.*, by .*@")
     first.kill()
@@ -447,12 +447,12 @@ def test_cancel_a_backfill(site: Site) -> None:
     [
         ((), UNREACHABLE, "give --from and --to"),
         ((*PAST, "--cancel"), UNREACHABLE, "--cancel cannot be combined"),
-        (("--from", "soon", *PAST[2:]), UNREACHABLE, "'soon' is no instant"),
+        (("--from", "soon", *PAST[2:]), UNREACHABLE, "'soon' is not an instant"),
         (("--from", "0001-01-01", *PAST[2:]), UNREACHABLE, "is before 1970"),
-        (("--from", "\x1b[2J", *PAST[2:]), UNREACHABLE, "is no instant"),
+        (("--from", "\x1b[2J", *PAST[2:]), UNREACHABLE, "is not an instant"),
         (("--from", "2026-01-05T07:00Z", *PAST[2:]), UNREACHABLE, "the range is empty"),
         ((*PAST[:2], "--to", "9999-12-31T23:59:59-14:00"), UNREACHABLE, "out of range"),
-        ((*PAST[:2], "--to", "2026-01-06+02:00"), UNREACHABLE, "is no instant"),
+        ((*PAST[:2], "--to", "2026-01-06+02:00"), UNREACHABLE, "is not an instant"),
         ((*PAST[:2], "--to", "2026-02-30"), UNREACHABLE, "out of range"),
         ((*PAST[:2], "--to", "2999-01-01Z"), UNREACHABLE, "its end is in the future"),
         ((*PAST[:2], "--to", "2999-01-01"), UNREACHABLE, "its end is in the future"),
@@ -697,7 +697,7 @@ def test_watch(own_site: Site, own_zookeeper: ZooKeeper) -> None:
         own_site.zk_beat("pause")
         screen.wait_for("everything is paused since")
         own_zookeeper.stop()
-        screen.wait_for("ZooKeeper does not answer; this is what it said")
+        screen.wait_for("ZooKeeper does not answer; this was its state")
         own_zookeeper.start()
         own_site.zk_beat("resume")
         screen.wait_for(r"\n\s*STATE")

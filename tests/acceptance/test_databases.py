@@ -100,7 +100,7 @@ def test_its_server_hangs_up_on_who_is_silent(
     store.add("seldom", 3)
     beat = shop.beat()
     shop.wait(lambda history: len(history) == 2, "two runs")
-    beat.wait_for_log("goes on with what it has read", PATIENCE, since=0)
+    beat.wait_for_log("continues with what it has read", PATIENCE, since=0)
     store.disconnect()
     store.add("new", 1)
     history = shop.wait(lambda history: len(runs(history, "new")) == 2, "runs of what was added")

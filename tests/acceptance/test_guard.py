@@ -137,7 +137,7 @@ def test_a_guard_that_is_killed_is_replaced(site: Site) -> None:
     one, two = site.pair()
     first = guard_of(one.pid)
     os.kill(first, signal.SIGKILL)
-    one.wait_for_log("no guard, so the death of this beat takes a session time-out", PATIENCE)
+    one.wait_for_log("no guard, so if this beat dies, standbys wait a session time-out", PATIENCE)
     second = guard_of(one.pid, other_than=first)
     wait_until(lambda: "none" not in site.zk_beat("status").stdout, PATIENCE, "it is known")
     site.wait_for_run(one)

@@ -103,7 +103,7 @@ def test_looking_on(make_site: MakeSite, secure_zookeeper: SecureZooKeeper) -> N
         answer = site.zk_beat(*command)
         assert answer.returncode == 2
         (line,) = answer.stderr.splitlines()
-        assert "denied by ZooKeeper (NoAuth), as nobody: set zk_beat_auth, " in line
+        assert "denied by ZooKeeper (NoAuth): no credentials: set zk_beat_auth, " in line
 
 
 def test_credentials_change_under_a_master(

@@ -210,7 +210,7 @@ def test_a_damaged_history(
     client.create(path, b"no JSON", makepath=True)
     assert numbers(one).next_run is not None
     assert f"{path}: " in caplog.text
-    assert "metrics of entries lack what was before" in caplog.text
+    assert "metrics of single entries lack earlier values" in caplog.text
 
 
 def test_many_runs_between_two_looks(

@@ -943,7 +943,7 @@ def test_what_is_held_back_fills_no_outbox(
     (note,) = {
         past(client, root, name)[-1].note for name in entries if name not in one._loop.ledger.outbox
     }
-    assert note == "dropped: it is paused, and no more is kept of what is held back"
+    assert note == "dropped: it is paused, and the outbox has no room for more held runs"
     assert one.metrics.dropped + len(one._loop.ledger.outbox) == len(entries)
 
 

@@ -231,7 +231,7 @@ def test_context_manager(zookeeper: ZooKeeper, root: str, client: KazooClient) -
         found = sorted(client.get_children(root))
         assert found == ["epoch", "master", "masters", "members"], "and nothing of a ledger's"
     assert client.exists(election.paths.master) is None
-    with pytest.raises(RuntimeError, match="make a new MasterElection"):
+    with pytest.raises(RuntimeError, match="create a new MasterElection"):
         election.start()
 
 

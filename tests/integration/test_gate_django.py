@@ -438,7 +438,7 @@ def test_a_last_run_in_the_future(
     scheduler = start()
     turn_for(scheduler, 1.5 * PERIOD)
     assert len(history(app)) == runs
-    assert caplog.text.count("e: its store says that it ran last at") == 1
+    assert caplog.text.count("e: its store says that it last ran at") == 1
     mended = soon(0)
     if cure == "made anew":
         database.get("e").delete()
@@ -556,7 +556,7 @@ def test_a_row_that_is_damaged(
     turn_until(scheduler, lambda: history(app))
     assert "damaged" not in scheduler.schedule
     (line,) = [line for line in caplog.messages if "damaged" in line]
-    assert line.startswith("damaged: cannot be read, and is left out: ")
+    assert line.startswith("damaged: cannot be read, so it does not run: ")
     gated = gated_of(scheduler)
     assert gated is not None
     assert list(gated.adapter.unreadable) == ["damaged"]

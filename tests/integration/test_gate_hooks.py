@@ -164,5 +164,5 @@ def test_it_raises(app: Celery, start: Start, hooked: Calls, caplog: Any) -> Non
     turn_until(scheduler, lambda: len(history(app)) == 2)
     turn_for(scheduler, 0.3)
     assert [message.run for message in history(app)] == [1, 2]
-    assert caplog.text.count("raised RuntimeError: no network; its run is published") == 2
+    assert caplog.text.count("raised RuntimeError: no network; the run is published") == 2
     assert [past.note for past in past_of(scheduler, "e")] == [None, None]

@@ -188,7 +188,7 @@ def test_an_entry_that_cannot_be_decoded(
     turn_until(scheduler, lambda: history(app))
     turn_for(scheduler, 1.0)
     (line,) = [line for line in caplog.messages if re.search(r"\bbad\b", line)]
-    assert line.startswith("bad: cannot be read, and is left out: ")
+    assert line.startswith("bad: cannot be read, so it does not run: ")
     assert "Traceback" not in caplog.text
     gated = gated_of(scheduler)
     assert gated is not None

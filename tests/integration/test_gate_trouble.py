@@ -19,7 +19,7 @@ from .test_gate import start as start
 from .test_gate_django import SCHEDULER
 
 #: What the log may say of it, for as long as a test has it be away.
-AWAY, FAILED = "DatabaseScheduler goes on with what it has read", "RedBeatScheduler failed"
+AWAY, FAILED = "DatabaseScheduler continues with what it has read", "RedBeatScheduler failed"
 
 
 @pytest.fixture(autouse=True)

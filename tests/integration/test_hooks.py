@@ -207,9 +207,9 @@ def test_it_raises(
     assert len(history(app)) == 2
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert sorted(lines) == [
-        "after: what wraps or overrides apply_entry raised RuntimeError: later; its run is "
+        "after: a wrapper or override of apply_entry raised RuntimeError: later; the run is "
         "published all the same",
-        "before: what wraps or overrides apply_entry raised RuntimeError: no network; its run is "
+        "before: a wrapper or override of apply_entry raised RuntimeError: no network; the run is "
         "published all the same",
     ]
     assert not scheduler._loop.ledger.outbox
@@ -231,7 +231,7 @@ def test_one_around_apply_async_raises(
     turn_until(scheduler, lambda: len(history(app)) == 2)
     turn_for(scheduler, 0.3)
     assert len(history(app)) == 2
-    assert caplog.text.count("overrides apply_async raised RuntimeError: no network") == 2
+    assert caplog.text.count("override of apply_async raised RuntimeError: no network") == 2
 
 
 def test_one_that_sends_nothing(app: Celery, make: Make, monkeypatch: Patch) -> None:
@@ -260,7 +260,7 @@ def test_one_that_sends_twice(
     scheduler = make(beat_schedule=ONCE)
     turn_until(scheduler, lambda: history(app))
     assert len(history(app)) == 1
-    assert "e: hooks gave more than one message for its run: not sent" in caplog.text
+    assert "e: hooks made more than one message for its run: this one is not sent" in caplog.text
 
 
 def test_who_calls_it_by_himself_sends_nothing(
@@ -313,7 +313,7 @@ def test_what_wraps_tick(
     finally:
         scheduler.close()
     assert ticks == [scheduler.max_interval] * 2
-    assert caplog.text.count("what wraps tick raised RuntimeError: full disk") == 1
+    assert caplog.text.count("a wrapper of tick raised RuntimeError: full disk") == 1
     assert [message.run for message in messages(app.conf.broker_url)] in ([], [1])
 
 

@@ -1131,7 +1131,7 @@ def test_another_schedule(app: Celery, make: Make, caplog: pytest.LogCaptureFixt
     """Seen by the standby, when it sees the master."""
     make(beat_schedule={"a": every(60)}, zk_beat_id="one").election.wait(PATIENCE)
     make(beat_schedule={"b": every(60)}, zk_beat_id="two")
-    assert "one, the master, has another schedule than two" in caplog.text
+    assert "one, the master, has a different schedule from two" in caplog.text
 
 
 @pytest.mark.parametrize(("shift", "says"), [(5.0, "ahead of"), (-5.0, "behind")])
@@ -1510,7 +1510,10 @@ def test_too_much_is_held_back(
         turn(two)
         assert sorted(two._loop.ledger.outbox) == sorted(left)
     (past,) = past_of(two, "bad0")
-    assert past.note == "dropped: it cannot be published, and no more is kept of what is held back"
+    assert (
+        past.note
+        == "dropped: it cannot be published, and the outbox has no room for more held runs"
+    )
     assert state_of(two, "old0").dropped == (1,)
 
 
@@ -1584,7 +1587,7 @@ def test_a_long_list_is_not_told_at_each_take_over(
     one._loop.ledger.forget()
     turn(one)
     assert told("perhaps") == []  # they were not: it claimed them itself
-    assert told("claimed") == ["100 runs were claimed before and are still to be published"]
+    assert told("claimed") == ["100 runs were claimed before and will be published now"]
     one.election.stop()
     two = make()
     two._loop.dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]

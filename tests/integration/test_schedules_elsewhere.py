@@ -89,7 +89,7 @@ def test_refused(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     entries = make({**REFUSED, "plain": AS_ROWS["plain"][0]}).schedule
     assert {*REFUSED, "plain"} & {*entries} == {"plain"}
     assert {*REFUSED, "plain"} & {*make({}).schedule} == {"plain"}
-    for reason in ("knows no L", "both days have to match", "needs cron", "knows no offset"):
+    for reason in ("has no L", "if both days match", "needs cron", "has no offsets"):
         assert reason in caplog.text
 
 

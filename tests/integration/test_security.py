@@ -150,7 +150,7 @@ def test_what_tls_has_read_ahead(authority: Authority) -> None:
         ({"tls": {}, "hosts": "{plain}"}, "no TLS with ZooKeeper at {plain}"),
         ({"tls": {"certificate": "expired"}}, "{tls} refuses the certificate of tls: "),
         ({"tls": {"certificate": "stranger"}}, "{tls} refuses the certificate of tls: "),
-        ({"tls": {"certificate": "locked"}}, "locked.pem': not to be understood: is key_password"),
+        ({"tls": {"certificate": "locked"}}, "locked.pem': cannot be understood: is key_password"),
     ],
     ids=[
         "SASL password",
@@ -209,7 +209,9 @@ def test_nobody_is_told_what_to_set(
 ) -> None:
     assert elected(start(auth="beat:sesame"))
     with connected(server.hosts, 4.0, PATIENCE, lambda: None) as session:
-        with pytest.raises(AccessDenied, match=f"^{root}: denied .* as nobody: set auth, sasl or"):
+        with pytest.raises(
+            AccessDenied, match=f"^{root}: denied .*: no credentials: set auth, sasl or"
+        ):
             session.read(root)
         with pytest.raises(AccessDenied, match=f"^{root}: "):
             session.ensure(f"{root}/some/thing")
@@ -293,7 +295,7 @@ def test_an_open_root_is_told_once(
 ) -> None:
     open_to_all = start(id="one")
     assert elected(open_to_all)
-    line = complaint(caplog, f"may change {root}: set auth, sasl or a certificate in tls")
+    line = complaint(caplog, f"can change {root}: set auth, sasl or a certificate in tls")
     open_to_all.stop()
     caplog.clear()
     assert elected(start(auth="beat:sesame", id="two"))

@@ -217,7 +217,7 @@ def test_a_last_run_in_the_future(app: Celery, make: Make, database: Database, e
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
     def warnings() -> list[str]:
-        return [each for each in eye.look().warnings if "says its store" in each]
+        return [each for each in eye.look().warnings if "according to its store" in each]
 
     database.add("e", 3600)
     future = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(hours=2)
@@ -226,8 +226,8 @@ def test_a_last_run_in_the_future(app: Celery, make: Make, database: Database, e
     scheduler = make()
     turn_until(scheduler, warnings)
     assert warnings() == [
-        f"e ran last at {future:%Y-%m-%dT%H:%M:%SZ}, says its store, which is still to come: it "
-        "does not run until then, unless that is mended in the store"
+        f"e last ran at {future:%Y-%m-%dT%H:%M:%SZ} according to its store, which is in the "
+        "future: it does not run until then, unless the store is corrected"
     ]
     assert eye.entry("e").next_run_at == future + timedelta(hours=1)
     PeriodicTask.objects.update(last_run_at=None)
@@ -247,7 +247,7 @@ def test_redbeat_rescheduled(
     scheduler = make()
     turn_until_shown(scheduler)
     assert eye.entry("e").next_run_at is not None
-    assert [each for each in eye.look().warnings if "says its store" in each] == []
+    assert [each for each in eye.look().warnings if "according to its store" in each] == []
 
 
 def test_runs_write_nothing(app: Celery, make: Make, eye: Eye) -> None:

@@ -77,21 +77,22 @@ FINDINGS: dict[str, tuple[Callable[[], Celery], str]] = {
     ),
     "arguments": (
         lambda: app_of(one(args=(object(),))),
-        "error: a: its arguments are no json: EncodeError: Object of type object is not JSON "
-        "serializable",
+        "error: a: its arguments cannot be encoded as json: EncodeError: Object of type object is "
+        "not JSON serializable",
     ),
     "serializer": (
         lambda: app_of(one(options={"serializer": "jsn"})),
-        "error: a: its arguments are no jsn: SerializerNotInstalled: No encoder installed for jsn",
+        "error: a: its arguments cannot be encoded as jsn: SerializerNotInstalled: No encoder "
+        "installed for jsn",
     ),
     "taken": (
         lambda: app_of(one(args=())),
-        "error: a: its task does not take its arguments: add() missing 1 required positional "
+        "error: a: its task does not accept its arguments: add() missing 1 required positional "
         "argument: 'x'",
     ),
     "kinds": (
         lambda: app_of(one(args="12")),
-        "error: a: its args are no list or tuple, or its kwargs no dictionary",
+        "error: a: its args must be a list or tuple, and its kwargs a dictionary",
     ),
     "no schedule": (
         lambda: app_of(one(None)),
@@ -111,11 +112,11 @@ FINDINGS: dict[str, tuple[Callable[[], Celery], str]] = {
     ),
     "value": (
         lambda: app_of(one(), zk_beat_hosts="a:b"),
-        "error: zk_beat_hosts = 'a:b': 'a:b' is no server",
+        "error: zk_beat_hosts = 'a:b': 'a:b' is not a server",
     ),
     "name": (
         lambda: app_of(one(), zk_beat_host="a"),
-        "error: zk_beat_host is no setting of celery-zk-beat: did you mean zk_beat_hosts?",
+        "error: zk_beat_host is not a setting of celery-zk-beat: did you mean zk_beat_hosts?",
     ),
     "namespace": (
         lambda: app_of(one(), CELERY_BEAT_SCHEDULE={}),
@@ -123,7 +124,7 @@ FINDINGS: dict[str, tuple[Callable[[], Celery], str]] = {
     ),
     "misspelt": (
         lambda: app_of(one(), beat_shedule={}),
-        "warning: beat_shedule is no setting of Celery's: did you mean beat_schedule?",
+        "warning: beat_shedule is not a setting of Celery: did you mean beat_schedule?",
     ),
     "another scheduler": (
         lambda: app_of(one(), beat_scheduler="celery.beat:PersistentScheduler"),
@@ -136,11 +137,11 @@ FINDINGS: dict[str, tuple[Callable[[], Celery], str]] = {
     ),
     "rows": (
         lambda: app_of(one(cron("0 0 L * *")), zk_beat_scheduler="redbeat:RedBeatScheduler"),
-        "error: a: cron('0 0 L * *') can be no row of this scheduler's: Celery's crontab knows no",
+        "error: a: cron('0 0 L * *') cannot be a row of this scheduler: Celery's crontab has no",
     ),
     "zones": (
         lambda: app_of(one(cron("0 0 * * *", "UTC")), zk_beat_scheduler="redbeat:RedBeatScheduler"),
-        "error: a: <cron 0 0 * * * UTC> can be no row of this scheduler's: that keeps no time",
+        "error: a: <cron 0 0 * * * UTC> cannot be a row of this scheduler, which stores no time",
     ),
     "no match": (
         lambda: app_of(one(), zk_beat_policies={"b*": {"jitter": 3}}),
@@ -189,7 +190,7 @@ def test_names_with_a_namespace() -> None:
     app.config_from_object(Settings, namespace="CELERY")
     assert [str(each) for each in check_names(app.conf)] == [
         "error: BEAT_SCHEDULE has no effect: write CELERY_BEAT_SCHEDULE",
-        "warning: CELERY_BEAT_SHEDULE is no setting of Celery's: did you mean "
+        "warning: CELERY_BEAT_SHEDULE is not a setting of Celery: did you mean "
         "CELERY_BEAT_SCHEDULE?",
     ]
 

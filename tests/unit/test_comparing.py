@@ -128,7 +128,7 @@ def test_another_zone_starts_the_clock_anew() -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "1234567890", pack({})[:-2]])
 def test_an_answer_that_is_none(text: str) -> None:
-    with pytest.raises(RootError, match="answer is not understood"):
+    with pytest.raises(RootError, match="answer cannot be understood"):
         unpack(text)
 
 

@@ -432,7 +432,10 @@ def test_patterns() -> None:
         (5, "5: expected a dictionary, pattern to policy"),
         ({3: {}}, "3: expected a pattern of entries' names"),
         ({"a": 5}, "'a': 5: expected a dictionary"),
-        ({"a": {"catchup": 5}}, "'a': 'catchup' is no key of a policy; expected one of catch_up,"),
+        (
+            {"a": {"catchup": 5}},
+            "'a': 'catchup' is not a key of a policy; expected one of catch_up,",
+        ),
         ({"a": {"catch_up": "1 h"}}, "'a': 'catch_up': '1 h': expected seconds or a timedelta"),
         ({"a": {"catch_up": -1}}, "'a': 'catch_up': -1: expected seconds"),
         ({"a": {"catch_up": True}}, "'a': 'catch_up': True: expected seconds"),

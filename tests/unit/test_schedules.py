@@ -188,8 +188,8 @@ def test_every_is_aligned() -> None:
         "* * * *": "4 fields, expected five",
         "0 * * * * *": "6 fields, expected five",
         "": "0 fields, expected five",
-        "0 0 30 2 *": "there is never such a day",
-        "0 0 */5 2 6#5": "there is never such a day",
+        "0 0 30 2 *": "there is no such day",
+        "0 0 */5 2 6#5": "there is no such day",
         "5~3 * * * *": "minute '5~3': expected a~b from 0 to 59",
         "x~3 * * * *": "minute 'x~3': expected ~ or a~b",
         "0 0 28~31 * *": "day of month '28~31': expected a~b from 1 to 28",
@@ -428,11 +428,11 @@ def test_rows() -> None:
 @pytest.mark.parametrize(
     ("expression", "why"),
     [
-        ("0 0 L * *", "knows no L"),
-        ("0 0 LW * *", "knows no L"),
-        ("0 0 * * 1#2", "knows no L"),
-        ("0 0 * * 5L", "knows no L"),
-        ("0 0 1 * 1", "both days have to match"),
+        ("0 0 L * *", "has no L"),
+        ("0 0 LW * *", "has no L"),
+        ("0 0 * * 1#2", "has no L"),
+        ("0 0 * * 5L", "has no L"),
+        ("0 0 1 * 1", "if both days match"),
         ("~ 0 * * *", "needs cron"),
     ],
 )
@@ -443,6 +443,6 @@ def test_no_rows(expression: str, why: str) -> None:
         fields_of(that)
     days = f"{that._orig_day_of_month} {that._orig_day_of_week}"
     assert days.split() == [expression.split()[2], expression.split()[4]]
-    with pytest.raises(ValueError, match="that knows no offset"):
+    with pytest.raises(ValueError, match="which has no offsets"):
         every(60, 1).run_every  # noqa: B018 - it raises
     assert every(60, 1).seconds == 60

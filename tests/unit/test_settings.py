@@ -20,18 +20,18 @@ BAD = [
     ("hosts", " ", "host:port"),
     ("hosts", 2181, "host:port"),
     ("hosts", ["zk1:2181"], "host:port"),
-    ("hosts", "zk1:", "'zk1:' is no server"),
-    ("hosts", ":2181", "':2181' is no server"),
-    ("hosts", "zk1:2181,", "'' is no server"),
-    ("hosts", "zk1,,zk2", "'' is no server"),
+    ("hosts", "zk1:", "'zk1:' is not a server"),
+    ("hosts", ":2181", "':2181' is not a server"),
+    ("hosts", "zk1:2181,", "'' is not a server"),
+    ("hosts", "zk1,,zk2", "'' is not a server"),
     ("hosts", "zk1:0", "ports 1 to 65535"),
     ("hosts", "zk1:65536", "ports 1 to 65535"),
     ("hosts", "zk1:-1", "ports 1 to 65535"),
     ("hosts", "zk1:http", "ports 1 to 65535"),
     ("hosts", "zk1:²", "ports 1 to 65535"),
-    ("hosts", "zk1:2181:2182", "is no server"),
-    ("hosts", "zk 1:2181", "is no server"),
-    ("hosts", "::1:2181", "is no server"),
+    ("hosts", "zk1:2181:2182", "is not a server"),
+    ("hosts", "zk 1:2181", "is not a server"),
+    ("hosts", "::1:2181", "is not a server"),
     ("hosts", "zk1:2181//a", "absolute znode path"),
     ("hosts", "zk1:2181/a/../b", "not a path that ZooKeeper accepts"),
     ("root", "", "absolute znode path"),
@@ -41,7 +41,7 @@ BAD = [
     ("root", "/a//b", "not a path that ZooKeeper accepts"),
     ("root", "/a/./b", "not a path that ZooKeeper accepts"),
     ("root", "/a\x00", "not a path that ZooKeeper accepts"),
-    ("root", "/zookeeper/quota", "the server's own"),
+    ("root", "/zookeeper/quota", "belongs to the server"),
     ("root", b"/a", "absolute znode path"),
     ("id", "", "1 to 200 printable characters"),
     ("id", "a\nb", "1 to 200 printable characters"),
@@ -134,7 +134,7 @@ def test_a_slip_of_the_pen(written: str, meant: str) -> None:
     """An unknown name would be ignored in silence, and the default taken."""
     app = Celery("shop")
     app.conf[written] = "x"
-    with pytest.raises(SettingsError, match=f"{written} is no setting.*did you mean {meant}"):
+    with pytest.raises(SettingsError, match=f"{written} is not a setting.*did you mean {meant}"):
         Settings.from_app(app)
 
 
@@ -149,7 +149,7 @@ def test_a_strange_name() -> None:
     """Nothing resembles it, so nothing is suggested."""
     app = Celery("shop")
     app.conf.zk_beat_colour_of_the_sky = "blue"
-    with pytest.raises(SettingsError, match=r"zk_beat_colour_of_the_sky is no setting"):
+    with pytest.raises(SettingsError, match=r"zk_beat_colour_of_the_sky is not a setting"):
         Settings.from_app(app)
 
 

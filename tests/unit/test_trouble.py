@@ -54,7 +54,7 @@ def site(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> I
     site.trouble.stop()
 
 
-AWAY = "Scheduler goes on with what it has read, for its store does not answer"
+AWAY = "Scheduler continues with what it has read, because its store does not answer"
 
 
 def test_a_store_that_is_away(site: Site) -> None:
@@ -109,5 +109,5 @@ def test_another_that_was_not_stopped(site: Site) -> None:
     """Keeps nothing from the one that is at work now."""
     new = Trouble("New", lambda exc: isinstance(exc, OSError))
     new.listen(Derived)
-    assert site.look(1, ConnectionError("refused"))[0].startswith("New goes on")
+    assert site.look(1, ConnectionError("refused"))[0].startswith("New continues")
     new.stop()

@@ -170,7 +170,7 @@ function showSummary(status) {
   const { master, members, paused, counts, upcoming } = status;
   let state = "", verdict;
   if (!master) [state, verdict] = ["bad", "There is no master"];
-  else if (!master.ticking) [state, verdict] = ["bad", `${master.id} is master, but does not move`];
+  else if (!master.ticking) [state, verdict] = ["bad", `${master.id} is master, but makes no progress`];
   else if (paused) [state, verdict] = ["warn", "Everything is paused"];
   else if (master.successor) verdict = `${master.id} hands over to ${master.successor}`;
   else verdict = `${master.id} is master`;
@@ -221,7 +221,7 @@ function showBeats(status, here) {
     style(guard, m.guard === null || m.guard === "on" ? "" : "warn-text");
     const same = m.schedule === status.schedule;
     const digest = m.schedule?.slice(0, 8);
-    put(schedule, !digest ? "unknown" : `${same ? "same as here" : "another than here"} (${digest})`);
+    put(schedule, !digest ? "unknown" : `${same ? "same as here" : "different from here"} (${digest})`);
     style(schedule, digest && !same ? "warn-text" : "");
     put(release, `${m.version ?? "unknown"}${m.id === here ? "; serves this page" : ""}`);
   });
@@ -284,7 +284,7 @@ async function showDay(box, list) {
       { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
     if (got.ok) runs = (await got.json()).runs;
   } catch { /* said below */ }
-  const texts = !runs ? ["cannot be told just now"] : !runs.length ? ["nothing"] : runs.map((run) => [
+  const texts = !runs ? ["not available right now"] : !runs.length ? ["nothing"] : runs.map((run) => [
     clock(Date.parse(run.at)),
     run.local && `${run.local.slice(0, 16).replace("T", " ")} there`,
     run.clocks_change && `clocks change, ${run.clocks_change}`,
