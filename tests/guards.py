@@ -1,14 +1,31 @@
-"""Guards of beats, found from outside."""
+"""Guards of beats, found from outside; and servers with which they have a hard time."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from celery_zk_beat.guard import program
+from celery_zk_beat.security import Access
+from celery_zk_beat.zookeeper.session import connected
+from example_project.processes import REPOSITORY
 from example_project.servers import wait_until
 
 from .conftest import PATIENCE
+
+#: Options of Java with which a server has each connection authenticate.
+STRICT = {
+    "enforce.auth": [
+        "-Dzookeeper.enforce.auth.enabled=true",
+        "-Dzookeeper.enforce.auth.schemes=sasl",
+    ],
+    "sessionRequireClientSASLAuth": ["-Dzookeeper.sessionRequireClientSASLAuth=true"],
+}
 
 
 def guards() -> dict[int, int]:
@@ -54,3 +71,32 @@ def guard_of(pid: int, other_than: int = 0) -> int:
         return found[0] if found and found[0] != other_than else None
 
     return wait_until(look, PATIENCE, f"a guard of {pid}")
+
+
+_DIES = """
+import json, os, sys
+from celery_zk_beat.security import Access
+from celery_zk_beat.zookeeper.operations import Create
+from celery_zk_beat.zookeeper.session import connected
+hosts, path, sasl = sys.argv[1:]
+access = Access.checked(None, json.loads(sasl), None, None)
+with connected(hosts, 4.0, 30.0, lambda: None, access) as session:
+    session.commit(Create(path, b"", ephemeral=True))
+    id, password, servers = session.handle
+    print(json.dumps([id, password.hex(), servers]), flush=True)
+    os._exit(0)
+"""
+
+
+def check_strict(hosts: str, path: str, sasl: Mapping[str, str]) -> None:
+    """Asserts that a session of a dead process is over well before it would be by itself, on
+    servers that do not let it be closed by whoever has no credentials."""
+    dies = [sys.executable, "-c", _DIES, hosts, path, json.dumps(sasl)]
+    said = subprocess.run(dies, check=True, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    began = time.monotonic()
+    id, password, servers = json.loads(said.stdout)
+    program.end({"id": id, "password": password, "servers": servers, "tls": None})
+    access = Access.checked(None, dict(sasl), None, None)
+    with connected(hosts, 4.0, PATIENCE, lambda: None, access) as looking:
+        wait_until(lambda: not looking.exists(path), PATIENCE, "the end of the session")
+    assert time.monotonic() - began < 4.0 * 2 / 3, "the least that it would take by itself"

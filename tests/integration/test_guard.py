@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +20,10 @@ from celery_zk_beat.records import MemberRecord
 from celery_zk_beat.security import Access
 from celery_zk_beat.zookeeper.operations import Create
 from celery_zk_beat.zookeeper.session import connected
-from example_project.servers import LOOPBACK, REPOSITORY, ZooKeeper, free_port, wait_until
+from example_project.servers import LOOPBACK, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE
 from tests.faults import Road
+from tests.guards import STRICT, check_strict
 from tests.secure import BEAT, Authority, SecureZooKeeper
 
 Server = tuple[str, str, int]
@@ -164,29 +162,7 @@ def test_no_credentials_are_needed(
             assert not looking.exists(root)
 
 
-_DIES = """
-import json, os, sys
-from celery_zk_beat.security import Access
-from celery_zk_beat.zookeeper.operations import Create
-from celery_zk_beat.zookeeper.session import connected
-hosts, path, sasl = sys.argv[1:]
-access = Access.checked(None, json.loads(sasl), None, None)
-with connected(hosts, 4.0, 30.0, lambda: None, access) as session:
-    session.commit(Create(path, b"", ephemeral=True))
-    id, password, servers = session.handle
-    print(json.dumps([id, password.hex(), servers]), flush=True)
-    os._exit(0)
-"""
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["-Dzookeeper.enforce.auth.enabled=true", "-Dzookeeper.enforce.auth.schemes=sasl"],
-        ["-Dzookeeper.sessionRequireClientSASLAuth=true"],
-    ],
-    ids=["enforce.auth", "sessionRequireClientSASLAuth"],
-)
+@pytest.mark.parametrize("flags", STRICT.values(), ids=STRICT)
 def test_servers_that_refuse_strangers(
     tmp_path: Path, authority: Authority, root: str, flags: list[str]
 ) -> None:
@@ -195,15 +171,7 @@ def test_servers_that_refuse_strangers(
     server.args[1:1] = flags
     with server:
         server.start()
-        dies = [sys.executable, "-c", _DIES, server.hosts, root, json.dumps(BEAT)]
-        said = subprocess.run(dies, check=True, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-        began = time.monotonic()
-        id, password, servers = json.loads(said.stdout)
-        program.end({"id": id, "password": password, "servers": servers, "tls": None})
-        access = Access.checked(None, BEAT, None, None)
-        with connected(server.hosts, 4.0, PATIENCE, lambda: None, access) as looking:
-            wait_until(lambda: not looking.exists(root), PATIENCE, "the end of the session")
-        assert time.monotonic() - began < 4.0 * 2 / 3, "the least that it would take by itself"
+        check_strict(server.hosts, root, BEAT)
 
 
 # The beat's side ----------------------------------------------------------------------------------

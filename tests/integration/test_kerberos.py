@@ -18,6 +18,7 @@ from celery_zk_beat import MasterElection
 from celery_zk_beat.security import Grant
 from example_project.servers import LOOPBACK, Process, ZooKeeper, free_port, wait_until
 from tests.conftest import PATIENCE, TICK_TIME
+from tests.guards import STRICT, check_strict
 from tests.secure import PROVIDER
 
 REALM = "TEST.INVALID"
@@ -110,10 +111,10 @@ def kdc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kdc]:
         yield kdc
 
 
-@pytest.fixture(scope="module")
-def server(kdc: Kdc) -> Iterator[ZooKeeper]:
+def _server(kdc: Kdc, folder: Path, *flags: str) -> ZooKeeper:
+    """One that takes tickets of the KDC, not yet started."""
     principal = f"zookeeper/localhost@{REALM}"
-    jaas = kdc.folder / "jaas.conf"
+    jaas = folder / "jaas.conf"
     jaas.write_text(f"""
 Server {{
     com.sun.security.auth.module.Krb5LoginModule required
@@ -124,8 +125,14 @@ Server {{
         f"-Djava.security.auth.login.config={jaas}",
         f"-Djava.security.krb5.conf={kdc.config}",
         f"-Dzookeeper.authProvider.sasl={PROVIDER}.SASLAuthenticationProvider",
+        *flags,
     ]
-    with ZooKeeper(kdc.folder, tick_time=TICK_TIME, java=java) as server:
+    return ZooKeeper(folder, tick_time=TICK_TIME, java=java)
+
+
+@pytest.fixture(scope="module")
+def server(kdc: Kdc) -> Iterator[ZooKeeper]:
+    with _server(kdc, kdc.folder) as server:
         yield server.start()
 
 
@@ -199,3 +206,14 @@ def test_a_server_that_the_kdc_does_not_know(
     name = f"{wrong.get('service', 'zookeeper')}/{wrong.get('host', 'localhost')}@"
     said = f"sasl: Kerberos: Server {name}"
     wait_until(lambda: said in caplog.text, PATIENCE, "the line about the server")
+
+
+@pytest.mark.parametrize("flags", STRICT.values(), ids=STRICT)
+def test_a_killed_beat_where_servers_refuse_strangers(
+    kdc: Kdc, cache: Path, tmp_path: Path, root: str, flags: list[str]
+) -> None:
+    """Its guard has no ticket, and need not have one."""
+    kdc.ticket(cache)
+    with _server(kdc, tmp_path, *flags) as strict:
+        strict.start()
+        check_strict(f"localhost:{strict.port}", root, {"mechanism": "GSSAPI"})
