@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -333,16 +333,20 @@ class Arrivals:
 
     def after(self, term: Term, timeout: float = PATIENCE) -> Arrival:
         """The first message of a later master, as soon as there is one."""
+        return self.wait_for(lambda each: each.epoch > term.epoch, timeout)
 
-        def found() -> Arrival | None:
-            return next((each for each in self.all if each.epoch > term.epoch), None)
-
+    def wait_for(self, is_it: Callable[[Arrival], bool], timeout: float = PATIENCE) -> Arrival:
+        """The first message of which that holds, as soon as there is one."""
+        looked_at = 0
         with self._news:
-            if not self._news.wait_for(found, timeout):
-                raise TimeoutError(f"no message of a later master within {timeout:g} s")
-            arrival = found()
-            assert arrival is not None
-            return arrival
+            until = time.monotonic() + timeout
+            while True:
+                while looked_at < len(self.all):
+                    if is_it(self.all[looked_at]):
+                        return self.all[looked_at]
+                    looked_at += 1
+                if not self._news.wait(until - time.monotonic()):
+                    raise TimeoutError(f"the message did not come within {timeout:g} s")
 
     def faults(self) -> list[str]:
         """What must not be: a run that was left out, or made twice other than by the successor

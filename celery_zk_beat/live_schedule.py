@@ -19,7 +19,7 @@ from .live.definitions import Content, Timing, refusal
 from .live.merging import Live, Merging
 from .names import Entries
 from .policies import OwnPolicies
-from .runs import Run
+from .runs import NEVER, Run
 from .zookeeper.operations import Check
 
 #: Most entries that are put in their places one by one: for more all of them are looked at anew.
@@ -36,10 +36,9 @@ class LiveSchedule(BeatSchedule):
     def __init__(self, scheduler: Scheduler, names: Entries, dispatcher: Dispatcher) -> None:
         dispatcher.policies = self._policies = OwnPolicies(dispatcher.settings.policies)
         super().__init__(scheduler, names, dispatcher)
-        election = dispatcher.election
-        self.live = Merging(
-            election.session, election.paths, self._make, self._refusal, dispatcher.wake
-        )
+        session, paths = dispatcher.election.session, dispatcher.election.paths
+        acl = dispatcher.settings.entries_acl
+        self.live = Merging(session, paths, self._make, self._refusal, dispatcher.wake, acl)
         #: Those that are in the schedule.
         self._ours: dict[str, Live] = {}
         #: Those of beat_schedule in whose place they are.
@@ -50,6 +49,7 @@ class LiveSchedule(BeatSchedule):
         return self._scheduler.Entry(
             name=name,
             task=content.task,
+            last_run_at=NEVER,  # until its state says so; to look at the clock would take longer
             schedule=self._schedule(content.schedule),
             args=content.args,
             kwargs=dict(content.kwargs),

@@ -12,6 +12,7 @@ from ..errors import EntryError, RootError, Uncertain, ZkBeatError
 from ..log import get_logger
 from ..paths import Paths
 from ..runs import from_milliseconds
+from ..security import Grant
 from ..zookeeper.operations import Check
 from ..zookeeper.session import ZooKeeperSession
 from .definitions import Content, Damaged, Definition, Page, Sum, check_name, page_of_entry
@@ -64,6 +65,7 @@ class Merging:
         make: makes of an entry's name, and of what users say of it, what Celery takes; it may raise
             anything.
         refusal: why a task is not to be run; None where it is.
+        acl: the rights on the znode that is made where there is none; None: as on others.
 
     Attributes:
         stale: they may have changed since they were read.
@@ -80,8 +82,9 @@ class Merging:
         make: Callable[[str, Content], Any],
         refusal: Callable[[str], str | None],
         wake: Callable[[], None],
+        acl: tuple[Grant, ...] | None = None,
     ) -> None:
-        self._session, self._paths, self._wake = session, paths, wake
+        self._session, self._paths, self._wake, self._acl = session, paths, wake, acl
         self._make, self._refusal = make, refusal
         self.stale = True
         self.found: dict[str, Live] = {}
@@ -127,7 +130,7 @@ class Merging:
         path = self._paths.entries
         indexed = read_index(self._session, self._paths, self._on_watch)
         if indexed.version is None:
-            self._session.ensure(path)  # else nothing could tell of the first
+            self._session.ensure(path, self._acl)  # else nothing could tell of the first
             indexed = read_index(self._session, self._paths, self._on_watch)
         if indexed.version is None:
             raise Uncertain(f"{path}: deleted as soon as it is made")
