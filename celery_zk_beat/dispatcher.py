@@ -169,7 +169,9 @@ class Dispatcher:
         """
         begun = clock.boottime()
         try:
-            claimed = self.ledger.claim(runs, *also, *self.source.conditions(), meanwhile=meanwhile)
+            claimed = self.ledger.claim(
+                runs, *also, *self.source.conditions(runs), meanwhile=meanwhile
+            )
         except Outdated as exc:
             if exc.path == self.election.paths.pauses:
                 self.control.outdated()

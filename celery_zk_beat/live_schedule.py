@@ -68,11 +68,11 @@ class LiveSchedule(BeatSchedule):
         live = self._ours.get(name)
         return None if live is None else live.key
 
-    def conditions(self) -> Sequence[Check]:
-        return (self.live.unchanged,)
+    def conditions(self, runs: Iterable[Run]) -> Sequence[Check]:
+        return self.live.unchanged(run.entry for run in runs)
 
     def is_refused(self, path: str) -> None:
-        self.live.stale = True
+        self.live.is_refused()
 
     @property
     def is_damaged(self) -> bool:

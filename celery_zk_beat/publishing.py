@@ -54,8 +54,8 @@ class Entries(Protocol):
     def entry_of(self, run: Run) -> Any:
         """What is to be sent for a run."""
 
-    def conditions(self) -> Sequence[Check]:
-        """For a claim: what it goes by is as it was read."""
+    def conditions(self, runs: Iterable[Run]) -> Sequence[Check]:
+        """For a claim of these: what it goes by is as it was read."""
 
     def is_refused(self, path: str) -> None:
         """A claim was: the znode `path` is not as it was read."""

@@ -100,7 +100,7 @@ class Source(ABC):
         """See :meth:`.publishing.Entries.entry_of`."""
         return self.entries[run.entry]
 
-    def conditions(self) -> Sequence[Check]:
+    def conditions(self, runs: Iterable[Run]) -> Sequence[Check]:
         """See :meth:`.publishing.Entries.conditions`."""
         return ()
 

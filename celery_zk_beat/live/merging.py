@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ..errors import EntryError, RootError, Uncertain, ZkBeatError
+from .. import clock
+from ..errors import Conflict, EntryError, RootError, Uncertain, ZkBeatError
 from ..log import get_logger
 from ..paths import Paths
 from ..runs import from_milliseconds
 from ..security import Grant
-from ..zookeeper.operations import Check
+from ..zookeeper.operations import Check, Create
 from ..zookeeper.session import ZooKeeperSession
 from .definitions import Content, Damaged, Definition, Page, Sum, check_name, page_of_entry
 from .store import Indexed, read_index, read_pages
@@ -22,6 +25,8 @@ logger = get_logger(__name__)
 
 #: Most entries that are logged one by one, of those that cannot be in force.
 _MOST_LOGGED = 20
+#: Seconds for which changes are taken to go on after a claim was refused for one.
+_CONTENDED_FOR = 10.0
 _ABSENT = object()
 
 
@@ -94,15 +99,47 @@ class Merging:
         #: What the index said of each page when that was read; and what was on it.
         self._sums: dict[str, Sum] = {}
         self._pages: dict[str, Page] = {}
+        #: Versions of pages that the index does not name, for there is nothing on them.
+        self._empty: dict[str, int] = {}
+        #: On boottime(): until when claims are refused for changes that do not concern them.
+        self._is_contended_until = -math.inf
         #: Why entries are not in force, as far as the log was told.
         self._told: dict[str, str] = {}
         #: By task, while pages are read.
         self._refusals: dict[str, str | None] = {}
 
-    @property
-    def unchanged(self) -> Check:
-        """For a claim: refuses it when anything has changed since this was read."""
-        return Check(self._paths.entries, self._version)
+    def unchanged(self, names: Iterable[str]) -> list[Check]:
+        """For a claim of runs of these entries: refuses it when any of them has changed since they
+        were read. As a rule it is the index that is checked. Where others change entries all the
+        time, so that claims are refused for what does not concern them, it is these pages: else
+        nothing would run. Raises as :meth:`.ZooKeeperSession.commit`."""
+        if clock.boottime() < self._is_contended_until:
+            versions = {page: self._version_of(page) for page in set(map(page_of_entry, names))}
+            if None not in versions.values():
+                return [
+                    Check(self._paths.entries_page(page), version)
+                    for page, version in versions.items()
+                    if version is not None
+                ]
+        return [Check(self._paths.entries, self._version)]
+
+    def is_refused(self) -> None:
+        """A claim was, because they have changed."""
+        self.stale, self._is_contended_until = True, clock.boottime() + _CONTENDED_FOR
+
+    def _version_of(self, page: str) -> int | None:
+        """That of a page as it was read, or as this makes it where there is none: an entry that
+        comes to it has to change it. None where that is not known."""
+        if page in self._pages and page not in self.damaged_pages:
+            return self._pages[page].version
+        if page not in self._empty and page not in self._sums:
+            with contextlib.suppress(Conflict):  # another has made it just now
+                made = Create(self._paths.entries_page(page), Page().encode(), acl=self._acl)
+                self._session.commit(made)
+            found = read_pages(self._session, self._paths, [page])[page]
+            if isinstance(found, Page) and not found.told and found.version is not None:
+                self._empty[page] = found.version
+        return self._empty.get(page)
 
     @property
     def is_damaged(self) -> bool:
@@ -163,6 +200,7 @@ class Merging:
                 self.damaged_pages.pop(page, None)
             changed |= self._take(page, each, complaints)
             self._sums[page] = sums[page]
+            self._empty.pop(page, None)
         self._complain(complaints)
         return changed
 

@@ -207,6 +207,37 @@ def test_a_change_that_the_master_has_not_heard_of(
     assert one.metrics.elections == 1
 
 
+def test_what_does_not_concern_a_claim(
+    app: Celery, make: Make, editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[I12] Where others change entries all the time only changes of its entries refuse a claim,
+    also of one of beat_schedule, whose place in ZooKeeper is empty."""
+    one = master(make, beat_schedule={"code": every(0.3, "shop.code")})
+    editor.put("a", schedule=SOON)
+    editor.put("other")
+    assert len({page_of_entry(name) for name in ("a", "other", "code")}) == 3
+    more(app, one, "a", 1)
+    monkeypatch.setattr(Merging, "_on_watch", lambda self, event: None)
+    live = source_of(one).live
+    editor.set("other", args=[0])
+    learn(one)
+    editor.set("other", args=[1])
+    more(app, one, "a", 1)  # it was refused, and read
+    version = live._version
+    for number in range(2, 5):
+        editor.set("other", args=[number])
+        more(app, one, "a", 1)
+        more(app, one, "code", 1)
+    assert live._version == version
+    editor.set("a", task="shop.two")
+    assert more(app, one, "a", 1)[0].task == "shop.two"
+    assert live._version > version
+    editor.put("code", override=True, schedule=SOON)
+    assert more(app, one, "code", 1)[0].task == "shop.one"
+    editor.set("code", task="shop.two")
+    assert more(app, one, "code", 1)[0].task == "shop.two"
+
+
 # Clocks and numbers -------------------------------------------------------------------------------
 
 
@@ -528,7 +559,7 @@ def test_off(app: Celery, make: Make, client: KazooClient) -> None:
     one = master(make, zk_beat_entries=False, beat_schedule={"code": every(0.2, "shop.code")})
     more(app, one, "code", 1)
     assert not client.exists(one.election.paths.entries)
-    assert list(one._loop.source.conditions()) == []
+    assert list(one._loop.source.conditions([])) == []
     assert one._loop.dispatcher.policies is one.settings.policies
     app.conf.beat_schedule = {}
     assert ZooKeeperScheduler(app=app).digest() != on
