@@ -89,7 +89,7 @@ class RabbitMQ(Process):
         self._alarm.unlink(missing_ok=True)
         self._config.write_text(f"listeners.tcp.1 = {LOOPBACK}:{self.port}\n")
         super().start()
-        wait_serving(self, self._answers, START_TIMEOUT)
+        wait_serving(self, self._answers, 2 * START_TIMEOUT)  # it takes 5 s of CPU
         return self
 
     def set_alarm(self) -> None:
