@@ -8,26 +8,49 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConnectTimeout, RootError, SettingsError, UnsupportedEnvironment, ZkBeatError
+from .errors import (
+    ConnectTimeout,
+    EntryError,
+    RootError,
+    SettingsError,
+    TooLarge,
+    Uncertain,
+    UnsupportedEnvironment,
+    VersionConflict,
+    ZkBeatError,
+)
 from .version import __version__
 
 if TYPE_CHECKING:
     from .election.public import MasterElection
+    from .live.public import Entries, EntryChange, EntryVersion, LiveEntry
     from .schedulers import ZooKeeperScheduler
 
 __all__ = [
     "ConnectTimeout",
+    "Entries",
+    "EntryChange",
+    "EntryError",
+    "EntryVersion",
+    "LiveEntry",
     "MasterElection",
     "RootError",
     "SettingsError",
+    "TooLarge",
+    "Uncertain",
     "UnsupportedEnvironment",
+    "VersionConflict",
     "ZkBeatError",
     "ZooKeeperScheduler",
     "__version__",
 ]
 
 #: Imported on first use: an election needs no Celery, and Celery's own commands need neither.
-_LARGE = {"MasterElection": ".election.public", "ZooKeeperScheduler": ".schedulers"}
+_LARGE = {
+    **dict.fromkeys(("Entries", "EntryChange", "EntryVersion", "LiveEntry"), ".live.public"),
+    "MasterElection": ".election.public",
+    "ZooKeeperScheduler": ".schedulers",
+}
 
 
 def __dir__() -> list[str]:

@@ -149,6 +149,9 @@ class Content:
         """Bytes of its JSON."""
         return len(_to_json(self.told))
 
+    def is_same(self, other: Content | None) -> bool:
+        return other is not None and not _differences(self, other)
+
     def checked(self, name: str) -> Content:
         """The same, once it is certain that it can be kept, and be in force.
 
@@ -407,6 +410,24 @@ def _timing(value: Any) -> Timing:
                 raise _Refused(value[key], "seconds, 0 to 1e10", f"schedule.{key}")
         return Timing(every=float(value["every"]), offset=float(value.get("offset", 0)))
     raise _Refused(value, _KINDS_OF_TIMING)
+
+
+def timing_of(name: str, schedule: Any) -> Timing:
+    """From what users of Python have for a schedule. EntryError where it is none."""
+    if isinstance(schedule, schedules.cron) and schedule.key is None:
+        zone = schedule.zone
+        return Timing(cron=schedule.expression, tz=None if zone is None else zone.key)
+    if isinstance(schedule, schedules.every):
+        return Timing(every=schedule.seconds, offset=schedule.offset.total_seconds())
+    if isinstance(schedule, timedelta):
+        return Timing(every=schedule.total_seconds())
+    if _is_number(schedule):
+        schedule = {"every": schedule}
+    try:
+        return _timing(schedule)
+    except _Refused as exc:
+        accepted = exc.accepted if exc.field else "cron(...) without a key, every(...), or seconds"
+        raise EntryError(name, exc.field or "schedule", exc.value, accepted) from None
 
 
 def _is_number(value: Any) -> bool:

@@ -343,18 +343,34 @@ def connected(
     session = ZooKeeperSession(hosts.partition("/")[0], session_timeout, tell, access)
     session.start()
     try:
-        deadline = clock.boottime() + timeout
-        while not session.connected:
-            in_time = not session.servers.all_refuse and news.wait(deadline - clock.boottime())
-            if not in_time and session.servers.refusal is not None:
-                raise ConnectTimeout(session.servers.refusal)
-            if not in_time:
-                trouble = session.servers.trouble
-                setting = "" if trouble else f", and is {session.access.name('hosts')} right"
-                raise ConnectTimeout(
-                    f"ZooKeeper at {hosts} did not answer within {timeout:g} s: is it running"
-                    f"{setting}?{trouble}"
-                )
+        wait_for_connection(session, hosts, clock.boottime() + timeout, news)
         yield session
     finally:
         session.stop(_CLOSE_WITHIN)
+
+
+def wait_for_connection(
+    session: ZooKeeperSession, hosts: str, deadline: float, news: clock.Wakeup
+) -> None:
+    """Waits until a session that was started is connected.
+
+    Args:
+        hosts: as the user has it, for the error.
+        deadline: on boottime().
+        news: is set when the session's state changes.
+
+    Raises:
+        ConnectTimeout: not by `deadline`; or ZooKeeper refuses this access.
+    """
+    begun = clock.boottime()
+    while not session.connected:
+        in_time = not session.servers.all_refuse and news.wait(deadline - clock.boottime())
+        if not in_time and session.servers.refusal is not None:
+            raise ConnectTimeout(session.servers.refusal)
+        if not in_time:
+            trouble = session.servers.trouble
+            setting = "" if trouble else f", and is {session.access.name('hosts')} right"
+            raise ConnectTimeout(
+                f"ZooKeeper at {hosts} did not answer within {max(0, deadline - begun):.3g} s: is "
+                f"it running{setting}?{trouble}"
+            )
