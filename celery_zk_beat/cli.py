@@ -9,13 +9,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gc
-import getpass
 import itertools
 import json
 import math
-import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -31,10 +28,17 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from . import checking, clock, comparing, upcoming
 from .backfills import MOST_RATE, MOST_UNASKED, RATE
+from .command_line import (
+    NOT_DONE,
+    Failure,
+    Unreachable,
+    json_option,
+    print_lines,
+    timeout_option,
+)
 from .control import (
     BACKFILL,
     DROP_RUN,
-    LONGEST_WHO,
     RESIGN,
     RUN,
     TELL,
@@ -44,6 +48,7 @@ from .control import (
     RequestRecord,
     cancel_backfill,
     change_pauses,
+    who,
 )
 from .due import instants, tells_instants
 from .errors import (
@@ -56,6 +61,7 @@ from .errors import (
     ZkBeatError,
 )
 from .forecast import Outlook
+from .live import commands as live_commands
 from .log import get_logger, safe, show_warnings
 from .paths import Paths, page_of
 from .records import MasterRecord, to_text
@@ -66,12 +72,6 @@ from .status import terminal
 from .status.reader import Reader
 from .status.snapshot import FORMAT, Master, Snapshot, plain
 from .zookeeper.session import ZooKeeperSession, connected
-
-#: Exit codes, beside 0.
-#: No working master; or the request was refused or not completed.
-NOT_DONE = 1
-#: ZooKeeper cannot be reached; or a setting or the command line is wrong.
-UNREACHABLE = 2
 
 #: How many times to try a write that conflicts with other writers.
 _ATTEMPTS = 10
@@ -88,19 +88,6 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class Failure(click.ClickException):
-    """One line on stderr, and an exit code."""
-
-    exit_code = NOT_DONE
-
-    def __init__(self, message: str) -> None:
-        super().__init__(safe(message))
-
-
-class Unreachable(Failure):
-    exit_code = UNREACHABLE
 
 
 class _Site:
@@ -187,30 +174,6 @@ def _site(ctx: click.Context, timeout: float, news: clock.Wakeup) -> Iterator[_S
 # The commands -------------------------------------------------------------------------------------
 
 
-def _timeout(command: Function) -> Function:
-    return click.option(
-        "--timeout",
-        cls=CeleryOption,
-        type=click.FloatRange(min=0, min_open=True),
-        default=10.0,
-        show_default=True,
-        metavar="SECONDS",
-        help_group="zk-beat Options",
-        help="How long to wait for ZooKeeper, and for the request to complete.",
-    )(command)
-
-
-def _json(command: Function) -> Function:
-    return click.option(
-        "--json",
-        "as_json",
-        cls=CeleryOption,
-        is_flag=True,
-        help_group="zk-beat Options",
-        help="Print one JSON object (described in docs/status.md).",
-    )(command)
-
-
 def _complete_entry(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     try:
         app: Any = find_app(ctx.find_root().params["app"])
@@ -247,8 +210,8 @@ def zk_beat(ctx: click.Context, **kwargs: Any) -> None:
 
 
 @zk_beat.command(cls=CeleryCommand)
-@_json
-@_timeout
+@json_option
+@timeout_option
 @click.pass_context
 def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
     """Show who is master, what runs next and what is wrong.
@@ -267,7 +230,7 @@ def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
     if as_json:
         click.echo(json.dumps(snapshot.to_json()))
     else:
-        _print(ctx, terminal.status(snapshot, snapshot.read_at, _style(ctx), _width()))
+        print_lines(ctx, terminal.status(snapshot, snapshot.read_at, _style(ctx), _width()))
     ctx.exit(0 if snapshot.ok else NOT_DONE)
 
 
@@ -279,7 +242,7 @@ def status(ctx: click.Context, as_json: bool, timeout: float) -> None:
     help_group="zk-beat Options",
     help="Exit with 1 for warnings too, not only for errors.",
 )
-@_json
+@json_option
 @click.pass_context
 def check(ctx: click.Context, strict: bool, as_json: bool) -> None:
     """Check the configuration before you deploy it.
@@ -304,14 +267,14 @@ def check(ctx: click.Context, strict: bool, as_json: bool) -> None:
         summary = ", ".join(
             f"{number} {level}{'' if number == 1 else 's'}" for level, number in counts.items()
         )
-        _print(ctx, [*(safe(str(each)) for each in found), f"{count} entries: {summary}"])
+        print_lines(ctx, [*(safe(str(each)) for each in found), f"{count} entries: {summary}"])
     is_bad = counts[checking.ERROR] or (strict and counts[checking.WARNING])
     ctx.exit(NOT_DONE if is_bad else 0)
 
 
 @zk_beat.command(cls=CeleryCommand)
-@_json
-@_timeout
+@json_option
+@timeout_option
 @click.pass_context
 def diff(ctx: click.Context, as_json: bool, timeout: float) -> None:
     """Compare this configuration's entries with the master's.
@@ -352,7 +315,7 @@ def diff(ctx: click.Context, as_json: bool, timeout: float) -> None:
         return
     count = f"{len(found)} differences" if len(found) != 1 else "1 difference"
     lines = [safe(line) for each in found for line in _difference(each, now)]
-    _print(ctx, [*lines, safe(f"{count} from what {master} runs, of {len(entries)} entries")])
+    print_lines(ctx, [*lines, safe(f"{count} from what {master} runs, of {len(entries)} entries")])
 
 
 def _difference(each: comparing.Difference, now: datetime) -> Iterator[str]:
@@ -407,7 +370,7 @@ def _findings(app: Any) -> tuple[list[checking.Finding], int]:
 
 
 @zk_beat.command(cls=CeleryCommand)
-@_timeout
+@timeout_option
 @click.pass_context
 def watch(ctx: click.Context, timeout: float) -> None:
     """Show what `status` shows, live, until Ctrl-C.
@@ -441,7 +404,7 @@ def watch(ctx: click.Context, timeout: float) -> None:
     help_group="zk-beat Options",
     help="The standby that becomes master. Default: the first that is elected.",
 )
-@_timeout
+@timeout_option
 @click.pass_context
 def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
     """Make the master hand over to another beat.
@@ -475,7 +438,7 @@ def resign(ctx: click.Context, to: str | None, timeout: float) -> None:
                 _not_resigned(asking, answer, master, timeout)
                 return
     took = terminal.duration(clock.boottime() - begun)
-    _print(ctx, [safe(f"{found.id} is master, epoch {found.epoch}, after {took}")])
+    print_lines(ctx, [safe(f"{found.id} is master, epoch {found.epoch}, after {took}")])
 
 
 def _successor_wanted(snapshot: Snapshot, to: str | None) -> Master:
@@ -514,7 +477,7 @@ def _not_resigned(asking: Asking, answer: Answer | None, master: Master, timeout
 
 @zk_beat.command(cls=CeleryCommand)
 @_entry(required=False)
-@_timeout
+@timeout_option
 @click.pass_context
 def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
     """Stop dispatching ENTRY, or all entries, until `resume`.
@@ -532,15 +495,15 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
         if entry is not None:
             _known(snapshot, entry)
         now = clock.now()
-        before, after = _change(site, lambda pauses: pauses.pause(entry, now, _who()))
+        before, after = _change(site, lambda pauses: pauses.pause(entry, now, who()))
     known = after.of(entry)
     what = "everything" if entry is None else entry
     if before == after:
         by = "" if known.by is None else f", by {known.by}"
-        _print(ctx, [safe(f"{what} is already paused, since {terminal.iso(known.since)}{by}")])
+        print_lines(ctx, [safe(f"{what} is already paused, since {terminal.iso(known.since)}{by}")])
     else:
         how = "zk-beat resume" if entry is None else f"zk-beat resume {entry}"
-        _print(ctx, [safe(f"{what} is paused; `{how}` ends it")])
+        print_lines(ctx, [safe(f"{what} is paused; `{how}` ends it")])
 
 
 @zk_beat.command(cls=CeleryCommand)
@@ -554,7 +517,7 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
     help_group="zk-beat Options",
     help="Run an entry once if it was due during the pause, or skip it.",
 )
-@_timeout
+@timeout_option
 @click.pass_context
 def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float) -> None:
     """Dispatch ENTRY, or all entries, again after `pause`.
@@ -571,18 +534,16 @@ def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float
     """
     with _site(ctx, timeout, clock.Wakeup()) as site:
         snapshot, now = site.read(), clock.now()
-        before, after = _change(
-            site, lambda pauses: pauses.resume(entry, now, not catch_up, _who())
-        )
+        before, after = _change(site, lambda pauses: pauses.resume(entry, now, not catch_up, who()))
         if before == after and entry is not None:
             _known(snapshot, entry)
     what = "everything" if entry is None else entry
     if before == after:
-        _print(ctx, [safe(f"{what} is not paused{_other_pauses(after, entry)}")])
+        print_lines(ctx, [safe(f"{what} is not paused{_other_pauses(after, entry)}")])
         return
     who = "the next master" if snapshot.master is None else snapshot.master.id
     missed = f"{who} runs once what was due" if catch_up else f"{who} skips what was due"
-    _print(ctx, [safe(f"{what} is resumed: {missed}{_other_pauses(after, entry)}")])
+    print_lines(ctx, [safe(f"{what} is resumed: {missed}{_other_pauses(after, entry)}")])
 
 
 def _change(site: _Site, change: Callable[[Pauses], Pauses]) -> tuple[Pauses, Pauses]:
@@ -607,7 +568,7 @@ def _other_pauses(pauses: Pauses, entry: str | None) -> str:
 
 @zk_beat.command(cls=CeleryCommand)
 @_entry(required=True)
-@_timeout
+@timeout_option
 @click.pass_context
 def run(ctx: click.Context, entry: str, timeout: float) -> None:
     """Make the master dispatch ENTRY once, now.
@@ -629,12 +590,12 @@ def run(ctx: click.Context, entry: str, timeout: float) -> None:
         if number in _dropped(site, entry):
             raise Failure(f"{claimed}: dropped; see `zk-beat history {entry}`")
     took = terminal.duration(clock.boottime() - begun)
-    _print(ctx, [safe(f"{claimed}: dispatched after {took}")])
+    print_lines(ctx, [safe(f"{claimed}: dispatched after {took}")])
 
 
 @zk_beat.command(cls=CeleryCommand)
 @_entry(required=True)
-@_timeout
+@timeout_option
 @click.pass_context
 def drop(ctx: click.Context, entry: str, timeout: float) -> None:
     """Make the master drop the waiting run of ENTRY.
@@ -652,7 +613,7 @@ def drop(ctx: click.Context, entry: str, timeout: float) -> None:
     with _site(ctx, timeout, news) as site:
         answer, number = _ask(site, DROP_RUN, entry, "dropped", news, deadline)
     what = f"run {number} of {entry}, task id {answer.task_id}: dropped, {answer.text}"
-    _print(ctx, [safe(what)])
+    print_lines(ctx, [safe(what)])
 
 
 def _ask(
@@ -774,8 +735,8 @@ class _Range:
     help_group="zk-beat Options",
     help="Stop the backfill of ENTRY.",
 )
-@_json
-@_timeout
+@json_option
+@timeout_option
 @click.pass_context
 def backfill(
     ctx: click.Context,
@@ -829,7 +790,7 @@ def backfill(
         click.echo(wanted.to_json(begun=answer.text))
         return
     line = f"backfill of {wanted}: {answer.text}, {rate:g} per second; `zk-beat status` shows it, "
-    _print(ctx, [safe(f"{line}`zk-beat backfill {entry} --cancel` stops it")])
+    print_lines(ctx, [safe(f"{line}`zk-beat backfill {entry} --cancel` stops it")])
 
 
 def _range(app: Any, entry: str, since: str, until: str, rate: float) -> _Range:
@@ -886,7 +847,7 @@ def _show_backfill(
     else:
         count = f"more than {most}, refused without --yes" if is_refused else f"{len(due)}"
         lines = [at.astimezone(app.timezone).isoformat() for at in due[:most]]
-        _print(ctx, [*lines, safe(f"{wanted}: {count} runs; nothing was started")])
+        print_lines(ctx, [*lines, safe(f"{wanted}: {count} runs; nothing was started")])
     ctx.exit(NOT_DONE if is_refused or not due else 0)
 
 
@@ -900,7 +861,9 @@ def _cancel_backfill(ctx: click.Context, entry: str, timeout: float, as_json: bo
         told = {"format": FORMAT, "entry": entry, "done": found.done, "total": found.total}
         click.echo(json.dumps(told))
     else:
-        _print(ctx, [safe(f"the backfill of {entry} is cancelled after {found.done}{of} runs")])
+        print_lines(
+            ctx, [safe(f"the backfill of {entry} is cancelled after {found.done}{of} runs")]
+        )
 
 
 def _withdraw(asking: Asking) -> Answer | None:
@@ -944,8 +907,8 @@ def _dropped(site: _Site, entry: str) -> tuple[int, ...]:
     help_group="zk-beat Options",
     help="Show at most this many runs.",
 )
-@_json
-@_timeout
+@json_option
+@timeout_option
 @click.pass_context
 def history(
     ctx: click.Context, entry: str | None, limit: int, as_json: bool, timeout: float
@@ -972,9 +935,9 @@ def history(
         click.echo(json.dumps({**told, "runs": plain(runs), "masters": plain(masters)}))
         return
     now, style = snapshot.read_at, _style(ctx)
-    _print(ctx, terminal.history(runs, style, _width(), with_entry=entry is None))
+    print_lines(ctx, terminal.history(runs, style, _width(), with_entry=entry is None))
     if entry is None:
-        _print(ctx, ["", *terminal.masters(masters, now, style, _width())])
+        print_lines(ctx, ["", *terminal.masters(masters, now, style, _width())])
 
 
 @zk_beat.command(cls=CeleryCommand, name="next")
@@ -1009,8 +972,8 @@ def history(
     help_group="zk-beat Options",
     help="Show how many runs each minute has, the busiest minute first.",
 )
-@_json
-@_timeout
+@json_option
+@timeout_option
 @click.pass_context
 def next_(
     ctx: click.Context,
@@ -1055,14 +1018,14 @@ def next_(
             told["minutes"] = {to_text(minute): runs for minute, runs in minutes.items()}
             click.echo(json.dumps(told))
         else:
-            _print(ctx, upcoming.table_of_minutes(minutes, _style(ctx), _width()))
+            print_lines(ctx, upcoming.table_of_minutes(minutes, _style(ctx), _width()))
         return
     most = count if count is not None else None if until else 10
     runs = list(itertools.islice(schedule.runs(begin, end, entry), most))
     if as_json:
         click.echo(json.dumps({**told, "entry": entry, "runs": plain(runs)}))
     else:
-        _print(ctx, upcoming.table_of(runs, now, _style(ctx), _width(), entry is None))
+        print_lines(ctx, upcoming.table_of(runs, now, _style(ctx), _width(), entry is None))
 
 
 def _at(option: str, text: str | None, read: Callable[[str], datetime]) -> datetime | None:
@@ -1127,16 +1090,7 @@ def _no_entry(entry: str, names: Iterable[str], where: str) -> str:
 
 
 def _request(do: str, entry: str | None = None, to: str | None = None) -> RequestRecord:
-    return RequestRecord(do, entry, to, to_text(clock.now()), _who())
-
-
-def _who() -> str:
-    """Returns who asks: user@host, for the log and the history."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # in a container the user may have no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"[:LONGEST_WHO]
+    return RequestRecord(do, entry, to, to_text(clock.now()), who())
 
 
 def _until(look: Callable[[], T | None], news: clock.Wakeup, deadline: float) -> T | None:
@@ -1162,11 +1116,6 @@ def _until(look: Callable[[], T | None], news: clock.Wakeup, deadline: float) ->
             return None
 
 
-def _print(ctx: click.Context, lines: Iterable[str]) -> None:
-    encoding = sys.stdout.encoding or "ascii"
-    ctx.obj.echo("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
-
-
 def _style(ctx: click.Context) -> terminal.Style:
     def style(message: str, colour: str) -> str:
         how: dict[str, Any] = {"bold": True} if colour == "bold" else {"fg": colour}
@@ -1177,3 +1126,7 @@ def _style(ctx: click.Context) -> terminal.Style:
 
 def _width() -> float:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+
+
+for _command in live_commands.COMMANDS:
+    zk_beat.add_command(_command)

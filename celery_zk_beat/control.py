@@ -12,6 +12,9 @@ answer. A command that stops waiting deletes its request, so no request outlives
 from __future__ import annotations
 
 import contextlib
+import getpass
+import os
+import socket
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -351,6 +354,15 @@ class Control:
 
 
 # The operators' side ----------------------------------------------------------------------------
+
+
+def who() -> str:
+    """Returns who asks: user@host, for the log and the history."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # in a container the user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"[:LONGEST_WHO]
 
 
 def change_pauses(

@@ -13,10 +13,18 @@ from typing_extensions import assert_type
 import celery_zk_beat
 from celery_zk_beat import (
     ConnectTimeout,
+    Entries,
+    EntryChange,
+    EntryError,
+    EntryVersion,
+    LiveEntry,
     MasterElection,
     RootError,
     SettingsError,
+    TooLarge,
+    Uncertain,
     UnsupportedEnvironment,
+    VersionConflict,
     ZkBeatError,
     ZooKeeperScheduler,
 )
@@ -112,6 +120,56 @@ def a_test_of_its_own() -> None:
         assert_type(skip.due, datetime)
         assert_type(skip.until, datetime)
         assert_type(skip.reason, str)
+
+
+def live_entries() -> None:
+    with Entries(an_app(), timeout=5.0, by="web") as entries:
+        made = entries.put(
+            "tenant-7",
+            task="report",
+            schedule=cron("0 9 * * *", "Europe/Paris"),
+            args=[1],
+            kwargs={"tenant": 7},
+            options={"queue": "reports"},
+            policy={"jitter": timedelta(minutes=5)},
+            enabled=True,
+            override=False,
+            note="asked for",
+            if_version=0,
+        )
+        assert_type(made, LiveEntry)
+        assert_type(entries.set("tenant-7", schedule=every(60), if_version=made.version), LiveEntry)
+        assert_type(entries.set("tenant-7", enabled=False, kwargs={}), LiveEntry)
+        assert_type(entries.get("tenant-7"), Optional[LiveEntry])
+        assert_type(entries.remove("tenant-7", if_version=3), bool)
+        assert_type(len(entries), int)
+        assert_type(entries.read(), tuple[list[LiveEntry], dict[str, str]])
+        for entry in entries:
+            assert_type(entry.name, str)
+            assert_type(entry.kwargs, dict[str, Any])
+            assert_type(entry.at, datetime)
+            assert_type(entry.changes, tuple[EntryVersion, ...])
+            assert_type(entry.changes[-1].what, tuple[str, ...])
+        for change in entries.changes(timeout=1):
+            assert_type(change, EntryChange)
+            assert_type(change.before, Optional[LiveEntry])
+            assert_type(change.after, Optional[LiveEntry])
+
+
+def errors_of_live_entries() -> None:
+    try:
+        live_entries()
+    except EntryError as exc:
+        assert_type(exc.name, str)
+        assert_type(exc.field, Optional[str])
+        assert_type(exc.accepted, str)
+        wrong: ValueError = exc
+        raise wrong from exc
+    except VersionConflict as exc:
+        assert_type((exc.wanted, exc.found), tuple[int, int])
+    except (TooLarge, Uncertain) as exc:
+        mine: ZkBeatError = exc
+        raise mine from exc
 
 
 def receivers() -> None:

@@ -149,6 +149,10 @@ class Content:
         """Bytes of its JSON."""
         return len(_to_json(self.told))
 
+    def differences(self, after: Content) -> tuple[str, ...]:
+        """The names of the fields that are others in `after`; "enabled" or "disabled"."""
+        return _differences(self, after)
+
     def is_same(self, other: Content | None) -> bool:
         return other is not None and not _differences(self, other)
 
@@ -158,8 +162,9 @@ class Content:
         Raises:
             EntryError: as :meth:`of`; also where it is too large, or no schedule.
         """
-        told = self.told
-        content = Content.of(name, told)
+        # Not `told`, which leaves out what is empty, be it of the wrong kind.
+        raw = {**vars(self), "schedule": self.schedule.told}
+        content = Content.of(name, raw)
         check_timing(name, content.schedule)
         if self.size > LARGEST:
             what = f"{self.size} bytes of JSON"
@@ -172,7 +177,7 @@ def check_timing(name: str, timing: Timing) -> None:
     try:
         timing.schedule()
     except ValueError as exc:
-        raise EntryError(name, "schedule", timing.told, str(exc)) from None
+        raise EntryError(name, "schedule", timing.told, f"one that can be: {exc}") from None
 
 
 class Change(NamedTuple):

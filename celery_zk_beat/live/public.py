@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
-import socket
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +12,7 @@ from enum import Enum
 from typing import Any, TypeVar, Union
 
 from .. import clock
-from ..control import LONGEST_WHO
+from ..control import LONGEST_WHO, who
 from ..errors import (
     AccessDenied,
     ConnectTimeout,
@@ -106,7 +104,8 @@ class LiveEntry:
         try:
             schedule = content.schedule.schedule()
         except ValueError as exc:
-            raise EntryError(name, "schedule", content.schedule.told, str(exc)) from None
+            what = f"one that can be: {exc}"
+            raise EntryError(name, "schedule", content.schedule.told, what) from None
         changes = tuple(
             EntryVersion(each.version, from_milliseconds(each.at), each.by, each.what)
             for each in found.changes
@@ -160,7 +159,7 @@ class Entries:
         self._app = app
         self.settings = Settings.from_app(app)
         self._timeout = check_seconds(timeout)
-        self._by = (by or default_by())[:LONGEST_WHO]
+        self._by = (by or who())[:LONGEST_WHO]
         self._is_closed = False
         self._begin()
         _all.add(self)
@@ -215,7 +214,7 @@ class Entries:
             override=override,
             note=note,
         ).checked(check_name(name))
-        self._check_task(name, content.task)
+        self.check_task(name, content.task)
 
         def edit(found: Found) -> Content:
             _check_version(name, found, if_version, content)
@@ -254,7 +253,7 @@ class Entries:
         }
         said = {key: value for key, value in said.items() if value is not KEEP}
         if task is not KEEP:
-            self._check_task(name, task)
+            self.check_task(name, task)
 
         def edit(found: Found) -> Content:
             if found is None:
@@ -380,14 +379,18 @@ class Entries:
         assert after is not None
         return LiveEntry.of(name, after)
 
-    def change_many(
-        self, edits: Mapping[str, store.Edit], timeout: float
-    ) -> Iterator[dict[str, store.Changed]]:
-        """For `import`: see :meth:`.Changer.change_many`; within `timeout` seconds."""
-        link = self._linked(clock.boottime() + self._timeout)
-        return link.changer.change_many(edits, self._by, clock.boottime() + timeout)
+    def definitions(self) -> dict[str, Definition | Damaged]:
+        """For `import`: all of them."""
+        found: dict[str, _Known] = {}
+        self._with(_patiently(lambda link, until: link.read(found, None)))
+        return _entries(found)
 
-    def _check_task(self, name: str, task: str) -> None:
+    def change_many(self, edits: Mapping[str, store.Edit]) -> Iterator[dict[str, store.Changed]]:
+        """For `import`, in one thread: see :meth:`.Changer.change_many`."""
+        link = self._linked(clock.boottime() + self._timeout)
+        return link.changer.change_many(edits, self._by, self._timeout)
+
+    def check_task(self, name: str, task: str) -> None:
         """Raises EntryError where the beats would not run it."""
         patterns, setting = self.settings.entries_tasks, f"{self.settings.prefix}entries_tasks"
         why = refusal(task, self._app.tasks, patterns, setting)
@@ -571,12 +574,3 @@ def _check_version(name: str, found: Found, wanted: int | None, content: Content
 def _as_dict(value: Any) -> Any:
     """A mapping as a dictionary; what is none is refused later."""
     return dict(value or {}) if value is None or isinstance(value, Mapping) else value
-
-
-def default_by() -> str:
-    """``user@host`` of this process."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"

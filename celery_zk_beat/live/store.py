@@ -192,16 +192,18 @@ class Changer:
         return _Task(self, edits, by, deadline).run()
 
     def change_many(
-        self, edits: Mapping[str, Edit], by: str, deadline: float
+        self, edits: Mapping[str, Edit], by: str, timeout: float
     ) -> Iterator[dict[str, Changed]]:
         """Makes more changes than one transaction can hold: each page whole or not at all, and as
-        many pages together as there is room for. Returns what became of each transaction's; raises
-        as :meth:`change`, and then those before it are made."""
+        many pages together as there is room for, each transaction within `timeout` seconds. Returns
+        what became of each transaction's; raises as :meth:`change`, and then those before it are
+        made."""
         by_page: dict[str, dict[str, Edit]] = {}
         for name, edit in edits.items():
             by_page.setdefault(page_of_entry(name), {})[name] = edit
         pending = sorted(by_page)
         while pending:
+            deadline = clock.boottime() + timeout
             now, size = 0, 0
             read_now = self.pages(pending[:64], deadline)
             together: dict[str, Edit] = {}

@@ -20,7 +20,7 @@ import pytest
 from kazoo.client import KazooClient
 
 from celery_zk_beat import MasterElection
-from celery_zk_beat.cli import NOT_DONE, UNREACHABLE
+from celery_zk_beat.command_line import NOT_DONE, UNREACHABLE
 from celery_zk_beat.paths import Paths
 from example_project.processes import REPOSITORY
 from example_project.servers import Process, Redis, ZooKeeper, free_port, wait_until

@@ -310,9 +310,9 @@ def test_bounds(changer: Changer, client: KazooClient, paths: Paths) -> None:
 
 def test_many_more_than_one_transaction_holds(changer: Changer) -> None:
     edits = {f"tenant-{n}": saying(args=["x" * 2_000, n]) for n in range(1_000)}
-    parts = list(changer.change_many(edits, "import", soon()))
+    parts = list(changer.change_many(edits, "import", PATIENCE))
     assert len(parts) > 3
     assert {name for part in parts for name in part} == set(edits)
     assert set(entries(changer)) == set(edits)
-    parts = list(changer.change_many(edits, "import", soon()))
+    parts = list(changer.change_many(edits, "import", PATIENCE))
     assert not any(each.is_changed for part in parts for each in part.values())

@@ -94,6 +94,7 @@ def test_schedules() -> None:
         ("schedule", {"cron": "0 9 * * *", "tz": "../../etc/passwd"}, "time zone"),
         ("schedule", {"cron": "*" * 301}, "schedule.cron is"),
         ("args", {}, "args is {}: expected a list"),
+        ("args", "", "args is '': expected a list"),
         ("args", [float("inf")], "finite"),
         ("args", [2**64], "64 bits"),
         ("args", [object()], "what JSON can hold"),
@@ -136,6 +137,16 @@ def test_what_cannot_be_is_named(field: str, value: Any, said: str) -> None:
 
 def _checked(told: Any) -> Content:
     return Content.of("tenant-7", told).checked("tenant-7")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("args", {}), ("kwargs", []), ("options", ()), ("policy", ""), ("note", None), ("enabled", 0)],
+)
+def test_what_is_empty_and_of_another_kind(field: str, value: Any) -> None:
+    content = Content("shop.report", Timing(every=30.0), **{field: value})
+    with pytest.raises(EntryError, match=f"{field} is"):
+        content.checked("e")
 
 
 @pytest.mark.parametrize("field", ["task", "schedule"])

@@ -1,0 +1,469 @@
+"""``zk-beat add``, ``set``, ``remove``, ``show``, ``export`` and ``import``: live entries at the
+command line. They need ZooKeeper alone, no beat."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption
+
+from ..command_line import (
+    Failure,
+    Unreachable,
+    json_option,
+    print_lines,
+    timeout_option,
+)
+from ..control import who
+from ..errors import (
+    EntryError,
+    QuotaExceeded,
+    RootError,
+    SettingsError,
+    TooLarge,
+    VersionConflict,
+    ZkBeatError,
+)
+from ..log import safe, show_warnings
+from ..records import FORMAT, to_text
+from .definitions import Content, Damaged, Found, check_name, timing_of
+from .public import Entries, EntryVersion, LiveEntry
+from .store import Edit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: Most bytes of a file that is imported.
+_LARGEST_FILE = 200_000_000
+#: Most lines of differences, each.
+_MOST_LINES = 1000
+
+
+def _option(*names: str, **more: Any) -> Callable[[Function], Function]:
+    return click.option(*names, cls=CeleryOption, help_group="zk-beat Options", **more)
+
+
+def _fields(command: Function) -> Function:
+    """Those of `add` and `set`."""
+    options = [
+        _option("--task", metavar="TASK", help="The name of the task."),
+        _option("--every", type=float, metavar="SECONDS", help="Runs each so many seconds."),
+        _option(
+            "--offset",
+            type=float,
+            metavar="SECONDS",
+            help="With --every: so long after midnight UTC of 1 January 1970, and from there.",
+        ),
+        _option("--cron", metavar="EXPR", help="Runs by a line of cron: '0 9 * * *'."),
+        _option("--tz", metavar="ZONE", help="With --cron: its time zone; default: the app's."),
+        _option("--args", metavar="JSON", help="Arguments of the task, a list: '[1, 2]'."),
+        _option("--kwargs", metavar="JSON", help="Named arguments, an object: '{\"a\": 1}'."),
+        _option(
+            "--options",
+            metavar="JSON",
+            help='Options of the message: \'{"queue": "reports", "expires": 60}\'.',
+        ),
+        _option("--policy", metavar="JSON", help="Its policy: '{\"jitter\": 300}'."),
+        _option("--note", metavar="TEXT", help="For who looks at it."),
+        _option(
+            "--override/--no-override",
+            "override",
+            default=None,
+            help="Whether it wins over an entry of its name in beat_schedule.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _if_version(command: Function) -> Function:
+    return _option(
+        "--if-version",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Only if the entry has this version.",
+    )(command)
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("name")
+@_fields
+@_option("--disabled", is_flag=True, help="It does not run until `set --enabled`.")
+@json_option
+@timeout_option
+@click.pass_context
+def add(
+    ctx: click.Context, /, name: str, disabled: bool, as_json: bool, timeout: float, **given: Any
+) -> None:
+    """Add the live entry NAME.
+
+    It runs from now on, whoever is master; no beat has to be restarted. Refused if there is a live
+    entry of this name: `set` changes it.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat add tenant-7 --task proj.report --cron "0 9 * * *" --tz Europe/Paris
+      $ celery -A proj zk-beat add poll --task proj.poll --every 30 --options '{"expires": 30}'
+    """
+    said = _said(given)
+    for field, options in (("task", "--task"), ("schedule", "--every or --cron")):
+        if field not in said:
+            raise click.UsageError(f"{options} is missing")
+    if disabled:
+        said["enabled"] = False
+    with _entries(ctx, timeout) as entries:
+        try:
+            found = entries.put(name, **said, if_version=0)
+        except VersionConflict as exc:
+            text = f"{name} is there already, version {exc.found}: `zk-beat set` changes it"
+            raise Failure(text) from None
+    _tell(ctx, as_json, found, f"{name} is added")
+
+
+@click.command(cls=CeleryCommand, name="set")
+@click.argument("name")
+@_fields
+@_option("--enabled/--disabled", "enabled", default=None, help="Whether it runs.")
+@_if_version
+@json_option
+@timeout_option
+@click.pass_context
+def set_(
+    ctx: click.Context,
+    /,
+    name: str,
+    enabled: bool | None,
+    if_version: int | None,
+    as_json: bool,
+    timeout: float,
+    **given: Any,
+) -> None:
+    """Change the live entry NAME: only the fields that you name.
+
+    After the answer no run is claimed by the old definition. The clock of the entry goes on, unless
+    you change the schedule or enable the entry again: then its next run counts from now.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat set tenant-7 --cron "0 10 * * *" --tz Europe/Paris
+      $ celery -A proj zk-beat set tenant-7 --disabled --note "unpaid"
+    """
+    said = _said(given)
+    if enabled is not None:
+        said["enabled"] = enabled
+    if not said:
+        raise click.UsageError("nothing to change is named")
+    with _entries(ctx, timeout) as entries:
+        before = entries.get(name)
+        try:
+            found = entries.set(name, **said, if_version=if_version)
+        except KeyError:
+            raise Failure(_no_entry(name, entries)) from None
+    is_changed = before is None or before.version != found.version
+    _tell(ctx, as_json, found, f"{name} is changed" if is_changed else f"{name} is so already")
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("name")
+@_if_version
+@timeout_option
+@click.pass_context
+def remove(ctx: click.Context, name: str, if_version: int | None, timeout: float) -> None:
+    """Remove the live entry NAME.
+
+    After the answer no run of it is claimed. If it is added again later it begins anew.
+
+    \b
+    Example:
+      $ celery -A proj zk-beat remove tenant-7
+    """
+    with _entries(ctx, timeout) as entries:
+        if not entries.remove(name, if_version):
+            raise Failure(_no_entry(name, entries))
+    print_lines(ctx, [safe(f"{name} is removed")])
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("name")
+@json_option
+@timeout_option
+@click.pass_context
+def show(ctx: click.Context, name: str, as_json: bool, timeout: float) -> None:
+    """Show the live entry NAME: what it is, and who changed what when.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat show tenant-7
+      $ celery -A proj zk-beat show tenant-7 --json | jq .entry.version
+    """
+    with _entries(ctx, timeout) as entries:
+        found = entries.get(name)
+        if found is None:
+            raise Failure(_no_entry(name, entries))
+    if as_json:
+        click.echo(json.dumps({"format": FORMAT, "entry": as_plain(found)}))
+        return
+    lines = [found.name]
+    for field, value in _content(found).told.items():
+        lines.append(f"  {field:10}{value if isinstance(value, str) else json.dumps(value)}")
+    lines += [f"  {'version':10}{found.version}", f"  {'clock':10}since {to_text(found.since)}"]
+    lines += ["changes"]
+    lines += [f"  {_version_line(each)}" for each in reversed(found.changes)]
+    print_lines(ctx, map(safe, lines))
+
+
+def _version_line(each: EntryVersion) -> str:
+    at = each.at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{each.version:4}  {at}  {each.by}: {', '.join(each.what)}"
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("file", required=False)
+@timeout_option
+@click.pass_context
+def export(ctx: click.Context, file: str | None, timeout: float) -> None:
+    """Write all live entries as JSON, to FILE or to the terminal.
+
+    `import` reads it, here or under another root. Without versions and changes.
+
+    \b
+    Example:
+      $ celery -A proj zk-beat export entries.json
+    """
+    with _entries(ctx, timeout) as entries:
+        found, damaged = entries.read()
+    told = {"format": FORMAT, "entries": {each.name: _content(each).told for each in found}}
+    text = json.dumps(told, indent=1)
+    for name, why in damaged.items():
+        click.echo(safe(f"{name} is left out: {why}"), err=True)
+    if file is None or file == "-":
+        click.echo(text)
+    else:
+        try:
+            with open(file, "w", encoding="ascii") as out:
+                out.write(text + "\n")
+        except OSError as exc:
+            raise Unreachable(f"{file}: {exc.strerror}") from None
+        print_lines(ctx, [safe(f"{len(found)} entries are in {file}")])
+    ctx.exit(1 if damaged else 0)
+
+
+@click.command(cls=CeleryCommand, name="import")
+@click.argument("file")
+@_option("--prune", is_flag=True, help="Remove live entries that FILE does not name.")
+@_option("--dry-run", is_flag=True, help="Show the difference; change nothing.")
+@timeout_option
+@click.pass_context
+def import_(ctx: click.Context, file: str, prune: bool, dry_run: bool, timeout: float) -> None:
+    """Have the live entries be those of FILE ("-": of the standard input), as `export` writes it.
+
+    First all of FILE is checked, and the difference shown. What fits into one transaction of some
+    500 kB is changed whole or not at all; of more, one part after the other. If it is interrupted,
+    say it again: what is done already is not done twice. --timeout is for each part.
+
+    \b
+    Examples:
+      $ celery -A proj zk-beat import entries.json --dry-run
+      $ celery -A proj zk-beat import entries.json --prune
+    """
+    wanted = _read_file(file)
+    with _entries(ctx, timeout) as entries:
+        for name, content in wanted.items():
+            entries.check_task(name, content.task)
+        found = entries.definitions()
+        changes = _changes(found, wanted, prune)
+        _show_changes(ctx, found, changes)
+        if dry_run or not changes:
+            print_lines(ctx, ["nothing was changed"])
+            return
+        edits = {name: _edit_to(name, content) for name, content in changes.items()}
+        done = 0
+        try:
+            for part in entries.change_many(edits):
+                done += len(part)
+        except ZkBeatError as exc:
+            text = f"{exc}; {done} of {len(changes)} entries are changed: say it again for the rest"
+            if isinstance(exc, (EntryError, TooLarge, RootError)):
+                raise Failure(text) from None
+            raise Unreachable(text) from None
+    print_lines(ctx, [f"{done} entries are changed"])
+
+
+def _read_file(file: str) -> dict[str, Content]:
+    """Each entry of it, checked."""
+    try:
+        if file == "-":
+            text = sys.stdin.read(_LARGEST_FILE + 1)
+        else:
+            with open(file, encoding="utf-8") as read:
+                text = read.read(_LARGEST_FILE + 1)
+        told = json.loads(text) if len(text) <= _LARGEST_FILE else None
+    except OSError as exc:
+        raise Unreachable(f"{file}: {exc.strerror}") from None
+    except (ValueError, RecursionError) as exc:
+        raise Unreachable(f"{file}: not JSON: {exc}") from None
+    form = f'{{"format": {FORMAT}, "entries": {{NAME: {{...}}}}}}'
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise Unreachable(f"{file}: expected {form}")
+    entries = told.get("entries")
+    if not isinstance(entries, dict):
+        raise Unreachable(f"{file}: expected {form}")
+    wanted, wrong = {}, []
+    for name, each in entries.items():
+        try:
+            wanted[check_name(name)] = Content.of(name, each).checked(name)
+        except EntryError as exc:
+            wrong.append(str(exc))
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if wrong[5:] else ""
+        raise Unreachable(f"{file}: {'; '.join(wrong[:5])}{more}: nothing was changed")
+    return wanted
+
+
+def _changes(
+    found: Mapping[str, Found], wanted: Mapping[str, Content], prune: bool
+) -> dict[str, Content | None]:
+    changes: dict[str, Content | None] = {}
+    for name, content in wanted.items():
+        before = found.get(name)
+        if before is None or isinstance(before, Damaged) or not before.content.is_same(content):
+            changes[name] = content
+    if prune:
+        changes.update((name, None) for name in found if name not in wanted)
+    return changes
+
+
+def _show_changes(
+    ctx: click.Context, found: Mapping[str, Found], changes: Mapping[str, Content | None]
+) -> None:
+    lines = []
+    for name, content in sorted(changes.items()):
+        before = found.get(name)
+        if content is None:
+            lines.append(f"- {name}")
+        elif before is None:
+            lines.append(f"+ {name}: {json.dumps(content.told)}")
+        elif isinstance(before, Damaged):
+            lines.append(f"~ {name}: could not be understood")
+        else:
+            lines.append(f"~ {name}: {', '.join(before.content.differences(content))}")
+    if lines[_MOST_LINES:]:
+        lines = [*lines[:_MOST_LINES], f"... and {len(lines) - _MOST_LINES} more"]
+    added = sum(1 for name in changes if name not in found)
+    removed = sum(1 for content in changes.values() if content is None)
+    changed = len(changes) - added - removed
+    lines.append(f"{added} to add, {changed} to change, {removed} to remove")
+    print_lines(ctx, map(safe, lines))
+
+
+def _edit_to(name: str, content: Content | None) -> Edit:
+    return lambda found: content
+
+
+# What they share ----------------------------------------------------------------------------------
+
+
+def _said(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was named on the command line, as :meth:`.Entries.put` takes it."""
+    said: dict[str, Any] = {
+        key: given[key] for key in ("task", "note", "override") if given[key] is not None
+    }
+    for key in ("args", "kwargs", "options", "policy"):
+        if given[key] is not None:
+            try:
+                said[key] = json.loads(given[key])
+            except (ValueError, RecursionError) as exc:
+                hint = f"{given[key]!r:.80} is not JSON: {exc}"
+                raise click.BadParameter(safe(hint), param_hint=f"--{key}") from None
+    every, offset, cron, tz = (given[key] for key in ("every", "offset", "cron", "tz"))
+    if every is not None and cron is not None:
+        raise click.UsageError("--every and --cron: expected one of them")
+    if offset is not None and every is None:
+        raise click.UsageError("--offset goes with --every")
+    if tz is not None and cron is None:
+        raise click.UsageError("--tz goes with --cron")
+    if every is not None:
+        said["schedule"] = {"every": every, **({} if offset is None else {"offset": offset})}
+    if cron is not None:
+        said["schedule"] = {"cron": cron, **({} if tz is None else {"tz": tz})}
+    return said
+
+
+@contextlib.contextmanager
+def _entries(ctx: click.Context, timeout: float) -> Iterator[Entries]:
+    """Turns each error of ours into its line and exit code."""
+    hosts = ""
+    show_warnings()
+    try:
+        with Entries(ctx.obj.app, timeout, by=who()) as entries:
+            hosts = entries.settings.hosts
+            if not entries.settings.entries:
+                name = entries.settings.prefix + "entries"
+                click.echo(f"{name} is not True here: such beats run no live entries", err=True)
+            yield entries
+    except (EntryError, SettingsError) as exc:
+        raise Unreachable(str(exc)) from None
+    except (RootError, TooLarge, VersionConflict) as exc:
+        raise Failure(str(exc)) from None
+    except QuotaExceeded as exc:
+        raise Failure(f"ZooKeeper at {hosts}: {exc}") from None
+    except ZkBeatError as exc:
+        where = f"ZooKeeper at {hosts}: " if hosts and hosts not in str(exc) else ""
+        raise Unreachable(f"{where}{exc}") from None
+
+
+def _no_entry(name: str, entries: Entries) -> str:
+    names = [entry.name for entry in entries.read()[0]]
+    close = difflib.get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`zk-beat export` lists them"
+    return f"no live entry {name!r} in {entries.settings.root}: {hint}"
+
+
+def _content(entry: LiveEntry) -> Content:
+    return Content(
+        task=entry.task,
+        schedule=timing_of(entry.name, entry.schedule),
+        args=entry.args,
+        kwargs=entry.kwargs,
+        options=entry.options,
+        policy=entry.policy,
+        enabled=entry.enabled,
+        override=entry.override,
+        note=entry.note,
+    )
+
+
+def as_plain(entry: LiveEntry) -> dict[str, Any]:
+    """For --json."""
+    return {
+        "name": entry.name,
+        **{"args": [], "kwargs": {}, "options": {}, "policy": {}, "note": ""},
+        **_content(entry).told,
+        "enabled": entry.enabled,
+        "override": entry.override,
+        "version": entry.version,
+        "by": entry.by,
+        "at": to_text(entry.at),
+        "since": to_text(entry.since),
+        "changes": [
+            {"version": each.version, "at": to_text(each.at), "by": each.by, "what": [*each.what]}
+            for each in entry.changes
+        ],
+    }
+
+
+def _tell(ctx: click.Context, as_json: bool, entry: LiveEntry, what: str) -> None:
+    if as_json:
+        click.echo(json.dumps({"format": FORMAT, "entry": as_plain(entry)}))
+        return
+    state = "" if entry.enabled else ", disabled"
+    print_lines(ctx, [safe(f"{what}: {entry.schedule}, version {entry.version}{state}")])
+
+
+COMMANDS = (add, set_, remove, show, export, import_)
