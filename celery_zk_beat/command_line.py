@@ -46,14 +46,14 @@ def timeout_option(command: Function) -> Function:
     )(command)
 
 
-def json_option(command: Function) -> Function:
+def json_option(command: Function, described: str = "docs/status.md") -> Function:
     return click.option(
         "--json",
         "as_json",
         cls=CeleryOption,
         is_flag=True,
         help_group="zk-beat Options",
-        help="Print one JSON object (described in docs/status.md).",
+        help=f"Print one JSON object (described in {described}).",
     )(command)
 
 

@@ -82,6 +82,10 @@ def _fields(command: Function) -> Function:
     return command
 
 
+def _json(command: Function) -> Function:
+    return json_option(command, "docs/live-entries.md")
+
+
 def _if_version(command: Function) -> Function:
     return _option(
         "--if-version",
@@ -95,7 +99,7 @@ def _if_version(command: Function) -> Function:
 @click.argument("name")
 @_fields
 @_option("--disabled", is_flag=True, help="It does not run until `set --enabled`.")
-@json_option
+@_json
 @timeout_option
 @click.pass_context
 def add(
@@ -131,7 +135,7 @@ def add(
 @_fields
 @_option("--enabled/--disabled", "enabled", default=None, help="Whether it runs.")
 @_if_version
-@json_option
+@_json
 @timeout_option
 @click.pass_context
 def set_(
@@ -191,7 +195,7 @@ def remove(ctx: click.Context, name: str, if_version: int | None, timeout: float
 
 @click.command(cls=CeleryCommand)
 @click.argument("name")
-@json_option
+@_json
 @timeout_option
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool, timeout: float) -> None:

@@ -278,7 +278,8 @@ def test_a_process_that_was_forked(entries: Entries) -> None:
     """It has a session of its own, and the parent's goes on."""
     entries.put("parent", task="shop.report", schedule=30)
     mine = entries._link
-    pid = os.fork()
+    with entries._lock:  # another thread is at work
+        pid = os.fork()
     if not pid:
         status = 1
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,6 +142,42 @@ def test_others_are_faster(changer: Changer, far: Changer) -> None:
     change(changer, e=meddle)
     e = definition(entries(changer)["e"])
     assert (e.version, list(e.content.args)) == (2, [1, 2])
+
+
+def test_others_are_faster_elsewhere(
+    changer: Changer, far: Changer, client: KazooClient, paths: Paths
+) -> None:
+    """The index knows both changes, though they are on two pages."""
+    other = next(f"o{n}" for n in range(999) if page_of_entry(f"o{n}") != page_of_entry("e"))
+    asked = []
+
+    def meddle(found: Found) -> Content:
+        asked.append(found)
+        if len(asked) == 1:
+            put(far, {other: saying()})
+        return saying()(found)
+
+    change(changer, e=meddle)
+    index = Index.decode("", client.get(paths.entries)[0])
+    assert set(index.pages) == {page_of_entry("e"), page_of_entry(other)}
+
+
+def test_a_page_that_somebody_mends_meanwhile(
+    changer: Changer, client: KazooClient, paths: Paths
+) -> None:
+    """By hand, and so without the index: it is not written over."""
+    change(changer, e=saying())
+    path = paths.entries_page(page_of_entry("e"))
+    asked = []
+
+    def meddle(found: Found) -> Content:
+        asked.append(found)
+        if len(asked) == 1:
+            client.set(path, client.get(path)[0].replace(b"shop.report", b"shop.mended"))
+        return replace(definition(found).content, args=[1])
+
+    change(changer, e=meddle)
+    assert definition(entries(changer)["e"]).content.task == "shop.mended"
 
 
 def test_an_answer_that_is_lost(
