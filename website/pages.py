@@ -42,7 +42,7 @@ LANGUAGES = {
     ".yml": "yaml",
 }
 
-_LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+_LINK = re.compile(r"(?P<text>\[[\w./-]+\.md)?\]\((?P<to>[^)\s]+)\)")
 _FENCE = re.compile(r" *(`{3,}|~{3,})")
 _ITEM = re.compile(r" *([-*+]|\d+[.)]) +")
 
@@ -88,7 +88,7 @@ def links(text: str) -> Iterator[str]:
     for line, is_prose in prose(text):
         if is_prose:
             for found in _LINK.finditer(line):
-                yield found[2]
+                yield found["to"]
 
 
 def is_outside(link: str) -> bool:
@@ -161,15 +161,24 @@ def for_the_site(page: str, text: str) -> str:
     return _indented(_moved(page, text))
 
 
+def title(page: str) -> str:
+    """By which the site calls a page where the text has the name of its file."""
+    first = (REPOSITORY / page).read_text().lstrip("# ").partition("\n")[0]
+    return first.partition(":")[0]
+
+
 def _moved(page: str, text: str) -> str:
     here = PurePosixPath(place(page)).parent
 
     def leads(found: re.Match[str]) -> str:
-        link = found[2]
+        text, link = found["text"] or "", found["to"]
         if is_outside(link) or link.startswith("#"):
             return found[0]
-        path = os.path.relpath(place(target(page, link)), here)
-        return f"{found[1]}{path}{''.join(link.partition('#')[1:])}{found[3]}"
+        path = target(page, link)
+        if text and PurePosixPath(text[1:]).name == PurePosixPath(path).name:
+            text = f"[{title(path)}"
+        anchor = "".join(link.partition("#")[1:])
+        return f"{text}]({os.path.relpath(place(path), here)}{anchor})"
 
     return "".join(_LINK.sub(leads, line) if is_prose else line for line, is_prose in prose(text))
 
@@ -205,6 +214,9 @@ def _note(lines: list[_Line], token: Token) -> None:
     elif token.type in ("fence", "code_block"):
         for line in lines[first:end]:
             line.is_code = True
+        if token.info == "console" and not re.search(r"^\$ ", token.content, re.M):
+            # Commands without a prompt, which are taken for output.
+            lines[first].text = lines[first].text.replace("console", "bash")
     elif token.type == "list_item_open":
         item = _ITEM.match(lines[first].text)
         assert item is not None, lines[first]

@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -98,7 +99,10 @@ def test_python(block: Block, errors: dict[str, dict[str, str]]) -> None:
             for name in node.names:
                 assert hasattr(module, name.name), name.name
     if block.mark is None:
-        assert errors[block.page].get(str(block.line)) is None
+        error = errors[block.page].get(str(block.line))
+        if error and "ModuleNotFoundError" in error and not os.environ.get("CI"):
+            pytest.skip(error)  # a tool that a page tells of
+        assert error is None
 
 
 @pytest.mark.parametrize("page", PAGES)

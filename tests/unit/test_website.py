@@ -69,6 +69,20 @@ def test_links_of_a_page_in_a_folder() -> None:
     )
 
 
+def test_pages_have_titles() -> None:
+    """Where the text is the name of a file."""
+    text = "[../CHANGELOG.md](../CHANGELOG.md#a), [policies.md](policies.md), [b.md](api.md)\n"
+    assert pages.for_the_site("docs/security.md", text) == (
+        "[Changelog](changelog.md#a), [Policies](policies.md), [b.md](api.md)\n"
+    )
+
+
+def test_commands_without_a_prompt_are_no_output() -> None:
+    typed, shown = "```console\nmake unit\n```\n", "```console\n$ make\nyes\n```\n"
+    assert pages.for_the_site("docs/api.md", typed) == "```bash\nmake unit\n```\n"
+    assert pages.for_the_site("docs/api.md", shown) == shown
+
+
 def test_code_is_left_alone() -> None:
     text = "```python\na = b[c](../README.md)\n# 1. one\n```\n"
     assert pages.for_the_site("docs/security.md", text) == text
