@@ -51,8 +51,9 @@ def configure(**kwargs: Any) -> None:
 
 
 if HOW == "page":
-    (printed,) = re.findall(r"^```python\n(@setup_logging.*?)^```", PAGE.read_text(), re.M | re.S)
-    module = {"setup_logging": setup_logging, "logging": logging}
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    (printed,) = [block for block in blocks if "@setup_logging" in block]
+    module: dict[str, Any] = {}  # Kept: the signal has only a weak reference to the receiver.
     exec(printed, module)
 else:
     setup_logging.connect(configure)

@@ -116,7 +116,7 @@ def test_its_extras(about: Distribution) -> None:
     }
     assert {extra: needs(about, extra) for extra in users} == users
     extras = set(about.metadata.get_all("Provides-Extra") or ())
-    assert extras - set(users) == {"demo", "django", "test", "bench", "docker"}
+    assert extras - set(users) == {"demo", "django", "test", "bench", "docker", "docs"}
 
 
 def test_its_entry_points(about: Distribution, programs: Path, tmp_path: Path) -> None:
