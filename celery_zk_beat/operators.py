@@ -183,7 +183,8 @@ class Operators:
         try:
             dispatcher.claim([run], request.answer(answer))
         except Outdated:
-            return None  # it is heard again
+            self._control.stale = True  # so that it is heard again
+            return None
         self._source.has_run_extra(name, number)
         dispatcher.publisher.publish([run])
         return answer

@@ -12,6 +12,7 @@ from celery import Celery
 from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler, clock
+from celery_zk_beat.control import BACKFILL, RUN, Asking, RequestRecord
 from celery_zk_beat.live.definitions import Content, Definition, Found, page_of_entry
 from celery_zk_beat.live.merging import Merging
 from celery_zk_beat.live.store import Changer
@@ -573,3 +574,39 @@ def test_off(app: Celery, make: Make, client: KazooClient) -> None:
     assert one._loop.dispatcher.policies is one.settings.policies
     app.conf.beat_schedule = {}
     assert ZooKeeperScheduler(app=app).digest() != on
+
+
+# What operators ask for ---------------------------------------------------------------------------
+
+
+def asked(session: Any, paths: Paths, **fields: Any) -> Asking:
+    record = {"entry": "a", "to": None, "asked": "2026-01-01T00:00:00+00:00", "by": "test"}
+    return Asking(session, paths, RequestRecord(**{**record, **fields}), lambda event: None)
+
+
+def test_asked_for_by_an_operator(
+    app: Celery, make: Make, editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run, and a backfill, of the entry as it was answered last, though the master has not heard
+    of the change: the claim is refused, and what was asked for is done once all the same."""
+    one = master(make)
+    editor.put("a")
+    learn(one)
+    monkeypatch.setattr(Merging, "_on_watch", lambda self, event: None)
+    editor.set("a", note="so that no watch is left that tells")
+    learn(one)
+    session, paths = one.election.session, one.election.paths
+    editor.set("a", task="shop.two")
+    with asked(session, paths, do=RUN) as asking:
+        go(one, lambda: asking.answer() is not None)
+        answer = asking.answer()
+        assert answer is not None
+        assert (answer.ok, answer.run) == (True, 1)
+    editor.set("a", task="shop.three", schedule={"cron": "0 0 * * *"})
+    range_ = {"since": "2026-01-01T00:00:00+00:00", "until": "2026-01-03T00:00:00+00:00"}
+    with asked(session, paths, do=BACKFILL, rate=50.0, **range_) as asking:
+        go(one, lambda: asking.answer() is not None)
+        go(one, lambda: len(of(app, "a")) == 3)
+    assert [each.task for each in of(app, "a")] == ["shop.two", "shop.three", "shop.three"]
+    assert are_in_order(of(app, "a"))
+    assert one.metrics.elections == 1
