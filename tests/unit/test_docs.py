@@ -13,6 +13,7 @@ import pytest
 import celery_zk_beat
 from benchmarks import tables
 from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat.settings import Settings
 from example_project.processes import REPOSITORY
 from website import pages
 
@@ -54,6 +55,12 @@ def test_the_page_of_the_api_names_all_of_it() -> None:
     assert {"settings", "election"} <= names
     for name in names:
         assert name.startswith("_") or f"`{name}`" in page, name
+
+
+def test_the_page_of_settings_has_each_of_them() -> None:
+    page = (REPOSITORY / "docs" / "settings.md").read_text()
+    rows = re.findall(r"^\| `(zk_beat_\w+)` \|", page, re.M)
+    assert sorted(rows) == sorted(Settings._names())
 
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
