@@ -356,7 +356,7 @@ def test_only_one_reaches_the_database(app: Celery, start: Start, road: Road) ->
     begun = time.monotonic()
     wait_until(turn_all, PATIENCE, "runs")
     assert good.election.is_master
-    assert time.monotonic() - begun < 10.0
+    assert time.monotonic() - begun < 20.0
 
 
 def test_a_scheduler_that_fails(
@@ -657,7 +657,11 @@ def test_redbeat_rescheduled_by_hand(
         entry = RedBeatSchedulerEntry.from_key(f"{app.conf.redbeat_key_prefix}{name}", app=app)
         entry.reschedule(datetime.now(timezone.utc) - timedelta(hours=1))
     turn_for(scheduler, 0.5 * PERIOD)
-    assert sorted(run.task for run in history(app)) == ["e", "ran"]
+    assert [run.task for run in history(app)].count("e") == 1
+    # But in its rhythm, where the machine is slow.
+    due = [run.due for run in history(app) if run.task == "ran"]
+    assert due
+    assert all((b - a).total_seconds() > PERIOD - 0.1 for a, b in zip(due, due[1:]))
 
 
 def test_redbeat_made_anew(app: Celery, start: Start, redis_server: Redis, tmp_path: Path) -> None:
