@@ -248,6 +248,11 @@ def is_steady(schedule: Any) -> bool:
     return type(schedule) in _STEADY and schedule.nowfun is None and _is_apps_time(schedule)
 
 
+def looks_at_clock(schedule: Any) -> bool:
+    """True where its `is_due()`, which is to be asked, goes by the present time."""
+    return not is_steady(schedule) or (type(schedule) is crontab and not _TELLS_CRONTABS)
+
+
 def _is_apps_time(schedule: Any) -> bool:
     """True where the app's clock shows the time in the zone of its settings: `now` may be the
     user's, and naive, or of another zone."""

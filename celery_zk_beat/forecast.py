@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from celery.beat import Scheduler
 
 from . import clock
-from .due import copied_at, is_interval, is_steady, zone_of
+from .due import copied_at, is_interval, looks_at_clock, zone_of
 from .messages import copied
 from .names import Entries
 from .paths import Paths
@@ -101,7 +101,7 @@ class Forecast:
 
     def _copied(self, entry: Any) -> Any:
         copy = copied(entry)
-        if not is_steady(copy.schedule) and hasattr(copy.schedule, "nowfun"):
+        if looks_at_clock(copy.schedule) and hasattr(copy.schedule, "nowfun"):
             zone = copy.schedule.now().tzinfo
             copy.schedule = copied_at(copy.schedule, lambda: self.now.astimezone(zone))
         return copy
