@@ -352,6 +352,8 @@ def missing_mariadb() -> str | None:
     """What must be installed before :class:`MariaDB` can start; None when it is there."""
     if not _mariadb_program() or not shutil.which("mariadb-install-db"):
         return "MariaDB: there is no mariadbd (Debian: apt-get install mariadb-server-core)"
+    if not shutil.which("my_print_defaults"):  # which the other asks for
+        return "MariaDB: no my_print_defaults (Debian: apt-get install mariadb-client-core)"
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         return "MariaDB: does not run as root, and setpriv is not on PATH"
     return None
@@ -443,7 +445,7 @@ def _make_home(name: str, home: Path, command: Sequence[str]) -> None:
         os.chown(home, nobody.pw_uid, nobody.pw_gid)
     made = subprocess.run(command, cwd=home.parent, capture_output=True, text=True)
     if made.returncode != 0:
-        raise RuntimeError(f"{name}: no databases can be made: {made.stderr.strip()}")
+        raise RuntimeError(f"{name}: no databases can be made: {made.stdout}{made.stderr}")
 
 
 def _ask(port: int, question: bytes, timeout: float) -> bytes:

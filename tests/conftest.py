@@ -43,8 +43,10 @@ PATIENCE = 30.0
 def pytest_configure(config: pytest.Config) -> None:
     """Of workers that run tests side by side each has ports of its own to give."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % workers  # in place of a dead one
     processes.given_ports |= {port for port in processes.PORTS if port % workers != mine}
+    # Of others (django-celery-beat 2.8): ours asks clock.py. Python 3.12 warns of it.
+    config.addinivalue_line("filterwarnings", "ignore:datetime.datetime.utcnow:DeprecationWarning")
     # A busy machine is no fault. (In CI, later releases of Hypothesis have it so by themselves.)
     slow = [HealthCheck.too_slow]
     settings.register_profile("busy", settings(), deadline=None, suppress_health_check=slow)

@@ -55,6 +55,10 @@ def make(app: Celery) -> Iterator[Make]:
     yield make
     for scheduler in made:
         scheduler.close()
+        # On this thread, which opened it: a file of PersistentScheduler that is an SQLite (Python
+        # 3.13) can be closed by no other, such as one that collects garbage.
+        if scheduler._thread is None:
+            scheduler._loop.source.close()
 
 
 def turn(scheduler: ZooKeeperScheduler) -> float:

@@ -36,7 +36,7 @@ def silent(end: socket.socket) -> bool:
     end.settimeout(0.1)
     try:
         end.recv(1, socket.MSG_PEEK)
-    except TimeoutError:
+    except socket.timeout:  # of its own until Python 3.10
         return True
     finally:
         end.settimeout(PATIENCE)

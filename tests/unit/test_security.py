@@ -136,7 +136,7 @@ def test_a_secret_that_is_not_there(
     monkeypatch.setenv("EMPTY", "")
     with pytest.raises(SettingsError, match=says) as caught:
         Secret(source).read()
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in "".join(traceback.format_exception(caught.type, caught.value, caught.tb))
 
 
 def test_no_secret_in_what_can_be_printed() -> None:
