@@ -57,10 +57,18 @@ def test_the_page_of_the_api_names_all_of_it() -> None:
         assert name.startswith("_") or f"`{name}`" in page, name
 
 
-def test_the_page_of_settings_has_each_of_them() -> None:
+def test_the_page_of_settings_has_each_with_its_default() -> None:
     page = (REPOSITORY / "docs" / "settings.md").read_text()
-    rows = re.findall(r"^\| `(zk_beat_\w+)` \|", page, re.M)
-    assert sorted(rows) == sorted(Settings._names())
+    rows = dict(re.findall(r"^\| `(zk_beat_\w+)` \| (.*?) \|", page, re.M))
+    assert {*rows} == {*Settings._names()}
+    defaults = Settings.from_mapping({}, "shop")
+    filled = {"<app name>": "shop", "<host>:<pid>": defaults.id}
+    for name, written in rows.items():
+        default = getattr(defaults, name.replace("zk_beat_", ""))
+        for blank, value in filled.items():
+            written = written.replace(blank, value)
+        assert written.strip('`"') == ("{}" if name == "zk_beat_policies" else str(default)), name
+    assert not defaults.policies.parts
 
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
