@@ -48,7 +48,9 @@ from .control import (
     RequestRecord,
     cancel_backfill,
     change_pauses,
-    who,
+)
+from .control import (
+    who as _who,
 )
 from .due import instants, tells_instants
 from .errors import (
@@ -495,7 +497,7 @@ def pause(ctx: click.Context, entry: str | None, timeout: float) -> None:
         if entry is not None:
             _known(snapshot, entry)
         now = clock.now()
-        before, after = _change(site, lambda pauses: pauses.pause(entry, now, who()))
+        before, after = _change(site, lambda pauses: pauses.pause(entry, now, _who()))
     known = after.of(entry)
     what = "everything" if entry is None else entry
     if before == after:
@@ -534,7 +536,9 @@ def resume(ctx: click.Context, entry: str | None, catch_up: bool, timeout: float
     """
     with _site(ctx, timeout, clock.Wakeup()) as site:
         snapshot, now = site.read(), clock.now()
-        before, after = _change(site, lambda pauses: pauses.resume(entry, now, not catch_up, who()))
+        before, after = _change(
+            site, lambda pauses: pauses.resume(entry, now, not catch_up, _who())
+        )
         if before == after and entry is not None:
             _known(snapshot, entry)
     what = "everything" if entry is None else entry
@@ -1090,7 +1094,7 @@ def _no_entry(entry: str, names: Iterable[str], where: str) -> str:
 
 
 def _request(do: str, entry: str | None = None, to: str | None = None) -> RequestRecord:
-    return RequestRecord(do, entry, to, to_text(clock.now()), who())
+    return RequestRecord(do, entry, to, to_text(clock.now()), _who())
 
 
 def _until(look: Callable[[], T | None], news: clock.Wakeup, deadline: float) -> T | None:

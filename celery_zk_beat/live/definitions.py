@@ -547,7 +547,7 @@ def _policy(value: Any) -> Mapping[str, Any]:
     try:
         check_policy(value)
     except SettingsError as exc:
-        raise _Refused(value, str(exc)) from None
+        raise _Refused(value, f"a policy: {exc}") from None
     return value
 
 

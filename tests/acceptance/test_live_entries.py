@@ -110,7 +110,7 @@ def test_no_such_entry(shop: Site) -> None:
         (("--every", "1", "--args", "{"), "--args"),
         (("--every", "1", "--args", "{}"), "args is {}: expected a list"),
         (("--every", "1", "--options", '{"que": 1}'), "did you mean 'queue'?"),
-        (("--every", "1", "--policy", '{"jittr": 1}'), "'jittr' is no key"),
+        (("--every", "1", "--policy", '{"jittr": 1}'), "expected a policy: 'jittr' is not a key"),
         ((), "--every or --cron is missing"),
     ],
 )
