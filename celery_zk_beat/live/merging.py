@@ -192,6 +192,11 @@ class Merging:
             changed |= self._take(page, Page(), complaints)
             del self._sums[page], self._pages[page]
         for page, each in found.items():
+            if isinstance(each, Page) and each.version is None and sums[page].entries:
+                path, count = self._paths.entries_page(page), sums[page].entries
+                each = RootError(
+                    f"{path}: no such znode, and there should be {count} entries on it"
+                )
             if isinstance(each, RootError):
                 if str(each) != str(self.damaged_pages.get(page)):
                     logger.error("%s; until then the live entries on this page do not run", each)

@@ -530,6 +530,30 @@ def test_a_damaged_page(
     assert more(app, one, "a", 1)[0].run == before[-1].run + 1
 
 
+def test_a_page_that_is_gone(
+    app: Celery, make: Make, editor: Editor, client: KazooClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another hand has deleted it, not its entries: that is damage, too, which the next change of
+    the page mends."""
+    one = master(make)
+    editor.put("a")
+    learn(one)
+    paths = one.election.paths
+    path = paths.entries_page(page_of_entry("a"))
+    client.delete(path)
+    editor.put("b")
+    learn(one)
+    assert {*one.entries} == {"a", "b"}, "nobody has told of it"
+    one.close()
+    two = master(make)
+    assert {*two.entries} == {"b"}
+    assert any(path in each for each in caplog.messages)
+    assert state_of(two, "a").unnamed_since is None
+    editor.put("a", schedule=SOON)
+    more(app, two, "a", 1)
+    assert not two._loop.source.is_damaged
+
+
 def test_a_damaged_index(
     app: Celery, make: Make, editor: Editor, client: KazooClient, caplog: pytest.LogCaptureFixture
 ) -> None:
