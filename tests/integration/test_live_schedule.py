@@ -472,9 +472,9 @@ def test_broken_definitions_harm_themselves_alone(
     editor.put("good", schedule=SOON)
     editor.put("another's", task="os.system", schedule=SOON)
     editor.put("broken", schedule=SOON)
-    go(one, lambda: "another's" in source_of(one).live.found)
+    go(one, lambda: len(source_of(one).live.found) == 3)
     change(client, one.election.paths, "broken", lambda entry: entry.update(schedule={"cron": "?"}))
-    learn(one)
+    go(one, lambda: "broken" not in one.entries)
     assert more(app, one, "good", 2)
     said = [each for each in caplog.messages if "does not run" in each]
     assert len(said) == 2
