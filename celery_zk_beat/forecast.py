@@ -20,6 +20,7 @@ from .paths import Paths
 from .planner import SHORTEST_WAIT, Planner
 from .runs import Run, RunState
 from .settings import Settings
+from .status.reader import Basis
 from .status.snapshot import plain
 
 #: How often one instant is looked at before time goes on in any case: an entry may say that it is
@@ -268,18 +269,15 @@ class Outlook:
         return dict(sorted(counts.items()))
 
 
-def next_day(
-    scheduler: Scheduler,
-    settings: Settings,
-    name: str,
-    states: Mapping[str, RunState],
-    held: Collection[str],
-) -> list[Any]:
-    """What of an entry runs within a day from now, or is skipped, as JSON; the first of it."""
-    now, entry = clock.now(), scheduler.schedule.get(name)
+def next_day(scheduler: Scheduler, name: str, basis: Basis, held: Collection[str]) -> list[Any]:
+    """What of an entry runs within a day from now, or is skipped, as JSON; the first of it. Of one
+    of another scheduler nothing is known."""
+    now, settings = clock.now(), basis.settings
+    entries = basis.entries if settings.scheduler is None else scheduler.schedule
+    entry = entries.get(name)
     if entry is None or entry.schedule is None:
         return []
-    outlook = Outlook(scheduler, settings, {name: entry}, states, held, now)
+    outlook = Outlook(scheduler, settings, {name: entry}, basis.states, held, now)
     return [plain(run) for run in itertools.islice(outlook.runs(now, now + DAY), _MOST_OF_A_DAY)]
 
 

@@ -16,10 +16,10 @@ from .beat_schedule import BeatSchedule
 from .dispatcher import Dispatcher
 from .due import copied_at, zone_of
 from .live.definitions import Content, Timing, refusal
-from .live.merging import Live, Merging
+from .live.merging import Live, Merging, entry_of
 from .names import Entries
 from .policies import OwnPolicies
-from .runs import NEVER, Run
+from .runs import Run
 from .zookeeper.operations import Check
 
 #: Most entries that are put in their places one by one: for more all of them are looked at anew.
@@ -46,16 +46,8 @@ class LiveSchedule(BeatSchedule):
         self._schedule = functools.lru_cache(_MOST_SCHEDULES)(_schedule_of)
 
     def _make(self, name: str, content: Content) -> Any:
-        return self._scheduler.Entry(
-            name=name,
-            task=content.task,
-            last_run_at=NEVER,  # until its state says so; to look at the clock would take longer
-            schedule=self._schedule(content.schedule),
-            args=content.args,
-            kwargs=dict(content.kwargs),
-            options=dict(content.options),
-            app=self._scheduler.app,
-        )
+        schedule = self._schedule(content.schedule)
+        return entry_of(self._scheduler.Entry, self._scheduler.app, name, content, schedule)
 
     def _refusal(self, task: str) -> str | None:
         settings = self._dispatcher.settings

@@ -323,7 +323,7 @@ class ZooKeeperScheduler(Hooked):
         try:
             from .web import server, state  # needs an extra
 
-            day = functools.partial(next_day, self, self.settings)
+            day = functools.partial(next_day, self)
             beat = state.Beat(self.settings, self.election, self.metrics, self, day)
             self._server = server.Server(beat, *self.settings.http)
         except SettingsError as exc:

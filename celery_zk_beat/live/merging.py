@@ -14,7 +14,7 @@ from .. import clock
 from ..errors import Conflict, EntryError, RootError, Uncertain, ZkBeatError
 from ..log import get_logger
 from ..paths import Paths
-from ..runs import from_milliseconds
+from ..runs import NEVER, from_milliseconds
 from ..security import Grant
 from ..zookeeper.operations import Check, Create
 from ..zookeeper.session import ZooKeeperSession
@@ -39,11 +39,13 @@ class Live:
         entry: as Celery has it; None where it is not in force: it is disabled, its task is not to
             be run, or it cannot be understood.
         begins: the instant from which its clock runs, by ZooKeeper's clock.
+        why: it is not in force, unless it is only disabled.
     """
 
     definition: Definition | None
     entry: Any
     begins: datetime
+    why: str | None = None
 
     @property
     def key(self) -> str | None:
@@ -60,6 +62,47 @@ class Live:
         if self.definition is None or not self.definition.content.override:
             return False
         return self.entry is not None or self.is_disabled
+
+
+def judged(
+    name: str,
+    page: Page,
+    make: Callable[[str, Content], Any],
+    why_not: Callable[[str], str | None],
+) -> Live:
+    """Says what an entry of a page is, and whether it is in force. `make` and `why_not` are as
+    `make` and `refusal` of :class:`Merging`."""
+    definition, entry, why = page.get(name), None, None
+    begins = from_milliseconds(page.written)
+    if not isinstance(definition, Definition):
+        why = definition.why if isinstance(definition, Damaged) else "it is not there"
+        return Live(None, None, begins, why)
+    # A changer's clock is not to say what is still to come.
+    begins = min(begins, definition.since_at)
+    if definition.content.enabled:
+        try:
+            why = why_not(definition.content.task)
+            if why is None:
+                entry = make(check_name(name), definition.content)
+        except EntryError as exc:
+            why = exc.what
+        except Exception as exc:  # of its schedule, or a class of the user's
+            why = str(exc) or repr(exc)
+    return Live(definition, entry, begins, why)
+
+
+def entry_of(kind: Callable[..., Any], app: Any, name: str, content: Content, schedule: Any) -> Any:
+    """What Celery takes: an entry of this class."""
+    return kind(
+        name=name,
+        task=content.task,
+        last_run_at=NEVER,  # until its state says so; to look at the clock would take longer
+        schedule=schedule,
+        args=content.args,
+        kwargs=dict(content.kwargs),
+        options=dict(content.options),
+        app=app,
+    )
 
 
 class Merging:
@@ -226,28 +269,12 @@ class Merging:
         return changed
 
     def _live(self, name: str, page: Page, complaints: dict[str, str]) -> Live:
-        definition, entry, why = page.get(name), None, None
-        begins = from_milliseconds(page.written)
-        if not isinstance(definition, Definition):
-            why = definition.why if isinstance(definition, Damaged) else "it is not there"
-            complaints[name] = why
-            return Live(None, None, begins)
-        # A changer's clock is not to say what is still to come.
-        begins = min(begins, definition.since_at)
-        if definition.content.enabled:
-            try:
-                why = self._why_not(definition.content.task)
-                if why is None:
-                    entry = self._make(check_name(name), definition.content)
-            except EntryError as exc:
-                why = exc.what
-            except Exception as exc:  # of its schedule, or a class of the user's
-                why = str(exc) or repr(exc)
-        if why is not None:
-            complaints[name] = why
+        live = judged(name, page, self._make, self._why_not)
+        if live.why is not None:
+            complaints[name] = live.why
         elif name in self._told:
             del self._told[name]
-        return Live(definition, entry, begins)
+        return live
 
     def _why_not(self, task: str) -> str | None:
         if task not in self._refusals:

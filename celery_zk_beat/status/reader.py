@@ -8,26 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from .. import clock
 from ..backfills import Backfills
 from ..control import Pause, Pauses
 from ..due import is_ahead, is_steady, leaves_of, next_run_of, schedule_text
 from ..history import Pasts, merged
+from ..live.merging import Live
 from ..metrics import select
 from ..paths import Paths
-from ..runs import PastRun, Run, RunState, milliseconds
+from ..runs import PastRun, Run, RunState, from_milliseconds, milliseconds
 from ..settings import Settings
 from ..zookeeper.operations import Node
 from ..zookeeper.session import ZooKeeperSession
 from .lenient import LenientRecords, PageContent, VolumeContent, latest, recent
+from .live import AskersSchedule, LiveEntries, begun, text_of
 from .mirror import Mirror
 from .others import OtherEntries, OtherEntry
 from .snapshot import (
+    CODE,
     FOR_BROKER,
     FOR_RESUME,
     FOR_SCHEDULE,
+    LIVE,
+    STORE,
+    Change,
     Entry,
     Master,
     RecentRun,
@@ -46,20 +52,27 @@ _CLAIMED_WITHIN, _WRITES_WITHIN = timedelta(seconds=5), timedelta(seconds=45)
 C = TypeVar("C")
 
 
-class Schedule(Protocol):
+class Schedule(AskersSchedule, Protocol):
     """The part of the asker's scheduler that a look needs."""
-
-    app: Any
-
-    @property
-    def entries(self) -> Mapping[str, Any]:
-        """Celery's, by name."""
 
     def digest(self) -> str:
         """Tells schedules apart."""
 
     def task_id(self, entry: str, number: int, due: datetime) -> str:
         """The one with which a run is, or was, published."""
+
+
+class Basis(NamedTuple):
+    """By what the next runs of entries are told, as far as one look saw it; by name.
+
+    Attributes:
+        entries: see :meth:`Reader.named`.
+        settings: see :attr:`Reader.settings`.
+    """
+
+    entries: Mapping[str, Any]
+    states: Mapping[str, RunState]
+    settings: Settings
 
 
 class Contents(Generic[C]):
@@ -113,6 +126,9 @@ class Reader:
         scheduler, self._others = settings.scheduler, None
         if scheduler is not None:
             self._others = OtherEntries(session, self._paths, scheduler, schedule.app, on_change)
+        self._live: LiveEntries | None = None
+        if settings.entries:
+            self._live = LiveEntries(session, self._paths, settings, schedule, on_change)
         #: What is on the pages, and in the volumes of histories.
         self._pages = Contents(self._mirror, self._paths.runs, PageContent.of)
         self._volumes = Contents(self._mirror, self._paths.history, VolumeContent.of)
@@ -130,6 +146,8 @@ class Reader:
         self._mirror.refresh()
         if self._others is not None:
             self._others.refresh()
+        if self._live is not None:
+            self._live.refresh()
         return self._snapshot(clock.now())
 
     def states(self) -> dict[str, RunState]:
@@ -137,9 +155,26 @@ class Reader:
         return {name: state for page in self._pages for name, state in page.states.items()}
 
     def named(self) -> Mapping[str, Any]:
-        """The entries, by name: those of the asker's schedule or, with another scheduler, those of
-        which the master told."""
+        """The entries, by name: those of the asker's schedule and the live ones that are in force
+        or, with another scheduler, those of which the master told."""
+        if self._live is not None:
+            return self._live.merged()
         return self._schedule.entries if self._others is None else self._others.entries
+
+    @property
+    def settings(self) -> Settings:
+        """The asker's, with the policies of live entries."""
+        if self._live is None:
+            return self._settings
+        return replace(self._settings, policies=self._live.policies)
+
+    def basis(self) -> Basis:
+        """For who tells the next runs, on whatever thread."""
+        return Basis(self.named(), self.states(), self.settings)
+
+    def changes(self, entry: str) -> tuple[Change, ...]:
+        """The last of a live entry, newest first, as far as the last :meth:`read` saw them."""
+        return () if self._live is None else self._live.changes(entry)
 
     def history(self, entry: str | None, limit: int) -> list[RecentRun]:
         """The last runs, newest first, of one entry or of all, as far as the last :meth:`read`
@@ -194,6 +229,8 @@ class Reader:
         if self._others is not None:
             records.warnings += self._others.warnings
             held_back = self._others.ahead(now)
+        if self._live is not None:
+            records.warnings += self._live.warnings()
         patterns = self._settings.metrics_entries
         if patterns is not None and (named := self.named()):
             setting = f"{self._settings.prefix}metrics_entries"
@@ -212,8 +249,10 @@ class Reader:
         states = {name: state for page in pages for name, state in page.states.items()}
         pasts = self._pasts()
         before, self._shown = self._shown, {}
-        for name in sorted({*schedule, *states, *waiting}):
+        found = () if self._live is None else self._live.found
+        for name in sorted({*schedule, *states, *waiting, *found}):
             entry = schedule.get(name)
+            live = None if self._live is None else self._live.of(name)
             made_of = (
                 states.get(name),
                 pasts.get(name, ()),
@@ -221,17 +260,35 @@ class Reader:
                 pauses.of(name),
                 pauses.since(name) is not None,
                 None if entry is None or is_steady(entry.schedule) else now,
-                entry,
-                self._others is not None,
+                self._source(name, states.get(name), entry, live),
+                live,
+                entry,  # after `live`: Celery's cannot be compared with None
             )
             known = before.get(name)
             if known is None or known[0] != made_of:
-                known = made_of, self._with_policy(_entry(name, *made_of), states.get(name), entry)
+                shown = _entry(name, *made_of)
+                known = made_of, self._with_policy(shown, states.get(name), live, entry)
             self._shown[name] = known
         return [entry for _, entry in self._shown.values()]
 
-    def _with_policy(self, shown: Entry, state: RunState | None, entry: Any) -> Entry:
-        policy = self._settings.policies.of(shown.name)
+    def _source(
+        self, name: str, state: RunState | None, entry: Any, live: Live | None
+    ) -> str | None:
+        if self._others is not None:
+            return STORE
+        if live is not None:
+            return LIVE
+        if entry is not None:
+            return CODE
+        is_held = self._live is not None and self._live.may_hold(name)
+        return LIVE if is_held and state is not None and state.key is not None else None
+
+    def _with_policy(
+        self, shown: Entry, state: RunState | None, live: Live | None, entry: Any
+    ) -> Entry:
+        state = state if live is None else begun(state, live)
+        policies = self._settings.policies if self._live is None else self._live.policies
+        policy = policies.of(shown.name)
         if policy is None or state is None or shown.next_run_at is None:
             return shown
         seed = f"{self._paths.root}/{shown.name}"
@@ -239,7 +296,11 @@ class Reader:
         return replace(shown, next_run_at=at)
 
     def _is_named(self, name: str, state: RunState) -> bool:
-        return state.unnamed_since is None if self._others else name in self._schedule.entries
+        if self._others is not None:
+            return state.unnamed_since is None
+        return name in self._schedule.entries or (
+            self._live is not None and self._live.of(name) is not None
+        )
 
     def _ahead(self, pages: Iterable[PageContent], now: datetime) -> dict[str, datetime]:
         """The entries here that ran last at an instant to come, and that."""
@@ -281,18 +342,20 @@ def _entry(
     pause: Pause,
     held: bool,
     now: datetime | None,
+    source: str | None,
+    live: Live | None,
     entry: Any,
-    gated: bool,
 ) -> Entry:
     last_run_at, last_due = _last_ran(state, history)
-    in_schedule = entry is not None or gated
+    in_schedule, gated = source is not None, source == STORE
     told = entry.told if isinstance(entry, OtherEntry) else None
     if gated and state is not None and state.unnamed_since is not None:
         # That is written at once, and what is told of it some seconds later. The store may have it
         # all the same.
         in_schedule = told is not None and (told.is_disabled or told.error is not None)
         entry, told = (entry, told) if in_schedule else (None, None)
-    return Entry(
+    clock_of = state if live is None else begun(state, live)
+    shown = Entry(
         name=name,
         task=None if entry is None or entry.task is None else str(entry.task),
         schedule=_schedule_text(entry),
@@ -301,11 +364,30 @@ def _entry(
         last_run_at=last_run_at,
         total_run_count=0 if state is None else state.total_run_count,
         last_due=last_due,
-        next_run_at=None if entry is None or state is None or held else _next_run(entry, state),
+        next_run_at=None if entry is None or held or not clock_of else _next_run(entry, clock_of),
         waiting=waiting,
         in_schedule=in_schedule,
         disabled=told is not None and told.is_disabled,
         error=None if told is None else told.error,
+        source=source if in_schedule else None,
+    )
+    return shown if live is None else _with_definition(shown, live)
+
+
+def _with_definition(shown: Entry, live: Live) -> Entry:
+    found = live.definition
+    if found is None:
+        return replace(shown, error=live.why)
+    last = found.changes[-1] if found.changes else None
+    return replace(
+        shown,
+        task=found.content.task,
+        schedule=shown.schedule or text_of(found.content.schedule),
+        disabled=live.is_disabled,
+        error=live.why,
+        version=found.version,
+        changed_at=None if last is None else from_milliseconds(last.at),
+        changed_by=None if last is None else last.by,
     )
 
 

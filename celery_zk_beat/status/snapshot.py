@@ -64,8 +64,12 @@ class Entry:
         last_due: the instant that its last run was for.
         next_run_at: None where it cannot be told, and while it is paused.
         waiting: the number of its run in the outbox.
-        disabled: in the store of another scheduler.
-        error: why that scheduler can make no entry of what its store has.
+        disabled: in the store of another scheduler, or as a live entry.
+        error: why that scheduler can make no entry of what its store has; or why a live entry is
+            not in force.
+        source: where it comes from: CODE, LIVE or STORE; None where it is not in the schedule.
+        version, changed_at, changed_by: of a live entry: its version, and when that was made, and
+            by whom.
     """
 
     name: str
@@ -81,7 +85,14 @@ class Entry:
     in_schedule: bool
     disabled: bool = False
     error: str | None = None
+    source: str | None = None
+    version: int | None = None
+    changed_at: datetime | None = None
+    changed_by: str | None = None
 
+
+#: Where an entry comes from: `beat_schedule`, ZooKeeper, or the store of another scheduler.
+CODE, LIVE, STORE = "code", "live", "store"
 
 #: What a run waits for, where nothing else is known.
 FOR_BROKER = "the broker"
@@ -138,6 +149,18 @@ class RecentRun:
     by: str | None
     task_id: str | None
     note: str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a live entry: which `version` it made, when, by whom, and of `what`: names of
+    fields, or "added", "enabled", "disabled"."""
+
+    entry: str
+    version: int
+    at: datetime
+    by: str
+    what: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Callable, Generic, TypeVar
 
 from ..log import safe
 from ..runs import BACKFILLED
-from .snapshot import Entry, Member, RecentRun, RecentTerm, RunningBackfill, Snapshot
+from .snapshot import LIVE, Entry, Member, RecentRun, RecentTerm, RunningBackfill, Snapshot
 
 #: Gives a text a colour by name, or None for none.
 Style = Callable[[str, str], str]
@@ -198,10 +198,23 @@ def _entries(entries: Iterable[Entry], now: datetime, style: Style, width: float
         Column("RUNS", lambda entry: str(entry.total_run_count), right=True),
         Column("SCHEDULE", lambda entry: entry.schedule or "-"),
         Column("STATE", lambda entry: ", ".join(_notes(entry, now)), needed=False),
+        Column("CHANGED", lambda entry: _changed(entry, now), drop=3, needed=False),
+        Column("FROM", _source, drop=4, needed=False),
         Column("ENTRY", lambda entry: entry.name),
     ]
     shown = [(entry, "yellow" if _notes(entry, now) else "") for entry in entries]
     return table(columns, shown, style, width)
+
+
+def _source(entry: Entry) -> str:
+    """Empty for what needs no word: all come from code, or from the store."""
+    return "" if entry.version is None else f"live, version {entry.version}"
+
+
+def _changed(entry: Entry, now: datetime) -> str:
+    if entry.changed_at is None:
+        return ""
+    return f"{age(entry.changed_at, now)} by {entry.changed_by}"
 
 
 def _notes(entry: Entry, now: datetime) -> list[str]:
@@ -212,7 +225,8 @@ def _notes(entry: Entry, now: datetime) -> list[str]:
         (f"run {entry.waiting} waits", entry.waiting is not None),
         ("not in schedule", not entry.in_schedule),
         ("disabled", entry.disabled),
-        (f"damaged: {entry.error}", entry.error is not None),
+        (f"damaged: {entry.error}", entry.error is not None and entry.source != LIVE),
+        (f"does not run: {entry.error}", entry.error is not None and entry.source == LIVE),
         ("late", late),
     )
     return [note for note, holds in notes if holds]

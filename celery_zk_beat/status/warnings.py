@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from ..paths import Paths, page_of
 from ..zookeeper.quota import Quota
 from ..zookeeper.session import CLOCK_TOLERANCE
-from .snapshot import FOR_BROKER, FOR_SCHEDULE, Entry, Master, Member, Snapshot, WaitingRun
+from .snapshot import FOR_BROKER, FOR_SCHEDULE, LIVE, Entry, Master, Member, Snapshot, WaitingRun
 
 #: How long a run is in the outbox without a word of warning.
 WAITS_QUIETLY = timedelta(seconds=10)
@@ -123,7 +123,7 @@ def _about_outbox(outbox: Iterable[WaitingRun], now: datetime) -> Iterator[str]:
 
 
 def _about_damaged(entries: Iterable[Entry]) -> Iterator[str]:
-    damaged = [entry for entry in entries if entry.error is not None]
+    damaged = [each for each in entries if each.error is not None and each.source != LIVE]
     for entry in damaged[:1]:
         others = f" (and so are {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         yield f"{entry.name} is damaged in its store{others}, and does not run: {entry.error}"

@@ -137,7 +137,7 @@ class Application:
             held = {each.name for each in reading.snapshot.entries if each.paused is not None}
             if reading.snapshot.paused is not None:
                 held.add(name)
-            runs = self._day(name, reading.states, held)
+            runs = self._day(name, reading.basis, held)
         return Response(200, _JSON, json.dumps({"entry": name, "runs": runs}).encode())
 
 

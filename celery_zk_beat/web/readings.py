@@ -6,15 +6,14 @@ import contextlib
 import heapq
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
 from .. import clock
 from ..errors import ZkBeatError
 from ..log import get_logger
-from ..runs import RunState
-from ..status.reader import Reader
+from ..status.reader import Basis, Reader
 from ..status.snapshot import Snapshot
 from ..zookeeper.session import connected
 from .state import Beat
@@ -38,16 +37,16 @@ class Look(Protocol):
     def read(self) -> Snapshot:
         """Looks; raises a ZkBeatError where that fails."""
 
-    def states(self) -> Mapping[str, RunState]:
-        """By entry, those of the last :meth:`read`."""
+    def basis(self) -> Basis:
+        """By what the next runs are told, as of the last :meth:`read`."""
 
 
 class Reading:
-    """A snapshot, taken at `at` on boottime(), as JSON for all and for the page; with the states of
-    entries."""
+    """A snapshot, taken at `at` on boottime(), as JSON for all and for the page; and by what the
+    next runs are told."""
 
-    def __init__(self, snapshot: Snapshot, states: Mapping[str, RunState], at: float) -> None:
-        self.snapshot, self.states = snapshot, states
+    def __init__(self, snapshot: Snapshot, basis: Basis, at: float) -> None:
+        self.snapshot, self.basis = snapshot, basis
         self.at = at
         self.page = _for_page(snapshot)
         self._full = b""
@@ -120,7 +119,7 @@ class Readings:
                     while self._is_wanted():
                         self._begun = begun = clock.boottime()
                         try:
-                            self._note(Reading(look.read(), look.states(), begun), None)
+                            self._note(Reading(look.read(), look.basis(), begun), None)
                         except ZkBeatError as exc:
                             self._note(None, str(exc))
                         clock.sleep(max(_EVERY, (self._ended - begun) / _PART))

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .. import clock
 from ..election.public import MasterElection
 from ..metrics import EntryNumbers, Histogram, Metrics
-from ..runs import RunState
 from ..settings import Settings
-from ..status.reader import Schedule
+from ..status.reader import Basis, Schedule
 
 #: Seconds within which a beat that runs answers.
 ANSWERS_WITHIN = 1.0
 
 
 #: See :class:`Beat`; the runs are as JSON.
-Day = Callable[[str, Mapping[str, RunState], Collection[str]], "list[Any]"]
+Day = Callable[[str, Basis, Collection[str]], "list[Any]"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class Beat:
     election: MasterElection
     metrics: Metrics
     schedule: Schedule
-    #: Tells what of an entry runs on the next day, by the states of entries and the names of those
-    #: that are held back.
+    #: Tells what of an entry runs on the next day; also by the names of those that are held back.
     day: Day
 
 

@@ -460,7 +460,7 @@ def test_a_reader_that_watches(app: Celery, make: Make, eye: Eye) -> None:
     turn_until(scheduler, lambda: eye.news)
     tasks = {entry.name: entry.task for entry in reader.read().entries}
     assert tasks == {"e": "other", "f": "task"}
-    page = json.loads(Reading(seen, {}, 0.0).page)
+    page = json.loads(Reading(seen, reader.basis(), 0.0).page)
     assert [entry["schedule"] for entry in page["upcoming"]] == ["every 1e+06 s"] * 2
 
 

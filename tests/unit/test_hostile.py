@@ -41,7 +41,7 @@ from celery_zk_beat.records import (
 from celery_zk_beat.runs import Run, decode_outbox, decode_page, encode_outbox, encode_page
 from celery_zk_beat.shown import Index, decode_shown, encode_shown
 from celery_zk_beat.status import terminal
-from celery_zk_beat.status.reader import Reader
+from celery_zk_beat.status.reader import Basis, Reader
 from celery_zk_beat.status.snapshot import Snapshot
 from celery_zk_beat.web.readings import Reading
 from celery_zk_beat.zookeeper.answers import versions
@@ -232,7 +232,7 @@ class Garbage:
             for path in paths
         ]
 
-    def read(self, path: str) -> Node | None:
+    def read(self, path: str, watch: object = None) -> Node | None:
         return self.read_all([path])[0]
 
 
@@ -240,6 +240,8 @@ PATHS = Paths("/shop")
 QUOTAS = st.binary() | st.sampled_from(
     [b"count=9,bytes=-9999999999999999999", b"=;byteHardLimit=1;countHardLimit=0,count=7=8,bytes="]
 )
+#: An index of live entries, with the page that may be there.
+NAMES_ONE = definitions.Index({definitions.page_of_entry("e"): definitions.Sum(0, 1)}).encode()
 TREES = st.fixed_dictionaries(
     {},
     optional={
@@ -254,6 +256,8 @@ TREES = st.fixed_dictionaries(
         PATHS.page(page_of("e")): hostile.PAGES,
         PATHS.volume(volume_of(page_of("e"))): hostile.VOLUMES,
         f"{PATHS.runs}/no page": hostile.PAGES,
+        PATHS.entries: hostile.INDEXES_OF_ENTRIES | st.just(NAMES_ONE),
+        PATHS.entries_page(definitions.page_of_entry("e")): hostile.ENTRIES,
         PATHS.shown: hostile.INDEXES | st.just(Index("package:Another", {"3f": 0}).encode()),
         PATHS.shown_page("3f"): hostile.SHOWN,
         "/zookeeper/quota/shop/zookeeper_limits": QUOTAS,
@@ -263,9 +267,10 @@ TREES = st.fixed_dictionaries(
 MTIMES = st.sampled_from([0.0, 1.7e9, 9.2e15, -9.2e15])
 
 
-@pytest.fixture(scope="module", params=[None, "package:Another"])
+@pytest.fixture(scope="module", params=[None, "live", "package:Another"])
 def scheduler(request: pytest.FixtureRequest) -> ZooKeeperScheduler:
-    """Of which the entries are in its schedule, or told of by a master."""
+    """Of which the entries are in its schedule, perhaps with live ones beside them, or told of by a
+    master."""
     app = Celery("shop", set_as_current=False)
     app.conf.zk_beat_root = "/shop"
     app.conf.timezone = "Pacific/Kiritimati"  # where 9999 ends first
@@ -275,7 +280,9 @@ def scheduler(request: pytest.FixtureRequest) -> ZooKeeperScheduler:
         "": {"task": "t", "schedule": 10.0},
         **{name: {"task": "t", "schedule": 10.0} for name in hostile.EVIL_TEXTS[:-1]},
     }
-    if request.param is None:
+    app.conf.zk_beat_entries = request.param == "live"
+    app.conf.zk_beat_entries_tasks = ["*"]
+    if request.param in (None, "live"):
         return ZooKeeperScheduler(app)
     app.conf.zk_beat_scheduler = request.param
     return ZooKeeperScheduler(app, lazy=True)  # whose class is not looked for
@@ -302,7 +309,7 @@ def test_what_is_shown(scheduler: ZooKeeperScheduler, tree: dict[str, bytes], mt
             *terminal.masters(seen.masters, NOW, lambda message, colour: message, width),
         ]
         assert all(map(is_one_line, lines))
-    reading = Reading(seen, {}, 0.0)
+    reading = Reading(seen, reader.basis(), 0.0)
     for data in (reading.page, reading.full(), json.dumps(seen.to_json()).encode()):
         assert data.isascii()
         json.loads(data, parse_constant=pytest.fail)
@@ -365,7 +372,7 @@ def test_it_does_not_take_long(scheduler: ZooKeeperScheduler) -> None:
     begun = time.process_time()
     seen = look(scheduler, tree)
     terminal.status(seen, seen.read_at, lambda message, colour: message, 80)
-    Reading(seen, {}, 0.0).full()
+    Reading(seen, Basis({}, {}, scheduler.settings), 0.0).full()
     assert time.process_time() - begun < 5
 
 

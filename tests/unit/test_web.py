@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable
@@ -20,6 +20,8 @@ from celery_zk_beat import clock
 from celery_zk_beat.errors import SettingsError, Uncertain
 from celery_zk_beat.metrics import EntryNumbers, Metrics
 from celery_zk_beat.runs import RunState
+from celery_zk_beat.settings import Settings
+from celery_zk_beat.status.reader import Basis
 from celery_zk_beat.status.snapshot import Entry, Snapshot
 from celery_zk_beat.web.application import PATHS, Application
 from celery_zk_beat.web.listener import Listener, listen
@@ -92,13 +94,13 @@ def snapshot(*entries: Entry) -> Snapshot:
 
 
 class Look:
-    """What reads, without states of entries."""
+    """What reads, and knows the state of an entry."""
 
     def __init__(self, read: Callable[[], Snapshot]) -> None:
         self.read = read
 
-    def states(self) -> dict[str, RunState]:
-        return {"a": RunState(NOW, 3)}
+    def basis(self) -> Basis:
+        return Basis({}, {"a": RunState(NOW, 3)}, Settings.from_mapping({}, "shop"))
 
 
 def make_readings(read: Callable[[], Snapshot]) -> Readings:
@@ -109,8 +111,8 @@ def make_readings(read: Callable[[], Snapshot]) -> Readings:
     return Readings(connect)
 
 
-def day(name: str, states: Mapping[str, RunState], held: Collection[str]) -> list[Any]:
-    return [{"at": states[name].last_run_at.isoformat()}] if name in states else []
+def day(name: str, basis: Basis, held: Collection[str]) -> list[Any]:
+    return [{"at": basis.states[name].last_run_at.isoformat()}] if name in basis.states else []
 
 
 class Client:

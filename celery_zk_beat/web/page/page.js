@@ -296,7 +296,8 @@ async function showDay(box, list) {
 function showEntries(status) {
   rows("upcoming", status.upcoming, (e) => e.name, (row, e) => {
     (row.day ??= addDay(row)).entry = e.name;
-    fillRow(row, e.name, [["schedule", e.schedule ?? ""], e.task && e.task !== e.name && ["task", e.task]]);
+    fillRow(row, e.name, [["schedule", e.schedule ?? ""], e.task && e.task !== e.name && ["task", e.task],
+      e.version && ["version", `live, version ${e.version}`], e.changed_at && ["changed", `changed by ${e.changed_by} `, e.changed_at, "clock"]]);
     at(row.parts.due, e.next_run_at, "clock");
     lastTime(row, e.next_run_at, "until");
   }, status.counts.entries - status.counts.paused);
