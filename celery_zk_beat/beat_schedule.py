@@ -146,6 +146,9 @@ class BeatSchedule(Source):
 
     # Changes of the schedule ----------------------------------------------------------------------
 
+    def _note_counts(self) -> None:
+        self._dispatcher.metrics.by_source = {"code": len(self.entries)}
+
     def _build(self) -> None:
         """Reads all entries again, with their states from the ledger."""
         names, ledger, app = self._names, self._ledger, self._scheduler.app
@@ -156,7 +159,7 @@ class BeatSchedule(Source):
         for pattern in self._dispatcher.policies.unmatched(self.entries):
             names.warn_once(f"zk_beat_policies: {pattern!r} matches no entry")
         changed = self._planner.seen.replace_all(entries, len(names.known))
-        self._dispatcher.metrics.entries = len(entries)
+        self._note_counts()
         unseen, zones = {}, {}
         for name, entry in entries:
             if ledger.state(name) is None and not ledger.damaged(name):

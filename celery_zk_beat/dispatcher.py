@@ -149,6 +149,10 @@ class Dispatcher:
                     task_id=task_id,
                 )
 
+    def announce(self, signal: object, **arguments: object) -> None:
+        """Has a signal be sent, without waiting for it."""
+        self._announcer.send(signal, **arguments)
+
     # What sources and operators ask ---------------------------------------------------------------
 
     def claim(

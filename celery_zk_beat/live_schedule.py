@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,10 +16,11 @@ from .beat_schedule import BeatSchedule
 from .dispatcher import Dispatcher
 from .due import copied_at, zone_of
 from .live.definitions import Content, Timing, refusal
-from .live.merging import Live, Merging, entry_of
+from .live.merging import Live, Merging, entry_of, log_news, news_of
 from .names import Entries
 from .policies import OwnPolicies
 from .runs import Run
+from .signals import entries_changed
 from .zookeeper.operations import Check
 
 #: Most entries that are put in their places one by one: for more all of them are looked at anew.
@@ -43,6 +44,8 @@ class LiveSchedule(BeatSchedule):
         self._ours: dict[str, Live] = {}
         #: Those of beat_schedule in whose place they are.
         self._hidden: dict[str, Any] = {}
+        #: The epoch in which they were read last.
+        self._read_in: int | None = None
         self._schedule = functools.lru_cache(_MOST_SCHEDULES)(_schedule_of)
 
     def _make(self, name: str, content: Content) -> Any:
@@ -74,7 +77,7 @@ class LiveSchedule(BeatSchedule):
 
     def open(self) -> None:
         super().open()
-        self.live.read()
+        self._tell(self.live.read())
         self._place_all()
         self._drop_lost()
 
@@ -91,7 +94,7 @@ class LiveSchedule(BeatSchedule):
         if self._ours or self._hidden:
             self._ours, self._hidden = {}, {}
             self.outdated()
-            self._dispatcher.metrics.entries = len(entries)
+            self._note_counts()
 
     def refresh(self) -> None:
         if self.live.stale:
@@ -104,6 +107,7 @@ class LiveSchedule(BeatSchedule):
 
     def _take_changes(self) -> None:
         changed = self.live.read()
+        self._tell(changed)
         for name in changed:
             self._place(name)
         self._drop_lost()
@@ -125,7 +129,12 @@ class LiveSchedule(BeatSchedule):
         if ahead:
             self._note_ahead(ahead)
         self.readings += 1
-        self._dispatcher.metrics.entries = len(entries)
+        self._note_counts()
+
+    def _note_counts(self) -> None:
+        live = len(self._ours)
+        counts = {"code": len(self.entries) - live, "live": live}
+        self._dispatcher.metrics.by_source = counts
 
     def _build(self) -> None:
         self._place_all()  # a program may have put another there
@@ -134,6 +143,19 @@ class LiveSchedule(BeatSchedule):
 
     def _named(self) -> Container[str]:
         return _Named(self)
+
+    def _tell(self, before: Mapping[str, Live | None]) -> None:
+        """Says what others have changed in this term; what was so at its beginning is no news."""
+        epoch, self._read_in = self._read_in, self._dispatcher.epoch
+        if epoch != self._read_in:
+            return
+        news = news_of(before, self.live)
+        log_news(news, epoch)
+        if news:
+            names: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
+            for each in news:
+                names[each.kind].append(each.name)
+            self._dispatcher.announce(entries_changed, **names, epoch=epoch)
 
     # In the schedule ------------------------------------------------------------------------------
 

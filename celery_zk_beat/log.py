@@ -27,6 +27,9 @@ Action = Literal[
     "resigning",
     "stays",
     "demoted",
+    "added",
+    "changed",
+    "removed",
 ]
 #: The key in `extra` under which the fields of a line are on their way to its record.
 _FIELDS = "zk_beat_fields"

@@ -119,7 +119,8 @@ class Metrics:
         writes, written_bytes: transactions that the ledger has sent to ZooKeeper, and about their
             bytes.
         outbox: runs that are claimed and not known to be published, on the master.
-        entries: of this beat's schedule.
+        by_source: how many entries this beat's schedule has, by where they come from: "code",
+            "live" or "store".
         by_entry: the numbers of selected entries; None on a standby, where none are asked for, and
             before they are known.
         selected: how many entries match what they are asked for of.
@@ -138,7 +139,11 @@ class Metrics:
     writes: int = 0
     written_bytes: int = 0
     outbox: int = 0
-    entries: int = 0
+    by_source: dict[str, int] = field(default_factory=dict)
     by_entry: list[EntryNumbers] | None = None
     selected: int = 0
     ticked: float = 0.0
+
+    @property
+    def entries(self) -> int:
+        return sum(self.by_source.values())

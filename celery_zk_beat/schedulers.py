@@ -241,7 +241,8 @@ class ZooKeeperScheduler(Hooked):
             below=BELOW_ROOT,
         )
         self._names.look_anew()
-        self.metrics.entries = len(self.entries)
+        source = "code" if settings.scheduler is None else "store"
+        self.metrics.by_source = {source: len(self.entries)}
         return Loop(
             self,
             settings,

@@ -28,7 +28,7 @@ from celery.utils.dispatch import Signal
 from . import clock
 from .log import get_logger
 
-__all__ = ["beat_demoted", "beat_elected", "run_dropped", "run_published"]
+__all__ = ["beat_demoted", "beat_elected", "entries_changed", "run_dropped", "run_published"]
 
 logger = get_logger(__name__)
 
@@ -64,6 +64,15 @@ run_published = Signal(
 #: epoch (int): of the master that dropped it: this beat.
 #: reason (str): why, in words.
 run_dropped = Signal(name="run_dropped", providing_args={"entry", "run", "due", "epoch", "reason"})
+
+#: The master goes by other live entries from now on. Not sent for what was changed before this
+#: beat was elected.
+#:
+#: added, changed, removed (list of str): names of entries.
+#: epoch (int): of the master: this beat.
+entries_changed = Signal(
+    name="entries_changed", providing_args={"added", "changed", "removed", "epoch"}
+)
 
 #: Most events that wait for receivers.
 MOST_WAITING = 1000

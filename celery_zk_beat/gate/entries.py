@@ -179,7 +179,7 @@ class GatedEntries(Source):
         gated = self._gated
         self._scheduler.data = self._taken = gated.entries
         self._names.look_anew()
-        self._dispatcher.metrics.entries = len(self.entries)
+        self._dispatcher.metrics.by_source = {"store": len(self.entries)}
         self._drop_lost({*gated.renamed.values()})
         self._rename()
         goes_on = {*gated.renamed.values()}

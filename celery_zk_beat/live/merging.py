@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from .. import clock
 from ..errors import Conflict, EntryError, RootError, Uncertain, ZkBeatError
-from ..log import get_logger
+from ..log import get_logger, telling
 from ..paths import Paths
 from ..runs import NEVER, from_milliseconds
 from ..security import Grant
@@ -105,6 +105,58 @@ def entry_of(kind: Callable[..., Any], app: Any, name: str, content: Content, sc
     )
 
 
+Kind = Literal["added", "changed", "removed"]
+
+
+class News(NamedTuple):
+    """What has become of an entry: `kind` is "added", "changed" or "removed"; `by` and `what` are
+    texts, empty where nobody knows."""
+
+    name: str
+    kind: Kind
+    by: str = ""
+    what: str = ""
+    version: int | None = None
+
+
+def news_of(before: Mapping[str, Live | None], merging: Merging) -> list[News]:
+    """Of the entries that :meth:`Merging.read` returned. Not of those that cannot be understood any
+    more, or are on what cannot."""
+    news = []
+    for name in sorted(before):
+        was, live = before[name], merging.found.get(name)
+        if live is None:
+            if not merging.holds(name):
+                news.append(News(name, "removed"))
+        elif live.definition is not None:
+            known = None if was is None else was.definition
+            version = 0 if known is None or known.born != live.definition.born else known.version
+            late = [each for each in live.definition.changes if each.version > version]
+            by = dict.fromkeys(each.by for each in late)
+            what = dict.fromkeys(one for each in late for one in each.what if one != "added")
+            kind: Kind = "added" if was is None else "changed"
+            news.append(News(name, kind, _few(by), _few(what), live.definition.version))
+    return news
+
+
+def _few(texts: Iterable[str]) -> str:
+    texts = list(texts)
+    return ", ".join(texts[:5]) + (" ..." if texts[5:] else "")
+
+
+def log_news(news: Sequence[News], epoch: int) -> None:
+    """A line each, of the first, and one that counts all."""
+    for number, each in enumerate(news):
+        level = logging.INFO if number < _MOST_LOGGED else logging.DEBUG
+        by = f" by {each.by}" if each.by else ""
+        what = f": {each.what}" if each.what else ""
+        version = f" (version {each.version})" if each.version else ""
+        text = f"live entry {each.name:.200} is {each.kind}{by}{what}{version}"
+        logger.log(level, "%s", text, extra=telling(each.kind, entry=each.name, epoch=epoch))
+    if len(news) > _MOST_LOGGED:
+        logger.info("%d live entries were added, changed or removed", len(news))
+
+
 class Merging:
     """What the master knows of the entries. For one thread; `wake` is called on kazoo's when they
     have changed.
@@ -195,8 +247,8 @@ class Merging:
         is_there = name in self.found or self.damage is not None
         return is_there or (bool(self.damaged_pages) and page_of_entry(name) in self.damaged_pages)
 
-    def read(self) -> set[str]:
-        """Reads what has changed, and returns the names of the entries that have. Raises as
+    def read(self) -> dict[str, Live | None]:
+        """Reads what has changed, and returns the entries that have, as they were before. Raises as
         :meth:`.ZooKeeperSession.read`."""
         self.stale, self._refusals = False, {}
         try:
@@ -220,7 +272,7 @@ class Merging:
         self.damage = indexed.damage
         return indexed
 
-    def _read_pages(self, indexed: Indexed) -> set[str]:
+    def _read_pages(self, indexed: Indexed) -> dict[str, Live | None]:
         sums, complaints = indexed.index.pages, dict[str, str]()
         differ = [
             page
@@ -229,10 +281,10 @@ class Merging:
         ]
         # All that could be read is, before any of it counts.
         found = read_pages(self._session, self._paths, differ) if differ else {}
-        changed: set[str] = set()
+        changed: dict[str, Live | None] = {}
         for page in self._sums.keys() - sums.keys():
             self.damaged_pages.pop(page, None)
-            changed |= self._take(page, Page(), complaints)
+            changed.update(self._take(page, Page(), complaints))
             del self._sums[page], self._pages[page]
         for page, each in found.items():
             if isinstance(each, Page) and each.version is None and sums[page].entries:
@@ -246,21 +298,21 @@ class Merging:
                 self.damaged_pages[page], each = each, Page()
             else:
                 self.damaged_pages.pop(page, None)
-            changed |= self._take(page, each, complaints)
+            changed.update(self._take(page, each, complaints))
             self._sums[page] = sums[page]
             self._empty.pop(page, None)
         self._complain(complaints)
         return changed
 
-    def _take(self, page: str, after: Page, complaints: dict[str, str]) -> set[str]:
-        """Takes a page as it is now; returns which of its entries have changed."""
+    def _take(self, page: str, after: Page, complaints: dict[str, str]) -> dict[str, Live | None]:
+        """Takes a page as it is now; returns which of its entries have changed, as they were."""
         before = self._pages[page].told if page in self._pages else {}
         self._pages[page] = after
-        changed = set()
+        changed: dict[str, Live | None] = {}
         for name in before.keys() | after.told.keys():
             if _is_same(before.get(name, _ABSENT), after.told.get(name, _ABSENT)):
                 continue
-            changed.add(name)
+            changed[name] = self.found.get(name)
             if name in after.told:
                 self.found[name] = self._live(name, after, complaints)
             else:

@@ -60,7 +60,6 @@ class _Collector(Collector):
                 "How far this machine's clock is at least ahead of ZooKeeper's; below 0: behind.",
                 state.clock_offset,
             ),
-            ("entries", "Entries of this beat's schedule.", metrics.entries),
             (
                 "outbox_runs",
                 "Runs that are claimed and not known to be published; 0 on a standby.",
@@ -75,6 +74,7 @@ class _Collector(Collector):
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"celery_zk_beat_{name}", text, value)
+        yield _entries(metrics.by_source)
         counters = (
             ("elections", "Times that this beat was elected.", metrics.elections),
             ("runs_claimed", "Runs that this beat claimed.", metrics.claimed),
@@ -137,6 +137,14 @@ def _by_entry(numbers: Iterable[EntryNumbers]) -> Iterator[Metric]:
         for reason, at in each.skipped.items():
             last_skip.add_metric([name, reason], at)
     yield from (last_run, lateness, next_run, last_skip)
+
+
+def _entries(counts: Mapping[str, int]) -> Metric:
+    text = "Entries of this beat's schedule, by where they come from."
+    family = GaugeMetricFamily("celery_zk_beat_entries", text, labels=["source"])
+    for source, count in counts.items():
+        family.add_metric([source], count)
+    return family
 
 
 def _skipped(counts: Mapping[str, int]) -> Metric:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.live.definitions import page_of_entry
 from celery_zk_beat.live.store import Changer
 from celery_zk_beat.paths import Paths
+from celery_zk_beat.signals import entries_changed
 from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Entry, Snapshot
@@ -25,7 +28,7 @@ from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
 
 from .conftest import Make, every
-from .test_live_schedule import Editor, master, more
+from .test_live_schedule import Editor, learn, master, more
 
 
 @pytest.fixture
@@ -256,3 +259,71 @@ def test_off(app: Celery, session: ZooKeeperSession, editor: Editor, root: str) 
     assert set(look.entries()) == {"both", "code"}
     assert asked
     assert not [path for path in asked if path.startswith(Paths(root).entries)]
+
+
+def test_who_changed_what(
+    app: Celery, make: Make, editor: Editor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log, by a signal, and in the metrics; not what was so before this term."""
+    caplog.set_level(logging.INFO)
+    heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
+
+    def hear(added: Any, changed: Any, removed: Any, epoch: int, **more: Any) -> None:
+        heard.put({"added": added, "changed": changed, "removed": removed, "epoch": epoch})
+
+    entries_changed.connect(hear)
+    try:
+        editor.put("old")
+        one = master(make)
+        assert one.metrics.by_source == {"code": 2, "live": 1}
+        editor.put("new")
+        learn(one)
+        news = {"added": ["new"], "changed": [], "removed": [], "epoch": 1}
+        assert heard.get(timeout=PATIENCE) == news
+        editor.set("old", kwargs={"a": 1}, note="x")
+        learn(one)
+        assert heard.get(timeout=PATIENCE)["changed"] == ["old"]
+        editor.remove("new")
+        editor.set("old", enabled=False)
+        learn(one)
+        seen = [heard.get(timeout=PATIENCE)]
+        if not seen[0]["changed"]:
+            learn(one)
+            seen.append(heard.get(timeout=PATIENCE))
+        assert [each for one in seen for each in one["removed"]] == ["new"]
+        assert heard.empty()
+    finally:
+        entries_changed.disconnect(hear)
+    assert one.metrics.by_source == {"code": 2, "live": 0}
+    assert [line for line in caplog.messages if line.startswith("live entry ")] == [
+        "live entry new is added by test (version 1)",
+        "live entry old is changed by test: kwargs, note (version 2)",
+        "live entry new is removed",
+        "live entry old is changed by test: disabled (version 3)",
+    ]
+    (record,) = [each for each in caplog.records if "kwargs" in each.getMessage()]
+    assert (record.action, record.entry, record.epoch) == (  # type: ignore[attr-defined]
+        "changed",
+        "old",
+        1,
+    )
+
+
+def test_damage_is_no_removal(
+    app: Celery,
+    make: Make,
+    editor: Editor,
+    client: KazooClient,
+    root: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    editor.put("a")
+    one, paths = master(make), Paths(root)
+    client.set(paths.entries_page(page_of_entry("a")), b"[")
+    index = json.loads(client.get(paths.entries)[0])
+    index["pages"][page_of_entry("a")][0] ^= 1
+    client.set(paths.entries, json.dumps(index).encode())
+    learn(one)
+    assert any("until then the live entries on this page" in each for each in caplog.messages)
+    assert not any("removed" in each for each in caplog.messages)
