@@ -260,7 +260,9 @@ class Definition:
             self,
             content=content,
             version=version,
-            since=at if is_anew else self.since,
+            # Another instant in any case, for `key` tells of it: clocks that are told apart by the
+            # time of an answer may be behind the change before.
+            since=max(at, self.since + 1) if is_anew else self.since,
             changes=(*self.changes, change)[-CHANGES:],
         )
 

@@ -230,6 +230,14 @@ def test_enabled_again_its_clock_begins_anew() -> None:
     assert (after.since, after.changes[-1].what) == (2_000, ("enabled",))
 
 
+def test_another_schedule_is_another_clock_where_the_time_is_behind() -> None:
+    """The time of an answer that was slow is before the last change."""
+    before = added().changed(Content.of("e", {**PLAIN, "schedule": {"every": 31}}), 2_000, "you")
+    after = before.changed(Content.of("e", {**PLAIN, "schedule": {"every": 32}}), 1_500, "them")
+    assert after.key != before.key
+    assert after.since == 2_001
+
+
 def test_the_same_is_no_change() -> None:
     before = added(args=[1])
     assert before.changed(Content.of("e", {**PLAIN, "args": (1,)}), 2_000, "you") is before
