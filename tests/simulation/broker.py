@@ -44,6 +44,8 @@ class Sent:
     id: str
     arrived: bool
     failed: bool
+    #: The arguments of the task, as text.
+    label: str | None = None
     #: What a hook put into it.
     hook: str | None = None
 
@@ -141,6 +143,7 @@ class Broker:
             id=headers["id"],
             arrived=False,
             failed=refuses or mood not in ("fine", "slow"),
+            label=headers.get("argsrepr"),
             hook=headers.get("hook"),
         )
         self.sent.append(sent)

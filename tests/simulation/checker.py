@@ -32,6 +32,7 @@ from celery_zk_beat.shown import Index, decode_shown
 
 from .broker import Sent
 from .ensemble import Tree, Write, Znode
+from .live import GONE, LiveChecker
 from .policies import PolicyChecker
 from .world import BEGINNING, World
 
@@ -48,6 +49,7 @@ WRONG = 2.0
 #: Why a run is dropped whatever the policy.
 _NOT_BY_POLICY = re.compile(
     "dropped: (an operator|no schedule names it|it cannot be published|it is paused|later than)"
+    f"|{GONE}"
 )
 #: Seconds between the last look at what is due and the sending: a beat may stand still in between,
 #: as long as its session lives, and then asks ZooKeeper.
@@ -65,6 +67,7 @@ class Checker:
         self._timeout = timeout
         #: Of the entries that have a policy.
         self.policies = PolicyChecker(world, self.fail, root)
+        self.live = LiveChecker(world, self.fail, root, self.policies)
         self.begin()
         #: Entries of which no message can be sent.
         self.broken: Collection[str] = ()
@@ -168,6 +171,7 @@ class Checker:
         for run, each in self.sent.items():
             self._sent_before[run] += each
         self.begin()
+        self.live.on_restore(tree)
         self.pauses = Pauses()
         for path, node in tree.items():
             if path == self._paths.epoch:
@@ -210,6 +214,7 @@ class Checker:
     def on_write(self, write: Write, session: int) -> None:  # noqa: C901
         changes = write.changes
         self._read_all(changes)
+        self.live.on_write(changes, session)
         if self._paths.epoch in changes:
             node = changes[self._paths.epoch]
             assert node is not None
@@ -378,10 +383,14 @@ class Checker:
         self._ran.pop(entry, None)
         if self.has_store:
             # What a store that is behind says is all that is known of it now.
-            self._dues = {each for each in self._dues if each[0] != entry}
-            self._id = {each: id for each, id in self._id.items() if each[0] != entry}
+            self._forget(entry)
         if any(entry == each for each, _ in self.outbox):
             self.fail(f"I2: the state of {entry} is removed, and its run waits")
+
+    def _forget(self, entry: str) -> None:
+        """Its instants may run again."""
+        self._dues = {each for each in self._dues if each[0] != entry}
+        self._id = {each: id for each, id in self._id.items() if each[0] != entry}
 
     # What may follow on what, case by case, in the order in which one excludes the next.
     def _on_state(self, entry: str, state: RunState, written: float) -> set[tuple[str, int]]:  # noqa: C901
@@ -396,6 +405,9 @@ class Checker:
             for past in state.past
             if past.number is not None and (past.note or "").startswith("dropped: ")
         }
+        for past in state.past:
+            if past.number is not None and (past.note or "").startswith(GONE):
+                self.live.on_dropped(entry, past.number)
         self.dropped_in_any_case |= {
             (entry, past.number)
             for past in state.past
@@ -405,6 +417,8 @@ class Checker:
         if before is None:
             if number < highest:
                 self.fail(f"I5: {entry}: a state that begins with run {number}, after {highest}")
+            if not any(entry == each for each, _ in self.outbox):
+                self.live.on_begun(entry, None, state)
             return set()
         back = (before.last_run_at - state.last_run_at).total_seconds()
         # ZooKeeper tells the time in milliseconds.
@@ -418,6 +432,11 @@ class Checker:
         elif state.past and state.past[-1].number is None:
             self._ran[entry].clear()
         if number == before.total_run_count:
+            if self.rows is None and self.live.on_begun(entry, before, state):
+                if not self.clocks_are_right:
+                    # What ran before its time by a clock that was ahead was not its own.
+                    self._forget(entry)
+                return set()
             if state.last_run_at > before.last_run_at:
                 last = state.past[-1] if state.past else None
                 if self.policies.on_moved(entry, before, state, (entry, number) in self.outbox):
@@ -438,6 +457,8 @@ class Checker:
             notes[number] = None if claim is None else claim.note
         # That the run before was published late may be told with the claim of the next.
         is_told = any(entry == each for each, _ in self.outbox)
+        is_extra = notes[number] in (ASKED_FOR, BACKFILLED)
+        self.live.on_claim(entry, before, state, is_told, is_extra)
         if notes[number] in (ASKED_FOR, BACKFILLED):
             if is_told and state.last_run_at > before.last_run_at:
                 self._on_late(entry, before, replace(before, last_run_at=state.last_run_at))
@@ -568,6 +589,7 @@ class Checker:
         run = sent.entry, sent.run
         if run not in self.claimed:
             self.fail(f"published and not claimed: {sent}")
+        self.live.on_sent(sent)
         if self.clocks_are_right:
             self._on_sent_in_time(sent)
         for epoch, since in self.began.items():
@@ -610,6 +632,7 @@ class Checker:
 
     def on_arrived(self, sent: Sent) -> None:
         self._last_sent[sent.entry] = self._world.now
+        self.live.on_arrived(sent)
         self._arrivals[sent.entry].append(self._world.now)
         token = sent.era, sent.epoch
         if token >= self._seen:
@@ -649,6 +672,8 @@ class Checker:
         known = {*map(self._row, masters[0].scheduler.schedule)} - {*self.broken}
         if self.backfills and not self._world.is_slow:  # else something is due at any time
             return False
+        if not self.live.is_well(since):
+            return False
         return not any(entry in known for entry, _ in self.outbox) and all(
             self._last_sent.get(entry, 0.0) > since or self._has_run_ahead(entry)
             for entry in ("a", "b", "c", "d", *(self.crowd & known & self.states.keys()))
@@ -672,7 +697,7 @@ class Checker:
             waits = self._world.now - self.claimed[entry, number]
             if entry in self.unmade and waits > self._may_be_late + 2.0:
                 self.fail(f"I2: {entry}, run {number}, cannot be made, and waits for {waits} s")
-        for entry, period in self._periods.items():
+        for entry, period in {**self._periods, **self.live.periods}.items():
             at = [self._calm_since, *self._arrivals[entry], self._world.now]
             gap = max(later - earlier for earlier, later in zip(at, at[1:]))
             if gap > period + self._may_be_late:

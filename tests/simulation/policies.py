@@ -57,7 +57,7 @@ class PolicyChecker:
             self._fail(f"I9: {entry} runs {since} s after the beginning, against {policy}")
         if self.is_gated:
             return False
-        expected = self._first(rule, before)
+        expected = self.first(rule, before)
         # One run may have stood for what came due while it waited.
         if due != expected and not (due > expected and is_told and not self._must_all(rule)):
             self._fail(f"I2: {entry}: after {before} {expected} is due, and not {state}")
@@ -90,7 +90,7 @@ class PolicyChecker:
         self, entry: str, rule: Rule, before: RunState, state: RunState, key: str, is_told: bool
     ) -> None:
         """Nothing is skipped for the reason `key` that its policy would have run."""
-        first, last, now = self._first(rule, before), state.past[-1], self._now()
+        first, last, now = self.first(rule, before), state.past[-1], self._now()
         if last.due != _in_milliseconds(first) and not (last.due > first and is_told):
             self._fail(f"I2: {entry}: skipped is {last}, and not what was due after {before}")
         following = _after(rule, state.last_run_at)
@@ -130,7 +130,7 @@ class PolicyChecker:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(BEGINNING + self._world.now, timezone.utc)
 
-    def _first(self, rule: Rule, before: RunState) -> datetime:
+    def first(self, rule: Rule, before: RunState) -> datetime:
         """The first instant after the last run."""
         first = _after(rule, before.last_run_at)
         if rule.is_fixed:

@@ -36,6 +36,7 @@ from .checker import Checker
 from .client import SimulatedKazoo
 from .ensemble import Ensemble, Link, Tree, Znode
 from .guard import Guard
+from .live import NAMES, STEPS, TASKS, Live, patches
 from .world import BEGINNING, Machine, World
 
 logger = logging.getLogger(__name__)
@@ -233,6 +234,7 @@ def simulation() -> Iterator[None]:
         for module in (gated, entries):
             stack.enter_context(mock.patch.object(module, "adapter_of", _adapter_of))
         stack.enter_context(mock.patch.object(schedulers, "Guard", Guard))
+        stack.enter_context(patches())
         # Celery orders entries that are due at the same instant by where they are in memory.
         stack.enter_context(mock.patch.object(ScheduleEntry, "__lt__", _comes_first))
         yield
@@ -293,6 +295,8 @@ class Beat:
         app.conf.zk_beat_scheduler = self.run.gated
         app.conf.zk_beat_policies = scenario.policies(self.variant)
         app.conf.zk_beat_fast_takeover = self.run.guarded
+        app.conf.zk_beat_entries = self.run.live is not None
+        app.conf.zk_beat_entries_tasks = TASKS
         with world.on(machine):
             self.scheduler = scheduler = ZooKeeperScheduler(app=app)
             simulated.Thread(target=lambda: self._serve(scheduler), name="main").start()
@@ -388,6 +392,8 @@ class Run:
         Stored.store.clear()
         self.gated = plan.choice((None, None, PLAIN, STORED))
         self._have_rows(seed)
+        self.live: Live | None = None
+        self._have_live(seed)
         if self.gated in (STORED, ROWS):
             # A store that was told of a time in the future holds its entries back until then.
             far = (CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT)
@@ -404,10 +410,14 @@ class Run:
             fault.what.startswith("clock") for fault in self.faults
         )
         kinds = {fault.what for fault in self.faults}
+        self.checker.live.clocks_are_right = self.checker.clocks_are_right
+        self.checker.live.server_is_right = "clock of ZooKeeper" not in kinds
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
         asked = ASK in kinds or FILL in kinds
-        self.checker.numbers_may_differ = lost and (asked or bool(scenario.rules))
+        self.checker.numbers_may_differ = lost and (
+            asked or bool(scenario.rules) or self.live is not None
+        )
         self.checker.has_store = self.gated in (STORED, ROWS)
         self.checker.store_knows_more = lost and self.gated == STORED
         self.broker.together = plan.choice((True, True, False))
@@ -455,6 +465,17 @@ class Run:
 
         return hook
 
+    def _have_live(self, seed: int) -> None:
+        """In some runs there are live entries, and writers of them."""
+        chosen, is_plain = scenarios.CHOSEN == scenarios.LIVE, self.scenario == scenarios.Scenario()
+        chance = random.Random(f"live {seed}").random()
+        if chosen:
+            self.gated = self.checker.rows = None
+        elif self.gated or not is_plain or chance > 0.2 or scenarios.CHOSEN:
+            return
+        self.live = Live(seed, self.world, self.ensemble, self.checker.live)
+        SimulatedKazoo.links.update({each.name: each.link for each in self.live.writers.values()})
+
     def _have_rows(self, seed: int) -> None:
         """In some runs of a store it is a table of rows, of which the names change."""
         plan = random.Random(f"rows {seed}")
@@ -485,17 +506,10 @@ class Run:
 
     def go(self, steps: int) -> None:
         """Lets `steps` things happen, then all be well again. See ``checker.violation``."""
-        world = self.world
-        for beat in self.beats.values():
-            world.after(world.random.uniform(0, 0.5), beat.start)
-        for number, fault in enumerate(self.faults):
-            begin = partial(self._begin, number, fault)
-            if fault.after:
-                begin = partial(self._wait_for, fault.after, begin)
-            world.after(fault.at, begin)
-        if any(fault.what == RESTORED for fault in self.faults):
-            self._copy()
-        checker = self.checker
+        world, checker = self.world, self.checker
+        self._start()
+        if self.live is not None:
+            steps *= STEPS
         world.run(lambda: checker.violation or world.steps >= steps, float("inf"))
         self._suffer_outages()
         if self._lost is not None:
@@ -507,13 +521,33 @@ class Run:
             self._heal()
             checker.useless |= self.scenario.useless
             self._get_well(len(BEATS))
-            if self.scenario.useless or self.scenario.broken:
+            if self.scenario.useless or self.scenario.broken or self.live:
                 self._stay_well()
             if not self.scenario.useless:
                 # None of them needs a hand: each can take over.
                 self._hand_over()
                 self._hand_over()
-            checker.finish(self.alive())
+            self._finish()
+
+    def _start(self) -> None:
+        world = self.world
+        for beat in self.beats.values():
+            world.after(world.random.uniform(0, 0.5), beat.start)
+        if self.live is not None:
+            self.live.start()
+        for number, fault in enumerate(self.faults):
+            begin = partial(self._begin, number, fault)
+            if fault.after:
+                begin = partial(self._wait_for, fault.after, begin)
+            world.after(fault.at, begin)
+        if any(fault.what == RESTORED for fault in self.faults):
+            self._copy()
+
+    def _finish(self) -> None:
+        self.checker.finish(self.alive())
+        if self.live is not None:
+            for name, failures in self.live.failures.items():
+                self.checker.hurt(name, failures)
 
     def end(self) -> None:
         """Lets go of the threads, which would be kept for ever."""
@@ -553,11 +587,14 @@ class Run:
         checker.end_calm(self.checker.epoch if self.world.is_slow else epoch)
 
     def _copy(self) -> None:
-        self._copies.append(self.ensemble.copy())
+        if self.live is None or not self.live.is_damaged:
+            self._copies.append(self.ensemble.copy())
         self.world.after(1.0, self._copy)
 
     def _restore(self, copy: tuple[Tree, int]) -> None:
         self.ensemble.stop()
+        if self.live is not None:
+            self.live.lost()
         self.ensemble.restore(copy)
         self.checker.on_restore(copy[0])
         self.ensemble.start()
@@ -567,7 +604,8 @@ class Run:
         since = self.world.now
 
         def over() -> object:
-            return checker.violation or checker.is_well(self.alive(), count, since)
+            is_quiet = self.live is None or self.live.is_quiet
+            return checker.violation or (is_quiet and checker.is_well(self.alive(), count, since))
 
         if not self.world.run(over, RECOVERY):
             checker.fail(f"I6: not well after {RECOVERY:g} s: {self!r}")
@@ -639,6 +677,8 @@ class Run:
 
     def _heal(self) -> None:
         self._healed = True
+        if self.live is not None:
+            self.live.heal()
         self._dying.clear()
         own, self.scenario.own = self.scenario.own, {}
         self._change_pauses(lambda pauses, now: Pauses())
@@ -751,6 +791,8 @@ class Run:
         if fault.what == RENAME:
             return lambda: self._rename(fault), lambda: None
         entries = [*PERIODS, *(self.scenario.rules if fault.what != FILL else ())]
+        if self.live is not None and fault.what != FILL:
+            entries += NAMES
         entry: str | None = entries[round(1e6 * fault.at) % len(entries)]
         if fault.what == PAUSE and fault.at % 1 < 0.3:
             entry = None

@@ -285,10 +285,10 @@ _KINDS: dict[str, Callable[[random.Random, tuple[str, ...], Scenario], None]] = 
 }
 
 #: What may be CHOSEN.
-BACKFILLS = "backfills"
+BACKFILLS, LIVE = "backfills", "live"
 KINDS = (
     *("plain", "retention", "lost data", "pauses", "masters deleted", "renames", "guards"),
-    *(BACKFILLS, *_KINDS),
+    *(BACKFILLS, LIVE, *_KINDS),
 )
 
 
