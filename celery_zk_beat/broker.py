@@ -392,7 +392,10 @@ class Broker:
         seen now, and it is certain that nothing has left."""
         pool = getattr(getattr(channel, "client", None), "connection_pool", None)  # of Redis
         if pool is not None:
-            pool.release(pool.get_connection())
+            import redis
+
+            # Before 5.3 (kombu 5.5) it wants a command's name; later releases warn of one.
+            pool.release(pool.get_connection(*(("_",) if redis.VERSION < (5, 3) else ())))
         self._assure()
         self.may_have_left = True
 
