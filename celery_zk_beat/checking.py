@@ -178,7 +178,12 @@ def _check_together(entries: Mapping[str, Any], settings: Settings) -> Iterator[
         policies: Policies = settings.policies
         for pattern in policies.unmatched(entries):
             text = f"{settings.prefix}policies: {pattern!r} matches no entry"
-            yield Finding(WARNING, "policy", None, text)
+            if settings.entries:
+                yield Finding(
+                    NOTE, "policy", None, f"{text} of beat_schedule: live ones are unseen"
+                )
+            else:
+                yield Finding(WARNING, "policy", None, text)
         return
     package = settings.scheduler.partition(".")[0].partition(":")[0]
     for name, entry in entries.items() if package in _WITH_ROWS else ():

@@ -283,8 +283,8 @@ def diff(ctx: click.Context, as_json: bool, timeout: float) -> None:
 
     Shows which entries a deploy would add, remove or change, and which were perhaps renamed: the
     clock of a renamed entry starts anew. For each it shows the next run, now and with this
-    configuration. The master must answer. Entries of another scheduler (zk_beat_scheduler) are
-    kept in its store and are not compared.
+    configuration. Live entries count for both. The master must answer. Entries of another
+    scheduler (zk_beat_scheduler) are kept in its store and are not compared.
 
     \b
     Examples:
@@ -309,7 +309,7 @@ def diff(ctx: click.Context, as_json: bool, timeout: float) -> None:
             raise Failure(f"{master} did not answer within {timeout:g} s")
         if not answer.ok:
             raise Failure(f"{master}: {answer.text}")
-        app, entries = ctx.obj.app, site.scheduler.entries
+        app, entries = ctx.obj.app, reader.named()
         found = comparing.compare(entries, comparing.unpack(answer.text), states, app, now)
     if as_json:
         told = {"format": FORMAT, "master": master, "differences": plain(found)}
@@ -828,9 +828,9 @@ def _exact(at: datetime) -> str:
 def _show_backfill(
     ctx: click.Context, wanted: _Range, most: int | None, timeout: float, as_json: bool
 ) -> None:
-    """Lists what a backfill would run. Needs no ZooKeeper if the entries are the app's own."""
+    """Lists what a backfill would run. Needs no ZooKeeper if all entries are the app's own."""
     app, entry = ctx.obj.app, wanted.entry
-    if app.conf.get("zk_beat_scheduler"):
+    if app.conf.get("zk_beat_scheduler") or app.conf.get("zk_beat_entries"):
         with _site(ctx, timeout, clock.Wakeup()) as site:
             reader = site.reader()
             _known(reader.read(), entry)
@@ -921,7 +921,8 @@ def history(
 
     For each due instant it shows when it was dispatched, how late, by which beat, and the task id;
     or why it was skipped. Several missed instants become one run: that of the first. ZooKeeper
-    keeps up to 20 runs of each entry, and the last 50 masters.
+    keeps up to 20 runs of each entry, and the last 50 masters. Of live entries it also shows the
+    last 10 changes of each: who changed what.
 
     \b
     Examples:
@@ -934,12 +935,14 @@ def history(
     if entry is not None:
         _known(snapshot, entry)
     runs, masters = reader.history(entry, limit), snapshot.masters
+    changes = reader.changes(entry)[:limit]
     if as_json:
         told = {"format": FORMAT, "root": snapshot.root, "entry": entry}
-        click.echo(json.dumps({**told, "runs": plain(runs), "masters": plain(masters)}))
+        told.update(runs=plain(runs), masters=plain(masters), changes=plain(changes))
+        click.echo(json.dumps(told))
         return
     now, style = snapshot.read_at, _style(ctx)
-    print_lines(ctx, terminal.history(runs, style, _width(), with_entry=entry is None))
+    print_lines(ctx, terminal.history(runs, style, _width(), entry is None, changes))
     if entry is None:
         print_lines(ctx, ["", *terminal.masters(masters, now, style, _width())])
 
@@ -1046,9 +1049,9 @@ def _upcoming(
     remarks: list[str] = []
     try:
         with _site(ctx, timeout, clock.Wakeup()) as site:
-            reader, scheduler, settings = site.reader(), site.scheduler, site.settings
+            reader, scheduler = site.reader(), site.scheduler
             snapshot = reader.read()
-            entries, states = reader.named(), reader.states()
+            entries, states, settings = reader.basis()
         paused = {each.name for each in snapshot.entries if each.paused is not None}
         if snapshot.paused is not None:
             paused = set(entries)
@@ -1066,6 +1069,8 @@ def _upcoming(
             f"{exc.format_message()}: assuming that each entry ran last now, and that none is "
             "paused"
         )
+        if settings.entries:
+            remarks.append("live entries are in ZooKeeper, and are not shown")
     known = {name: each for name, each in entries.items() if each.schedule is not None}
     schedule = Outlook(scheduler, settings, known, states, paused, now)
     return schedule, set(entries), remarks

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..due import copied_at, schedule_text
 from ..errors import RootError, ZkBeatError
+from ..live import definitions
 from ..live.definitions import Content, Page, Sum, Timing, page_of_entry, refusal
 from ..live.merging import Live, entry_of, judged
 from ..live.store import read_index, read_pages
@@ -105,15 +106,15 @@ class LiveEntries:
         page = self._pages.get(page_of_entry(name))
         return self._is_damaged or (page is not None and isinstance(page[1], RootError))
 
-    def changes(self, name: str) -> tuple[Change, ...]:
-        """The last of an entry, newest first."""
-        live = self.found.get(name)
-        if live is None or live.definition is None:
-            return ()
-        return tuple(
+    def changes(self, name: str | None) -> tuple[Change, ...]:
+        """The last of an entry, or of all, newest first."""
+        names = self.found if name is None else self.found.keys() & {name}
+        changes = (
             Change(name, each.version, from_milliseconds(each.at), each.by, each.what)
-            for each in reversed(live.definition.changes)
+            for name in names
+            for each in _changes(self.found[name])
         )
+        return tuple(sorted(changes, key=lambda each: (each.at, each.version), reverse=True))
 
     def warnings(self) -> Iterator[str]:
         """A line for each kind of trouble; the first of its entries stands for all."""
@@ -196,6 +197,10 @@ def begun(state: RunState | None, live: Live) -> RunState:
     if state is None:
         return RunState(live.begins)
     return state if state.key == live.key else replace(state, last_run_at=live.begins, due=None)
+
+
+def _changes(live: Live) -> Iterable[definitions.Change]:
+    return () if live.definition is None else live.definition.changes
 
 
 def text_of(timing: Timing) -> str | None:

@@ -172,8 +172,8 @@ class Reader:
         """For who tells the next runs, on whatever thread."""
         return Basis(self.named(), self.states(), self.settings)
 
-    def changes(self, entry: str) -> tuple[Change, ...]:
-        """The last of a live entry, newest first, as far as the last :meth:`read` saw them."""
+    def changes(self, entry: str | None) -> tuple[Change, ...]:
+        """The last of a live entry, or of all, newest first, as the last :meth:`read` saw them."""
         return () if self._live is None else self._live.changes(entry)
 
     def history(self, entry: str | None, limit: int) -> list[RecentRun]:

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Callable, Generic, TypeVar
+from typing import Any, Callable, Generic, TypeVar
 
 from ..log import safe
 from ..runs import BACKFILLED
-from .snapshot import LIVE, Entry, Member, RecentRun, RecentTerm, RunningBackfill, Snapshot
+from .snapshot import LIVE, Change, Entry, Member, RecentRun, RecentTerm, RunningBackfill, Snapshot
 
 #: Gives a text a colour by name, or None for none.
 Style = Callable[[str, str], str]
@@ -74,25 +74,59 @@ def status(
     return lines
 
 
-def history(runs: Iterable[RecentRun], style: Style, width: float, with_entry: bool) -> list[str]:
-    """A table of what ran, newest first."""
-    columns: list[Column[RecentRun]] = [
-        Column("DUE", lambda run: iso(run.due)),
-        Column("DISPATCHED", lambda run: "skipped" if run.run is None else iso(run.at), drop=1),
-        Column("LATE", lambda run: duration(_late(run)) if _may_be_late(run) else "-", right=True),
-        Column("RUN", lambda run: "-" if run.run is None else str(run.run), right=True),
-        Column("EPOCH", lambda run: str(run.epoch), right=True, drop=2),
-        Column("BY", lambda run: run.by or "?"),
-        Column("TASK ID", lambda run: run.task_id or "-", drop=3),
-        *([Column[RecentRun]("ENTRY", lambda run: run.entry)] if with_entry else []),
-        Column("NOTE", lambda run: run.note or "", needed=False),
+def history(
+    runs: Iterable[RecentRun],
+    style: Style,
+    width: float,
+    with_entry: bool,
+    changes: Sequence[Change] = (),
+) -> list[str]:
+    """A table of what ran, newest first, with the changes of entries between the runs."""
+    rows: list[RecentRun | Change] = [*runs]
+    if changes:
+        rows = sorted([*rows, *changes], key=lambda row: row.at, reverse=True)
+    columns: list[Column[RecentRun | Change]] = [
+        Column("DUE", lambda row: iso(row.at if isinstance(row, Change) else row.due)),
+        Column("DISPATCHED", _dispatched, drop=1),
+        Column("LATE", _lateness, right=True),
+        Column("RUN", lambda row: str(_of_run(row, "run")), right=True),
+        Column("EPOCH", lambda row: str(_of_run(row, "epoch")), right=True, drop=2),
+        Column("BY", lambda row: row.by or "?"),
+        Column("TASK ID", lambda row: str(_of_run(row, "task_id")), drop=3),
+        *([Column[Any]("ENTRY", lambda row: row.entry)] if with_entry else []),
+        Column("NOTE", _note, needed=False),
     ]
-    shown = [(run, "yellow" if run.note or _late(run) > _LATE else "") for run in runs]
+    shown = [(row, _colour(row)) for row in rows]
     return table(columns, shown, style, width)
 
 
-def _may_be_late(run: RecentRun) -> bool:
-    return run.run is not None and run.note != BACKFILLED
+def _dispatched(row: RecentRun | Change) -> str:
+    if isinstance(row, Change):
+        return "changed"
+    return "skipped" if row.run is None else iso(row.at)
+
+
+def _of_run(row: RecentRun | Change, field: str) -> object:
+    found = getattr(row, field, None)
+    return "-" if found is None else found
+
+
+def _note(row: RecentRun | Change) -> str:
+    if isinstance(row, Change):
+        return f"version {row.version}: {', '.join(row.what)}"
+    return row.note or ""
+
+
+def _colour(row: RecentRun | Change) -> str:
+    if isinstance(row, Change):
+        return "cyan"
+    return "yellow" if row.note or _late(row) > _LATE else ""
+
+
+def _lateness(row: RecentRun | Change) -> str:
+    if isinstance(row, Change) or row.run is None or row.note == BACKFILLED:
+        return "-"
+    return duration(_late(row))
 
 
 def _late(run: RecentRun) -> float:
