@@ -1,5 +1,5 @@
-"""``zk-beat add``, ``set``, ``remove``, ``show``, ``export`` and ``import``: live entries at the
-command line. They need ZooKeeper alone, no beat."""
+"""``zk-beat add``, ``set``, ``remove``, ``show``, ``export`` and ``import``: live entries on the
+command line. These commands need ZooKeeper only; no beat has to run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from .store import Edit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: Most bytes of a file that is imported.
+#: Largest file that `import` reads, in characters.
 _LARGEST_FILE = 200_000_000
-#: Most lines of differences, each.
+#: Most lines of differences that `import` prints.
 _MOST_LINES = 1000
 
 
@@ -49,32 +49,32 @@ def _option(*names: str, **more: Any) -> Callable[[Function], Function]:
 
 
 def _fields(command: Function) -> Function:
-    """Those of `add` and `set`."""
+    """Adds the options that `add` and `set` share."""
     options = [
         _option("--task", metavar="TASK", help="The name of the task."),
-        _option("--every", type=float, metavar="SECONDS", help="Runs each so many seconds."),
+        _option("--every", type=float, metavar="SECONDS", help="Run it every so many seconds."),
         _option(
             "--offset",
             type=float,
             metavar="SECONDS",
-            help="With --every: so long after midnight UTC of 1 January 1970, and from there.",
+            help="With --every: count the intervals from this many seconds after the Unix epoch.",
         ),
-        _option("--cron", metavar="EXPR", help="Runs by a line of cron: '0 9 * * *'."),
-        _option("--tz", metavar="ZONE", help="With --cron: its time zone; default: the app's."),
-        _option("--args", metavar="JSON", help="Arguments of the task, a list: '[1, 2]'."),
-        _option("--kwargs", metavar="JSON", help="Named arguments, an object: '{\"a\": 1}'."),
+        _option("--cron", metavar="EXPR", help="Run it by a cron line: '0 9 * * *'."),
+        _option("--tz", metavar="ZONE", help="With --cron: the time zone. Default: the app's."),
+        _option("--args", metavar="JSON", help="The task's arguments, a list: '[1, 2]'."),
+        _option("--kwargs", metavar="JSON", help="The task's keyword arguments: '{\"a\": 1}'."),
         _option(
             "--options",
             metavar="JSON",
-            help='Options of the message: \'{"queue": "reports", "expires": 60}\'.',
+            help='Message options: \'{"queue": "reports", "expires": 60}\'.',
         ),
-        _option("--policy", metavar="JSON", help="Its policy: '{\"jitter\": 300}'."),
-        _option("--note", metavar="TEXT", help="For who looks at it."),
+        _option("--policy", metavar="JSON", help="The entry's policy: '{\"jitter\": 300}'."),
+        _option("--note", metavar="TEXT", help="A note that `show` prints."),
         _option(
             "--override/--no-override",
             "override",
             default=None,
-            help="Whether it wins over an entry of its name in beat_schedule.",
+            help="Whether it replaces an entry of the same name in beat_schedule.",
         ),
     ]
     for option in reversed(options):
@@ -91,14 +91,14 @@ def _if_version(command: Function) -> Function:
         "--if-version",
         type=click.IntRange(min=0),
         metavar="N",
-        help="Only if the entry has this version.",
+        help="Do it only if the entry has this version.",
     )(command)
 
 
 @click.command(cls=CeleryCommand)
 @click.argument("name")
 @_fields
-@_option("--disabled", is_flag=True, help="It does not run until `set --enabled`.")
+@_option("--disabled", is_flag=True, help="Add it disabled: it does not run until `set --enabled`.")
 @_json
 @timeout_option
 @click.pass_context
@@ -107,8 +107,8 @@ def add(
 ) -> None:
     """Add the live entry NAME.
 
-    It runs from now on, whoever is master; no beat has to be restarted. Refused if there is a live
-    entry of this name: `set` changes it.
+    Any master runs it from now on; you need not restart a beat. The command refuses a name that a
+    live entry already has: use `set` to change that entry.
 
     \b
     Examples:
@@ -148,10 +148,10 @@ def set_(
     timeout: float,
     **given: Any,
 ) -> None:
-    """Change the live entry NAME: only the fields that you name.
+    """Change the live entry NAME: only the fields that you give.
 
-    After the answer no run is claimed by the old definition. The clock of the entry goes on, unless
-    you change the schedule or enable the entry again: then its next run counts from now.
+    Once the command returns, no beat claims a run by the old definition. The entry keeps its clock,
+    unless you change the schedule or enable the entry again: then its next run counts from now.
 
     \b
     Examples:
@@ -162,7 +162,7 @@ def set_(
     if enabled is not None:
         said["enabled"] = enabled
     if not said:
-        raise click.UsageError("nothing to change is named")
+        raise click.UsageError("give at least one field to change")
     with _entries(ctx, timeout) as entries:
         before = entries.get(name)
         try:
@@ -181,7 +181,8 @@ def set_(
 def remove(ctx: click.Context, name: str, if_version: int | None, timeout: float) -> None:
     """Remove the live entry NAME.
 
-    After the answer no run of it is claimed. If it is added again later it begins anew.
+    Once the command returns, no beat claims a run of it. If you add an entry of this name later, it
+    starts as a new entry.
 
     \b
     Example:
@@ -199,7 +200,7 @@ def remove(ctx: click.Context, name: str, if_version: int | None, timeout: float
 @timeout_option
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool, timeout: float) -> None:
-    """Show the live entry NAME: what it is, and who changed what when.
+    """Show the live entry NAME, and its last changes: who changed what, and when.
 
     \b
     Examples:
@@ -232,9 +233,10 @@ def _version_line(each: EntryVersion) -> str:
 @timeout_option
 @click.pass_context
 def export(ctx: click.Context, file: str | None, timeout: float) -> None:
-    """Write all live entries as JSON, to FILE or to the terminal.
+    """Write all live entries as JSON, to FILE or to the standard output.
 
-    `import` reads it, here or under another root. Without versions and changes.
+    `import` reads this file, for the same root or another one. It does not hold versions or past
+    changes.
 
     \b
     Example:
@@ -265,11 +267,12 @@ def export(ctx: click.Context, file: str | None, timeout: float) -> None:
 @timeout_option
 @click.pass_context
 def import_(ctx: click.Context, file: str, prune: bool, dry_run: bool, timeout: float) -> None:
-    """Have the live entries be those of FILE ("-": of the standard input), as `export` writes it.
+    """Add and change live entries as FILE says ("-": standard input). `export` writes such a file.
 
-    First all of FILE is checked, and the difference shown. What fits into one transaction of some
-    500 kB is changed whole or not at all; of more, one part after the other. If it is interrupted,
-    say it again: what is done already is not done twice. --timeout is for each part.
+    The command first checks all of FILE and shows the differences. Changes of up to about 500 kB
+    are one transaction: all or nothing. It makes more changes in several transactions, one after
+    another. If it is interrupted, run it again: it makes only the changes that are left. --timeout
+    applies to each transaction.
 
     \b
     Examples:
@@ -292,7 +295,7 @@ def import_(ctx: click.Context, file: str, prune: bool, dry_run: bool, timeout: 
             for part in entries.change_many(edits):
                 done += len(part)
         except ZkBeatError as exc:
-            text = f"{exc}; {done} of {len(changes)} entries are changed: say it again for the rest"
+            text = f"{exc}; {done} of {len(changes)} entries are changed: run it again for the rest"
             if isinstance(exc, (EntryError, TooLarge, RootError)):
                 raise Failure(text) from None
             raise Unreachable(text) from None
@@ -300,7 +303,7 @@ def import_(ctx: click.Context, file: str, prune: bool, dry_run: bool, timeout: 
 
 
 def _read_file(file: str) -> dict[str, Content]:
-    """Each entry of it, checked."""
+    """Returns all entries of the file, checked."""
     try:
         if file == "-":
             text = sys.stdin.read(_LARGEST_FILE + 1)
@@ -354,7 +357,7 @@ def _show_changes(
         elif before is None:
             lines.append(f"+ {name}: {json.dumps(content.told)}")
         elif isinstance(before, Damaged):
-            lines.append(f"~ {name}: could not be understood")
+            lines.append(f"~ {name}: was damaged")
         else:
             lines.append(f"~ {name}: {', '.join(before.content.differences(content))}")
     if lines[_MOST_LINES:]:
@@ -370,11 +373,11 @@ def _edit_to(name: str, content: Content | None) -> Edit:
     return lambda found: content
 
 
-# What they share ----------------------------------------------------------------------------------
+# Shared by the commands ---------------------------------------------------------------------------
 
 
 def _said(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was named on the command line, as :meth:`.Entries.put` takes it."""
+    """Returns the fields given on the command line, as arguments of :meth:`.Entries.put`."""
     said: dict[str, Any] = {
         key: given[key] for key in ("task", "note", "override") if given[key] is not None
     }
@@ -387,11 +390,11 @@ def _said(given: Mapping[str, Any]) -> dict[str, Any]:
                 raise click.BadParameter(safe(hint), param_hint=f"--{key}") from None
     every, offset, cron, tz = (given[key] for key in ("every", "offset", "cron", "tz"))
     if every is not None and cron is not None:
-        raise click.UsageError("--every and --cron: expected one of them")
+        raise click.UsageError("give either --every or --cron, not both")
     if offset is not None and every is None:
-        raise click.UsageError("--offset goes with --every")
+        raise click.UsageError("--offset needs --every")
     if tz is not None and cron is None:
-        raise click.UsageError("--tz goes with --cron")
+        raise click.UsageError("--tz needs --cron")
     if every is not None:
         said["schedule"] = {"every": every, **({} if offset is None else {"offset": offset})}
     if cron is not None:
@@ -401,7 +404,7 @@ def _said(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _entries(ctx: click.Context, timeout: float) -> Iterator[Entries]:
-    """Turns each error of ours into its line and exit code."""
+    """Connects. Turns each error of ours into one line and an exit code."""
     hosts = ""
     show_warnings()
     try:
@@ -409,7 +412,10 @@ def _entries(ctx: click.Context, timeout: float) -> Iterator[Entries]:
             hosts = entries.settings.hosts
             if not entries.settings.entries:
                 name = entries.settings.prefix + "entries"
-                click.echo(f"{name} is not True here: such beats run no live entries", err=True)
+                click.echo(
+                    f"{name} is not True here: beats with this setting run no live entries",
+                    err=True,
+                )
             yield entries
     except (EntryError, SettingsError) as exc:
         raise Unreachable(str(exc)) from None

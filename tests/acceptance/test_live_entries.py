@@ -103,9 +103,9 @@ def test_no_such_entry(shop: Site) -> None:
     ("given", "said"),
     [
         (("--every", "0"), "every(0): expected more than 0 seconds"),
-        (("--every", "30", "--cron", "* * * * *"), "--every and --cron"),
-        (("--cron", "* * * * *", "--offset", "1"), "--offset goes with --every"),
-        (("--every", "1", "--tz", "UTC"), "--tz goes with --cron"),
+        (("--every", "30", "--cron", "* * * * *"), "give either --every or --cron, not both"),
+        (("--cron", "* * * * *", "--offset", "1"), "--offset needs --every"),
+        (("--every", "1", "--tz", "UTC"), "--tz needs --cron"),
         (("--cron", "61 * * * *"), "minute '61'"),
         (("--every", "1", "--args", "{"), "--args"),
         (("--every", "1", "--args", "{}"), "args is {}: expected a list"),
