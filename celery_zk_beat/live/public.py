@@ -1,4 +1,4 @@
-"""`Entries`, which users call: from a web application, a worker, a script."""
+"""`Entries`, the users' API for live entries: for a web application, a worker, a script."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from .definitions import (
 )
 
 T = TypeVar("T")
-#: What may be given as a schedule: cron(), every(), seconds, or what a definition has.
+#: A schedule: cron(), every(), seconds, or the mapping that a definition has.
 Schedule = Union[cron, every, float, timedelta, Mapping[str, Any]]
 
 #: Seconds to wait for the end of a session.
@@ -49,7 +49,7 @@ _CLOSE_WITHIN = 2.0
 
 
 class Keep(Enum):
-    """The one value of it stands for: as it was."""
+    """The type of KEEP, which stands for "leave this field as it is"."""
 
     KEEP = "as it was"
 
@@ -75,7 +75,8 @@ class LiveEntry:
         schedule: :class:`.cron` or :class:`.every`.
         version: 1 when it was added, one more with each change.
         by, at: who changed it last, and when.
-        since: when its clock began: it was added, its schedule changed, or it was enabled again.
+        since: when its clock started: when somebody added it, changed its schedule or enabled it
+            again.
         changes: the last ten, oldest first.
     """
 
@@ -97,14 +98,14 @@ class LiveEntry:
 
     @classmethod
     def of(cls, name: str, found: Definition | Damaged) -> LiveEntry:
-        """Raises EntryError where what is kept cannot be understood."""
+        """Raises EntryError if the definition is damaged."""
         if isinstance(found, Damaged):
             raise EntryError(name, None, found.why, "an entry that can be understood")
         content = found.content
         try:
             schedule = content.schedule.schedule()
         except ValueError as exc:
-            what = f"one that can be: {exc}"
+            what = f"a valid schedule: {exc}"
             raise EntryError(name, "schedule", content.schedule.told, what) from None
         changes = tuple(
             EntryVersion(each.version, from_milliseconds(each.at), each.by, each.what)
@@ -131,8 +132,8 @@ class LiveEntry:
 
 @dataclass(frozen=True)
 class EntryChange:
-    """An entry that is another now: `before` is None where it was added, `after` where it was
-    removed. What was changed several times may be one change."""
+    """A change of an entry: `before` is None if it was added, `after` is None if it was removed.
+    Several changes of an entry may be reported as one."""
 
     name: str
     before: LiveEntry | None
@@ -140,19 +141,19 @@ class EntryChange:
 
 
 class Entries:
-    """The live entries of an app. One object is enough for a process; any thread may use it. It
-    connects when it is first used, also in a process that was forked since.
+    """The live entries of an app. One object per process is enough; all threads may use it. It
+    connects on the first call, and once more in a forked child process.
 
     Args:
-        app: the Celery app, whose settings say where ZooKeeper is.
-        timeout: seconds that a call waits for ZooKeeper, at most. A server that hangs is noticed
+        app: the Celery app. Its settings say where ZooKeeper is.
+        timeout: the most seconds that a call waits for ZooKeeper. A server that hangs is noticed
             after the session time-out.
-        by: who makes the changes, for those who look at them; default ``user@host``.
+        by: who makes the changes; each change records it. Default: ``user@host``.
 
     All methods raise:
         ConnectTimeout: ZooKeeper was not reached in time; nothing was changed.
-        ZooKeeperError: it refuses this: rights, a quota.
-        RootError: what lies there cannot be understood.
+        ZooKeeperError: ZooKeeper refuses the call: missing rights, a quota.
+        RootError: a znode of live entries is damaged.
     """
 
     def __init__(self, app: Any, timeout: float = 10.0, by: str | None = None) -> None:
@@ -165,7 +166,7 @@ class Entries:
         _all.add(self)
 
     def _begin(self) -> None:
-        """Makes what a process has of its own."""
+        """Creates what each process needs for itself."""
         self._lock = clock.Lock()
         self._link: _Link | None = None
         self._listeners: tuple[Callable[[], None], ...] = ()
@@ -185,23 +186,24 @@ class Entries:
         note: str = "",
         if_version: int | None = None,
     ) -> LiveEntry:
-        """Adds an entry, or makes the one of this name what is said here. Where it is so already
-        nothing is changed. What comes after the answer is claimed by this definition, whoever is
-        master.
+        """Adds an entry, or replaces the definition of the entry of this name. It changes nothing
+        if the entry has this definition already. Once it returns, any master claims runs by this
+        definition only.
 
         Args:
             schedule: ``cron(...)``, ``every(...)``, or seconds.
-            args, kwargs: what JSON can hold.
-            options: of the message, such as ``{"queue": "reports"}``.
-            policy: as of ``zk_beat_policies``, for this entry alone.
-            override: also where the app's ``beat_schedule`` has an entry of this name.
-            if_version: only if the entry has this version; 0: only if it is not there.
+            args, kwargs: values that JSON can hold.
+            options: message options, such as ``{"queue": "reports"}``.
+            policy: keys as in ``zk_beat_policies``, for this entry only.
+            override: run it even if the app's ``beat_schedule`` has an entry of this name.
+            if_version: change it only if it has this version; 0: only if it does not exist.
 
         Raises:
-            EntryError: it names what cannot be, and what is accepted.
-            VersionConflict: it has not the version `if_version`.
+            EntryError: a field is wrong; it names the field, its value and what is accepted.
+            VersionConflict: the entry does not have the version `if_version`.
             TooLarge: there are too many entries.
-            Uncertain: nobody knows whether it was changed. To say the same again is safe.
+            Uncertain: no answer came, and nobody knows whether it was changed. You may safely call
+                it again with the same arguments.
         """
         content = Content(
             task=task,
@@ -237,8 +239,8 @@ class Entries:
         note: str | Keep = KEEP,
         if_version: int | None = None,
     ) -> LiveEntry:
-        """Changes of an entry what is named; the rest stays as it was. Raises as :meth:`put`, and
-        KeyError where there is no such entry."""
+        """Changes only the given fields of an entry. Raises as :meth:`put`, and KeyError if there
+        is no such entry."""
         check_name(name)
         said: dict[str, Any] = {
             "task": task,
@@ -270,8 +272,8 @@ class Entries:
             raise KeyError(name) from None
 
     def remove(self, name: str, if_version: int | None = None) -> bool:
-        """Removes an entry; False where there is none. One of its name that is added later is
-        another. Raises as :meth:`put`."""
+        """Removes an entry. Returns False if there is none. An entry of this name that you add
+        later is a new entry. Raises as :meth:`put`."""
 
         def edit(found: Found) -> None:
             if found is not None:
@@ -281,8 +283,7 @@ class Entries:
         return found[name].is_changed
 
     def get(self, name: str) -> LiveEntry | None:
-        """The entry of this name, None where there is none. EntryError where it cannot be
-        understood."""
+        """Returns the entry of this name, or None. Raises EntryError if it is damaged."""
 
         def read(link: _Link, until: float) -> Found:
             _, pages = link.changer.read([name])
@@ -296,11 +297,11 @@ class Entries:
         return None if found is None else LiveEntry.of(name, found)
 
     def __iter__(self) -> Iterator[LiveEntry]:
-        """All entries, in the order of their names, as they are when this is called."""
+        """Iterates over all entries by name, as they are at the time of this call."""
         return iter(self.read()[0])
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of entries."""
         return self._with(_patiently(lambda link, until: link.index().index.entries))
 
     def __bool__(self) -> bool:
@@ -310,7 +311,7 @@ class Entries:
         return isinstance(name, str) and self.get(name) is not None
 
     def read(self) -> tuple[list[LiveEntry], dict[str, str]]:
-        """All entries, in the order of their names; by name, why others cannot be understood."""
+        """Returns all entries by name, and a dict of the damaged ones: name to reason."""
         found: dict[str, _Known] = {}
         self._with(_patiently(lambda link, until: link.read(found, None)))
         entries, damaged = [], {}
@@ -322,11 +323,12 @@ class Entries:
         return entries, damaged
 
     def changes(self, timeout: float | None = None) -> Iterator[EntryChange]:
-        """What changes from now on, as it does. It waits for the next change; while ZooKeeper is
-        away, too.
+        """Yields each change from now on. It waits for the next change, even while ZooKeeper
+        cannot be reached.
 
         Args:
-            timeout: seconds without a change after which it ends; None: it ends at :meth:`close`.
+            timeout: it ends after this many seconds without a change; None: it ends at
+                :meth:`close`.
         """
         news = clock.Wakeup()
         known: dict[str, _Known] = {}
@@ -359,7 +361,7 @@ class Entries:
             self._forget(news.set)
 
     def close(self) -> None:
-        """Ends the session, and each :meth:`changes`. What is called later raises ZkBeatError."""
+        """Ends the session and all iterators of :meth:`changes`. Later calls raise ZkBeatError."""
         self._is_closed = True
         self._drop()
         self._tell()
@@ -380,18 +382,18 @@ class Entries:
         return LiveEntry.of(name, after)
 
     def definitions(self) -> dict[str, Definition | Damaged]:
-        """For `import`: all of them."""
+        """For `import`: returns all definitions, by name."""
         found: dict[str, _Known] = {}
         self._with(_patiently(lambda link, until: link.read(found, None)))
         return _entries(found)
 
     def change_many(self, edits: Mapping[str, store.Edit]) -> Iterator[dict[str, store.Changed]]:
-        """For `import`, in one thread: see :meth:`.Changer.change_many`."""
+        """For `import`, which has one thread: see :meth:`.Changer.change_many`."""
         link = self._linked(clock.boottime() + self._timeout)
         return link.changer.change_many(edits, self._by, self._timeout)
 
     def check_task(self, name: str, task: str) -> None:
-        """Raises EntryError where the beats would not run it."""
+        """Raises EntryError if the beats would not run this task."""
         patterns, setting = self.settings.entries_tasks, f"{self.settings.prefix}entries_tasks"
         why = refusal(task, self._app.tasks, patterns, setting)
         if why is not None and patterns is None:
@@ -399,19 +401,19 @@ class Entries:
             self._app.loader.import_default_modules()
             why = refusal(task, self._app.tasks, patterns, setting)
         if why is not None:
-            raise EntryError(name, "task", task, f"one that may run: {why}")
+            raise EntryError(name, "task", task, f"a task that may run: {why}")
 
     def _with(self, do: Callable[[_Link, float], T]) -> T:
-        """Does something with a connection, by the deadline that it is given."""
+        """Calls `do` with a connection and the deadline, by boottime()."""
         until = clock.boottime() + self._timeout
         lock = self._lock
         if not lock.acquire(timeout=self._timeout):
-            raise ConnectTimeout(f"{self!r}: other threads wait, too; nothing was changed")
+            raise ConnectTimeout(f"{self!r}: other threads wait as well; nothing was changed")
         try:
             try:
                 return do(self._linked(until), until)
             except AccessDenied:
-                # With the credentials of then, perhaps.
+                # The session may have outdated credentials.
                 if self._link is None or not self._link.session.outdated:
                     raise
                 self._drop()
@@ -443,7 +445,8 @@ class Entries:
         self._listeners = tuple(each for each in self._listeners if each != listener)
 
 
-#: To begin anew in a process that is forked: a session is of one process alone (kazoo#519).
+#: All objects, so that each can start again in a forked process: a session belongs to one process
+#: (kazoo#519).
 _all: weakref.WeakSet[Entries] = weakref.WeakSet()
 
 
@@ -456,12 +459,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-#: A page as it was read: what the index said of it, and its entries.
+#: A page as it was read: its line in the index, and its entries.
 _Known = tuple[Sum, dict[str, Union[Definition, Damaged]]]
 
 
 class _Link:
-    """A session, from its start to its end."""
+    """One session with ZooKeeper."""
 
     def __init__(self, settings: Settings, timeout: float, tell: Callable[[], None]) -> None:
         self.news = clock.Wakeup()
@@ -474,7 +477,7 @@ class _Link:
             settings.access,
         )
         self.changer = store.Changer(self.session, self.paths, self.news, settings.entries_acl)
-        #: Changes when the connection does: what is read is no older than the last.
+        #: The last connection on which we caught up: see catch_up().
         self._caught_up = -1
         self.session.start()
 
@@ -483,7 +486,7 @@ class _Link:
         self._tell()
 
     def wait(self, until: float) -> None:
-        """Raises ConnectTimeout where there is no connection by then."""
+        """Raises ConnectTimeout if there is no connection by `until`."""
         wait_for_connection(self.session, self._settings.hosts, until, self.news)
         if self._caught_up != self.session.connection:
             connection = self.session.connection
@@ -498,7 +501,7 @@ class _Link:
         return found
 
     def read(self, known: dict[str, _Known], watch: store.Watch | None) -> None:
-        """Reads what has changed since `known` was read, into it."""
+        """Brings `known` up to date: reads only the pages that have changed."""
         found = store.read_index(self.session, self.paths, watch)
         if found.damage is not None:
             raise found.damage
@@ -519,7 +522,7 @@ class _Link:
 
 
 def _patiently(read: Callable[[_Link, float], T]) -> Callable[[_Link, float], T]:
-    """Reads again, where the connection was lost."""
+    """Makes a read that is tried again if the connection is lost."""
 
     def again(link: _Link, until: float) -> T:
         while True:
@@ -557,7 +560,7 @@ class _NotThere(ZkBeatError):
 
 
 def _check_version(name: str, found: Found, wanted: int | None, content: Content | None) -> None:
-    """Raises VersionConflict where an entry has not the version `wanted`."""
+    """Raises VersionConflict if the entry does not have the version `wanted`."""
     if wanted is None:
         return
     if isinstance(found, Damaged):
@@ -565,12 +568,12 @@ def _check_version(name: str, found: Found, wanted: int | None, content: Content
     version = 0 if found is None else found.version
     if version == wanted:
         return
-    # It is what was to be made of it: who got no answer may say the same again.
+    # The change was made already: a caller that got no answer may try again.
     if found is not None and version == wanted + 1 and found.content.is_same(content):
         return
     raise VersionConflict(name, wanted, version)
 
 
 def _as_dict(value: Any) -> Any:
-    """A mapping as a dictionary; what is none is refused later."""
+    """Returns a mapping as a dict. Other values stay as they are, and are refused later."""
     return dict(value or {}) if value is None or isinstance(value, Mapping) else value
