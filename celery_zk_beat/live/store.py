@@ -1,9 +1,9 @@
-"""Live entries in ZooKeeper: to read them, and to change them.
+"""Reads and changes live entries in ZooKeeper.
 
-A change is one transaction: the pages that it touches, at the versions at which they were read,
-and the index, at its own. So of all changes one comes after the other, and each is there whole or
-not at all. The index names the transactions of late: who got no answer finds out whether his was
-done.
+A change is one transaction. It writes the pages that it touches and the index, each only if its
+version is still the one that was read. So changes happen one after another, and each happens
+completely or not at all. The index has the ids of the last transactions: a client that got no
+answer reads there whether its transaction was done.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from .definitions import (
 )
 
 Watch = Callable[[object], None]
-#: What is to become of an entry, by what is found: its content; None: it is removed. It may raise.
+#: Takes an entry as found, returns its new content; None removes it. It may raise.
 Edit = Callable[[Found], Optional[Content]]
 
-#: Most bytes of the pages that one transaction of many changes writes.
+#: Most bytes of pages that one transaction of :meth:`Changer.change_many` writes.
 _AT_ONCE = 500_000
-#: Bytes of a page that are left for changes of what is there.
+#: Bytes of a page that new entries may not use: existing entries may grow.
 _KEPT = 20_000
-#: More than the bytes of what is known of an entry's life, as a rule.
+#: An entry's version, times and changes usually take fewer bytes than this.
 _LARGEST_LIFE = 300
-#: Seconds for which ZooKeeper's clock is known after it was asked.
+#: Seconds until we read ZooKeeper's clock again.
 _CLOCK_HOLDS = 60.0
-#: Seconds to wait before what others have changed is tried again, at first and at most.
+#: Seconds to wait before trying again after a conflict, at first and at most.
 _PAUSE, _LONGEST_PAUSE = 0.002, 0.2
 _LOOK_EVERY = 0.5
 
@@ -64,8 +64,8 @@ class Indexed:
     """The index as it was read.
 
     Attributes:
-        version: of the znode, None where there is none; each change makes it one more.
-        damage: why it cannot be understood; then `index` is empty.
+        version: the znode's version, which each change increments; None if there is no znode.
+        damage: why it cannot be parsed; then `index` is empty.
     """
 
     index: Index
@@ -75,11 +75,11 @@ class Indexed:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that was read of the entries.
+    """All entries as they were read.
 
     Attributes:
-        pages: those that can be understood.
-        damaged_pages: why others cannot.
+        pages: the pages that are not damaged.
+        damaged_pages: the error of each damaged page.
     """
 
     indexed: Indexed
@@ -92,7 +92,7 @@ class Snapshot:
 
 
 def read_index(session: ZooKeeperSession, paths: Paths, watch: Watch | None = None) -> Indexed:
-    """Reads the index; `watch` and what is raised are as of :meth:`.ZooKeeperSession.read`."""
+    """Reads the index. `watch` and errors are those of :meth:`.ZooKeeperSession.read`."""
     return _indexed(paths, session.read(paths.entries, watch))
 
 
@@ -108,8 +108,8 @@ def _indexed(paths: Paths, node: Node | None) -> Indexed:
 def read_pages(
     session: ZooKeeperSession, paths: Paths, pages: Sequence[str]
 ) -> dict[str, Page | RootError]:
-    """Reads these pages, with all requests on their way at once; for one that cannot be understood
-    there is the reason. Raises as :meth:`.ZooKeeperSession.read`."""
+    """Reads these pages with concurrent requests. A damaged page is returned as its error. Raises
+    as :meth:`.ZooKeeperSession.read`."""
     nodes = session.read_all(list(map(paths.entries_page, pages)))
     return {page: _page(paths, page, node) for page, node in zip(pages, nodes)}
 
@@ -125,8 +125,8 @@ def _page(paths: Paths, page: str, node: Node | None) -> Page | RootError:
 
 
 def read(session: ZooKeeperSession, paths: Paths, watch: Watch | None = None) -> Snapshot:
-    """Reads all. It may be newer than its index where somebody changes entries meanwhile. Raises as
-    :meth:`.ZooKeeperSession.read`."""
+    """Reads all entries. Pages may be newer than the index if somebody changes entries meanwhile.
+    Raises as :meth:`.ZooKeeperSession.read`."""
     indexed = read_index(session, paths, watch)
     found = read_pages(session, paths, sorted(indexed.index.pages))
     return Snapshot(
@@ -137,7 +137,7 @@ def read(session: ZooKeeperSession, paths: Paths, watch: Watch | None = None) ->
 
 
 class Changed(NamedTuple):
-    """What became of an entry: `before` and `after` are the same where nothing had to be done."""
+    """The outcome for an entry: `before` and `after` are the same object if nothing changed."""
 
     before: Found
     after: Definition | None
@@ -148,7 +148,7 @@ class Changed(NamedTuple):
 
 
 class _Attempt(NamedTuple):
-    """A transaction. `version`: of the index, if it is done."""
+    """A transaction. `version`: the version of the index once it is done."""
 
     version: int
     outcomes: dict[str, Changed]
@@ -158,8 +158,8 @@ class Changer:
     """Changes entries. For one thread at a time.
 
     Args:
-        news: is set when the connection of `session` comes, or goes.
-        acl: the rights on the znodes of entries; None: those of the session's others.
+        news: is set when the session connects or loses its connection.
+        acl: the rights on the znodes of entries; None: as on the session's other znodes.
     """
 
     def __init__(
@@ -170,34 +170,34 @@ class Changer:
         acl: tuple[Grant, ...] | None = None,
     ) -> None:
         self._session, self._paths, self._news, self.acl = session, paths, news, acl
-        #: On boottime(): when ZooKeeper's clock was asked last.
+        #: When ZooKeeper's clock was read last, by boottime().
         self._clock_read: float | None = None
 
     def change(self, edits: Mapping[str, Edit], by: str, deadline: float) -> dict[str, Changed]:
-        """Makes some changes, all or none, and tries again where others were faster.
+        """Makes changes, all or none. If other clients were faster it tries again.
 
         Args:
-            edits: by name of the entry. Each may be called more than once.
-            by: who makes them.
-            deadline: on boottime().
+            edits: by the entry's name. Each may be called more than once.
+            by: who makes the changes.
+            deadline: by boottime().
 
         Raises:
-            ConnectTimeout: not by `deadline`; nothing was changed.
-            Uncertain: not by `deadline`, and nobody knows whether they were made.
-            RootError: the index, or a page, cannot be understood.
+            ConnectTimeout: not done by `deadline`; nothing was changed.
+            Uncertain: no answer by `deadline`; nobody knows whether the changes were made.
+            RootError: the index or a page is damaged.
             TooLarge: there are too many entries.
-            ZooKeeperError: ZooKeeper refuses it.
-            What `edits` raise, and :meth:`.Content.checked`.
+            ZooKeeperError: ZooKeeper refuses the transaction.
+            It also raises what `edits` and :meth:`.Content.checked` raise.
         """
         return _Task(self, edits, by, deadline).run()
 
     def change_many(
         self, edits: Mapping[str, Edit], by: str, timeout: float
     ) -> Iterator[dict[str, Changed]]:
-        """Makes more changes than one transaction can hold: each page whole or not at all, and as
-        many pages together as there is room for, each transaction within `timeout` seconds. Returns
-        what became of each transaction's; raises as :meth:`change`, and then those before it are
-        made."""
+        """Makes more changes than fit into one transaction. All changes of a page are in the same
+        transaction, which has as many pages as fit; each transaction may take `timeout` seconds.
+        Yields the outcomes of each transaction. Raises as :meth:`change`: the transactions before
+        the failed one are done."""
         by_page: dict[str, dict[str, Edit]] = {}
         for name, edit in edits.items():
             by_page.setdefault(page_of_entry(name), {})[name] = edit
@@ -217,7 +217,7 @@ class Changer:
             yield self.change(together, by, deadline)
 
     def pages(self, pages: Sequence[str], deadline: float) -> dict[str, Page | RootError]:
-        """Reads pages, and waits for ZooKeeper if need be."""
+        """Reads pages. Waits for ZooKeeper if necessary."""
         while True:
             try:
                 return read_pages(self._session, self._paths, pages)
@@ -226,7 +226,8 @@ class Changer:
                     raise ConnectTimeout(f"{exc}; nothing was changed") from None
 
     def wait_for_connection(self, deadline: float) -> bool:
-        """False where there is none by then. To be called after a request got no answer."""
+        """Call this after a request got no answer. Returns False if there is no connection by
+        `deadline` (boottime())."""
         while (left := deadline - clock.boottime()) > 0:
             if self._session.connected:
                 return True
@@ -234,7 +235,8 @@ class Changer:
         return False
 
     def read(self, names: Iterable[str]) -> tuple[Indexed, dict[str, Page | RootError]]:
-        """The index, and the pages of these entries. Raises as :meth:`.ZooKeeperSession.read`."""
+        """Reads the index and the pages of these entries. Creates the index if there is none.
+        Raises as :meth:`.ZooKeeperSession.read`."""
         pages = sorted(set(map(page_of_entry, names)))
         paths = [self._paths.entries, *map(self._paths.entries_page, pages)]
         while True:
@@ -242,7 +244,7 @@ class Changer:
             if index is not None:
                 found = {page: _page(self._paths, page, each) for page, each in zip(pages, nodes)}
                 return _indexed(self._paths, index), found
-            # One by one: rights on entries are none on what is beside them.
+            # One by one: a client with rights on entries may have none on other znodes.
             self._session.ensure(self._paths.root)
             self._session.ensure(self._paths.entries, self.acl)
 
@@ -254,9 +256,9 @@ class Changer:
         self._clock_read = clock.boottime()
 
     def now(self) -> int:
-        """Milliseconds since 1970, by ZooKeeper's clock. Raises as :meth:`commit`."""
+        """Returns ZooKeeper's time in milliseconds since 1970. Raises as :meth:`commit`."""
         if self._clock_read is None or clock.boottime() - self._clock_read > _CLOCK_HOLDS:
-            # Any write's answer tells; this one leaves nothing.
+            # The answer to any write has the time; this write leaves no znode.
             path = self._paths.entries_page(f"clock-{uuid.uuid4().hex}")
             made = Create(path, b"", ephemeral=True, acl=self.acl)
             self.commit([made, SetData(path, b""), Delete(path)])
@@ -271,7 +273,7 @@ class Changer:
 
 
 def _size_after(page: Page | RootError, edits: Mapping[str, Edit]) -> int:
-    """At least the bytes of a page once it is changed."""
+    """Returns an upper estimate of the bytes of a page after the edits."""
     if isinstance(page, RootError):
         return 0  # nothing is written
     size = page.size
@@ -279,13 +281,13 @@ def _size_after(page: Page | RootError, edits: Mapping[str, Edit]) -> int:
         try:
             content = edit(page.get(name))
         except ZkBeatError:
-            continue  # it will say so again
+            continue  # change() raises it again
         size += 0 if content is None else content.size + len(name) * 6 + _LARGEST_LIFE
     return size
 
 
 class _Lost(Exception):
-    """Nobody knows any more whether what was sent was done."""
+    """Nobody can find out any more whether a sent transaction was done."""
 
 
 class _Task:
@@ -296,9 +298,9 @@ class _Task:
     ) -> None:
         self._changer, self._edits, self._by, self._deadline = changer, edits, by, deadline
         self._id = uuid.uuid4().hex[:12]
-        #: What was sent, and got no answer.
+        #: The transaction that was sent and got no answer.
         self._unanswered: _Attempt | None = None
-        #: What is read is not older than this call.
+        #: True if the next read returns data at least as new as the start of this call.
         self._is_fresh = False
         self._pause = _PAUSE * (1 + int(self._id, 16) % 16 / 16)
 
@@ -318,19 +320,19 @@ class _Task:
                     raise self._failure(exc) from None
 
     def _rest(self, exc: Conflict) -> None:
-        """Waits before what others have changed meanwhile is tried again."""
+        """Waits before trying again after a conflict with another client."""
         if clock.boottime() + self._pause > self._deadline:
-            raise ConnectTimeout(f"{exc}: others change it all the time; nothing was changed")
+            raise ConnectTimeout(f"{exc}: other clients keep changing it; nothing was changed")
         clock.sleep(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _failure(self, exc: Uncertain) -> ZkBeatError:
         if self._unanswered is None:
             return ConnectTimeout(f"{exc}; nothing was changed")
-        return Uncertain(f"{exc}; whether it was changed is not known")
+        return Uncertain(f"{exc}; nobody knows whether it was changed")
 
     def _try(self) -> dict[str, Changed] | None:
-        """None: it has to be tried again."""
+        """Returns None if it must be tried again."""
         changer = self._changer
         if self._unanswered is not None:
             changer.catch_up()
@@ -356,7 +358,7 @@ class _Task:
             return outcomes
         if self._is_fresh:
             return outcomes
-        # A server may be behind: that there is nothing to do is not certain yet.
+        # The server may be behind: first make sure that there really is nothing to change.
         changer.catch_up()
         self._is_fresh = True
         return None
@@ -372,9 +374,10 @@ class _Task:
             raise
 
     def _was_done(self, indexed: Indexed, attempt: _Attempt) -> bool:
-        """
+        """Looks for our transaction in the index.
+
         Raises:
-            _Lost: so much has been changed since that nobody knows.
+            _Lost: the index no longer reaches back that far, or is damaged.
         """
         version = -1 if indexed.version is None else indexed.version
         if self._id in indexed.index.recent:
@@ -410,7 +413,7 @@ class _Task:
         pages: Mapping[str, Page | RootError],
         outcomes: Mapping[str, Changed],
     ) -> list[Operation]:
-        """None, where there is nothing to be changed."""
+        """Returns the operations of the transaction; empty if there is nothing to change."""
         operations: list[Operation] = []
         sums = {}
         for name, page in pages.items():
@@ -433,8 +436,8 @@ class _Task:
         index, path = indexed.index.changed(sums, self._id), self._changer.index_path
         if index.entries > MOST_ENTRIES and index.entries > indexed.index.entries:
             raise TooLarge(
-                f"{path}: {index.entries} live entries, and there may be {MOST_ENTRIES}: nothing "
-                "was changed"
+                f"{path}: this would make {index.entries} live entries, and {MOST_ENTRIES} are "
+                "allowed: nothing was changed"
             )
         return [*operations, SetData(path, index.encode(), indexed.version or 0)]
 
@@ -442,7 +445,7 @@ class _Task:
         try:
             return page.encode()
         except RecursionError:
-            raise RootError(f"{path}: holds what is too deep: {MEND.format(path)}") from None
+            raise RootError(f"{path}: is nested too deeply: {MEND.format(path)}") from None
 
     def _check_size(
         self, before: Page, changes: Mapping[str, Definition | None], after: Page, data: bytes
@@ -452,7 +455,7 @@ class _Task:
         if len(data) > most:
             name = next((name for name, each in changes.items() if each is not None), "")
             raise TooLarge(
-                f"{name:.200}: with it the {len(after.told)} entries of its page would have "
-                f"{len(data)} bytes, and a page holds {most}: make them smaller; nothing was "
-                "changed"
+                f"{name:.200}: with this entry the {len(after.told)} entries of its page would "
+                f"need {len(data)} bytes, and a page holds {most}: make entries smaller; nothing "
+                "was changed"
             )
