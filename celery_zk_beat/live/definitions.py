@@ -1,8 +1,8 @@
-"""What a live entry is: what users say of it, checked, and what is known of its life; its JSON, and
-that of the pages and of their index. Pure: no I/O, no clock.
+"""Live entries as data: what users define, checked; versions and past changes; the JSON of entries,
+pages and the index. Pure: no I/O, no clock.
 
-What is read from a znode goes through the same checks as what a user writes. So whoever may write
-there can say what an entry may be, and nothing else.
+Data read from a znode goes through the same checks as data that a user gives. So a client with
+write access to the znodes can define valid entries, and do nothing else.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from ..records import FORMAT, LARGEST_NUMBER, count, decode, encode, shown, to_t
 from ..records import field as field_of
 from ..runs import LATEST, from_milliseconds
 
-#: Most bytes of what a user says of an entry, in JSON; of its task and a queue; of a note.
+#: Most bytes of a content in JSON; most characters of a task or queue name, and of a note.
 LARGEST, LONGEST_TEXT, LONGEST_NOTE = 8_000, 300, 500
-#: Most characters of an expression of cron, and of a time zone.
+#: Most characters of a cron expression, and of a time zone.
 _LONGEST_CRON, _LONGEST_ZONE = 300, 100
-#: How deep lists and objects may lie in each other in the arguments.
+#: How deep lists and objects may be nested in the arguments.
 DEEPEST = 20
-#: Most entries; most bytes of a page of them.
+#: Most entries; most bytes of a page.
 MOST_ENTRIES, LARGEST_PAGE = 100_000, 400_000
-#: How many changes of an entry are remembered; and how many the index names, of all.
+#: How many changes each entry keeps; how many transactions the index keeps.
 CHANGES, RECENT = 10, 100
 #: Most bytes of the index.
 LARGEST_INDEX = 50_000
 
 _MILLISECOND = timedelta(milliseconds=1)
 _LATEST_MS = 1000 * LATEST
-#: Kept, for it takes longer to make than to use.
+#: Made once: making an encoder takes longer than using it.
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Timing(NamedTuple):
-    """When an entry is due: each so many seconds, `offset` after midnight UTC of 1 January 1970; or
-    by an expression of cron in a time zone, None for that of the app."""
+    """When an entry is due: every so many seconds, counted from `offset` seconds after the Unix
+    epoch; or by a cron expression in a time zone (None: the app's)."""
 
     every: float | None = None
     offset: float = 0.0
@@ -60,16 +60,16 @@ class Timing(NamedTuple):
     tz: str | None = None
 
     def schedule(self) -> schedules.cron | schedules.every:
-        """The same object each time, as long as it is among the last that were asked for.
+        """Returns the schedule; usually the same object each time, from a cache.
 
         Raises:
-            ValueError: there is no such schedule; one line.
+            ValueError: there is no such schedule. The message is one line.
         """
         return _schedule(self)
 
     @property
     def told(self) -> dict[str, Any]:
-        """As it is written."""
+        """Its JSON object."""
         if self.cron is not None:
             return {"cron": self.cron, **({} if self.tz is None else {"tz": self.tz})}
         return {"every": self.every, **({"offset": self.offset} if self.offset else {})}
@@ -84,13 +84,12 @@ def _schedule(timing: Timing) -> schedules.cron | schedules.every:
 
 @dataclass(frozen=True)
 class Content:
-    """What users say of an entry.
+    """What users define of an entry.
 
     Attributes:
-        args, kwargs, options: of the message: what JSON can hold. Nobody changes them.
-        policy: keys of :class:`.policies.Policy`, as they are written; :attr:`policy_keys` has them
-            checked.
-        override: it is in force also where the app's `beat_schedule` has an entry of its name.
+        args, kwargs, options: for the message. JSON can hold them; nobody changes them.
+        policy: keys of :class:`.policies.Policy`, as JSON; :attr:`policy_keys` has them checked.
+        override: it is in force even if the app's `beat_schedule` has an entry of its name.
     """
 
     task: str
@@ -105,12 +104,12 @@ class Content:
 
     @property
     def policy_keys(self) -> dict[str, Any]:
-        """Those that :class:`.policies.Policies` has of a pattern."""
+        """The policy's keys, checked, as :class:`.policies.Policies` keeps them for a pattern."""
         return check_policy(self.policy)
 
     @classmethod
     def of(cls, name: str, said: Any) -> Content:
-        """From an object of JSON, such as :attr:`told`.
+        """Reads a JSON object such as :attr:`told`.
 
         Raises:
             EntryError: it names the field, the value, and what is accepted.
@@ -133,7 +132,7 @@ class Content:
 
     @property
     def told(self) -> dict[str, Any]:
-        """As JSON has it: without what is as most have it."""
+        """Its JSON object, without the fields that have their default."""
         told: dict[str, Any] = {"task": self.task, "schedule": self.schedule.told}
         for name in ("args", "kwargs", "options", "policy", "note"):
             if value := getattr(self, name):
@@ -146,23 +145,23 @@ class Content:
 
     @property
     def size(self) -> int:
-        """Bytes of its JSON."""
+        """The bytes of its JSON."""
         return len(_to_json(self.told))
 
     def differences(self, after: Content) -> tuple[str, ...]:
-        """The names of the fields that are others in `after`; "enabled" or "disabled"."""
+        """Returns the names of the fields that differ in `after`; "enabled" or "disabled"."""
         return _differences(self, after)
 
     def is_same(self, other: Content | None) -> bool:
         return other is not None and not _differences(self, other)
 
     def checked(self, name: str) -> Content:
-        """The same, once it is certain that it can be kept, and be in force.
+        """Returns the same content, if it is valid and can be stored.
 
         Raises:
-            EntryError: as :meth:`of`; also where it is too large, or no schedule.
+            EntryError: as :meth:`of`; also if it is too large, or its schedule is not valid.
         """
-        # Not `told`, which leaves out what is empty, be it of the wrong kind.
+        # Not `told`: it leaves out empty values, even those of a wrong type.
         raw = {**vars(self), "schedule": self.schedule.told}
         content = Content.of(name, raw)
         check_timing(name, content.schedule)
@@ -173,16 +172,16 @@ class Content:
 
 
 def check_timing(name: str, timing: Timing) -> None:
-    """Raises EntryError where it is no schedule."""
+    """Raises EntryError if it is not a valid schedule."""
     try:
         timing.schedule()
     except ValueError as exc:
-        raise EntryError(name, "schedule", timing.told, f"one that can be: {exc}") from None
+        raise EntryError(name, "schedule", timing.told, f"a valid schedule: {exc}") from None
 
 
 class Change(NamedTuple):
-    """A change of an entry: which `version` it made, when (milliseconds since 1970), by whom, and
-    of what: names of fields, or "added", "enabled", "disabled"."""
+    """A change of an entry: the `version` it made, when (milliseconds since 1970), by whom, and
+    what: names of fields, or "added", "enabled", "disabled"."""
 
     version: int
     at: int
@@ -196,10 +195,10 @@ class Definition:
 
     Attributes:
         version: 1 when it was added, one more with each change.
-        born: tells this entry from one of its name that was removed, or will be added.
-        since: milliseconds since 1970, by ZooKeeper's clock: when it was added, its schedule was
-            changed, or it was enabled again. Its clock runs from there.
-        changes: the last, oldest first.
+        born: a random id. An entry of this name that was removed or is added later has another.
+        since: when its clock started (it was added, its schedule was changed, or it was enabled
+            again): milliseconds since 1970, by ZooKeeper's clock.
+        changes: the last changes, oldest first.
     """
 
     content: Content
@@ -214,7 +213,7 @@ class Definition:
 
     @property
     def key(self) -> str:
-        """Of the run state: another where its clock begins anew."""
+        """The key of its run state. It changes whenever the entry's clock starts anew."""
         return f"{self.born}.{self.since:x}"
 
     @property
@@ -229,8 +228,8 @@ class Definition:
 
     @classmethod
     def of(cls, name: str, told: Any) -> Definition:
-        """From :attr:`told`. Raises EntryError where it cannot be understood; not where only its
-        schedule is none, which :meth:`Timing.schedule` tells."""
+        """Reads :attr:`told`. Raises EntryError if it is damaged. It does not check whether the
+        schedule is valid: :meth:`Timing.schedule` does."""
         if not isinstance(told, dict):
             raise EntryError(name, None, told, "an object")
         said, life = dict(told), {}
@@ -247,11 +246,11 @@ class Definition:
         return cls(Content.of(name, said), version, born, since, changes)
 
     def changed(self, content: Content, at: int, by: str) -> Definition:
-        """With another content, from `at` on; itself where that is the same."""
+        """Returns the definition with another content from `at` on; itself if nothing differs."""
         what = _differences(self.content, content)
         if not what:
             return self
-        # Changes are in order, whatever clocks say.
+        # Keep the changes in order even if a clock was set back.
         at = max([at, *(change.at for change in self.changes[-1:])])
         is_anew = "schedule" in what or "enabled" in what
         version = self.version + 1
@@ -276,12 +275,12 @@ _LIFE = ("version", "born", "since", "changes")
 
 @dataclass(frozen=True)
 class Damaged:
-    """An entry that cannot be understood, and why."""
+    """An entry that cannot be parsed, and why."""
 
     why: str
 
 
-#: What is found under a name.
+#: What a page has under a name.
 Found = Union[Definition, Damaged, None]
 
 
@@ -298,7 +297,7 @@ def _differences(before: Content, after: Content) -> tuple[str, ...]:
 
 
 def _text_of(value: Any) -> str:
-    """To compare: 1, 1.0 and True are equal, and not the same arguments."""
+    """For comparison: in Python 1, 1.0 and True are equal; as arguments they differ."""
     return _to_json(value)
 
 
@@ -318,7 +317,7 @@ def _changes(name: str, told: Any) -> Iterable[Change]:
         yield Change(version, at, by[:LONGEST_WHO], tuple(one[:40] for one in what))
 
 
-# What users may say -------------------------------------------------------------------------------
+# Checks of what users define ----------------------------------------------------------------------
 
 
 class _Refused(Exception):
@@ -327,7 +326,7 @@ class _Refused(Exception):
 
 
 def check_name(name: Any) -> str:
-    """Returns the name of an entry. Raises EntryError where none can be called so."""
+    """Returns the name. Raises EntryError if an entry cannot have this name."""
     accepted = "a text that is not empty"
     if not isinstance(name, str) or not name:
         raise EntryError(str(name), "name", name, accepted)
@@ -341,11 +340,12 @@ def check_name(name: Any) -> str:
 def refusal(
     task: str, registered: Collection[str], patterns: Sequence[str] | None, setting: str
 ) -> str | None:
-    """Why a task is not to be run for a live entry, None where it is. `patterns`, those of the
-    `setting` ``zk_beat_entries_tasks``, name all that may; without, those may that are registered.
+    """Returns why a live entry may not run a task, or None if it may. `patterns` are those of the
+    `setting` ``zk_beat_entries_tasks``: only tasks that match may run. Without patterns the
+    registered tasks may run.
 
-    Those of Celery itself count only where a pattern names them: ``celery.map`` and others run
-    whatever task their arguments name.
+    Celery's own tasks may run only if a pattern starts with ``celery.``: ``celery.map`` and others
+    run any task that their arguments name.
     """
     own = "celery."
     if patterns is not None:
@@ -354,7 +354,7 @@ def refusal(
             return None
         return f"the task {shown(task)} matches no pattern of {setting}"
     if task.startswith(own):
-        return f"the task {shown(task)} is Celery's own: {setting} has to name it"
+        return f"the task {shown(task)} is Celery's own: {setting} must name it"
     if task in registered:
         return None
     return f"the task {shown(task)} is not registered{_close(task, map(str, registered))}"
@@ -395,8 +395,8 @@ def _flag(value: Any) -> bool:
 
 
 _KINDS_OF_TIMING = (
-    '{"every": SECONDS}, perhaps with "offset": SECONDS, or {"cron": "0 9 * * *"}, perhaps with '
-    '"tz": "Europe/Paris"'
+    '{"every": SECONDS}, optionally with "offset": SECONDS, or {"cron": "0 9 * * *"}, optionally '
+    'with "tz": "Europe/Paris"'
 )
 
 
@@ -420,7 +420,7 @@ def _timing(value: Any) -> Timing:
 
 
 def timing_of(name: str, schedule: Any) -> Timing:
-    """From what users of Python have for a schedule. EntryError where it is none."""
+    """Reads a schedule that a Python program gives. Raises EntryError if it is not one."""
     if isinstance(schedule, schedules.cron) and schedule.key is None:
         zone = schedule.zone
         return Timing(cron=schedule.expression, tz=None if zone is None else zone.key)
@@ -442,10 +442,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _data(value: Any, depth: int = 0) -> None:
-    """Lets pass what JSON can hold, and each of its readers can read."""
+    """Refuses values that JSON cannot hold or some JSON parsers cannot read."""
     if type(value) in (dict, list, tuple):
         if depth >= DEEPEST:
-            raise _Refused("...", f"lists and objects in each other at most {DEEPEST} deep")
+            raise _Refused("...", f"lists and objects nested at most {DEEPEST} deep")
         if type(value) is dict:
             for key in value:
                 if type(key) is not str:
@@ -465,7 +465,7 @@ def _scalar(value: Any) -> None:
         if not math.isfinite(value):
             raise _Refused(value, "finite numbers")
     elif value is not None and type(value) not in (str, bool):
-        raise _Refused(value, "what JSON can hold")
+        raise _Refused(value, "a value that JSON can hold")
 
 
 def _args(value: Any) -> Sequence[Any]:
@@ -507,11 +507,11 @@ def _headers(value: Any) -> Mapping[str, Any]:
     found = _kwargs(value)
     for name in found:
         if name in RESERVED_HEADERS:
-            raise _Refused(name, "headers that are not Celery's or ours")
+            raise _Refused(name, "a header that neither Celery nor celery-zk-beat uses")
     return found
 
 
-#: Of a message. None of them loads code, chooses the task or its id, or makes beat wait.
+#: Message options. None of them loads code, chooses the task or its id, or makes beat wait.
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "queue": _text,
     "exchange": _text,
@@ -531,7 +531,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 
 def _options(value: Any) -> Mapping[str, Any]:
     if type(value) is not dict:
-        raise _Refused(value, "an object of options of apply_async()")
+        raise _Refused(value, "an object with options of apply_async()")
     for key, each in value.items():
         if key not in _OPTIONS:
             raise _Refused(each, _instead(key, _OPTIONS), f"options.{key}")
@@ -544,7 +544,7 @@ def _options(value: Any) -> Mapping[str, Any]:
 
 def _policy(value: Any) -> Mapping[str, Any]:
     if type(value) is not dict:
-        raise _Refused(value, "an object, as of zk_beat_policies")
+        raise _Refused(value, "an object with keys as in zk_beat_policies")
     _data(value)
     try:
         check_policy(value)
@@ -573,7 +573,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def as_policy(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy as JSON can hold it: a timedelta as seconds, an instant as text."""
+    """Returns a policy that JSON can hold: a timedelta as seconds, an instant as text."""
     return {key: _as_json(value) for key, value in policy.items()}
 
 
@@ -589,7 +589,7 @@ def _as_json(value: Any) -> Any:
 
 
 def page_of_entry(name: str) -> str:
-    """Names the page, ``"00"`` to ``"ff"``, on which an entry lies, for ever."""
+    """Returns the name of an entry's page, ``"00"`` to ``"ff"``. It never changes."""
     return page_of(name)[:2]
 
 
@@ -602,7 +602,7 @@ def checksum(data: bytes) -> int:
 
 
 class Sum(NamedTuple):
-    """What the index says of a page: the checksum of its bytes, and how many entries it has."""
+    """A page's line in the index: the checksum of its bytes, and its number of entries."""
 
     checksum: int
     entries: int
@@ -610,12 +610,13 @@ class Sum(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """The record of ``entries`` itself. Each change writes it, so that all changes are in one
-    order, and one watch tells of all.
+    """The record of the znode ``entries``. Each change writes it. So all changes have one order,
+    and one watch reports them all.
 
     Attributes:
-        pages: what is on them, as it was when each was written.
-        recent: the ids of the last transactions, oldest first: who got no answer finds its own.
+        pages: checksum and size of each page, as last written.
+        recent: the ids of the last transactions, oldest first. A client that got no answer looks
+            for its own.
     """
 
     pages: Mapping[str, Sum] = field(default_factory=dict)
@@ -638,10 +639,10 @@ class Index:
 
     @classmethod
     def decode(cls, path: str, data: bytes) -> Index:
-        """Empty `data` is none at all.
+        """Reads an index. Empty `data` is an empty index.
 
         Raises:
-            RootError: not to be understood.
+            RootError: it is damaged.
         """
         if not data:
             return cls()
@@ -651,7 +652,7 @@ class Index:
         pages = {}
         for page, each in field_of(path, told, "pages", dict).items():
             if not is_page_of_entries(page) or not isinstance(each, list) or len(each) != 2:
-                raise RootError(f"{path}: {page!r:.80}: {shown(each)} tells of no page")
+                raise RootError(f"{path}: {page!r:.80}: {shown(each)} describes no page")
             numbers = {"checksum": each[0], "entries": each[1]}
             pages[page] = Sum(*(count(path, numbers, name) for name in numbers))
         recent = field_of(path, told, "recent", list)
@@ -665,10 +666,10 @@ class Page:
     """A page as it was read.
 
     Attributes:
-        told: each entry as it stands there: what is not changed is written as it was.
-        version: of the znode; None where there is none.
-        size: how many bytes it has.
-        written: milliseconds since 1970, by ZooKeeper's clock.
+        told: the JSON of each entry. Entries that do not change are written back as they were.
+        version: the znode's version; None if there is no znode.
+        size: its bytes.
+        written: when it was written: milliseconds since 1970, by ZooKeeper's clock.
     """
 
     told: Mapping[str, Any] = field(default_factory=dict)
@@ -678,11 +679,11 @@ class Page:
 
     @functools.cached_property
     def entries(self) -> dict[str, Definition | Damaged]:
-        """All of them."""
+        """All entries of the page."""
         return {name: self._understood(name) for name in self.told}
 
     def get(self, name: str) -> Found:
-        """One entry."""
+        """Returns one entry."""
         return self._understood(name) if name in self.told else None
 
     def _understood(self, name: str) -> Definition | Damaged:
@@ -692,7 +693,7 @@ class Page:
             return Damaged(exc.what)
 
     def changed(self, changes: Mapping[str, Definition | None]) -> Page:
-        """With these entries in place of what there was; None: without."""
+        """Returns a page with these entries put in; None removes an entry."""
         told = dict(self.told)
         for name, after in changes.items():
             if after is None:
@@ -702,8 +703,8 @@ class Page:
         return Page(told)
 
     def encode(self) -> bytes:
-        """Raises RecursionError where what was read is too deep to be written."""
-        # Not by _to_json: what is damaged may hold anything that can be read.
+        """Raises RecursionError if a damaged entry is nested too deeply."""
+        # Not by _to_json: a damaged entry may hold values that _to_json refuses.
         return encode({"entries": dict(sorted(self.told.items()))})
 
     @classmethod
@@ -711,7 +712,7 @@ class Page:
         """Reads a page; single entries may be damaged.
 
         Raises:
-            RootError: it names `path`, for `data` is none.
+            RootError: `data` is not a page; it names `path`.
         """
         if len(data) > LARGEST_PAGE:
             raise RootError(f"{path}: has {len(data)} bytes, expected at most {LARGEST_PAGE}")

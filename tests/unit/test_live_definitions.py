@@ -97,7 +97,7 @@ def test_schedules() -> None:
         ("args", "", "args is '': expected a list"),
         ("args", [float("inf")], "finite"),
         ("args", [2**64], "64 bits"),
-        ("args", [object()], "what JSON can hold"),
+        ("args", [object()], "a value that JSON can hold"),
         ("args", deep(DEEPEST + 1), "deep"),
         ("kwargs", [], "kwargs is []: expected an object"),
         ("kwargs", {"a": {1: 2}}, "texts as keys"),
@@ -173,7 +173,7 @@ def test_names_that_cannot_be(name: Any) -> None:
     [
         ("shop.report", None, None),
         ("shop.reprot", None, "is not registered: did you mean 'shop.report'?"),
-        ("celery.map", None, "is Celery's own: zk_beat_entries_tasks has to name it"),
+        ("celery.map", None, "is Celery's own: zk_beat_entries_tasks must name it"),
         ("shop.report", ("shop.*",), None),
         ("elsewhere.task", ("elsewhere.*",), None),
         ("shop.report", ("elsewhere.*",), "matches no pattern of zk_beat_entries_tasks"),
