@@ -1,5 +1,5 @@
-"""The live entries beside those of ``beat_schedule``: what changes in ZooKeeper changes here, while
-a term goes on."""
+"""The schedule of ``beat_schedule`` and live entries. It follows the changes in ZooKeeper during a
+term."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .runs import Run
 from .signals import entries_changed
 from .zookeeper.operations import Check
 
-#: Most entries that are put in their places one by one: for more all of them are looked at anew.
+#: Up to this many changed entries are planned one by one; for more the agenda is built again.
 _MOST_ONE_BY_ONE = 500
-#: Different schedules that are kept.
+#: How many different schedules the cache keeps.
 _MOST_SCHEDULES = 1 << 17
-#: What :attr:`.definitions.Definition.key` is: `born`, and since when its clock runs.
+#: The form of :attr:`.definitions.Definition.key`: `born`, and when its clock started.
 _KEY = re.compile(r"([0-9a-f]+)\.[0-9a-f]+")
 
 
@@ -40,11 +40,11 @@ class LiveSchedule(BeatSchedule):
         session, paths = dispatcher.election.session, dispatcher.election.paths
         acl = dispatcher.settings.entries_acl
         self.live = Merging(session, paths, self._make, self._refusal, dispatcher.wake, acl)
-        #: Those that are in the schedule.
+        #: Live entries that are in the schedule.
         self._ours: dict[str, Live] = {}
-        #: Those of beat_schedule in whose place they are.
+        #: Entries of beat_schedule that live entries replace.
         self._hidden: dict[str, Any] = {}
-        #: The epoch in which they were read last.
+        #: The epoch in which live entries were read last.
         self._read_in: int | None = None
         self._schedule = functools.lru_cache(_MOST_SCHEDULES)(_schedule_of)
 
@@ -57,7 +57,7 @@ class LiveSchedule(BeatSchedule):
         setting = f"{settings.prefix}entries_tasks"
         return refusal(task, self._scheduler.app.tasks, settings.entries_tasks, setting)
 
-    # What the plan and claims go by ---------------------------------------------------------------
+    # For the planner and claims -------------------------------------------------------------------
 
     def key(self, name: str) -> str | None:
         live = self._ours.get(name)
@@ -73,7 +73,7 @@ class LiveSchedule(BeatSchedule):
     def is_damaged(self) -> bool:
         return self.live.is_damaged
 
-    # What the loop asks ---------------------------------------------------------------------------
+    # For the loop (Source) ------------------------------------------------------------------------
 
     def open(self) -> None:
         super().open()
@@ -82,8 +82,7 @@ class LiveSchedule(BeatSchedule):
         self._drop_lost()
 
     def close(self) -> None:
-        """Has only those of `beat_schedule` be there: what the live ones are, only a master
-        knows."""
+        """Removes the live entries from the schedule: only a master knows them."""
         super().close()
         entries = self._names.get()
         for name in self._ours:
@@ -119,7 +118,7 @@ class LiveSchedule(BeatSchedule):
             self._plan_anew(changed)
 
     def _plan_anew(self, names: Iterable[str]) -> None:
-        """Has single entries find their places on the agenda."""
+        """Puts single entries on the agenda, or removes them."""
         entries, now, ahead = self._names.get(), clock.now(), []
         for name in names:
             if name not in entries:
@@ -137,7 +136,7 @@ class LiveSchedule(BeatSchedule):
         self._dispatcher.metrics.by_source = counts
 
     def _build(self) -> None:
-        self._place_all()  # a program may have put another there
+        self._place_all()  # a program may have replaced one
         self._begin(self._ours)
         super()._build()
 
@@ -145,7 +144,7 @@ class LiveSchedule(BeatSchedule):
         return _Named(self)
 
     def _tell(self, before: Mapping[str, Live | None]) -> None:
-        """Says what others have changed in this term; what was so at its beginning is no news."""
+        """Reports what others have changed in this term, but not what they changed before it."""
         epoch, self._read_in = self._read_in, self._dispatcher.epoch
         if epoch != self._read_in:
             return
@@ -164,8 +163,8 @@ class LiveSchedule(BeatSchedule):
             self._place(name)
 
     def _place(self, name: str) -> None:
-        """Has the schedule have of a name what is in force: the live entry, unless `beat_schedule`
-        has one that it does not override."""
+        """Puts into the schedule the entry that is in force under a name: the live entry, unless
+        `beat_schedule` has one that it does not override."""
         entries, live, ours = self._names.get(), self.live.found.get(name), self._ours.get(name)
         there = entries.get(name)
         is_ours = ours is not None and _is_of(ours, there)
@@ -179,8 +178,8 @@ class LiveSchedule(BeatSchedule):
                 self._hidden[name] = code
         elif live is not None and live.entry is not None:
             self._names.warn_once(
-                f"{name}: beat_schedule has an entry of this name, which runs, and the live one "
-                "does not, for it does not say that it overrides it"
+                f"{name}: beat_schedule has an entry of this name, which runs; the live entry does "
+                "not run, because it does not override it"
             )
         if live is not None and wanted is live.entry and wanted is not None:
             assert live.definition is not None
@@ -196,8 +195,8 @@ class LiveSchedule(BeatSchedule):
     # In the ledger --------------------------------------------------------------------------------
 
     def _begin(self, names: Iterable[str]) -> None:
-        """Has the clocks of those begin that are new, or others than had their names, or have
-        another schedule, or were enabled again: at the change that says so, whenever it is seen."""
+        """Starts the clocks of entries that are new, replace a removed one, have another schedule
+        or were enabled again. A clock starts at the time of the change, even if we see it later."""
         ledger = self._ledger
         unseen: dict[str, datetime] = {}
         anew: dict[str, datetime] = {}
@@ -214,17 +213,17 @@ class LiveSchedule(BeatSchedule):
         ledger.begin_anew(anew, keys, zones)
 
     def _begins(self, live: Live) -> datetime:
-        """By the clock of this machine, by which run states are."""
+        """When an entry's clock starts, by this machine's clock, which run states use."""
         ahead = timedelta(seconds=self._election.clock_offset)
         return min(live.begins + ahead, clock.now())
 
     def _leave(self, names: Iterable[str]) -> None:
-        """Notes which are gone."""
+        """Records which entries have left the schedule."""
         named = self._named()
         self._ledger.leave([name for name in names if name not in named], clock.now())
 
     def _drop_lost(self) -> None:
-        """Drops runs that wait of what is gone, or disabled."""
+        """Drops waiting runs of entries that were removed or disabled."""
         ledger = self._ledger
         lost = [
             run
@@ -241,13 +240,13 @@ class LiveSchedule(BeatSchedule):
             is_named = name in self._names.get() or self.live.holds(name)
             return born is not None and not is_named
         if live.definition is None or (name in self._names.get() and name not in self._ours):
-            return False  # nobody knows; or it is one of beat_schedule
+            return False  # it is damaged; or the entry is one of beat_schedule
         is_others = born is not None and born[1] != live.definition.born
         return live.is_disabled or is_others
 
 
 class _Named:
-    """What counts as named by the schedule: also what is disabled, or cannot be understood."""
+    """The names that the schedule has, also of disabled and damaged live entries."""
 
     def __init__(self, source: LiveSchedule) -> None:
         self._entries, self._live = source.entries, source.live
@@ -257,12 +256,12 @@ class _Named:
 
 
 def _is_of(live: Live, entry: Any) -> bool:
-    """True where it is that entry, or what its class made of it after a run."""
+    """True if it is that entry, or the one that its class made of it after a run."""
     return entry is not None and (
         entry is live.entry or getattr(entry, "schedule", None) is live.entry.schedule
     )
 
 
 def _schedule_of(timing: Timing) -> Any:
-    """One of this app's own."""
+    """Makes a schedule that uses the app's clock."""
     return copied_at(timing.schedule(), None)

@@ -1,4 +1,4 @@
-"""The master's side of live entries: what there is in ZooKeeper, and what of that is in force."""
+"""The master's side of live entries: which exist in ZooKeeper, and which of them are in force."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from .store import Indexed, read_index, read_pages
 
 logger = get_logger(__name__)
 
-#: Most entries that are logged one by one, of those that cannot be in force.
+#: How many entries that cannot run are logged one by one at WARNING.
 _MOST_LOGGED = 20
-#: Seconds for which changes are taken to go on after a claim was refused for one.
+#: After a change made a claim fail, we expect more changes for this many seconds.
 _CONTENDED_FOR = 10.0
 _ABSENT = object()
 
 
 @dataclass(frozen=True)
 class Live:
-    """An entry that is there.
+    """A live entry that exists in ZooKeeper.
 
     Attributes:
-        definition: None where it cannot be understood.
-        entry: as Celery has it; None where it is not in force: it is disabled, its task is not to
-            be run, or it cannot be understood.
-        begins: the instant from which its clock runs, by ZooKeeper's clock.
-        why: it is not in force, unless it is only disabled.
+        definition: None if it is damaged.
+        entry: Celery's entry; None if it is not in force: it is disabled, its task may not run, or
+            it is damaged.
+        begins: the instant at which its clock starts, by ZooKeeper's clock.
+        why: the reason why it is not in force; None if it is, or is only disabled.
     """
 
     definition: Definition | None
@@ -49,7 +49,7 @@ class Live:
 
     @property
     def key(self) -> str | None:
-        """Of its run state."""
+        """The key of its run state."""
         return None if self.definition is None else self.definition.key
 
     @property
@@ -58,7 +58,7 @@ class Live:
 
     @property
     def overrides(self) -> bool:
-        """True where it counts, and not an entry of `beat_schedule`."""
+        """True if it replaces an entry of the same name in `beat_schedule`."""
         if self.definition is None or not self.definition.content.override:
             return False
         return self.entry is not None or self.is_disabled
@@ -70,14 +70,14 @@ def judged(
     make: Callable[[str, Content], Any],
     why_not: Callable[[str], str | None],
 ) -> Live:
-    """Says what an entry of a page is, and whether it is in force. `make` and `why_not` are as
-    `make` and `refusal` of :class:`Merging`."""
+    """Reads an entry of a page and decides whether it is in force. `make` and `why_not` are `make`
+    and `refusal` of :class:`Merging`."""
     definition, entry, why = page.get(name), None, None
     begins = from_milliseconds(page.written)
     if not isinstance(definition, Definition):
-        why = definition.why if isinstance(definition, Damaged) else "it is not there"
+        why = definition.why if isinstance(definition, Damaged) else "it does not exist"
         return Live(None, None, begins, why)
-    # A changer's clock is not to say what is still to come.
+    # Do not trust a client that gives a start in the future.
     begins = min(begins, definition.since_at)
     if definition.content.enabled:
         try:
@@ -86,17 +86,17 @@ def judged(
                 entry = make(check_name(name), definition.content)
         except EntryError as exc:
             why = exc.what
-        except Exception as exc:  # of its schedule, or a class of the user's
+        except Exception as exc:  # raised by its schedule or a user's class
             why = str(exc) or repr(exc)
     return Live(definition, entry, begins, why)
 
 
 def entry_of(kind: Callable[..., Any], app: Any, name: str, content: Content, schedule: Any) -> Any:
-    """What Celery takes: an entry of this class."""
+    """Makes Celery's entry, of class `kind`."""
     return kind(
         name=name,
         task=content.task,
-        last_run_at=NEVER,  # until its state says so; to look at the clock would take longer
+        last_run_at=NEVER,  # until its state gives one; reading the clock takes longer
         schedule=schedule,
         args=content.args,
         kwargs=dict(content.kwargs),
@@ -109,8 +109,8 @@ Kind = Literal["added", "changed", "removed"]
 
 
 class News(NamedTuple):
-    """What has become of an entry: `kind` is "added", "changed" or "removed"; `by` and `what` are
-    texts, empty where nobody knows."""
+    """A change of an entry: `kind` is "added", "changed" or "removed"; `by` and `what` are texts,
+    empty if unknown."""
 
     name: str
     kind: Kind
@@ -120,8 +120,8 @@ class News(NamedTuple):
 
 
 def news_of(before: Mapping[str, Live | None], merging: Merging) -> list[News]:
-    """Of the entries that :meth:`Merging.read` returned. Not of those that cannot be understood any
-    more, or are on what cannot."""
+    """Returns the changes of the entries that :meth:`Merging.read` returned. Leaves out entries
+    that are damaged now or lie on a damaged page."""
     news = []
     for name in sorted(before):
         was, live = before[name], merging.found.get(name)
@@ -145,7 +145,7 @@ def _few(texts: Iterable[str]) -> str:
 
 
 def log_news(news: Sequence[News], epoch: int) -> None:
-    """A line each, of the first, and one that counts all."""
+    """Logs a line for each of the first entries, and one line with the count of all."""
     for number, each in enumerate(news):
         level = logging.INFO if number < _MOST_LOGGED else logging.DEBUG
         by = f" by {each.by}" if each.by else ""
@@ -158,21 +158,20 @@ def log_news(news: Sequence[News], epoch: int) -> None:
 
 
 class Merging:
-    """What the master knows of the entries. For one thread; `wake` is called on kazoo's when they
-    have changed.
+    """What the master knows of the live entries. For one thread. When entries change, kazoo's
+    thread calls `wake`.
 
     Args:
-        make: makes of an entry's name, and of what users say of it, what Celery takes; it may raise
-            anything.
-        refusal: why a task is not to be run; None where it is.
-        acl: the rights on the znode that is made where there is none; None: as on others.
+        make: makes Celery's entry from a name and a content; it may raise anything.
+        refusal: returns why a task may not run, or None if it may.
+        acl: the rights on znodes that this creates; None: as on other znodes.
 
     Attributes:
-        stale: they may have changed since they were read.
-        found: all that are there, by name.
-        damage: why the index cannot be understood, None where it can; as long as it cannot, no
-            entry is in force, and none counts as removed.
-        damaged_pages: the same of single pages.
+        stale: entries may have changed since they were read.
+        found: all live entries, by name.
+        damage: why the index cannot be parsed, or None. While it is damaged no live entry is in
+            force, and none counts as removed.
+        damaged_pages: the same for single pages.
     """
 
     def __init__(
@@ -191,23 +190,26 @@ class Merging:
         self.damage: RootError | None = None
         self.damaged_pages: dict[str, RootError] = {}
         self._version = 0
-        #: What the index said of each page when that was read; and what was on it.
+        #: Each page as it was read, and its line in the index at that time.
         self._sums: dict[str, Sum] = {}
         self._pages: dict[str, Page] = {}
-        #: Versions of pages that the index does not name, for there is nothing on them.
+        #: Versions of empty pages, which the index does not list.
         self._empty: dict[str, int] = {}
-        #: On boottime(): until when claims are refused for changes that do not concern them.
+        #: Until when, by boottime(), claims check pages instead of the index.
         self._is_contended_until = -math.inf
-        #: Why entries are not in force, as far as the log was told.
+        #: Why entries are not in force, as far as it was logged.
         self._told: dict[str, str] = {}
         #: By task, while pages are read.
         self._refusals: dict[str, str | None] = {}
 
     def unchanged(self, names: Iterable[str]) -> list[Check]:
-        """For a claim of runs of these entries: refuses it when any of them has changed since they
-        were read. As a rule it is the index that is checked. Where others change entries all the
-        time, so that claims are refused for what does not concern them, it is these pages: else
-        nothing would run. Raises as :meth:`.ZooKeeperSession.commit`."""
+        """Returns checks that make a claim of runs of these entries fail if one of the entries has
+        changed since it was read.
+
+        Usually it checks the index. But each change of any entry changes the index: while clients
+        keep changing entries every claim would fail and nothing would run. Then it checks only the
+        pages of these entries. Raises as :meth:`.ZooKeeperSession.commit`.
+        """
         if clock.boottime() < self._is_contended_until:
             versions = {page: self._version_of(page) for page in set(map(page_of_entry, names))}
             if None not in versions.values():
@@ -219,16 +221,16 @@ class Merging:
         return [Check(self._paths.entries, self._version)]
 
     def is_refused(self) -> None:
-        """A claim was, because they have changed."""
+        """Notes that a claim failed because entries have changed."""
         self.stale, self._is_contended_until = True, clock.boottime() + _CONTENDED_FOR
 
     def _version_of(self, page: str) -> int | None:
-        """That of a page as it was read, or as this makes it where there is none: an entry that
-        comes to it has to change it. None where that is not known."""
+        """Returns the version of a page as it was read, or None if it is unknown. Creates the page
+        if there is none: then whoever adds an entry to it changes its version."""
         if page in self._pages and page not in self.damaged_pages:
             return self._pages[page].version
         if page not in self._empty and page not in self._sums:
-            with contextlib.suppress(Conflict):  # another has made it just now
+            with contextlib.suppress(Conflict):  # another client created it just now
                 made = Create(self._paths.entries_page(page), Page().encode(), acl=self._acl)
                 self._session.commit(made)
             found = read_pages(self._session, self._paths, [page])[page]
@@ -238,17 +240,17 @@ class Merging:
 
     @property
     def is_damaged(self) -> bool:
-        """True where something cannot be understood that another hand may mend, unseen."""
+        """True if a znode is damaged. Somebody may repair it without our noticing."""
         return bool(self.damage or self.damaged_pages)
 
     def holds(self, name: str) -> bool:
-        """True for what is there, in force or not, and for what may be, where that cannot be
-        understood."""
+        """True if there is a live entry of this name, in force or not; also if there may be one in
+        a damaged znode."""
         is_there = name in self.found or self.damage is not None
         return is_there or (bool(self.damaged_pages) and page_of_entry(name) in self.damaged_pages)
 
     def read(self) -> dict[str, Live | None]:
-        """Reads what has changed, and returns the entries that have, as they were before. Raises as
+        """Reads the changes. Returns the changed entries as they were before. Raises as
         :meth:`.ZooKeeperSession.read`."""
         self.stale, self._refusals = False, {}
         try:
@@ -262,10 +264,10 @@ class Merging:
         path = self._paths.entries
         indexed = read_index(self._session, self._paths, self._on_watch)
         if indexed.version is None:
-            self._session.ensure(path, self._acl)  # else nothing could tell of the first
+            self._session.ensure(path, self._acl)  # else no watch could report the first entry
             indexed = read_index(self._session, self._paths, self._on_watch)
         if indexed.version is None:
-            raise Uncertain(f"{path}: deleted as soon as it is made")
+            raise Uncertain(f"{path}: deleted as soon as it is created")
         self._version = indexed.version
         if indexed.damage is not None and str(indexed.damage) != str(self.damage):
             logger.error("%s; until then no live entry runs", indexed.damage)
@@ -279,7 +281,7 @@ class Merging:
             for page, each in sums.items()
             if self._sums.get(page) != each or page in self.damaged_pages
         ]
-        # All that could be read is, before any of it counts.
+        # Read all pages first: an error must not leave half of the changes in force.
         found = read_pages(self._session, self._paths, differ) if differ else {}
         changed: dict[str, Live | None] = {}
         for page in self._sums.keys() - sums.keys():
@@ -290,7 +292,7 @@ class Merging:
             if isinstance(each, Page) and each.version is None and sums[page].entries:
                 path, count = self._paths.entries_page(page), sums[page].entries
                 each = RootError(
-                    f"{path}: no such znode, and there should be {count} entries on it"
+                    f"{path}: the znode does not exist, but it should have {count} entries"
                 )
             if isinstance(each, RootError):
                 if str(each) != str(self.damaged_pages.get(page)):
@@ -305,7 +307,7 @@ class Merging:
         return changed
 
     def _take(self, page: str, after: Page, complaints: dict[str, str]) -> dict[str, Live | None]:
-        """Takes a page as it is now; returns which of its entries have changed, as they were."""
+        """Takes a page as it is now. Returns its changed entries as they were before."""
         before = self._pages[page].told if page in self._pages else {}
         self._pages[page] = after
         changed: dict[str, Live | None] = {}
@@ -334,14 +336,14 @@ class Merging:
         return self._refusals[task]
 
     def _complain(self, complaints: dict[str, str]) -> None:
-        """Says why entries are not in force, where that was not said before."""
+        """Logs why entries are not in force, unless it was logged before."""
         news = {name: why for name, why in complaints.items() if self._told.get(name) != why}
         self._told.update(news)
         for number, (name, why) in enumerate(news.items()):
             level = logging.WARNING if number < _MOST_LOGGED else logging.DEBUG
             logger.log(level, "%.200s: the live entry does not run: %s", name, why)
         if len(news) > _MOST_LOGGED:
-            logger.warning("%d live entries in all do not run for such reasons", len(news))
+            logger.warning("%d live entries in total do not run for such reasons", len(news))
 
     def _on_watch(self, event: object) -> None:
         self.stale = True
@@ -351,5 +353,5 @@ class Merging:
 def _is_same(before: Any, after: Any) -> bool:
     try:
         return bool(before == after)
-    except RecursionError:  # no hand of ours wrote it
+    except RecursionError:  # none of our programs wrote it
         return False
