@@ -343,7 +343,7 @@ class Merging:
             level = logging.WARNING if number < _MOST_LOGGED else logging.DEBUG
             logger.log(level, "%.200s: the live entry does not run: %s", name, why)
         if len(news) > _MOST_LOGGED:
-            logger.warning("%d live entries in total do not run for such reasons", len(news))
+            logger.warning("%d live entries in all do not run for such reasons", len(news))
 
     def _on_watch(self, event: object) -> None:
         self.stale = True

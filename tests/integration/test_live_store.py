@@ -341,7 +341,7 @@ def test_bounds(changer: Changer, client: KazooClient, paths: Paths) -> None:
 
     index = Index({"00": Sum(1, MOST_ENTRIES)}, ())
     client.set(paths.entries, index.encode())
-    with pytest.raises(TooLarge, match=f"there may be {MOST_ENTRIES}"):
+    with pytest.raises(TooLarge, match=f"and {MOST_ENTRIES} are allowed"):
         put(changer, {next(n for n in names if page_of_entry(n) == "01"): saying()})
 
 
