@@ -173,3 +173,25 @@ def test_no_zookeeper(own_site: Site, own_zookeeper: ZooKeeper, browser: Browser
     browser.wait_for_text("#live", "live")
     assert browser.text("#trouble") == ""
     assert browser.complaints == []
+
+
+def test_live_entries(site: Site, browser: Browser) -> None:
+    """Each with its version and who made it; its next day is known as those of others are."""
+    site.schedule(code=3600.0)
+    site.conf.update(zk_beat_entries=True, zk_beat_entries_tasks=["shop.*"])
+    open_page(browser, site, "one")
+    site.zk_beat("add", HOSTILE[0], "--task", "shop.report", "--every", "20")
+    site.zk_beat("add", "off", "--task", "shop.report", "--every", "20", "--disabled")
+    browser.wait_for_text("#upcoming", HOSTILE[0])
+    site.zk_beat("set", HOSTILE[0], "--note", "x")
+    browser.wait_for_text("#upcoming .more", "version 2 by ")
+    assert browser.text("#upcoming .tag") == "live"
+    assert "1 live entry is disabled: off" in browser.text("#warnings")
+    browser.run("document.querySelector('#upcoming summary').click()")
+    browser.wait_for("document.querySelectorAll('#upcoming .day li').length === 50")
+    for scheme in ("light", "dark"):
+        browser.prefer(scheme)
+        assert browser.run(UNREADABLE) == []
+    browser.resize(320)
+    assert browser.run("document.documentElement.scrollWidth") == 320
+    assert browser.complaints == []

@@ -297,7 +297,8 @@ function showEntries(status) {
   rows("upcoming", status.upcoming, (e) => e.name, (row, e) => {
     (row.day ??= addDay(row)).entry = e.name;
     fillRow(row, e.name, [["schedule", e.schedule ?? ""], e.task && e.task !== e.name && ["task", e.task],
-      e.version && ["version", `live, version ${e.version}`], e.changed_at && ["changed", `changed by ${e.changed_by} `, e.changed_at, "clock"]]);
+      e.changed_at && ["version", `version ${e.version} by ${e.changed_by}, `, e.changed_at, "clock"]]);
+    tag(row, e.source === "live" ? "live" : "", "");
     at(row.parts.due, e.next_run_at, "clock");
     lastTime(row, e.next_run_at, "until");
   }, status.counts.entries - status.counts.paused);
