@@ -19,6 +19,7 @@ from .due import (
     due_by_celery,
     due_instant,
     instants_of,
+    interval_of,
     is_ahead,
     is_free,
     is_interval,
@@ -245,7 +246,7 @@ class Planner:
             self._agenda.put(name, asked_at.timestamp())
         else:
             # A crontab is slow to compute: dispatch others first.
-            self._place(name, entry if is_interval(entry.schedule) else None)
+            self._place(name, None if interval_of(entry.schedule) is None else entry)
 
     def plan(self, now: datetime, room: int) -> Plan:
         """Decides what to do at `now`.
