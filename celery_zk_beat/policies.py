@@ -3,6 +3,7 @@ clock."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import hashlib
@@ -314,11 +315,12 @@ def _check_instant(key: str, value: Any) -> datetime:
             instant = datetime.fromisoformat(value.replace("Z", "+00:00"))
         except ValueError:
             instant = None
-    if not isinstance(instant, datetime) or instant.utcoffset() is None:
-        raise SettingsError(
-            f"{key!r}: {value!r}: expected an aware datetime, or as '2026-06-01T09:00:00+02:00'"
-        )
-    return instant.astimezone(timezone.utc)
+    if isinstance(instant, datetime) and instant.utcoffset() is not None:
+        with contextlib.suppress(OverflowError):  # in UTC it is before year 1, or after 9999
+            return instant.astimezone(timezone.utc)
+    raise SettingsError(
+        f"{key!r}: {value!r}: expected an aware datetime, or as '2026-06-01T09:00:00+02:00'"
+    )
 
 
 def _check_together(keys: Mapping[str, Any]) -> None:

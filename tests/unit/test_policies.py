@@ -447,6 +447,14 @@ def test_patterns() -> None:
         ({"a": {"runs": 1.5}}, "'a': 'runs': 1.5: expected a whole number"),
         ({"a": {"once": 1}}, "'a': 'once': 1: expected True or False"),
         ({"a": {"starts": "soon"}}, "'a': 'starts': 'soon': expected an aware datetime"),
+        (
+            {"a": {"starts": "0001-01-01T00:00:00+14:00"}},
+            "'a': 'starts': '0001-01-01T00:00:00+14:00'",
+        ),
+        (
+            {"a": {"ends": "9999-12-31T23:00:00-14:00"}},
+            "'a': 'ends': '9999-12-31T23:00:00-14:00': exp",
+        ),
         ({"a": {"ends": datetime(2026, 1, 1)}}, "'a': 'ends': datetime.datetime(2026, 1, 1, 0, 0)"),
         ({"a": {"starts": at(1), "ends": at(0)}}, "'a': 'ends' is before 'starts'"),
         ({"a": {"once": True, "runs": 3}}, "'a': 'once' and 'runs': 3 contradict each other"),
