@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -113,7 +114,12 @@ class LiveChecker:
             for path, node in changes.items()
             if path.startswith(root + "/") and node is not None
         }
-        pages = {name: node for name, node in pages.items() if is_page_of_entries(name)}
+        # A master makes pages that are empty, for its claims to check.
+        pages = {
+            name: node
+            for name, node in pages.items()
+            if is_page_of_entries(name) and (node.version or node.data != Page().encode())
+        }
         if not pages and root not in changes:
             return
         if session == 0:
@@ -121,7 +127,7 @@ class LiveChecker:
             return
         index = changes.get(root)
         if index is None:
-            self._fail(f"I14: written without the index, and nobody is told: {pages.keys()}")
+            self._fail(f"I14: written without the index, and nobody is told: {pages}")
             return
         try:
             record = Index.decode(root, index.data)
@@ -187,12 +193,11 @@ class LiveChecker:
     def _on_hand(self, changes: Mapping[str, Znode | None], pages: Mapping[str, Znode]) -> None:
         """By hand, and at a restore. What the index does not tell of, no master sees."""
         index = changes.get(self._paths.entries)
-        is_told, is_damaged = index is not None, False
+        is_told = index is not None
         if index is not None:
-            try:
+            # As long as it is damaged nothing is another.
+            with contextlib.suppress(RootError):
                 self.index = Index.decode(self._paths.entries, index.data)
-            except RootError:
-                is_damaged = True
         for name, node in pages.items():
             try:
                 after = dict(Page.decode(self._paths.entries_page(name), node.data).entries)
@@ -201,12 +206,10 @@ class LiveChecker:
             self._there[name] = after
             if is_told or not any(isinstance(each, Damaged) for each in after.values()):
                 self._pages[name] = after
-        self._note(is_damaged)
+        self._note()
 
-    def _note(self, is_damaged: bool = False) -> None:
+    def _note(self) -> None:
         entries = {name: each for page in self._pages.values() for name, each in page.items()}
-        if is_damaged:
-            entries = dict.fromkeys(entries, Damaged("index"))
         for name in self.entries.keys() | entries.keys():
             if self.entries.get(name) != entries.get(name):
                 self._history[name].append(entries.get(name))
