@@ -32,6 +32,10 @@ app.conf.zk_beat_http = os.environ.get("ZK_BEAT_HTTP")  # None: no health, metri
 if "ZK_BEAT_SESSION_TIMEOUT" in os.environ:
     app.conf.zk_beat_session_timeout = float(os.environ["ZK_BEAT_SESSION_TIMEOUT"])
 
+# Entries may also be added while beats run: `zk-beat add orders --task example_project.app.orders
+# --every 3`.
+app.conf.zk_beat_entries = True
+
 # The schedule is Celery's own; nothing in it knows of the election.
 app.conf.beat_schedule = {
     "heartbeat": {"task": "example_project.app.heartbeat", "schedule": 1.0},
@@ -67,6 +71,12 @@ def send_invoices(self: Any, batch: str) -> str:
     """
     run = self.request.get("zk_beat") or {"run": "by hand", "due": "now"}
     return f"invoices of {batch}: run {run['run']}, due {run['due']}"
+
+
+@app.task(ignore_result=True)
+def orders() -> None:
+    """Has no entry in the schedule: the demo adds one while beats run."""
+    logger.info("orders are looked through")
 
 
 @app.task(bind=True)

@@ -1,9 +1,10 @@
 """A failover to watch: ``python -m example_project.demo`` (or ``make demo``), about 70 seconds.
 
 Starts a ZooKeeper, a Redis, two workers and three beats of the example project on free ports, in
-a temporary folder. Kills the master, stops the next one, starts both again; then says how long
-each take-over took and whether any run was lost or made twice. The session time-out is the default,
-10 s: the killed one is replaced long before.
+a temporary folder. Adds a live entry while they run. Kills the master, stops the next one, starts
+both again; then says how long each take-over took and whether any run was lost or made twice, of
+the entry that was added, too. The session time-out is the default, 10 s: the killed one is replaced
+long before.
 
 Exit status: 0 no run was lost or made twice; 1 one was, or something else went wrong; 2 something
 is not installed; 130 Ctrl-C. In every case all processes have ended.
@@ -54,7 +55,9 @@ class Demo(Play):
         self._start_servers()
         self._start_workers()
         started = self._start_beats(3)
-        self._steady("all is well", STEADY)
+        self._steady("all is well", STEADY / 2)
+        self._add("orders", 3.0)
+        self._steady("there is one entry more", STEADY / 2)
         self._fault(signal.SIGKILL, "the master is killed")
         self._steady("the successor goes on", STEADY)
         self._fault(signal.SIGTERM, "the next master is stopped")
@@ -68,6 +71,20 @@ class Demo(Play):
         self._show.event("three beats again, still one master")
         self._steady("three beats again", started + LENGTH - time.time())
         return self._stop(started)
+
+    def _add(self, name: str, period: float) -> None:
+        """Adds a live entry, as a web application would. Later masters have it, too."""
+        from celery_zk_beat import Entries
+        from celery_zk_beat.schedules import every
+
+        from .app import app, orders
+        from .verdict import Entry
+
+        app.conf.zk_beat_hosts = self._env["ZK_BEAT_HOSTS"]
+        with Entries(app, by="demo") as entries:
+            entries.put(name, task=orders.name, schedule=every(period))
+        self._entries.append(Entry(name, period, since=time.time()))
+        self._show.event(f"a live entry is added: {name}, every {period:g} s", "bold blue")
 
 
 if __name__ == "__main__":

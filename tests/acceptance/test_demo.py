@@ -52,6 +52,8 @@ def test_demo(tmp_path: Path) -> None:
         more = sum(int(count) for count in re.findall(r"(\d+) more runs? dispatched by", text))
         assert more + text.count(", executed by worker") == int(said[1])
         assert len(lines) < 40
+        # It is added while beats run, and judged as the others: it has runs of each master.
+        assert text.index("a live entry is added: orders, every 3 s") < text.index("SIGKILL to ")
         assert left_behind(tmp_path) == []
 
 
