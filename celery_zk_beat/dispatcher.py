@@ -1,5 +1,5 @@
-"""Claims runs, has them published, drops and skips them: what all sources of entries, and the
-operators, do with runs. A claim passes loop, source, dispatcher, ledger."""
+"""Claims, publishes, drops and skips runs, for all sources of entries and for the operators. A
+claim passes through loop, source, dispatcher, ledger."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from .zookeeper.operations import Operation
 
 logger = get_logger(__name__)
 
-#: Most runs of one claim, so that one can be on its way while those before are published.
+#: Most runs of one claim: so we can publish one claim's runs while the next claim is on its way.
 _MOST_CLAIMED = MOST_RUNS // 2
-#: Most bytes in the outbox of runs that are held back, each for a reason of its own.
+#: Most bytes of the outbox that held-back runs may take.
 MOST_HELD = LARGEST_OUTBOX // 2
-#: How long a run waits for a master whose schedule names it, and seconds between two looks at that.
+#: How long a run waits for a master whose schedule has its entry; seconds between two checks.
 UNNAMED_FOR = timedelta(days=1)
 _LOOK_AT_HELD_EVERY = 60.0
-#: Why a run is held back; what is first is dropped first, where there is no room for all.
+#: Why a run is held back. If there is no room, runs with the first reason are dropped first.
 _UNNAMED, _AT_FAULT, _PAUSED = "no schedule names it", "it cannot be published", "it is paused"
 #: Most runs, or changes, that are logged one by one.
 MOST_LOGGED = 20
 
 
 class Dispatcher:
-    """Decides what becomes of runs. For the dispatch loop's thread, but for :meth:`close`.
+    """Decides what happens to runs. For the dispatch loop's thread, except :meth:`close`.
 
-    Methods raise a ZkBeatError where ZooKeeper does not answer or refuses: the ledger is to be
-    loaded anew then.
+    Methods raise a ZkBeatError if ZooKeeper does not answer or refuses. Then the ledger must be
+    loaded anew.
 
     Args:
         wake: called on kazoo's thread when an operator wrote something.
-        show_progress: to be called when something has been done.
+        show_progress: is called after each piece of work.
 
     Attributes:
-        source: of the entries; to be set before anything else is asked.
-        wake: has the loop turn; for any thread.
-        policies: of the entries; those of the settings, unless the source has more.
-        is_closing: this beat stops.
+        source: the source of entries. Set it before any other use.
+        wake: makes the loop turn; for any thread.
+        policies: the entries' policies: those of the settings, and perhaps more from the source.
+        is_closing: this beat is stopping.
     """
 
     source: Entries
@@ -79,19 +79,19 @@ class Dispatcher:
         self.control = Control(election.session, election.paths, wake)
         self.publisher = Publisher(self, broker, self.ledger)
         self.is_closing = False
-        #: On boottime(): until when something is published.
+        #: Until when we may publish, by boottime().
         self._publish_until = math.inf
-        #: On boottime(): when it was looked at what is held back.
+        #: When we last checked the held-back runs, by boottime().
         self._held_looked_at = -math.inf
 
     def close(self, seconds: float) -> None:
-        """Has nothing be published after so many seconds. For any thread and signal handler."""
+        """Stops publishing after so many seconds. For any thread and signal handler."""
         self._publish_until = clock.boottime() + seconds
         self.is_closing = True
 
     def note_loaded(self) -> None:
-        """The ledger was loaded anew: what is held back is looked at soon, and what was to leave
-        later than its entry's policy, as this beat has it, may leave: at once."""
+        """Call this after the ledger was loaded. Held-back runs are checked soon. A run that would
+        leave later than this beat's policy for its entry allows leaves immediately."""
         self._held_looked_at = -math.inf
         for name, run in self.ledger.outbox.items():
             policy = self.policies.of(name)
@@ -101,37 +101,37 @@ class Dispatcher:
 
     @property
     def epoch(self) -> int:
-        """Of the master's term for which the ledger is loaded."""
+        """The epoch of the term for which the ledger is loaded."""
         return self.ledger.epoch
 
     @property
     def is_master(self) -> bool:
-        """True while the term for which the ledger is loaded goes on."""
+        """True while the term lasts for which the ledger is loaded."""
         return self.ledger.term is not None and self.ledger.term == self.election.term
 
-    # What the publisher asks: see publishing.py ---------------------------------------------------
+    # For the publisher (publishing.Runs) ----------------------------------------------------------
 
     def task_id(self, run: Run) -> str:
-        """The same for the same run, whoever publishes it, and whoever asks."""
+        """Returns the task id of a run. Every beat computes the same id for the same run."""
         root, entries = self.election.paths.root, self.source.entries
         return run_id(root, entries, run.entry, run.number, run.due, run.was)
 
     def telling(self, run: Run, action: Action) -> dict[str, object]:
-        """Of a log line that tells of a run."""
+        """Returns the fields of a log line about a run."""
         return run.telling(action, self.epoch, self.task_id(run))
 
     def may_publish(self, run: Run) -> bool:
-        """True for what is this beat's to publish, and not held back."""
+        """True if this beat's schedule has the entry, and nothing holds the run back."""
         held = not run.is_wanted_now and self.control.holds(run.entry)
         return run.entry in self.source.entries and not held
 
     def may_publish_now(self) -> bool:
-        """True where anything is to be published at the moment."""
+        """True if this beat may publish anything at the moment."""
         is_late = self.is_closing and clock.boottime() > self._publish_until
         return not (is_late or self.control.pauses_stale)
 
     def tell_published(self, runs: list[Run]) -> None:
-        """Tells the log, in the words of Celery's own beat, and the receivers of our signal."""
+        """Logs it, in the words of Celery's own beat, and sends our signal."""
         is_logged, is_heard = logger.isEnabledFor(logging.DEBUG), bool(run_published.receivers)
         for run in runs if is_logged or is_heard else ():
             task_id = self.task_id(run)
@@ -153,7 +153,7 @@ class Dispatcher:
         """Has a signal be sent, without waiting for it."""
         self._announcer.send(signal, **arguments)
 
-    # What sources and operators ask ---------------------------------------------------------------
+    # For sources and operators --------------------------------------------------------------------
 
     def claim(
         self,
@@ -161,14 +161,14 @@ class Dispatcher:
         *also: Operation,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> list[Run]:
-        """Claims runs, and returns those that were; not against what the source goes by.
+        """Claims runs, if what the source has read is still up to date. Returns the claimed runs.
 
         Args:
             also: is part of the transaction.
             meanwhile: called while the claim is on its way.
 
         Raises:
-            Outdated: what it goes by has to be read anew, which the next turn does; the ledger is
+            Outdated: pauses or entries have changed; the next turn reads them anew. The ledger is
                 as it was.
         """
         begun = clock.boottime()
@@ -187,14 +187,14 @@ class Dispatcher:
         return claimed
 
     def publish_waiting(self) -> None:
-        """Publishes of the outbox what may be published now."""
+        """Publishes the runs of the outbox that may be published now."""
         if self.policies and self.ledger.outbox:
             self._drop_late()
         self.publisher.publish(self.ledger.outbox.values())
 
     def publish_soon(self, seconds: float = math.inf) -> None:
-        """The same, before this beat gives up its term: see :meth:`.Publisher.publish_soon`. What
-        is too late is left to the next master, to drop."""
+        """Publishes runs before this beat gives up its term: see :meth:`.Publisher.publish_soon`.
+        Runs that are too late stay for the next master to drop."""
         late = {run.entry for run in self._late()} if self.policies else ()
         waiting = [run for run in self.ledger.outbox.values() if run.entry not in late]
         self.publisher.publish_soon(waiting, seconds)
@@ -203,8 +203,8 @@ class Dispatcher:
         self._drop_noted(self._late(), SKIPPED["catch_up"])
 
     def _late(self) -> list[Run]:
-        """What has waited for longer than its entry's policy lets it start. A moment more is for
-        what was claimed just in time."""
+        """Returns the runs that are later than their policy allows to start. It allows a moment
+        more, for runs that were claimed just in time."""
         now, policies = clock.now() - LEAST_CATCH_UP, self.policies
         return [
             run
@@ -215,18 +215,18 @@ class Dispatcher:
         ]
 
     def room(self) -> int:
-        """How many runs may be claimed at once: what waits for the broker is bounded. What is held
-        back for a reason of its own takes none of this room: :meth:`drop_held` bounds it."""
+        """Returns how many runs may be claimed at once. This limits the runs that wait for the
+        broker. Held-back runs do not count here: :meth:`drop_held` limits them."""
         outbox = self.ledger.outbox
         if self.ledger.full:
             return 0
         if len(outbox) <= MOST_RUNS - _MOST_CLAIMED:
-            return _MOST_CLAIMED  # without a look at each
+            return _MOST_CLAIMED  # no need to look at each run
         left = MOST_RUNS - sum(self.held_because(run) is None for run in outbox.values())
         return min(left, _MOST_CLAIMED)
 
     def held_because(self, run: Run) -> str | None:
-        """Why a run waits though the broker may be there; None where it does not."""
+        """Returns why a run is held back, or None if it waits for the broker only."""
         if run.entry not in self.source.entries:
             return _UNNAMED
         if not self.may_publish(run):
@@ -243,9 +243,9 @@ class Dispatcher:
         """Takes runs out of the outbox that will not be published.
 
         Args:
-            why: for the history, the same for all or by entry.
+            why: the reason for the history, one for all or by entry.
             also: is part of the transaction.
-            level: of the line in the log.
+            level: the level of the log lines.
         """
         self.ledger.drop(runs, why, *also)
         self.metrics.dropped += len(runs)
@@ -274,10 +274,10 @@ class Dispatcher:
     def skip(
         self, missed: Mapping[str, tuple[datetime, datetime]], reason: str, *also: Operation
     ) -> None:
-        """Notes that instants have no run.
+        """Records that instants get no run.
 
         Args:
-            missed: entry to the instant that it was due, and from which its clock goes on.
+            missed: entry to the instant that was due, and the instant from which its clock goes on.
             reason: one of metrics.SKIPPED.
             also: is part of the transaction.
         """
@@ -294,8 +294,8 @@ class Dispatcher:
                 logger.log(level, "%s: due %s, is skipped: %s", name, due, why, extra=told)
 
     def drop_held(self) -> None:
-        """Drops, now and then and where they take much, the runs that no schedule has named for
-        too long and, of all that are held back, those for which there is no room."""
+        """Drops runs that no schedule has named for too long, and held-back runs for which there is
+        no room. It checks from time to time, and whenever they take too much room."""
         is_time = clock.boottime() - self._held_looked_at > _LOOK_AT_HELD_EVERY
         if not is_time and self.ledger.outbox_bytes <= self._most_held:
             return
@@ -327,12 +327,12 @@ class Dispatcher:
     def _is_long_unnamed(self, run: Run) -> bool:
         state = self.ledger.state(run.entry)
         since = run.claimed if state is None else max(run.claimed, state.unnamed_since or NEVER)
-        # Neither a clock that is ahead, for a moment, says that it is time, nor ZooKeeper's.
+        # If this machine's clock is ahead of ZooKeeper's, do not drop too early.
         ahead = timedelta(seconds=max(0.0, self.election.clock_offset))
         return clock.now() - ahead - since > UNNAMED_FOR
 
     def _drop_noted(self, runs: Iterable[Run], why: str) -> None:
-        """Drops them; what has no state gets one, for the note, if there is room for it."""
+        """Drops runs. An entry without a state gets one to record the drop, if there is room."""
         unseen = {run.entry: run.claimed for run in runs if self.ledger.state(run.entry) is None}
         self.ledger.first_seen(unseen)
         noted = [run for run in runs if self.ledger.state(run.entry) is not None]

@@ -30,27 +30,27 @@ from .usefulness import Usefulness
 
 logger = get_logger(__name__)
 
-#: Most seconds between two turns, and so between two ticks: `celery inspect ping` takes a beat for
-#: hung whose last tick is a minute old.
+#: Most seconds between two turns, and so between two ticks. `celery inspect ping` considers a beat
+#: hung if its last tick is a minute old.
 _LONGEST_WAIT = 5.0
 #: Least seconds between two signs of progress.
 SHOWN_EVERY = 0.1
-#: Seconds before what was published is noted, when a note is already under way.
+#: Seconds until we confirm runs, if another confirm is on its way.
 _CONFIRM_AFTER = 0.005
-#: Seconds before ZooKeeper is asked again after it refused something.
+#: Seconds until we try again after ZooKeeper refused something.
 _RETRY_AFTER = 1.0
-#: Seconds after which the run states are read anew, as after a take-over; and where one is damaged.
+#: Seconds until the run states are read anew, as after a take-over; the second if one is damaged.
 _LOOK_EVERY, _LOOK_AT_DAMAGE_EVERY = 86400.0, 60.0
 
 
 class Loop:
-    """Makes the rooms of a dispatching beat, and goes through them turn by turn. For one thread,
-    but for :meth:`close` and :meth:`wake`, which any thread and signal handler may call.
+    """Makes the parts of a dispatching beat, and calls them in each turn. For one thread, except
+    :meth:`close` and :meth:`wake`, which any thread and signal handler may call.
 
     Args:
-        scheduler: what Celery knows for its scheduler.
-        make_source: of the entries that are to be dispatched.
-        progress: set now and then, while something moves.
+        scheduler: Celery's scheduler.
+        make_source: makes the source of entries.
+        progress: is set from time to time while work makes progress.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class Loop:
             lambda: dispatcher.is_closing or dispatcher.is_master,
         )
         self._dispatching_epoch = 0
-        #: On boottime(): when the run states were read.
+        #: When the run states were read, by boottime().
         self._loaded_at = 0.0
-        #: By how many seconds the clock of day was ahead of boottime() at the last turn.
+        #: How many seconds the time of day was ahead of boottime() at the last turn.
         self._clock: float | None = None
         election.subscribe(self.wake)
 
@@ -95,7 +95,7 @@ class Loop:
         """Turns until it is closed.
 
         Raises:
-            ZkBeatError: something that waiting does not cure, such as a root of another app.
+            ZkBeatError: an error that does not go away by waiting, such as another app's root.
         """
         self.election.start(self._settings.connect_timeout)
         while not self.dispatcher.is_closing:
@@ -105,30 +105,30 @@ class Loop:
         self.say_goodbye()
 
     def close(self) -> None:
-        """Has it end soon: what is claimed is published first, as far as that is quick."""
+        """Makes it end soon. Before that it publishes claimed runs, as far as that is quick."""
         if not self.dispatcher.is_closing:
             self.dispatcher.close(LAST_PUBLISHING)
         self.wake()
 
     def wait(self, seconds: float) -> None:
-        """Waits until it is woken, at most so many seconds."""
+        """Waits until :meth:`wake`, at most so many seconds."""
         self._wakeup.wait(min(seconds, _LONGEST_WAIT, self._scheduler.max_interval))
 
     def wake(self) -> None:
-        """Has the next turn begin at once."""
+        """Makes the next turn start immediately."""
         self._wakeup.set()
 
     def show_progress(self) -> None:
-        """Something has been done."""
+        """Notes that a piece of work is done."""
         now = clock.boottime()
-        # Each time the main thread wakes up, and this one has to wait for it.
+        # Not too often: each time the main thread wakes up and this one has to wait for it.
         if now - self._metrics.ticked >= SHOWN_EVERY:
             self._metrics.ticked = now
             if not self._progress.is_set():
                 self._progress.set()
 
     def turn(self) -> float:
-        """Does what is due if this is the master; says for how many seconds nothing will be."""
+        """Dispatches due entries if this beat is master. Returns the seconds until more work."""
         if self.election.failure is not None:
             raise self.election.failure
         self._look_at_clock()
@@ -144,13 +144,13 @@ class Loop:
                     self._take_over(term)
             return self._dispatch()
         except ZkBeatError as exc:
-            # The one recovery path: the ledger has forgotten all, and is loaded anew if this
-            # beat is master still.
+            # The only recovery path: forget the ledger, and load it anew if this beat is still
+            # master.
             if self.dispatcher.is_closing or self.election.term is None:
                 return 0.0
             if isinstance(exc, (AccessDenied, QuotaExceeded)):
                 self.election.complain(exc)
-            elif not isinstance(exc, SchedulerFailed):  # of which the gate tells
+            elif not isinstance(exc, SchedulerFailed):  # the gate logs it
                 logger.warning("%s; reading the run states again", exc)
             self.forget()
             if isinstance(exc, SchedulerFailed):
@@ -164,7 +164,7 @@ class Loop:
         if requests:
             self.operators.answer(requests)
             if not self.dispatcher.is_master:
-                return 0.0  # they had it resign
+                return 0.0  # a request made it resign
         self.dispatcher.drop_held()
         left = self.source.turn()
         if left > 0:
@@ -177,16 +177,16 @@ class Loop:
             left = min(left, self._by_entry.turn())
         publisher = self.dispatcher.publisher
         self._usefulness.has_turned(publisher.failing_since)
-        # Where the write before is still on its way: come back for this one, for it is what a
-        # crash would repeat.
+        # While an earlier write is on its way, come back soon for the next confirm: a crash would
+        # repeat the runs that are not confirmed.
         if left <= 0:
             return left
         confirm = _CONFIRM_AFTER if self.ledger.unconfirmed else math.inf
         return min(left, confirm, publisher.left())
 
     def _look_at_clock(self) -> None:
-        """Where it was set, all that was put on the agenda is for other instants; and what ran
-        while it was wrong has set the clocks of entries."""
+        """Checks whether the clock was set. If so, reads the run states anew: the agenda is for
+        wrong instants, and runs during the wrong time have set the clocks of entries."""
         since = clock.boottime()
         before, self._clock = self._clock, clock.now().timestamp() - since
         moved = 0.0 if before is None else self._clock - before
@@ -197,7 +197,8 @@ class Loop:
             self._loaded_at = -math.inf
 
     def _is_time_to_look_again(self) -> bool:
-        """A state that was damaged may have been mended; and once a day states grow old."""
+        """True if it is time to read the run states anew: once a day, and more often while a state
+        is damaged, for somebody may repair it."""
         age = clock.boottime() - self._loaded_at
         source = self.source
         damaged = self.ledger.is_damaged or source.is_ahead or source.is_damaged
@@ -206,7 +207,7 @@ class Loop:
     # The beginning and the end of a term ----------------------------------------------------------
 
     def _take_over(self, term: Term) -> None:
-        """Goes on where the last master left off."""
+        """Continues where the last master stopped."""
         self.forget()
         self.ledger.load(term)
         self._set_back_clocks()
@@ -243,9 +244,11 @@ class Loop:
             )
 
     def _recover(self, epoch: int) -> None:
-        """Decides what becomes of the runs that an earlier master claimed and perhaps did not
-        publish. Those of this epoch were certainly not, nor were those of which the last master
-        knew that when it handed over: they are published in any case."""
+        """Decides what happens to runs that an earlier master claimed and perhaps did not publish.
+
+        Some runs were certainly not published: runs of this epoch, and runs that the last master
+        listed as unsent when it handed over. They are always published.
+        """
         certain = self.ledger.unsent.union(
             name for name, run in self.ledger.outbox.items() if run.epoch == epoch
         )
@@ -260,8 +263,7 @@ class Loop:
             else:
                 fate = "dropped"
                 drop.append(run)
-            # Where there are many, as after an outage, the first will do; and what is certain is no
-            # news.
+            # Of many runs, as after an outage, log only the first; unsent runs are no news.
             told = fate == "dropped" or (run.entry not in certain and number < MOST_LOGGED)
             logger.log(
                 logging.WARNING if told else logging.DEBUG,
@@ -287,7 +289,7 @@ class Loop:
         self.forget()
 
     def say_goodbye(self) -> None:
-        """Publishes what is claimed, as far as that is quick, and hands over."""
+        """Publishes claimed runs, as far as that is quick, and hands over."""
         try:
             self.dispatcher.publish_soon()
             self.hand_over()
@@ -296,13 +298,13 @@ class Loop:
         self.forget()
 
     def hand_over(self) -> None:
-        """Notes all that the next master should find. Nothing more is to be published then."""
+        """Writes all that the next master needs. After this the beat must not publish any more."""
         if self.ledger.term is not None:
             self.ledger.hand_over(self.dispatcher.publisher.unsent())
         self.source.write()
 
     def forget(self) -> None:
-        """Has the ledger be loaded anew before anything is dispatched."""
+        """Forgets the ledger: it must be loaded anew before anything is dispatched."""
         self.ledger.forget()
         self.source.close()
         if self._by_entry is not None:

@@ -1,5 +1,5 @@
-"""Publishes the runs that are claimed: when they are due, together where the broker takes them so;
-and again later what could not be."""
+"""Publishes claimed runs when they are due, several at once if the broker can; and tries again
+after a failure."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .zookeeper.operations import Check
 
 logger = get_logger(__name__)
 
-#: Seconds before they are due that messages which leave together are begun with: for the wake-up,
-#: and for each of them.
+#: Messages that leave together are made before they are due. We start so many seconds early: for
+#: the wake-up, and for each message.
 _MAKE_AHEAD, _MAKE_ONE = 0.001, 0.0002
-#: Seconds within which they come due that leave together, when the last of them is.
+#: Runs due within so many seconds leave together, when the last of them is due.
 _SAME_INSTANT = 0.001
-#: Seconds in a turn for what has failed by itself before.
+#: Seconds per turn for runs that have failed through their own fault.
 _RETRYING = 0.05
-#: Seconds before it is due that a run may be claimed at most. One that is further ahead was claimed
-#: by a master with another clock: it is published at once.
+#: A run may be claimed at most so many seconds before it is due. A run that is further ahead was
+#: claimed by a master with another clock: it is published immediately.
 _FURTHEST_AHEAD = 1.0
-#: Characters of an error that go into the history.
+#: How many characters of an error the history keeps.
 _LONGEST_WHY = 150
 
 
@@ -49,24 +49,24 @@ class Entries(Protocol):
 
     @property
     def entries(self) -> Mapping[str, Any]:
-        """By name."""
+        """The entries, by name."""
 
     def entry_of(self, run: Run) -> Any:
-        """What is to be sent for a run."""
+        """Returns the entry to send for a run."""
 
     def conditions(self, runs: Iterable[Run]) -> Sequence[Check]:
-        """For a claim of these: what it goes by is as it was read."""
+        """Returns checks that make a claim of these runs fail if the entries have changed."""
 
     def is_refused(self, path: str) -> None:
-        """A claim was: the znode `path` is not as it was read."""
+        """Notes that a claim failed because the znode `path` has changed."""
 
     def sender(self) -> Send:
-        """For messages that leave together: makes an attempt to send a run. Raises as
-        :meth:`messages.Sender.send`."""
+        """Returns the function that tries to send one run; used for messages that leave together.
+        It raises as :meth:`messages.Sender.send`."""
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
-        """The next `last_run_at` of the entry of a run that is published at `at`, where that is
-        another than of the claim: it came due again meanwhile, and one run stands for all."""
+        """Returns the entry's next `last_run_at` once a run is published at `at`, or None if the
+        claim's stays. It differs if the entry became due again meanwhile: one run covers all."""
 
 
 class Runs(Protocol):
@@ -75,51 +75,51 @@ class Runs(Protocol):
     settings: Settings
     metrics: Metrics
     source: Entries
-    #: To be called when something has been done.
+    #: Call it after each piece of work.
     show_progress: Callable[[], None]
 
     def task_id(self, run: Run) -> str:
-        """That of a run."""
+        """Returns the task id of a run."""
 
     def telling(self, run: Run, action: Action) -> dict[str, object]:
-        """Of a log line that tells of a run."""
+        """Returns the fields of a log line about a run."""
 
     def may_publish(self, run: Run) -> bool:
-        """True for what is this beat's to publish, and not held back."""
+        """True if this beat's schedule has the entry, and nothing holds the run back."""
 
     def may_publish_now(self) -> bool:
-        """True where anything is to be published at the moment."""
+        """True if this beat may publish anything at the moment."""
 
     def tell_published(self, runs: list[Run]) -> None:
-        """The broker took their messages."""
+        """Reports that the broker has taken the messages of these runs."""
 
     def drop(self, runs: list[Run], why: Mapping[str, str], *, level: int) -> None:
-        """Takes runs out of the outbox that cannot be published. `why`: the reason, by entry.
-        `level`: of the line in the log."""
+        """Takes runs that cannot be published out of the outbox. `why`: the reasons, by entry.
+        `level`: the level of the log lines."""
 
 
 class Publisher:
-    """Publishes the runs of the outbox, and takes them out of it. For the dispatch loop's thread.
-    What its methods raise is the ledger's: a ZkBeatError, after which that is to be loaded anew."""
+    """Publishes the runs of the outbox and takes them out of it. For the dispatch loop's thread.
+    Methods raise the ledger's errors: a ZkBeatError, after which the ledger must be loaded anew."""
 
     def __init__(self, dispatcher: Runs, broker: Broker, ledger: RunLedger) -> None:
         self._dispatcher, self._broker, self._ledger = dispatcher, broker, ledger
         self._metrics = dispatcher.metrics
         self._back_off, self._hooked = BackOff(), _Hooked()
         self._failing_since: float | None = None
-        #: Entry to run of which a publish failed, so that the broker may have the message or not.
+        #: Entry to a run whose publish failed: the broker may or may not have the message.
         self._in_doubt: dict[str, int] = {}
-        #: Entry to run that may have left before: what came due since then is no part of it.
+        #: Entry to a run that may have left before: it does not cover instants due since then.
         self._may_have_left: dict[str, int] = {}
-        #: Entry to run of which the last publish failed because the broker was away.
+        #: Entry to a run whose last publish failed because the broker was away.
         self._unreached: dict[str, int] = {}
-        #: Runs that cannot be published, with the reason by entry.
+        #: Entry to a run that cannot be published, with the reason.
         self._impossible: dict[str, tuple[Run, str]] = {}
         #: The run whose message is on its way, while the broker is blocked.
         self._on_its_way: Run | None = None
 
     def forget_failures(self) -> None:
-        """Forgets what failed: whoever has to wait for it need not any more."""
+        """Forgets past failures, so that no run has to wait because of them."""
         self._back_off.clear()
         waiting = self._ledger.outbox
         self._may_have_left = {
@@ -130,15 +130,15 @@ class Publisher:
         self._failing_since = None
 
     def renamed(self, names: Mapping[str, str]) -> None:
-        """Entries, of which runs may wait, have other names: from old to new."""
+        """Notes that entries have other names now: from old to new. Their runs may be waiting."""
         for known in (self._in_doubt, self._may_have_left, self._unreached):
             known.update({names[old]: known.pop(old) for old in names if old in known})
         self._hooked.renamed(names)
 
     @property
     def failing_since(self) -> float | None:
-        """On boottime(): when publishing began to fail for want of a broker, as long as something
-        that failed is still to be published."""
+        """When publishing began to fail because the broker was away, by boottime(). None once no
+        failed run waits."""
         if self._failing_since is not None and not any(
             self._unreached.get(run.entry) == run.number for run in self.waiting()
         ):
@@ -149,8 +149,8 @@ class Publisher:
         return self._in_doubt.get(run.entry) == run.number
 
     def is_unsent(self, run: Run) -> bool:
-        """True where it is certain that a run had not left before. One that had is perhaps done
-        already, under this task id; what came due since is then another run's."""
+        """True if a run certainly has not left before. If it may have left, its task may be done
+        already, under this task id; then instants due since get another run."""
         term = self._ledger.term
         is_known = run.entry in self._ledger.unsent or (
             term is not None and run.epoch == term.epoch
@@ -158,24 +158,23 @@ class Publisher:
         return is_known and self._may_have_left.get(run.entry) != run.number
 
     def unsent(self) -> list[str]:
-        """The entries of which the runs that wait have certainly not left."""
+        """Returns the entries whose waiting runs have certainly not left."""
         return [name for name, run in self._ledger.outbox.items() if self.is_unsent(run)]
 
     def back_off(self, entry: str) -> float:
-        """Seconds that an entry has to wait after a failure."""
+        """Returns the seconds that an entry must wait after a failure."""
         return self._back_off.left([entry])
 
     def is_at_fault(self, entry: str) -> bool:
-        """True where its last run, or that before, could not be published for its own fault."""
+        """True if its last run, or the one before, could not be published through its own fault."""
         return self._back_off.is_punished(entry)
 
     def waiting(self) -> list[Run]:
-        """Those of the outbox that are still to be published, by this beat."""
+        """Returns the runs of the outbox that this beat must still publish."""
         return [run for run in self._ledger.outbox.values() if self._dispatcher.may_publish(run)]
 
     def left(self) -> float:
-        """Seconds until something of the outbox is to be published; for ever, where there is
-        nothing."""
+        """Returns the seconds until a run of the outbox must be published; inf if there is none."""
         groups = self._by_instant(self._ledger.outbox.values())
         return min(
             (max(wait, self._back_off.left(run.entry for run in runs)) for wait, runs in groups),
@@ -183,8 +182,8 @@ class Publisher:
         )
 
     def publish(self, runs: Iterable[Run]) -> None:
-        """Publishes what may be published now, or in a moment: then its messages are made already,
-        and leave when they are due."""
+        """Publishes the runs that may be published now or in a moment. In the second case it makes
+        their messages now and sends them when they are due."""
         if self._on_its_way is not None and not self._is_answered(self._on_its_way):
             return
         good, at_fault = self._by_fault(runs)
@@ -197,8 +196,9 @@ class Publisher:
                 self._publish_all(due, until)
 
     def _is_answered(self, run: Run) -> bool:
-        """True where the broker has said what became of the run whose message is on its way, or
-        nobody needs to know. Until then nothing else is published, for it would not be read."""
+        """True if the broker has answered for the run whose message is on its way, or the answer
+        does not matter any more. Until then we publish nothing else: the broker would not read
+        it."""
         begun, waiting = clock.boottime(), self._ledger.outbox.get(run.entry)
         if waiting is None or (waiting.number, waiting.due) != (run.number, run.due):
             self._broker.drop()
@@ -219,9 +219,9 @@ class Publisher:
         return True
 
     def publish_soon(self, runs: Iterable[Run], seconds: float = math.inf) -> None:
-        """The same, and waits for what is due in a moment, so that it is not left to the next
-        master, which could not tell it from what was perhaps published. Nothing more is begun after
-        so many seconds, and nothing at all where the broker is away."""
+        """Publishes runs as :meth:`publish` does, and waits for those that are due in a moment. If
+        they were left to the next master, it could not know that they were not published. After so
+        many seconds it starts nothing more. It does nothing if the broker is away."""
         until = clock.boottime() + seconds
         if self.failing_since is None and self._on_its_way is None:
             for each in self._by_fault(runs):
@@ -229,8 +229,8 @@ class Publisher:
                     self._publish_all(due, until)
 
     def _by_fault(self, runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
-        """Those that have not failed by themselves, and those that have: these come last, and are
-        not tried for long at a time, for no other is to wait for them."""
+        """Returns the runs that have not failed through their own fault, and those that have. The
+        second come last and get little time, so that no other run waits for them."""
         good: list[Run] = []
         at_fault: list[Run] = []
         for run in runs:
@@ -238,8 +238,8 @@ class Publisher:
         return good, at_fault
 
     def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
-        """Those that may be published: together what is due already, and then what comes due at
-        nearly the same instant; with the seconds after which to begin with it."""
+        """Groups the runs that may be published: those that are due, then those due at nearly the
+        same instant. Returns each group with the seconds until we must start with it."""
         now = clock.now()
         groups: dict[float, list[Run]] = {}
         waits = [(early(run, now), run) for run in runs if self._dispatcher.may_publish(run)]
@@ -251,13 +251,13 @@ class Publisher:
         return [(left - self._made_ahead(len(due)), due) for left, due in groups.items()]
 
     def _made_ahead(self, count: int) -> float:
-        """Seconds before they are due that so many messages are begun with, to be made by then."""
+        """Returns how many seconds early we must start to make so many messages."""
         most = self._broker.most_together
         return _MAKE_AHEAD + _MAKE_ONE * min(count, most) if most > 1 else 0.0
 
     def _publish_all(self, runs: list[Run], until: float = math.inf) -> None:
-        """Together, as many as the broker takes so; but alone what is in doubt, for it may be to
-        blame for what failed with it. Begins with nothing after `until`, on boottime()."""
+        """Publishes runs together, as many as the broker takes at once. A run in doubt goes alone:
+        it may have caused the failure of the others. Starts nothing after `until` (boottime())."""
         self._impossible.clear()
         together: list[Run] = []
         for run in runs:
@@ -333,7 +333,7 @@ class Publisher:
             self._hooked.note(run, attempt)
 
     def _note_published(self, runs: list[Run], left: datetime) -> None:
-        """Of runs whose messages left at `left`, or a moment later."""
+        """Records that the messages of these runs left at `left` or a moment later."""
         if not runs:
             return
         epoch, at = self._ledger.epoch, clock.now()
@@ -356,18 +356,19 @@ class Publisher:
         self._ledger.confirm()
 
     def _note_all_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
-        """Of runs that were to leave together. Raises the error of the look at the election."""
+        """Records that runs which should have left together failed. If the check of the election
+        failed, raises its error."""
         error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
         if isinstance(error, ZkBeatError):
-            raise error from None  # perhaps in Celery's wrapping
-        # Of several, Redis takes some and refuses others; and of the queues of one.
+            raise error from None  # Celery may have wrapped it
+        # Redis may take some of several messages and refuse others; so may the queues of one.
         is_refused = len(runs) == 1 and self._broker.has_wholly_refused(exc)
         if self._broker.may_have_left and not is_refused:
             self._may_have_left.update({run.entry: run.number for run in runs})
         self._note_failed(runs, exc, begun)
 
     def _note_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
-        """Of runs of which each, or none, may have been published."""
+        """Records a failure. Any number of these runs may have been published."""
         fault, error, run = self._broker.fault(exc), unwrapped(exc), runs[0]
         self._metrics.failed += len(runs)
         self._hooked.keep(runs, self._ledger)
@@ -379,7 +380,7 @@ class Publisher:
                 self._unreached.pop(each.entry, None)
             if self._broker.has_refused(exc):
                 self._failing_since = None
-        # A task that sends by itself may have met what is true of this connection, too.
+        # If a task sends by itself and its connection failed, ours may have failed, too.
         if self._broker.is_lost(exc) or comes_from(error, [OperationalError]):
             self._broker.drop()
         if fault is Fault.AWAY or len(runs) > 1:
@@ -396,7 +397,7 @@ class Publisher:
             return
         for each in runs:
             self._ledger.move_to_end(each, str(exc) if own else None)
-        pause = 0.0  # but for who is alone, and so to blame
+        pause = 0.0  # only a run that was sent alone is certainly to blame
         if fault is Fault.AWAY or own:
             pause = self._back_off.punish(run.entry if own else None)
         others = f" and {len(runs) - 1} others" if len(runs) > 1 else ""
@@ -413,7 +414,7 @@ class Publisher:
 
 
 def _header(run: Run, ledger: RunLedger, master: str) -> dict[str, Any]:
-    """What a message says of its run."""
+    """Returns the header of a message, which describes its run."""
     header = {
         "entry": run.entry,
         "era": ledger.era,
@@ -428,7 +429,7 @@ def _header(run: Run, ledger: RunLedger, master: str) -> dict[str, Any]:
 
 
 class _Hooked:
-    """The runs that this process gave to hooks, and that wait; with what they made of each."""
+    """The waiting runs that this process gave to hooks, with what the hooks made of each."""
 
     def __init__(self) -> None:
         self._by_entry: dict[str, tuple[Run, Made]] = {}
@@ -438,14 +439,14 @@ class _Hooked:
             self._by_entry[run.entry] = run, attempt.made
 
     def before(self, run: Run) -> Made | None:
-        """What they made of it, be it of this process or of another master's."""
+        """Returns what hooks made of a run, in this process or in an earlier master's."""
         known = self._by_entry.get(run.entry) if self._by_entry else None
         if known is not None and known[0] == run:
             return known[1]
         return None if run.made is None else Made.from_text(run.made)
 
     def keep(self, runs: Iterable[Run], ledger: RunLedger) -> None:
-        """Has another master find it, too, of those of the runs that it has."""
+        """Writes into the ledger what hooks made of these runs, for a later master."""
         for run in runs if self._by_entry else ():
             known = self._by_entry.get(run.entry)
             if known is not None and known[0] == run:
@@ -462,7 +463,7 @@ class _Hooked:
 
 
 def early(run: Run, now: datetime) -> float:
-    """Seconds after which a run that was claimed ahead of time is to be published; 0 if it is."""
+    """Returns the seconds until a run that was claimed ahead of time is due; 0 if it is due."""
     left, furthest = (run.due - now).total_seconds(), _FURTHEST_AHEAD
     if run.leaves is not None:
         later = (run.leaves - run.due).total_seconds()
@@ -471,7 +472,7 @@ def early(run: Run, now: datetime) -> float:
 
 
 def _wait_until_due(runs: list[Run]) -> None:
-    """Returns when all are."""
+    """Returns when all runs are due."""
     for run in runs:
         while left := early(run, clock.now()):
             clock.sleep(left)
