@@ -1,4 +1,4 @@
-"""The connection to the broker: what is asked of it, and how its failures are borne."""
+"""The connection to the broker: how we publish through it, and how we handle its failures."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from .log import get_logger
 
 logger = get_logger(__name__)
 
-#: Seconds that a broker may leave a request unanswered; without, a black-holed one would hold the
-#: dispatch loop for ever.
+#: Seconds that we wait for the broker to answer a request. Without a limit, a broker whose packets
+#: are lost would block the dispatch loop for ever.
 _SOCKET_TIMEOUT = 5.0
 _DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "sentinel": 26379}
-#: Transport options that make two brokers of one address.
+#: Transport options that distinguish brokers with the same address.
 _PARTS_OF_ADDRESS = ("master_name", "global_keyprefix", "queue_name_prefix")
-#: Most messages that are handed to the broker together: as many as leave well within the part of
-#: the session time-out that is left after the last look at the clock.
+#: Most messages that we hand to the broker together. They must all leave within the part of the
+#: session time-out that is left after the last look at the clock.
 MOST_TOGETHER = 100
-#: No bound on the commands that kombu gathers: they leave when we say so, after that look.
+#: No limit to the commands that kombu collects: they leave when we say so, after that look.
 _UNBOUNDED = 2**31
-#: First pause after a publish that failed, seconds; the longest, when the broker is away (which is
-#: how late the runs are when it is back), and when it is one entry's fault.
+#: Pauses after a failed publish, in seconds: the first; the longest while the broker is away (runs
+#: are so late when it is back); the longest if it is one entry's fault.
 _BACK_OFF, _LONGEST_AWAY, _LONGEST_FAULT = 0.1, 2.0, 10.0
 
 
 def transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
-    """Returns what `broker_transport_options` are with us, unless the user says otherwise."""
+    """Returns our defaults for `broker_transport_options`, which the user's options override."""
     if transport in ("redis", "rediss", "sentinel"):
         rest = (1 - SAFE_PART) * session_timeout
         options: dict[str, Any] = {
             "socket_timeout": _SOCKET_TIMEOUT,
             # Between the last look at the clock and the sending, redis-py may connect anew, or
-            # ask first whether the server still lives.
+            # first check whether the server is alive.
             "socket_connect_timeout": min(_SOCKET_TIMEOUT, rest),
             "health_check_interval": 0,
         }
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # A message that was handed to the kernel in time must not arrive after the session:
-            # the kernel gives up on it (tcp(7)). py-amqp has it so for itself, after 1 s.
+            # the kernel gives up on it (tcp(7)). py-amqp sets this by itself, to 1 s.
             options["socket_keepalive"] = True
             options["socket_keepalive_options"] = {socket.TCP_USER_TIMEOUT: math.ceil(1000 * rest)}
         return options
@@ -62,23 +62,23 @@ def transport_options(transport: str, session_timeout: float) -> dict[str, Any]:
         return {
             "read_timeout": _SOCKET_TIMEOUT,
             "write_timeout": _SOCKET_TIMEOUT,
-            # Without, a publish only fills the socket's buffer: what a dying RabbitMQ had not
-            # read, or had not written down, would be lost (its guide on publisher confirms).
+            # Without it, a publish only fills the socket's buffer: if RabbitMQ dies, messages that
+            # it had not read or stored are lost (see its guide on publisher confirms).
             "confirm_publish": True,
         }
     return {}
 
 
 def broker_digest(app: Any) -> str | None:
-    """Of where an app's messages go, so that beats with different brokers can be told: without
-    credentials, and whatever the order of several. None where that cannot be understood."""
+    """Returns a digest of where an app's messages go, to detect beats with different brokers. It
+    does not depend on credentials or the order of several URLs. None if it cannot be computed."""
     try:
         connection = app.connection_for_write()  # connects to nothing yet
         urls = connection.alt or [connection.as_uri()]
         options = connection.transport_options or {}
         where = sorted({_address(app.connection_for_write(url)) for url in urls})
         parts = {name: str(options[name]) for name in _PARTS_OF_ADDRESS if options.get(name)}
-    except Exception as exc:  # of a transport that is not installed, for example
+    except Exception as exc:  # for example, the transport is not installed
         logger.debug("no digest of the broker's address: %s", exc)
         return None
     return hashlib.sha256(json.dumps([where, parts], sort_keys=True).encode()).hexdigest()[:16]
@@ -95,8 +95,8 @@ def _address(found: Any) -> tuple[str, ...]:
 
 
 def _declare_once(producer: Any) -> None:
-    """Has a producer look whether a queue is declared before anything else. kombu itself looks
-    only after it has made a copy of it, which takes a fifth of the time of a publish."""
+    """Makes a producer check first whether a queue is declared. kombu checks only after it has
+    copied the queue, which takes a fifth of the time of a publish."""
     maybe_declare, channel = producer.maybe_declare, producer.channel
 
     def declare(entity: Any, *args: Any, **kwargs: Any) -> Any:
@@ -111,45 +111,45 @@ def _declare_once(producer: Any) -> None:
 class Fault(enum.Enum):
     """Whose fault it is that a message could not be sent."""
 
-    #: The broker's: it is away, and no other message would fare better.
+    #: The broker's: it is away, so any other message would fail, too.
     AWAY = "away"
-    #: That of the message, or of what it is sent to; it may pass.
+    #: The message's, or its queue's or exchange's; it may succeed later.
     PASSING = "passing"
-    #: That of the message, which cannot be made: it would fail again.
+    #: The message's: it cannot be made and would fail again.
     LASTING = "lasting"
 
 
-#: Classes of errors that may pass, when a function of the user's raises them. By name, for each
-#: library of a database or a broker has its own.
+#: Errors of the user's functions after which a message may succeed later. By class name: each
+#: library for a database or a broker has its own classes.
 _MAY_PASS = {
     *("OSError", "ConnectionError", "TimeoutError", "OperationalError", "InterfaceError"),
     "MemoryError",
 }
-#: What is raised in the middle of a publish by a message that does not fit the protocol.
+#: Errors in the middle of a publish if a message does not fit the protocol.
 _MALFORMED = (TypeError, ValueError, ArithmeticError, struct.error, SerializationError)
-#: What Redis answers to all that write: no memory, a replica, no disk, a cluster that is down.
+#: Redis gives these answers to all writers: no memory, a replica, no disk, a cluster that is down.
 _NOTHING_TAKEN = {"OutOfMemoryError", "ReadOnlyError", "ClusterDownError", "MasterDownError"}
 _NOTHING_TAKEN_TEXTS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "BUSY ", "CLUSTERDOWN")
-#: The classes of AMQP methods that are about an exchange, a queue or a message.
+#: The classes of AMQP methods for exchanges, queues and messages.
 _OF_MESSAGES = (40, 50, 60)
-#: The attribute of an exception that the connection to the broker raised.
+#: An exception has this attribute if the connection to the broker raised it.
 _OF_BROKER = "_zk_beat_of_broker"
 
 
 def comes_from(exc: BaseException, errors: Iterable[type[BaseException]]) -> bool:
-    """True for one of these, and for Celery's wrapping of one."""
+    """True if it is one of these errors, or Celery has wrapped one."""
     chain = (exc, exc.__cause__, exc.__context__)
     return any(isinstance(each, tuple(errors)) for each in chain)
 
 
 def unwrapped(exc: BaseException) -> BaseException:
-    """The exception that Celery's beat has wrapped."""
+    """Returns the exception that Celery's beat has wrapped, else `exc` itself."""
     inner = exc.__cause__ or exc.__context__
     return inner if isinstance(exc, SchedulingError) and inner is not None else exc
 
 
 def _causes(exc: BaseException | None) -> Iterator[BaseException]:
-    """It, and what it was explicitly raised from."""
+    """Yields the exception, and those it was explicitly raised from."""
     while exc is not None:
         yield exc
         exc = exc.__cause__
@@ -157,7 +157,7 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def _of_broker() -> Iterator[None]:
-    """Marks what is raised within as raised by the broker, or the connection to it."""
+    """Marks exceptions raised within as the broker's, or its connection's."""
     try:
         yield
     except Exception as exc:
@@ -167,8 +167,8 @@ def _of_broker() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_absent() -> Iterator[None]:
-    """Whatever keeps us from reaching the broker, such as a setting that is wrong, is no fault of a
-    message."""
+    """Turns every error into OperationalError: whatever keeps us from reaching the broker, such as
+    a wrong setting, is not a message's fault."""
     try:
         yield
     except OperationalError:
@@ -178,15 +178,15 @@ def _as_absent() -> Iterator[None]:
 
 
 def _raised_by_broker(exc: BaseException | None) -> BaseException | None:
-    """The exception of the connection to the broker, if that is what this comes from."""
+    """Returns the exception of the connection to the broker that caused `exc`, or None."""
     while exc is not None and _OF_BROKER not in vars(exc):
         exc = exc.__cause__ or exc.__context__
     return exc
 
 
 def _is_refusal(exc: BaseException) -> bool:
-    """True where RabbitMQ refused a message, or its queue or exchange, with the connection
-    intact or not."""
+    """True if RabbitMQ refused a message, its queue or its exchange. It may have closed the
+    connection."""
     if isinstance(exc, amqp.exceptions.MessageNacked):
         return True
     return (
@@ -198,7 +198,7 @@ def _is_refusal(exc: BaseException) -> bool:
 
 
 def _takes_nothing(exc: BaseException) -> bool:
-    """True where Redis is there, and takes nothing at the moment, of nobody."""
+    """True if Redis answers, but takes no writes from anybody at the moment."""
     names = {kind.__name__ for kind in type(exc).__mro__}
     return "ResponseError" in names and (
         bool(names & _NOTHING_TAKEN) or str(exc).startswith(_NOTHING_TAKEN_TEXTS)
@@ -213,17 +213,20 @@ def _nacked() -> Exception:
 
 
 class Blocked(Exception):
-    """RabbitMQ has an alarm (of memory, or of the disk): it reads no more from this connection."""
+    """RabbitMQ has an alarm (memory or disk): it reads nothing more from this connection."""
 
     def __init__(self) -> None:
         super().__init__("RabbitMQ has an alarm and blocks this connection")
 
 
 class Broker:
-    """The connection to the broker: opened when it is first used, and anew after :meth:`drop`.
-    For one thread at a time. `session_timeout` tells that of the ZooKeeper session, seconds;
-    `assure` is called as late as anything but the broker can before messages leave, and may raise
-    to keep them from it."""
+    """The connection to the broker. It opens on first use, and again after :meth:`drop`. For one
+    thread at a time.
+
+    Args:
+        session_timeout: returns the time-out of the ZooKeeper session, in seconds.
+        assure: is called as late as possible before messages leave. If it raises, they stay.
+    """
 
     def __init__(
         self, app: Any, session_timeout: Callable[[], float], assure: Callable[[], object]
@@ -233,12 +236,12 @@ class Broker:
         #: Whether anything may have left since this was last set to False.
         self.may_have_left = False
         self._is_blocked = False
-        #: Whether a message is on its way that RabbitMQ takes when its alarm is over.
+        #: Whether a message is on its way that RabbitMQ will take when its alarm ends.
         self.is_on_its_way = False
-        #: How many messages this channel has sent, and what the broker said of the last.
+        #: How many messages this channel has sent; whether the broker took the last.
         self._sent = 0
         self._is_taken: bool | None = None
-        #: How many messages it takes together; one as long as that is not known.
+        #: How many messages it takes together; one until we know.
         self._takes_together = 1
         self._handed = 0
 
@@ -252,10 +255,10 @@ class Broker:
 
     @cached_property
     def producer(self) -> Any:
-        """Connected; its channel looks at the clock once more when a message is made and all is
-        declared. Of messages that leave together :meth:`together` does."""
-        # Celery's own tries a hundred times by default; here the dispatch loop is what retries,
-        # with an eye on the election.
+        """A connected producer. Its channel looks at the clock once more when a message is made and
+        everything is declared. For messages that leave together, :meth:`together` does that."""
+        # Celery's own tries a hundred times by default. Here the dispatch loop retries, because it
+        # watches the election.
         with _of_broker(), _as_absent():
             connection = self.connection
             connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
@@ -284,27 +287,28 @@ class Broker:
 
         channel.basic_publish = publish_if_master
         _declare_once(producer)
-        # kombu has it since 5.7, for Redis. Tasks that are executed here wait for no other.
+        # kombu has it since 5.7, for Redis. Eager tasks run here, one by one.
         is_eager = self._app.conf.task_always_eager
         if getattr(producer, "supports_batch_publish", False) and not is_eager:
             self._takes_together = MOST_TOGETHER
         return producer
 
     def handed_over(self) -> int:
-        """How many messages were handed to the connection so far, and perhaps not sent yet."""
+        """Returns how many messages the connection has been given; some may not have left yet."""
         return self._handed
 
     @property
     def most_together(self) -> int:
         """How many messages may leave together. Celery sends `after_task_publish` when a message is
-        made: where somebody listens, that has to be when it has left, so it leaves alone."""
+        made. If the signal has receivers, the message must have left by then: so it leaves
+        alone."""
         return 1 if after_task_publish.receivers else self._takes_together
 
-    # Six functions, none of them complex, that share what is known of one channel.
+    # Six simple functions that share the state of one channel.
     def _heeding_alarms(self, channel: Any) -> Callable[..., Any]:  # noqa: C901
-        """The channel's way to publish, that does not wait for an alarm to end. RabbitMQ tells of
-        one when something is published, which it takes when the alarm is over: so another copy,
-        over another connection, would arrive then, too."""
+        """Returns a publish function that does not wait for an alarm to end. RabbitMQ reports an
+        alarm when we publish, and takes that message once the alarm ends. So we must not send a
+        copy over another connection: both would arrive."""
         publish, send_method = channel.basic_publish, channel.send_method
         confirms = channel.connection.confirm_publish
 
@@ -316,7 +320,7 @@ class Broker:
 
         def blocked(reason: str) -> None:
             self._is_blocked = True
-            if amqp.spec.Basic.Ack in channel._pending:  # else that wait would last to its time-out
+            if amqp.spec.Basic.Ack in channel._pending:  # else we would wait until the time-out
                 raise Blocked
 
         def unblocked() -> None:
@@ -412,7 +416,7 @@ class Broker:
         self._is_blocked = self.is_on_its_way = False
 
     def fault(self, exc: Exception) -> Fault:
-        """Whose fault an exception is that sending a message raised."""
+        """Returns whose fault an exception is that was raised while sending a message."""
         raised = _raised_by_broker(exc)
         if raised is None:  # so the message was still being made
             classes = {
@@ -427,7 +431,7 @@ class Broker:
             for each in errors
         ):
             return Fault.LASTING  # py-amqp cannot write it
-        # A KeyError is no lost connection, though kombu counts it as one with Redis.
+        # With Redis, kombu wrongly counts a KeyError as a lost connection.
         if any(map(_takes_nothing, errors)):
             return Fault.AWAY
         lost = [each for each in self._errors("connection_errors") if each is not KeyError]
@@ -436,7 +440,7 @@ class Broker:
         return Fault.LASTING if isinstance(raised, _MALFORMED) else Fault.PASSING
 
     def has_refused(self, exc: Exception) -> bool:
-        """True where the broker is there, and does not take this very message."""
+        """True if the broker answers, but refuses this very message."""
         errors = list(_causes(_raised_by_broker(exc)))
         if any(map(_takes_nothing, errors)):
             return False
@@ -446,18 +450,18 @@ class Broker:
     def _errors(self, kind: str) -> tuple[type[Exception], ...]:
         try:
             return tuple(getattr(self.connection, kind))
-        except Exception:  # it cannot be made: a setting is wrong
+        except Exception:  # a wrong setting: there is no connection
             return ()
 
     def has_wholly_refused(self, exc: Exception) -> bool:
-        """The same, and it is certain that no queue has it: a nack is that of one queue, and others
-        that the message is for may have taken it."""
+        """True if the broker refused this message and certainly no queue has it. After a nack
+        another queue may have taken the message."""
         errors = list(_causes(_raised_by_broker(exc)))
         is_nack = any(isinstance(each, amqp.exceptions.MessageNacked) for each in errors)
         return not is_nack and self.has_refused(exc)
 
     def is_lost(self, exc: Exception) -> bool:
-        """True where the connection is of no further use after this."""
+        """True if the connection cannot be used after this exception."""
         raised = list(_causes(_raised_by_broker(exc)))
         harmless = (Blocked, amqp.exceptions.MessageNacked)
         is_harmless = any(isinstance(each, harmless) for each in raised)
@@ -468,18 +472,18 @@ class BackOff:
     """Who has to wait after a failure: one entry, or (None) all of them."""
 
     def __init__(self) -> None:
-        #: The last pause, and when it is over: on boottime(), for the clock of day may be set back.
+        #: The last pause, and when it ends, by boottime(): the time of day may be set back.
         self._pauses: dict[str | None, tuple[float, float]] = {}
 
     def punish(self, who: str | None) -> float:
-        """Has `who` wait; twice as long each time. Returns the seconds."""
+        """Makes `who` wait, twice as long each time. Returns the seconds."""
         before, _ = self._pauses.get(who, (_BACK_OFF / 2, 0.0))
         pause = min(2 * before, _LONGEST_AWAY if who is None else _LONGEST_FAULT)
         self._pauses[who] = pause, clock.boottime() + pause
         return pause
 
     def is_punished(self, entry: str) -> bool:
-        """True where the entry failed by itself, and was not forgiven since."""
+        """True if the entry failed through its own fault, and has not succeeded since."""
         return entry in self._pauses
 
     def forgive(self, entry: str) -> None:
@@ -490,7 +494,7 @@ class BackOff:
         self._pauses.clear()
 
     def left(self, entries: Iterable[str]) -> float:
-        """Seconds before the first of the entries may be tried; for ever, where there is none."""
+        """Returns the seconds until the first of the entries may be tried; inf without entries."""
         over_for_all = self._over(None)
         over = min((max(over_for_all, self._over(entry)) for entry in entries), default=math.inf)
         return over - clock.boottime()
@@ -500,7 +504,7 @@ class BackOff:
 
 
 def why_not_encoded(value: Any, serializer: str) -> str | None:
-    """Why a serializer does not take a value, in one line; None where it does."""
+    """Returns why a serializer refuses a value, in one line, or None if it accepts it."""
     try:
         dumps(value, serializer=serializer)
     except Exception as exc:

@@ -1,8 +1,8 @@
-"""What wraps or overrides Celery's ``apply_entry``, ``apply_async`` or ``send_task``, as tools do
-that watch a beat: it is called once for each run, when that is published for the first time, and
-what it puts into the entry is in the message, also when that is sent again.
+"""Hooks: code that wraps or overrides Celery's ``apply_entry``, ``apply_async`` or ``send_task``,
+as monitoring tools do. We call hooks once for each run, when it is published for the first time.
+What they put into the entry is in the message, also if the message is sent again.
 
-Where nothing does, all this costs is a look, once for messages that leave together.
+Without hooks this costs one check per group of messages that leave together.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from .messages import Attempt, Made, addressed, apply_plainly, is_own, ours, sen
 
 logger = get_logger(__name__)
 
-#: The run that is given to hooks at this very moment, by this very thread.
+#: The run that this thread gives to hooks at the moment.
 _call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("zk_beat_call", default=None)
-#: Celery's own ``tick`` is called for nothing but what wraps it, by this very thread.
+#: True while this thread calls Celery's own ``tick`` only for its wrappers.
 _ticking: contextvars.ContextVar[bool] = contextvars.ContextVar("zk_beat_ticking", default=False)
 
 
 def current_call() -> Call | None:
-    """Where hooks are at work, by this thread."""
+    """Returns the call in which hooks run in this thread, or None."""
     return _call.get()
 
 
 class Hooked(Scheduler):
-    """Goes between a scheduler's class and Celery's own. Both ways in are for the master's runs
-    alone: whoever else calls one would send past the election."""
+    """Stands between a scheduler's class and Celery's own. Only the master's runs may use
+    `apply_entry` and `apply_async`: any other caller would bypass the election."""
 
     _tick_failed = ""
 
@@ -45,7 +45,7 @@ class Hooked(Scheduler):
             _refuse(entry, "apply_entry")
             return
         apply_entry = super().apply_entry
-        if is_own(apply_entry):  # what it does beyond this is done already, or to come
+        if is_own(apply_entry):  # we do the rest of it ourselves
             self.apply_async(entry, producer=producer, advance=False)
         else:
             apply_entry(entry, producer=producer)
@@ -60,7 +60,7 @@ class Hooked(Scheduler):
         call.give(entry, functools.partial(super().apply_async, **kwargs))
 
     def tick_for_hooks(self) -> None:
-        """Calls Celery's own ``tick``, which finds nothing to do, where something wraps that."""
+        """Calls Celery's own ``tick`` if something wraps it. It finds nothing to do."""
         tick = super().tick
         if is_own(tick):
             return
@@ -90,15 +90,15 @@ def _refuse(entry: Any, name: str) -> None:
 
 
 def is_hooked(scheduler: Scheduler) -> bool:
-    """True where anything is between us and Celery's own, before us or behind us: a class, an
-    instance or a module may be changed at any time."""
+    """True if anything wraps or overrides Celery's methods, in a subclass of ours or below us.
+    Somebody may patch a class, an instance or a module at any time."""
     ways = scheduler.apply_entry, scheduler.apply_async, scheduler.send_task, scheduler.sync
     return not all(map(is_own, (*ways, Scheduler.apply_entry, Scheduler.apply_async)))
 
 
 def is_patched(kind: type, name: str, below: type) -> bool:
-    """True where a method, as a class finds it below another one in its order, is not of the class
-    that has it: somebody has put it there."""
+    """True if somebody has replaced a method: the method that `kind` finds after the class `below`
+    in its order comes from another module than the class that has it."""
     order = kind.__mro__
     holder = next(each for each in order[order.index(below) + 1 :] if name in vars(each))
     method = vars(holder)[name]
@@ -108,8 +108,8 @@ def is_patched(kind: type, name: str, below: type) -> bool:
 
 
 class Sender:
-    """Sends the runs of a :class:`Hooked` scheduler. For messages that leave together: hooks are
-    looked for once."""
+    """Sends the runs of a :class:`Hooked` scheduler. Make one for each group of messages that leave
+    together: it looks for hooks once."""
 
     def __init__(self, scheduler: Hooked, producer: Any) -> None:
         self._scheduler, self._producer = scheduler, producer
@@ -151,7 +151,7 @@ class Call:
         self._error: Exception | None = None
 
     def through(self, apply_entry: Callable[..., object]) -> None:
-        """Raises what sending raises; LookupError where the hooks let nothing be sent."""
+        """Raises what sending raises, and LookupError if the hooks sent nothing."""
         entry = addressed(self._attempt.entry, *self._address)  # a copy that they may change
         token = _call.set(self)
         try:
@@ -173,9 +173,9 @@ class Call:
         return options["task_id"], ours(options["headers"])
 
     def give(self, entry: Any, apply_async: Callable[..., object], *, is_hook: bool = True) -> None:
-        """Sends what the hooks around ``apply_entry`` have made of the entry, by `apply_async`. It
-        keeps what that raises: Celery's own ``apply_entry`` would only log it. `is_hook`: what
-        `apply_async` raises by itself is no reason not to send."""
+        """Sends the entry as the hooks around ``apply_entry`` have changed it, by `apply_async`. It
+        keeps an error: Celery's own ``apply_entry`` would only log it. `is_hook`: if `apply_async`
+        itself fails, the run is sent all the same."""
         self._given += 1
         if self._given > 1:
             text = "%s: hooks made more than one message for its run: this one is not sent"

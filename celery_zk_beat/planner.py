@@ -58,7 +58,7 @@ class Known(Protocol):
         """The ledger's state of an entry; None if it has none."""
 
     def key(self, name: str) -> str | None:
-        """Which of all entries that had its name it is, where that is known."""
+        """Returns which one it is of all entries that had this name, or None if unknown."""
 
     def waits(self, name: str) -> float | None:
         """Seconds until to look again at an entry whose last run waits for the broker; None if no
@@ -102,12 +102,12 @@ class Plan:
 
 
 class _Applied:
-    """The policies of entries, as far as they have one that is applied: `of`, by name."""
+    """The policies that are applied: `of`, by the entry's name."""
 
     def __init__(self, names: Entries, known: Known, policies: Policies, root: str) -> None:
         self._names, self._known, self._all, self._root = names, known, policies, root
         self.of: dict[str, Policy] = {}
-        #: Of those that are the same whenever an entry ran last.
+        #: Instants that do not depend on an entry's last run.
         self._instants: dict[str, Instants] = {}
 
     def find_all(self, is_own: bool, starting_deadline: float | None) -> None:
@@ -125,7 +125,7 @@ class _Applied:
                 f"{name}: its policy is not applied: its own class says when it is due"
             )
             return
-        is_crontab = isinstance(entry.schedule, crontab)  # for which alone the deadline is
+        is_crontab = isinstance(entry.schedule, crontab)  # only they have the deadline
         if policy.catch_up is None and starting_deadline is not None and is_crontab:
             policy = replace(policy, catch_up=timedelta(seconds=starting_deadline))
         if is_interval(entry.schedule) and entry.schedule.run_every <= timedelta():
@@ -208,21 +208,22 @@ class Planner:
         return ahead
 
     def put(self, name: str, entry: Any, now: datetime) -> bool:
-        """Takes one that was put into the schedule, or in the place of another there, with its
-        state; see :meth:`build`. False where it ran in the future."""
+        """Takes an entry that was added to the schedule or replaced there, with its state; see
+        :meth:`build`. Returns False if its state says that it ran in the future."""
         self.remove(name)
         self.seen.put(name, entry)
         self._policies.find(name, entry, self._is_own, self._starting_deadline)
         return self._take(name, entry, now, False)
 
     def remove(self, name: str) -> None:
-        """Forgets one that was taken out of the schedule."""
+        """Forgets an entry that was removed from the schedule."""
         if self.seen.remove(name):
             self._policies.forget(name)
             self._agenda.take_off(name)
 
     def _take(self, name: str, entry: Any, now: datetime, is_changed: bool) -> bool:
-        """Puts an entry in its place; False where it ran in the future, and so has none."""
+        """Puts an entry on the agenda. Returns False if its state says that it ran in the future:
+        then it is not on the agenda."""
         state = self._known.state(name)
         if state is None or self._known.holds(name):
             return True

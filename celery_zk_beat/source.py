@@ -1,5 +1,5 @@
-"""A source of entries: what the loop, the dispatcher and the operators ask of it. There are two,
-the entries of ``beat_schedule`` and those of another scheduler."""
+"""A source of entries, for the loop, the dispatcher and the operators. There are two kinds: the
+entries of ``beat_schedule``, and the entries of another scheduler."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from .zookeeper.operations import Check
 
 logger = get_logger(__name__)
 
-#: So late a run is published that its entry may have come due again.
+#: If a run is published so late, its entry may have become due again.
 _LATE = timedelta(seconds=0.1)
 
 
 class Source(ABC):
     """Entries, and when they are due. For the dispatch loop's thread.
 
-    Its methods raise a ZkBeatError where ZooKeeper does not answer or refuses.
+    Methods raise a ZkBeatError if ZooKeeper does not answer or refuses.
 
     Args:
-        scheduler: what Celery knows for its scheduler.
-        names: the entries of that.
+        scheduler: Celery's scheduler.
+        names: the scheduler's entries.
 
     Attributes:
         is_ahead: an entry's state says that it ran in the future.
-        readings: how often the entries were read anew.
+        readings: how often the entries were read again.
     """
 
     def __init__(self, scheduler: Scheduler, names: Entries, dispatcher: Dispatcher) -> None:
@@ -61,40 +61,40 @@ class Source(ABC):
 
     @property
     def entries(self) -> Mapping[str, Any]:
-        """By names that are text."""
+        """The entries, by name. All names are text."""
         return self._names.get()
 
     def outdated(self) -> None:
-        """Has all entries be looked at anew by the next :meth:`refresh`."""
+        """Makes the next :meth:`refresh` read all entries again."""
         self._names.is_current = False
 
     @property
     def is_damaged(self) -> bool:
-        """True where something cannot be understood that another hand may mend, unseen."""
+        """True if a znode is damaged. Somebody may repair it without our noticing."""
         return False
 
     @abstractmethod
     def open(self) -> None:
-        """Begins a term: the ledger is loaded."""
+        """Starts a term. The ledger is loaded already."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends it; nothing is written."""
+        """Ends the term. Writes nothing."""
 
     @abstractmethod
     def write(self) -> None:
-        """Writes what another master should find, apart from the ledger."""
+        """Writes what the next master needs, apart from the ledger."""
 
     @abstractmethod
     def refresh(self) -> None:
-        """Looks what has changed."""
+        """Reads what has changed."""
 
     def look_at(self, names: list[str]) -> None:  # noqa: B027 - most need not
-        """Has these entries be as they are now, where the source keeps what it has read."""
+        """Reads these entries again, if the source keeps what it has read."""
 
     @abstractmethod
     def turn(self) -> float:
-        """Claims what is due and publishes it; returns the seconds after which something may be."""
+        """Claims due runs and publishes them. Returns the seconds until something may be due."""
 
     def entry_of(self, run: Run) -> Any:
         """See :meth:`.publishing.Entries.entry_of`."""
@@ -104,7 +104,7 @@ class Source(ABC):
         """See :meth:`.publishing.Entries.conditions`."""
         return ()
 
-    def is_refused(self, path: str) -> None:  # noqa: B027 - most go by nothing
+    def is_refused(self, path: str) -> None:  # noqa: B027 - most have no conditions
         """See :meth:`.publishing.Entries.is_refused`."""
 
     @abstractmethod
@@ -113,26 +113,26 @@ class Source(ABC):
 
     @abstractmethod
     def has_run_extra(self, name: str, number: int) -> None:
-        """An operator had the entry run: its clock stays as it is."""
+        """Notes that an operator made the entry run: its clock stays as it is."""
 
     @abstractmethod
     def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
-        """Has the entry go on from another instant."""
+        """Makes the entry continue from another instant."""
 
     def _knows_better(self, entry: Any, state: RunState) -> bool:
-        """True where the entry's clock counts, and not that of its state."""
+        """True if the entry's own clock counts, and not its state's."""
         return False
 
     def _start_of(self, entry: Any) -> datetime | None:
-        """The instant before which it does not run, UTC, where it has one."""
+        """Returns the instant before which the entry does not run, UTC, or None."""
         return None
 
     def missed(
         self, name: str, state: RunState, until: datetime, ask: bool = True
     ) -> tuple[datetime, datetime] | None:
-        """The first instant after its last run, until then, for which an entry has no run, and the
-        instant from which it goes on; None where there is none. `ask`: also where only the class
-        of its schedule can tell."""
+        """Returns the first instant without a run, after the entry's last run and up to `until`,
+        and the instant from which the entry continues; None if there is no such instant. `ask`:
+        ask the schedule's class if only it knows."""
         entry = self.entries[name]
         if not hasattr(entry.schedule, "is_due"):
             return None
@@ -148,12 +148,12 @@ class Source(ABC):
         return (due, until) if due is not None and due <= until else None
 
     def next_run(self, name: str, state: RunState) -> datetime | None:
-        """When the next run of an entry that has this state is to leave, UTC; None where there is
-        none, or that cannot be told."""
+        """Returns when the next run of an entry with this state leaves, UTC; None if there is none
+        or it is not known."""
         return self._by_policy_of(name, state, next_run_of(self.entries[name], state))
 
     def _by_policy_of(self, name: str, state: RunState, due: datetime | None) -> datetime | None:
-        """When the next run leaves, by the entry's policy, where it is due then."""
+        """Returns when a run that is due at `due` leaves, by the entry's policy."""
         policy = self._dispatcher.policies.of(name)
         seed = f"{self._election.paths.root}/{name}"
         return leaves_of(self.entries[name], due, policy, state, seed)
@@ -165,7 +165,7 @@ class Source(ABC):
             return None
         found = None
         with only_logged(run.entry):
-            # A class that does not say when it was due will say so itself.
+            # Do not ask a class that does not tell when it was due: it will return it itself.
             found = self.missed(run.entry, state, at, ask=False)
         if found is None:
             return None
@@ -175,15 +175,15 @@ class Source(ABC):
         return last_run_at
 
     def _note_named(self, *, anew: bool, hidden: Iterable[str] = ()) -> None:
-        """Tells the ledger what the schedule names, whenever that may have changed; `hidden` it
-        names, too. `anew`: the clock of what was away for long starts anew."""
+        """Tells the ledger which names the schedule has, whenever they may have changed. `hidden`:
+        more names. `anew`: the clock of an entry that was gone for long starts anew."""
         self.readings += 1
         named: Container[str] = {*self.entries, *hidden} if hidden else self._named()
         for name in self._ledger.note_named(named, clock.now(), anew=anew):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
 
     def _named(self) -> Container[str]:
-        """What counts as named by the schedule; it goes on being asked."""
+        """The names that the schedule has. The ledger keeps asking it."""
         return self.entries
 
     def _is_ahead(self, name: str) -> bool:
@@ -210,7 +210,7 @@ class Source(ABC):
 
 @contextlib.contextmanager
 def only_logged(name: str) -> Iterator[None]:
-    """Logs what goes wrong with one entry: it must not harm the others."""
+    """Logs an entry's error: it must not stop other entries."""
     try:
         yield
     except Exception:
@@ -219,8 +219,8 @@ def only_logged(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_collector() -> Iterator[None]:
-    """While much is made that stays, Python's collector looks through all of it again and again: a
-    quarter of the time of a take-over with 100,000 entries."""
+    """Turns Python's garbage collector off while we make many lasting objects: it would go through
+    all of them again and again, a quarter of the time of a take-over with 100,000 entries."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
