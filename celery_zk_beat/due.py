@@ -1,4 +1,4 @@
-"""Asks Celery's entries and schedules about time. All that looks into a schedule is here."""
+"""Asks Celery's entries and schedules when they are due. Only this module looks into a schedule."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _TELLS_CRONTABS = celery.VERSION >= (5, 7)
 
 
 def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
-    """When an entry that last ran at `last_run_at` (aware) is due again, in UTC; perhaps in the
-    past. None where its schedule cannot tell. From any thread."""
+    """Returns when an entry that last ran at `last_run_at` (aware) is due again, in UTC, perhaps in
+    the past; None if its schedule does not know it. For any thread."""
     schedule = entry.schedule
     try:
         if is_steady(schedule):
@@ -78,8 +78,8 @@ def _next_of_steady(schedule: Any, last_run_at: datetime) -> datetime | None:
 
 
 def next_free(entry: Any, due: datetime | None, state: RunState) -> datetime | None:
-    """`due`, the next run of an entry; or the first after it whose instant has not run yet: by the
-    clock of a beat that was ahead. An interval has no such instants."""
+    """Returns `due`, the entry's next run, or the first instant after it that has not run yet: a
+    beat whose clock was ahead may have run some. An interval has no such instants."""
     if state.done and not counts_from_last_run(entry.schedule):
         for _ in state.done:
             end = None if due is None else end_of(state.done, due)
@@ -90,8 +90,8 @@ def next_free(entry: Any, due: datetime | None, state: RunState) -> datetime | N
 
 
 def next_run_of(entry: Any, state: RunState) -> datetime | None:
-    """The next run of an entry of `beat_schedule` that has this state, UTC, perhaps in the past;
-    None where its schedule cannot tell. From any thread."""
+    """Returns the next run of an entry of `beat_schedule` with this state, in UTC, perhaps in the
+    past; None if its schedule does not know it. For any thread."""
     next_run_at = next_free(entry, next_run(entry, state.last_run_at), state)
     asked_at = ask_at(entry, state)
     return next_run_at if asked_at is None else max(asked_at, next_run_at or asked_at)
@@ -138,8 +138,8 @@ class _Fixed:
             window *= 2
 
     def _are_few(self, since: datetime, until: datetime, most: int) -> bool:
-        """True where it is known, from the last time, that there are no more: while they run one
-        after another they are not counted anew each time."""
+        """True if we know from the last count that there are no more. So we need not count again
+        for each run while missed instants run one after another."""
         if self._few is None or self._few[0] != most or self._few[1] > since:
             return False
         _, first, following, count = self._few
@@ -150,7 +150,7 @@ class _Fixed:
 
 
 class _Every:
-    """Those of an interval, which go on from one that is known, `start`."""
+    """The instants of an interval, counted from the known instant `start`."""
 
     is_fixed = False
 
@@ -188,7 +188,7 @@ def instants_of(entry: Any, due: datetime) -> Instants:
 def leaves_of(
     entry: Any, due: datetime | None, policy: Policy | None, state: RunState, seed: str
 ) -> datetime | None:
-    """When the run of an entry leaves that is at `due`, by its policy; None where none does."""
+    """Returns when an entry's run for `due` leaves, by its policy; None if no run does."""
     if policy is None or due is None:
         return due
     instants = instants_of(entry, due)
@@ -197,7 +197,7 @@ def leaves_of(
 
 
 def counts_from_last_run(schedule: Any) -> bool:
-    """True where it has no fixed instants at which to run."""
+    """True if the entry has no fixed instants at which it runs."""
     estimate = getattr(type(schedule), "remaining_estimate", None)
     if estimate is celery.schedules.schedule.remaining_estimate:
         return not schedule.relative
@@ -205,8 +205,8 @@ def counts_from_last_run(schedule: Any) -> bool:
 
 
 def due_by_celery(entry: Any) -> datetime | None:
-    """When an entry is due after its last run, UTC, perhaps in the past: what its `is_due()` would
-    say then. None where another class than Celery's own has a say, or it cannot be told: ask it."""
+    """Returns when an entry is due after its last run, in UTC, perhaps in the past: the same as its
+    `is_due()`. None if a class other than Celery's decides, or it is not known: ask the entry."""
     schedule, kind = entry.schedule, type(entry)
     if not is_steady(schedule) or (kind is not ScheduleEntry and not _is_celerys(kind)):
         return None
@@ -229,9 +229,8 @@ def _is_celerys(kind: Any) -> bool:
 
 
 def last_run(entry: Any, due: datetime, now: datetime) -> datetime:
-    """The `last_run_at` of a run that was due at `due` and is claimed now, both UTC. The clock of
-    an interval that is only a little late goes on from when it was due, for else it would run
-    later each time."""
+    """Returns the `last_run_at` for a run that was due at `due` and is claimed now, both UTC. If an
+    interval is only a little late, its clock continues from `due`: else each run would be later."""
     schedule = entry.schedule
     if is_interval(schedule) and now - due < min(_LITTLE, schedule.run_every / 2):
         return due
@@ -239,23 +238,23 @@ def last_run(entry: Any, due: datetime, now: datetime) -> datetime:
 
 
 def is_interval(schedule: Any) -> bool:
-    """True for one of Celery's own."""
+    """True for an interval of Celery's own class."""
     return type(schedule) is celery.schedules.schedule
 
 
 def is_steady(schedule: Any) -> bool:
-    """True where :func:`next_run` has one answer, whenever it is asked."""
+    """True if :func:`next_run` always returns the same, whenever it is called."""
     return type(schedule) in _STEADY and schedule.nowfun is None and _is_apps_time(schedule)
 
 
 def looks_at_clock(schedule: Any) -> bool:
-    """True where its `is_due()`, which is to be asked, goes by the present time."""
+    """True if its `is_due()`, which we must ask, depends on the present time."""
     return not is_steady(schedule) or (type(schedule) is crontab and not _TELLS_CRONTABS)
 
 
 def _is_apps_time(schedule: Any) -> bool:
-    """True where the app's clock shows the time in the zone of its settings: `now` may be the
-    user's, and naive, or of another zone."""
+    """True if the app's clock shows the time in the zone of its settings. A user may have replaced
+    `now`; it may be naive or of another zone."""
     app = schedule.app
     if getattr(type(app), "now", None) is celery.Celery.now and "now" not in vars(app):
         return True
@@ -265,16 +264,16 @@ def _is_apps_time(schedule: Any) -> bool:
 
 
 def copied_at(schedule: Any, nowfun: Callable[[], datetime] | None) -> Any:
-    """A copy with another clock, None for that of its app. Much faster than :mod:`copy`, which
-    parses a crontab anew."""
+    """Copies a schedule with another clock (None: the app's). Much faster than :mod:`copy`, which
+    parses a crontab again."""
     copied = object.__new__(type(schedule))
     vars(copied).update(vars(schedule), nowfun=nowfun)
     return copied
 
 
 def schedule_text(schedule: Any) -> str:
-    """For people: ``every 10 s``, ``crontab 0 3 * * 1``, ``cron 0 3 * * 1 Europe/Berlin``, or what
-    its class shows."""
+    """Returns a text for people: ``every 10 s``, ``crontab 0 3 * * 1``,
+    ``cron 0 3 * * 1 Europe/Berlin``, or the `repr` of another class."""
     if type(schedule) in _OURS:
         return str(schedule)
     if is_interval(schedule):
@@ -311,7 +310,7 @@ def _cron_field(value: Any) -> str:
 
 
 def schedule_of(rule: Rule, app: Any) -> Any:
-    """A schedule of Celery's; None where a rule that another hand wrote is none."""
+    """Makes a schedule of Celery's from a rule; None if the rule is damaged."""
     try:
         if rule.cron is None:
             every = timedelta(seconds=rule.every or 0)
@@ -337,7 +336,7 @@ def plan_of(schedule: Any) -> list[Any] | None:
 
 
 def schedule_of_plan(plan: list[Any] | None, app: Any) -> Any:
-    """A schedule; None where a plan that another hand wrote is none."""
+    """Makes a schedule from a plan; None if the plan is damaged."""
     try:
         kind, *values = plan or [None]
         if kind == "rule":
@@ -369,29 +368,29 @@ def _zone(name: str) -> tzinfo | None:
 
 
 def name_schedule(name: str, entry: Any) -> None:
-    """Tells the schedule of an entry the entry's name, where that matters: the entry has a schedule
-    of its own then, for others may have the same."""
+    """Gives the entry's name to its schedule, if the schedule needs it. Then the entry gets a copy,
+    because other entries may share the schedule."""
     schedule = entry.schedule
     if isinstance(schedule, cron) and schedule.needs_name:
         entry.schedule = schedule.named(name)
 
 
 def in_zone(schedule: Any, zone: tzinfo) -> Any:
-    """The same by the hours of another time zone."""
+    """Returns the same schedule in another time zone."""
     copied = object.__new__(type(schedule))
     vars(copied).update(vars(schedule), tz=zone)
     return copied
 
 
 def interval_of(schedule: Any) -> timedelta | None:
-    """That of a schedule of intervals; None where it is another."""
+    """Returns the interval of a schedule, or None if it has none."""
     if type(schedule) is every:
         return schedule.interval
     return schedule.run_every if is_interval(schedule) else None
 
 
 def why_never(entry: Any, now: datetime) -> str | None:
-    """Why an entry is never due; None where it is, or where nobody can tell."""
+    """Returns why an entry is never due; None if it is due some time, or that is not known."""
     schedule = entry.schedule
     if not hasattr(schedule, "is_due"):
         what = "missing" if schedule is None else f"{schedule!r}"[:200]
@@ -408,7 +407,7 @@ def why_never(entry: Any, now: datetime) -> str | None:
 
 
 def why_no_row(schedule: Any, keeps_zones: bool) -> str | None:
-    """Why a scheduler that makes rows of schedules refuses one of ours."""
+    """Returns why a scheduler that stores schedules in rows refuses one of ours."""
     if type(schedule) not in _OURS:
         return None
     why: str | None = schedule.why_no_row()
@@ -418,16 +417,15 @@ def why_no_row(schedule: Any, keeps_zones: bool) -> str | None:
 
 
 def shown(schedule: Any) -> str:
-    """The same in every process, also where a class shows no more than its address."""
+    """Returns the same checksum in every process, even if a class shows only its address."""
     kind: Any = type(schedule)
     is_silent = kind.__repr__ is object.__repr__
     return kind.__qualname__ if is_silent else without_addresses(repr(schedule))
 
 
 def tells_instants(schedule: Any) -> bool:
-    """True where :func:`instant_after` is right: for an interval, and for a schedule of Celery's,
-    or of what we know, that runs at fixed instants. Those of a class of the user's may depend on
-    when they are asked for."""
+    """True if :func:`instant_after` is correct for it: for intervals, and for known schedules that
+    run at fixed instants. Instants of a user's class may depend on when one asks for them."""
     if is_interval(schedule):
         return bool(schedule.run_every > timedelta())
     package = type(schedule).__module__.partition(".")[0]
@@ -435,8 +433,9 @@ def tells_instants(schedule: Any) -> bool:
 
 
 def instant_after(entry: Any, since: datetime, after: datetime | None) -> datetime | None:
-    """The first instant of an entry's schedule that is later than `after` or, with None, not before
-    `since`, both UTC: an interval is counted from there. None where there is none."""
+    """Returns the first instant of an entry's schedule later than `after`; if `after` is None, the
+    first at or after `since`. Both are UTC; an interval counts from `since`. None if there is
+    none."""
     schedule = entry.schedule
     last = since - timedelta(microseconds=1) if after is None else after
     if is_interval(schedule) and schedule.relative is not True:
@@ -446,7 +445,7 @@ def instant_after(entry: Any, since: datetime, after: datetime | None) -> dateti
 
 
 def instants(entry: Any, since: datetime, until: datetime) -> Iterator[datetime]:
-    """Those of an entry's schedule from `since` on and before `until`."""
+    """Yields the instants of an entry's schedule from `since` up to, not including, `until`."""
     found = instant_after(entry, since, None)
     while found is not None and found < until:
         yield found
@@ -454,13 +453,13 @@ def instants(entry: Any, since: datetime, until: datetime) -> Iterator[datetime]
 
 
 def is_free(entry: Any) -> bool:
-    """True where a class of the user's says when it is due, perhaps not from when it ran last."""
+    """True if a user's class decides when it is due, perhaps not from its last run."""
     kinds = (type(entry), type(entry.schedule))
     return any(kind.__module__.partition(".")[0] not in _PLAIN for kind in kinds)
 
 
 def timing(schedule: Any) -> Any:
-    """A value that is equal as long as nothing was changed of when it is due. Fast."""
+    """Returns a value that stays equal until somebody changes when the entry is due. Fast."""
     kind = type(schedule)
     if kind is celery.schedules.schedule:
         return schedule.run_every
@@ -491,7 +490,7 @@ class _Fields:
             return False
         try:
             return self._fields == other._fields
-        except Exception:  # that of a value, which then cannot be told from another
+        except Exception:  # a value's __repr__ fails: changes of it are not seen
             return True
 
 
@@ -503,8 +502,8 @@ def checksum(schedule: Any) -> int:
 
 
 def ask_at(entry: Any, state: RunState) -> datetime | None:
-    """When to ask an entry next whether it is due, as it has said itself when it ran last, in UTC;
-    None: at once, for it has not, or its schedule is another now."""
+    """Returns when to ask an entry next whether it is due, as it said after its last run, in UTC.
+    None: ask it now, because it did not say so, or its schedule has changed."""
     if state.ask is None or state.ask[1] != checksum(entry.schedule):
         return None
     return from_milliseconds(state.ask[0])
@@ -534,8 +533,8 @@ def _offsets(zone: tzinfo) -> str | None:
 
 
 def due_instant(entry: Any) -> datetime:
-    """The earliest instant, UTC, at which an entry is due after its last run; the present one
-    where its schedule's class does not say."""
+    """Returns the earliest instant, in UTC, at which an entry is due after its last run; now, if
+    its schedule's class does not say."""
     now = utc_of(entry, entry.default_now())
     return _next_after_last(entry, now) or now
 
@@ -550,10 +549,10 @@ def _next_after_last(entry: Any, now: datetime) -> datetime | None:
 def missed_instant(
     entry: Any, until: datetime, ask: bool = True
 ) -> tuple[datetime, datetime] | None:
-    """The earliest instant at which an entry was due after its last run, and `until`, or the
-    present one where that is earlier: a clock elsewhere may be ahead. UTC; None where it was not
-    due by then. A class that does not say when is taken at its word on whether it is due now, with
-    `ask`; without, it was not due."""
+    """Returns the earliest instant at which an entry was due after its last run, and the end of the
+    search: `until`, or now if that is earlier (another machine's clock may be ahead). Both are UTC.
+    None if it was not due by then. If its class does not say when: with `ask` we ask it whether it
+    is due now; without, it counts as not due."""
     with at_one_instant(entry.schedule):
         now = utc_of(entry, entry.default_now())
         until = min(until, now)
@@ -565,9 +564,8 @@ def missed_instant(
 
 @contextlib.contextmanager
 def at_one_instant(schedule: Any) -> Iterator[None]:
-    """Within, it is always the same now for a schedule of Celery's, which looks at the clock
-    several times to say whether and since when it is due: a pause between two of them would show
-    in the instant that comes out."""
+    """Stops the clock of a schedule of Celery's inside the block. It reads its clock several times
+    to compute when it is due: a pause in between would change the result."""
     if not hasattr(schedule, "nowfun"):  # a class of the user's, which need not have one
         yield
         return
@@ -580,12 +578,12 @@ def at_one_instant(schedule: Any) -> Iterator[None]:
 
 
 def is_ahead(last_run_at: datetime, now: datetime) -> bool:
-    """True where a last run is further in the future than clocks may differ; both are aware."""
+    """True if a last run is further in the future than clocks may differ; both are aware."""
     return last_run_at - now > _AHEAD
 
 
 def to_utc(instant: datetime) -> datetime:
-    """Celery takes a naive one for UTC."""
+    """Returns an aware instant. Celery takes a naive one for UTC."""
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=timezone.utc)
     try:
@@ -606,7 +604,7 @@ def utc_of(entry: Any, instant: datetime) -> datetime:
 def as_of(entry: Any, instant: datetime) -> datetime:
     """`instant` in the manner of the entry's own clock: its time zone, or naive."""
     schedule = entry.schedule
-    # Where the clock is that of the app, without a look at it.
+    # If the entry uses the app's clock, we need not read it.
     if is_steady(schedule):
         return instant.astimezone(schedule.app.timezone)
     zone = entry.default_now().tzinfo

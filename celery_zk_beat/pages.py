@@ -1,5 +1,5 @@
-"""The pages of run states, and what fits on them and into a transaction. No I/O: what is to be
-written, :mod:`.ledger` writes."""
+"""The pages of run states: what fits on a page and into a transaction. No I/O: :mod:`.ledger`
+writes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GROWTH = 250
 #: At least the bytes of a transaction, and of a run in the outbox, beside names and data.
 OVERHEAD = 300
 
-#: States that are to be written, by entry; None removes one.
+#: States to write, by entry; None removes a state.
 Changes = Mapping[str, Optional[RunState]]
 #: Says of an entry and its state that it may be removed to make room.
 MayGo = Callable[[str, RunState], bool]
@@ -39,8 +39,8 @@ class Page:
     """A page as it is in ZooKeeper.
 
     Attributes:
-        version: None where there is none yet.
-        size: in bytes.
+        version: the znode's version; None if there is no znode yet.
+        size: its bytes.
         floor: see :class:`.runs.States`.
         mtime: when it was written, as it was loaded, by ZooKeeper's clock, seconds since 1970.
     """
@@ -52,14 +52,14 @@ class Page:
     mtime: float = 0.0
 
     def change(self, entry: str, state: RunState | None) -> None:
-        """Puts a state onto it; None removes it."""
+        """Puts a state onto the page; None removes it."""
         if state is None:
             self.floor = max(self.floor, self.states.pop(entry).total_run_count)
         else:
             self.states[entry] = state
 
     def encode(self, most: int) -> bytes:
-        """Its bytes; where they are more than `most`, without the oldest of the past."""
+        """Returns the page's bytes. Leaves out the oldest past runs if it has more than `most`."""
         data = encode_page(self.states, self.floor)
         if len(data) > most:
             keep = max(len(state.past) for state in self.states.values())
@@ -87,9 +87,8 @@ class Page:
     def admit(
         self, new: Mapping[str, RunState], most: int, may_go: MayGo
     ) -> tuple[list[str], list[str]]:
-        """Finds room for new states, on a page of at most `most` bytes; changes nothing. Returns
-        the entries whose states have to go for them, and those of the new ones for which there is
-        no room all the same."""
+        """Finds room for new states on a page of at most `most` bytes. Changes nothing. Returns the
+        entries whose states must go, and the new entries for which there is still no room."""
         sizes = {entry: _least(entry, state) for entry, state in new.items()}
         room, needed = self.room(most), sum(sizes.values())
         removed: list[str] = []
@@ -106,8 +105,8 @@ class Page:
         return removed, refused
 
     def cut(self, most: int, may_go: MayGo) -> int:
-        """Removes what need not be there, where it has more than `most` bytes otherwise. Returns
-        by how many it is too large all the same."""
+        """Removes what can be removed if the page has more than `most` bytes. Returns by how many
+        bytes it is still too large."""
         excess = len(self.encode(most)) - most
         if excess > 0:
             for entry in self._removable(excess, may_go):
@@ -171,11 +170,11 @@ class Pages:
         self._named: Container[str] | None = None
 
     def __len__(self) -> int:
-        """How many states there are."""
+        """Returns the number of states."""
         return sum(len(page.states) for page in self._pages.values())
 
     def of(self, entry: str) -> Page:
-        """The page of an entry; an empty one, where there is none yet."""
+        """Returns the page of an entry; an empty one if there is none yet."""
         return self._pages.get(page_of(entry)) or Page({})
 
     def state(self, entry: str) -> RunState | None:
@@ -187,7 +186,7 @@ class Pages:
 
     @property
     def is_damaged(self) -> bool:
-        """True where some page cannot be understood."""
+        """True if a page is damaged."""
         return bool(self._damaged)
 
     def names_by_key(self) -> dict[str, str]:
@@ -195,7 +194,7 @@ class Pages:
         return {state.key: name for name, state in states if state.key is not None}
 
     def change(self, states: Changes) -> dict[str, Page]:
-        """Puts states onto their pages, or removes them. Returns these pages, by name."""
+        """Puts states onto their pages, or removes them. Returns the changed pages, by name."""
         touched = {}
         for entry, state in states.items():
             name = page_of(entry)
@@ -215,7 +214,7 @@ class Pages:
         return [*kept.values()]
 
     def put_back(self, kept: Iterable[Kept]) -> None:
-        """Has entries have the states that they had."""
+        """Gives entries their earlier states back."""
         for page, version, size, floor, states in kept:
             page.version, page.size, page.floor = version, size, floor
             for entry, state in states.items():
@@ -265,8 +264,8 @@ class Pages:
         anew: bool,
         waiting: Container[str],
     ) -> Changes:
-        """Tells what changes when the schedule names `named`: see :meth:`.RunLedger.note_named`.
-        Those of `waiting` are not removed."""
+        """Returns what changes if the schedule has the names `named`: see
+        :meth:`.RunLedger.note_named`. It does not remove entries of `waiting`."""
         self._named = named
         changed: dict[str, RunState | None] = {}
         for page in self._pages.values():
@@ -360,7 +359,7 @@ class Pages:
         try:
             states = decode_page(path, data)
             page = Page(states, version, len(data), states.floor, mtime=mtime)
-            # Another hand may have written it shorter than we do: not in ASCII, for one.
+            # Another program may have written it shorter than we do, for example not in ASCII.
             if page.size > largest // _MOST_LONGER:
                 excess = page.cut(largest, self._may_go((), but))
                 if excess > largest // 20:
@@ -376,7 +375,7 @@ class Pages:
 
 
 def too_large(path: str, size: int, most: int, less: bool = False) -> RootError:
-    """`less`: the server takes less than is usual."""
+    """Makes the error for a page that is too large. `less`: the server accepts less than usual."""
     remedy = "raise jute.maxbuffer of the servers" if less else "delete in it what is not needed"
     return RootError(
         f"{path}: would have {size} bytes, and at most {most} can be written: {remedy}"
