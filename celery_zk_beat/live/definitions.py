@@ -438,7 +438,8 @@ def timing_of(name: str, schedule: Any) -> Timing:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # A large int is no float: isfinite() would raise.
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _data(value: Any, depth: int = 0) -> None:

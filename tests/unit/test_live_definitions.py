@@ -238,6 +238,19 @@ def test_another_schedule_is_another_clock_where_the_time_is_behind() -> None:
     assert after.since == 2_001
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"schedule": {"every": 10**400}},
+        {"schedule": {"every": 30, "offset": -(10**400)}},
+        {"options": {"expires": 10**400}},
+    ],
+)
+def test_a_number_that_no_float_holds(said: dict[str, Any]) -> None:
+    with pytest.raises(EntryError):
+        Content.of("e", {**PLAIN, **said})
+
+
 def test_the_same_is_no_change() -> None:
     before = added(args=[1])
     assert before.changed(Content.of("e", {**PLAIN, "args": (1,)}), 2_000, "you") is before
