@@ -1,4 +1,4 @@
-"""Runs and the states of entries, and how they lie on the pages and in the outbox. Pure: no I/O."""
+"""Runs and run states, and their form on pages and in the outbox. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from .log import Action, telling
 from .paths import page_of
 from .records import FORMAT, LARGEST_NUMBER, MEND, count, decode, field, shown, to_text
 
-#: The `last_run_at` of an entry that never ran. None is earlier: near the first year, and the last,
-#: other time zones cannot tell the time, and so nobody could say when the entry is due.
+#: The `last_run_at` of an entry that never ran. No `last_run_at` is earlier: near the years 1 and
+#: 9999 other time zones overflow, so it could not be computed when the entry is due.
 NEVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND, _MILLISECOND = timedelta(microseconds=1), timedelta(milliseconds=1)
-#: Of the year 9999: seconds, and milliseconds, since 1970.
+#: The start of the year 9999, in seconds since 1970.
 LATEST = 253_370_764_800
 _LATEST_MS, _LATEST_US = 1_000 * LATEST, 1_000_000 * LATEST
-#: Most that is remembered of an entry's past.
+#: Most past runs that are kept of an entry.
 HISTORY = 20
-#: Instants, in milliseconds since 1970: after the first, up to the second.
+#: A range of instants, in milliseconds since 1970: after the first, up to and with the second.
 Stretch = tuple[int, int]
-#: How many of them a state keeps of each kind.
+#: How many stretches of each kind a state keeps.
 _MOST_STRETCHES = 3
-#: By so much a last run may be in the future without a clock being wrong that matters.
+#: If a last run is no further in the future than this, the clocks agree well enough.
 TOLERANCE = timedelta(seconds=2)
 #: How many of an entry's dropped runs are remembered.
 DROPS_REMEMBERED = 100
-#: How long the state of an entry is kept that no master's schedule names.
+#: How long the state of an entry is kept after it has left every master's schedule.
 RETENTION = timedelta(days=30)
-#: How long no master's schedule may name an entry whose clock goes on when it is back: longer than
-#: a rolling deploy, in which beats disagree, takes.
+#: If an entry was in no master's schedule for longer than this, its clock starts anew when it is
+#: back. Longer than a rolling deploy takes, during which beats have different schedules.
 ABSENCE = timedelta(hours=1)
 #: Most characters of a time zone.
 _LONGEST_ZONE = 20
-#: What the history says of extra runs.
+#: The history's words for extra runs.
 ASKED_FOR, BACKFILLED = "asked for", "backfill"
-#: Most characters of what is wrong with a run.
+#: Most characters of a run's error.
 LONGEST_ERROR = 100
-#: Most bytes of what hooks have made of a run.
+#: Most bytes of the headers that hooks put into a run.
 LONGEST_MADE = 4_000
-#: Most characters of a note in it.
+#: Most characters of a note in the history.
 _LONGEST_NOTE = 200
-#: What the note of a dropped run begins with.
+#: The start of a dropped run's note.
 _DROPPED = "dropped: "
-#: Kept, for it takes longer to make than to use.
+#: Made once: making an encoder takes longer than using it.
 to_json = JSONEncoder(separators=(",", ":")).encode
 
 
 class PastRun(NamedTuple):
-    """The fate of an instant at which an entry was due. Compact, for there are tens of thousands.
+    """What happened for an instant at which an entry was due. Compact: there are tens of thousands.
 
     Attributes:
-        number: of the run; None where there was none, because it was skipped.
-        due_ms, at_ms: milliseconds since 1970: what :attr:`due` and :attr:`at` are made of.
-        epoch: of the master that dispatched or skipped it.
-        note: what is to be said of it, such as why it was skipped.
+        number: the run's number; None if the instant was skipped.
+        due_ms, at_ms: :attr:`due` and :attr:`at`, in milliseconds since 1970.
+        epoch: the epoch of the master that dispatched or skipped it.
+        note: a remark, such as why it was skipped.
     """
 
     number: int | None
@@ -79,8 +79,8 @@ class PastRun(NamedTuple):
 
     @property
     def run(self) -> tuple[int | None, int]:
-        """Tells it from others of its entry: two runs of one number may have become one entry's by
-        a change of its name."""
+        """Identifies the run within its entry. The number alone is not enough: after a renaming an
+        entry may have two runs with one number."""
         return self.number, self.due_ms
 
     @property
@@ -90,7 +90,7 @@ class PastRun(NamedTuple):
 
     @property
     def due(self) -> datetime:
-        """The instant that it was for: aware, UTC."""
+        """The instant at which the entry was due: aware, UTC."""
         return NEVER + timedelta(milliseconds=self.due_ms)
 
     @property
@@ -101,28 +101,28 @@ class PastRun(NamedTuple):
 
 @dataclass(frozen=True)
 class RunState:
-    """The memory of an entry. Instants are aware, UTC.
+    """The run state of an entry. Instants are aware, UTC.
 
     Attributes:
-        last_run_at: that of its last run, :attr:`Run.claimed`; before the first, when it was first
-            seen.
-        total_run_count: number of its last run; before the first :attr:`States.floor`, mostly 0.
-        due: the last instant that ran, or was skipped, by the entry's schedule; None before the
-            first. What an operator asked for is none of them.
-        dropped: numbers of the last runs that were dropped, by the recovery policy.
-        unnamed_since: since when no master's schedule named the entry, None while one does.
-        past: what became of the last instants at which it was due, newest last: as much as the
-            history of the entry does not have yet (see history.py), or tells otherwise.
-        key: which of all entries that had its name it is, where a gated scheduler tells.
-        zone: of an entry that runs by the hour of a time zone: :func:`.due.zone_of`.
-        ask: of an entry whose class alone says when it is due: milliseconds since 1970 before
-            which it is not to be asked again, and the checksum of the schedule that said so.
-        leaps: stretches that `last_run_at` left behind without a run for each instant, because one
-            run stood for all that was missed; kept while they may be still to come by a clock that
-            is right.
-        done: stretches whose instants ran, by a clock that was ahead; until they are past. They
-            are not to run again. For entries that run at fixed instants.
-        ran: how many runs its policy has counted, where that says how many there are to be.
+        last_run_at: :attr:`Run.claimed` of its last run; before the first run, when the entry was
+            first seen.
+        total_run_count: the number of its last run; before the first run :attr:`States.floor`,
+            usually 0.
+        due: the last instant of the entry's schedule that ran or was skipped; None before the
+            first. Runs that an operator asked for do not count.
+        dropped: the numbers of the last dropped runs.
+        unnamed_since: since when no master's schedule has the entry; None while one has it.
+        past: the last past runs, newest last, as far as the entry's history does not have them yet
+            (see history.py) or has them otherwise.
+        key: which one it is of all entries that had its name; None if unknown.
+        zone: the time zone of an entry that runs by local time: :func:`.due.zone_of`.
+        ask: if only the entry's class knows when it is due: when to ask it next, in milliseconds
+            since 1970, and the checksum of the schedule that said so.
+        leaps: stretches that `last_run_at` jumped over, because one run covered all missed
+            instants. They are kept as long as a correct clock may not have reached them.
+        done: stretches that have run already, by a clock that was ahead. They must not run again.
+            They are kept until they are past. Only for entries that run at fixed instants.
+        ran: how many runs the entry's policy has counted, if it limits their number.
     """
 
     last_run_at: datetime
@@ -148,12 +148,12 @@ class RunState:
         ahead: timedelta = timedelta(),
         waiting: Run | None = None,
     ) -> RunState:
-        """That of an entry that had none: its clock runs from `at`, by a clock that is so far
-        `ahead` of ZooKeeper's. `floor`: that of its page; `waiting`: its last run, where that waits
-        in the outbox."""
+        """Makes the state of an entry that had none. Its clock starts at `at`, by a clock that is
+        `ahead` of ZooKeeper's. `floor`: the page's; `waiting`: its last run, if it is in the
+        outbox."""
         state = cls(at, floor, key=key, zone=zone)
         if ahead > TOLERANCE:
-            # Nothing of what is still to come by another clock has run.
+            # No instant has run that is still in the future by another clock.
             state = replace(state, last_run_at=NEVER).moved(NEVER, at, ahead)
         if waiting is None:
             return state
@@ -163,8 +163,8 @@ class RunState:
         return replace(state, last_run_at=waiting.claimed, due=waiting.due)
 
     def after_claim(self, run: Run, ahead: timedelta) -> RunState:
-        """The state once a run is claimed. A clock that was set back, or another machine's, does
-        not set it back."""
+        """The state once a run is claimed. `last_run_at` never goes back, even if a clock was set
+        back or is another machine's."""
         past = PastRun.of(run.number, run.due, run.planned, run.epoch, run.note)
         changes: dict[str, Any] = {
             "total_run_count": run.number,
@@ -180,8 +180,8 @@ class RunState:
     def after_publish(
         self, past: PastRun, goes_on_from: datetime | None, ahead: timedelta
     ) -> RunState:
-        """The state once a run is published later than its claim said: `past` is true of it,
-        and the clock goes on from another instant, where one is given."""
+        """The state once a run is published later than its claim said: `past` is what happened,
+        and the clock continues from another instant, if one is given."""
         last = self.last_run_at
         return self.moved(last, goes_on_from or last, ahead, past=self._with_amended(past))
 
@@ -189,19 +189,19 @@ class RunState:
         """The state once a run is dropped."""
         past = PastRun.of(run.number, run.due, run.claimed, run.epoch, f"{_DROPPED}{why}")
         dropped = (*self.dropped, run.number)[-DROPS_REMEMBERED:]
-        # Of one that was claimed under another name there is nothing yet.
+        # A run that was claimed under another name has no past run here yet.
         note = self._with_amended if run.was is None else self._with_past
         return replace(self, dropped=dropped, past=note(past))
 
     def after_skip(self, past: PastRun, at: datetime, ahead: timedelta) -> RunState:
         """The state once an instant is skipped and its clock goes on from `at`."""
-        # None of what was due until then has run.
+        # No instant up to then has run.
         past_runs = self._with_past(past)
         return self.moved(self.last_run_at, at, ahead, due=past.due, past=past_runs)
 
     def begun_anew(self, at: datetime, key: str | None, ahead: timedelta) -> RunState:
-        """The state of an entry that is enabled again, or is another of the same name: its clock
-        runs from `at`, and what ran before is not its own."""
+        """The state of an entry that was enabled again, or is a new entry of the same name: its
+        clock starts at `at`, and earlier runs are not its own."""
         state = replace(self, unnamed_since=None, key=key, due=None)
         return state.moved(self.last_run_at, at, ahead, ask=None)
 
@@ -212,27 +212,27 @@ class RunState:
         return replace(self, total_run_count=max(number, self.total_run_count), past=past)
 
     def left_behind(self, now: datetime, ahead: timedelta) -> RunState:
-        """The state that stays under the old name, for its history: it is nobody's."""
+        """The state that stays under the old name, for its history. It belongs to no entry."""
         return replace(self, key=None, unnamed_since=self.unnamed_since or now - ahead)
 
     def when_named(self, now: datetime, ahead: timedelta, anew: bool) -> RunState:
-        """The state once a master's schedule names the entry. With `anew` its clock starts from
-        `now`, where none did for longer than ABSENCE."""
+        """The state once a master's schedule has the entry. With `anew` its clock starts from
+        `now`, if no schedule had it for longer than ABSENCE."""
         since = self.unnamed_since
         if since is None:
             return self
         state = replace(self, unnamed_since=None)
-        # A clock that is ahead, perhaps for a moment, is not to say that it is time.
+        # A clock that is ahead, perhaps for a moment, must not decide it.
         is_late = now - max(ahead, timedelta()) - since > ABSENCE
         if anew and is_late and now > self.last_run_at:
             return state.moved(self.last_run_at, now, ahead, ask=None)
         return state
 
     def when_unnamed(self, now: datetime, ahead: timedelta) -> RunState | None:
-        """The state while the master's schedule does not name the entry; None: none did for longer
-        than RETENTION, and it may be removed."""
+        """The state while the master's schedule does not have the entry. None: no schedule had it
+        for longer than RETENTION, and the state may be removed."""
         if self.unnamed_since is None:
-            # By ZooKeeper's clock: others are to judge by it, and ours may be wrong.
+            # By ZooKeeper's clock: other beats compare it, and our clock may be wrong.
             return replace(self, unnamed_since=now - ahead)
         is_old = now - max(ahead, timedelta()) - self.unnamed_since > RETENTION
         return None if is_old else self
@@ -290,9 +290,9 @@ class RunState:
 
     @cached_property
     def text(self) -> str:
-        """The JSON that stands on its page: last_run_at and due in microseconds since 1970, for a
-        claim writes the whole page. What most entries have not comes after these, by name. By
-        hand, because a claim makes hundreds."""
+        """The JSON on its page: last_run_at and due in microseconds since 1970, to keep it short,
+        because a claim writes the whole page. Rare fields follow, by name. We format it by hand,
+        because a claim makes hundreds."""
         due = "null" if self.due is None else microseconds(self.due)
         text = f"[{microseconds(self.last_run_at)},{self.total_run_count},{due}"
         more = []
@@ -318,8 +318,8 @@ class RunState:
 
     @property
     def bare(self) -> RunState:
-        """Without what a full page has no room for: the past, all but the last drop, and what
-        would be of help after a clock was ahead."""
+        """The state for a full page: without the past, all but the last drop, and the data that
+        would help after a clock was ahead."""
         if not self.past and not self.leaps and len(self.dropped) < 2:
             return self
         return replace(self, past=(), leaps=(), dropped=self.dropped[-1:])
@@ -338,15 +338,15 @@ class Run:
         epoch: of the master that claims it.
         extra: an operator asked for it, at `due` or, where that is not `claimed`, as one run of a
             backfill; the entry's own clock stays as it is.
-        key: that of the entry's state.
-        ask: that of the entry's state after the run. Not in the outbox.
-        error: why it could not be published when that was tried last, where it was its own fault.
-        unsent: the master that handed over knows that it had never left.
-        was: the name that its entry had when the run was claimed, if it is another now: its task id
-            is made of that.
-        call: which of the runs it is, from 0, that a gated scheduler made of the entry at once.
-        made: it was given to hooks, and these are the headers that they put into it: JSON.
-        leaves: when it is to be published, where that is later than `due`.
+        key: the key of the entry's state.
+        ask: `ask` of the entry's state after the run. Not in the outbox.
+        error: why the last publish failed, if it was the run's own fault.
+        unsent: the master that handed over knew that it had never left.
+        was: the entry's name when the run was claimed, if it has changed since: the task id is made
+            of that name.
+        call: if a gated scheduler made several runs of the entry at once: which one it is, from 0.
+        made: the headers that hooks put into the run, as JSON; None if hooks did not get it.
+        leaves: when to publish it, if that is later than `due`.
         counts: its entry's policy counts it. Not in the outbox.
     """
 
@@ -368,20 +368,20 @@ class Run:
 
     @property
     def note(self) -> str | None:
-        """The words for the history."""
+        """The history's words for it."""
         if not self.extra:
             return None
         return ASKED_FOR if self.is_wanted_now else BACKFILLED
 
     @property
     def expected(self) -> datetime:
-        """When it was to be published, from which it is late: the instants of a backfill are long
-        past."""
+        """When it should have been published; lateness counts from there. A backfill's instants
+        are long past."""
         return self.claimed if self.extra else self.leaves or self.due
 
     @property
     def is_wanted_now(self) -> bool:
-        """True for what an operator asked for, though its entry may be paused."""
+        """True if an operator asked for it: it runs even if its entry is paused."""
         return self.extra and self.due == self.claimed
 
     @property
@@ -394,12 +394,12 @@ class Run:
         return replace(self, entry=name, was=self.was or self.entry)
 
     def with_error(self, error: str | None) -> Run:
-        """With so much of a text, which says what is wrong with it, as is kept; or none."""
+        """The run with an error, cut to the length that is kept; or with none."""
         error = None if error is None else error[:LONGEST_ERROR]
         return self if error == self.error else replace(self, error=error)
 
     def telling(self, action: Action, epoch: int, task_id: str) -> dict[str, object]:
-        """For a log line that tells of it; `epoch`: of the master that writes the line."""
+        """The fields of a log line about it. `epoch`: the epoch of the master that logs it."""
         due = to_text(self.due)
         return telling(
             action, entry=self.entry, run=self.number, due=due, epoch=epoch, task_id=task_id
@@ -407,7 +407,7 @@ class Run:
 
     @cached_property
     def text(self) -> str:
-        """The JSON that stands in the outbox; made like :attr:`RunState.text`."""
+        """The JSON in the outbox; made like :attr:`RunState.text`."""
         text = f"[{_quoted(self.entry)},{self.number},{microseconds(self.due)}"
         text += f",{microseconds(self.claimed)},{self.epoch}"
         more = []
@@ -431,19 +431,19 @@ class Run:
 
 
 class States(dict[str, RunState]):
-    """Those of a page, by the names of their entries.
+    """The states of a page, by the entries' names.
 
     Attributes:
-        floor: the highest number of a run among the states that were removed from the page: the
-            runs of an entry that is new on it are counted from there, so that none of an entry that
-            was removed, and is back, has a number for the second time.
+        floor: the highest run number of all states that were removed from the page. A new entry on
+            the page counts its runs from there: so if an entry is removed and comes back, no number
+            is used twice.
     """
 
     floor = 0
 
 
 def encode_page(states: dict[str, RunState], floor: int = 0) -> bytes:
-    """Does what :func:`.records.encode` does, with texts that are kept: a page is written whole."""
+    """Does what :func:`.records.encode` does, with cached texts: a page is written as a whole."""
     entries = ",".join([f"{_quoted(name)}:{state.text}" for name, state in states.items()])
     rest = f'"floor":{floor},' if floor else ""
     return f'{{"format":{FORMAT},{rest}"entries":{{{entries}}}}}'.encode("ascii")
@@ -487,7 +487,7 @@ def _decode_state(path: str, item: Any) -> RunState:
 
 
 def _decode_number(path: str, name: str, value: Any) -> int:
-    """Of a run, after which there may be another that can be read."""
+    """Reads the number of a run. It must leave room for one more number."""
     if count(path, {name: value}, name) == LARGEST_NUMBER:
         raise RootError(f"{path}: the field {name!r} is {value}, the last; {MEND.format(path)}")
     return int(value)
@@ -507,7 +507,7 @@ def _decode_instant(path: str, name: str, value: Any) -> datetime:
 
 
 def _decode_pair(item: Any) -> tuple[int, int] | None:
-    """None where it is not to be understood: what it says is a help."""
+    """Returns None if it is damaged: we can do without it."""
     if not isinstance(item, list) or len(item) != 2:
         return None
     a, b = item
@@ -528,7 +528,7 @@ def _decode_text(fields: Any, name: str, most: int | None = None) -> str | None:
 
 
 def _decode_made(item: Any) -> str | None:
-    """None where it is not to be understood: hooks are called again then."""
+    """Returns None if it is damaged: then hooks are called again."""
     return to_json(item) if isinstance(item, dict) else None
 
 
@@ -538,12 +538,12 @@ def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
 
 
 def plain_past(past: Iterable[PastRun]) -> list[tuple[Any, ...]]:
-    """Past runs as they are written."""
+    """Returns past runs as JSON data."""
     return [each if each.note else each[:-1] for each in past]
 
 
 def decode_past(items: Any) -> tuple[PastRun, ...]:
-    """Past runs as they were written, without what is not understood: nothing depends on it."""
+    """Reads past runs, and leaves out damaged ones: nothing depends on them."""
     if not isinstance(items, list):
         return ()
     return tuple(filter(None, map(_decode_past, items[-HISTORY:])))
@@ -567,22 +567,22 @@ def _decode_past(item: Any) -> PastRun | None:
 
 
 def microseconds(instant: datetime) -> int:
-    """Since 1970, of an aware datetime; the nearest that can be read again."""
+    """Microseconds since 1970 of an aware datetime; limited to what can be read again."""
     return min(max(0, (instant - NEVER) // _MICROSECOND), _LATEST_US - 1)
 
 
 def milliseconds(instant: datetime) -> int:
-    """Since 1970, rounded down; of an aware datetime."""
+    """Milliseconds since 1970 of an aware datetime, rounded down."""
     return (instant - NEVER) // _MILLISECOND
 
 
 def from_milliseconds(since: int) -> datetime:
-    """The other way."""
+    """Returns the datetime, aware, UTC."""
     return NEVER + since * _MILLISECOND
 
 
 def end_of(done: tuple[Stretch, ...], instant: datetime) -> datetime | None:
-    """When the stretch ends in which `instant` is; None where it is in none."""
+    """Returns the end of the stretch that has `instant`; None if none has it."""
     at = milliseconds(instant)
     for start, end in done:
         if start < at <= end:
@@ -597,7 +597,7 @@ def encode_outbox(runs: Iterable[Run]) -> bytes:
 
 
 def bytes_of(runs: Iterable[Run]) -> int:
-    """Those of runs in the outbox, at most: a hand-over adds to them that they are unsent."""
+    """Returns the most bytes of runs in the outbox. A hand-over also marks them as unsent."""
     return sum(len(run.text) + 16 for run in runs)
 
 
@@ -625,12 +625,12 @@ def _decode_run(path: str, item: Any) -> Run:
 
 
 def _with_more(text: str, more: list[str]) -> str:
-    """Ends an array; what most have not is its last item, by name."""
+    """Ends a JSON array. Its last item is an object with the rare fields."""
     return f"{text},{{{','.join(more)}}}]" if more else f"{text}]"
 
 
 def _decode_fields(path: str, item: Any, length: int, what: str) -> tuple[list[Any], Any]:
-    """Tells apart what is always there and what is not."""
+    """Splits an array into the fields that are always there and the rare ones."""
     if isinstance(item, list):
         if len(item) == length:
             return item, {}
