@@ -1,11 +1,11 @@
 """Puts any other Celery scheduler behind the election.
 
-The elected beat makes an instance of its own of the class in ``zk_beat_scheduler`` and has it tick:
-it decides what is due. Each of its dispatches is claimed in the run ledger first, so that it is
-made by the master alone, and once, however far its own store is behind: what the ledger knows to
-have run is not due again. A demoted beat throws the instance away, with all that it had cached, and
-writes nothing to its store. For the dispatch loop's thread alone, to which its database connections
-belong.
+The elected beat makes its own instance of the class in ``zk_beat_scheduler`` and calls its tick:
+the instance decides what is due. Each dispatch is first claimed in the run ledger. So only the
+master dispatches it, and once, even if the instance's store is behind: an instant that has run
+according to the ledger is not due again. A demoted beat discards the instance with its caches and
+writes nothing to its store. Only for the dispatch loop's thread, which owns the instance's database
+connections.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from .trouble import Trouble
 
 logger = get_logger(__name__)
 
-#: By how much a store may round the time of a run; and one whose times are whole seconds.
+#: By how much a store may round the time of a run; the second if it stores whole seconds.
 _ROUNDED, _SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
 
 
 class SchedulerFailed(ZkBeatError):
-    """The gated scheduler raised something: its database is away, as a rule."""
+    """The gated scheduler raised an error. Usually its database is away."""
 
 
 class Gate(Protocol):
-    """The scheduler that gates another, as far as that needs it."""
+    """The gating scheduler, as far as the gated one needs it."""
 
     #: For what it complains of; and what was written into its store already.
     trouble: Trouble
@@ -52,23 +52,23 @@ class Gate(Protocol):
 
     @property
     def producer(self) -> Any:
-        """Of messages, for the broker."""
+        """The producer, which sends messages to the broker."""
 
     def state(self, name: str) -> RunState | None:
-        """The ledger's state of an entry; None where it has none."""
+        """Returns the ledger's state of an entry, or None."""
 
     def names_by_key(self) -> Mapping[str, str]:
-        """The names of all entries of which the ledger knows the key."""
+        """Returns the names of all entries whose key the ledger knows."""
 
     def holds_back(self, name: str) -> float | None:
-        """For how many seconds an entry is not to be asked whether it is due; None: ask it."""
+        """Returns for how many seconds not to ask an entry whether it is due; None: ask it now."""
 
     def dispatch(self, given: Given, due: datetime, claimed: datetime) -> None:
         """Claims a run, and publishes it now or later; ZkBeatError: it is not certain to be
         claimed."""
 
     def waits(self, name: str) -> bool:
-        """True while a run of an entry, by its name in the ledger, is not known to be sent."""
+        """True while an entry, by its name in the ledger, has a run that may not have been sent."""
 
     def is_open(self) -> bool:
         """True while this beat is the master."""
@@ -121,7 +121,7 @@ def _failing(name: str, trouble: Trouble) -> Iterator[None]:
 
 
 class Gated(Giving):
-    """Goes before a scheduler class."""
+    """A mixin that comes before a scheduler class."""
 
     gate: Gate
     adapter_class: type[StoreAdapter]
@@ -156,7 +156,7 @@ class Gated(Giving):
         self._built_at = _earliest(began, since)
 
     def opened(self) -> None:
-        """To be called once, after it is made."""
+        """Call this once, after it is made."""
         self.adapter.opened()
         read = self.schedule
         known = self._known(self.adapter.entries(read, self.entries), self._built_at)
@@ -165,7 +165,7 @@ class Gated(Giving):
         self.read_anew()
 
     def read_anew(self) -> None:
-        """Has all entries asked anew when they are due."""
+        """Makes it ask all entries again when they are due."""
         self._last_read = self._heap = None
         _ = self.schedule
 
@@ -180,12 +180,12 @@ class Gated(Giving):
         return wait if isinstance(wait, (int, float)) else self.max_interval
 
     def write(self) -> None:
-        """Has it write to its store what is not there yet."""
+        """Makes it write to its store what is not there yet."""
         self._do_sync()
 
     def look_at(self, names: list[str]) -> None:
-        """Has these entries be as they are in their store, be they due or not; SchedulerFailed
-        where that does not answer."""
+        """Reads these entries from their store again, whether they are due or not. Raises
+        SchedulerFailed if the store does not answer."""
         with _failing(type(self).__name__, self.gate.trouble):
             self._take(self.adapter.look_at(names, self.entries))
 
@@ -199,7 +199,7 @@ class Gated(Giving):
             return self.adapter.has_lost(name, key)
 
     def throw_away(self) -> None:
-        """Closes it; nothing is written."""
+        """Closes it. Writes nothing."""
         self._is_over = True
         self.adapter.forget()
         try:
@@ -257,9 +257,9 @@ class Gated(Giving):
         return self.gate.holds_back(self.renamed.get(entry.name, entry.name))
 
     def populate_heap(self, *args: Any, **kwargs: Any) -> None:
-        """Does not ask what is held back. For here Celery asks the entries themselves, and one of a
-        database that is to run once disables itself when it is asked after its run: too early,
-        where that waits for the broker."""
+        """Does not ask held-back entries. Here Celery asks the entries themselves. A database entry
+        that runs once disables itself when it is asked after its run: too early, if the run still
+        waits for the broker."""
         held = []
         self._asked = self.schedule
         try:
@@ -298,7 +298,7 @@ class Gated(Giving):
         return new
 
     def claim(self, given: Given, advance: bool) -> None:
-        """Has a run claimed and published. :meth:`turn` tells what goes wrong."""
+        """Claims and publishes a run. :meth:`turn` reports errors."""
         entry = given.entry
         if self._failure is not None or (advance and self._held_back(entry) is not None):
             return
@@ -321,8 +321,8 @@ class Gated(Giving):
                 self.reserve(entry)
 
     def _do_sync(self) -> None:
-        """Raises nothing: Celery calls it when it has just published something, and that would be
-        taken for not published."""
+        """Raises nothing: Celery calls it just after a publish, and an error would make the run
+        look as if it was not published."""
         try:
             super()._do_sync()
         except Exception as exc:
@@ -348,7 +348,7 @@ class Gated(Giving):
         self.entries = entries
 
     def _known(self, entries: Mapping[str, Any], since: datetime) -> dict[str, Any]:
-        """Those of the entries that become others by what the ledger knows."""
+        """Returns the entries that change because of what the ledger knows."""
         before, self.ahead = self.ahead, {}
         self.renamed, self._names_before = {}, None
         self._being_read = entries
@@ -403,7 +403,7 @@ class Gated(Giving):
         return state if state is not None and state.key == key else None
 
     def _state_before(self, entry: Any, key: str) -> RunState | None:
-        """The state of an entry that has another name since, of all that are being looked at."""
+        """Returns the state of an entry whose name has changed, among the entries at hand."""
         if self._names_before is None:
             self._names_before = self.gate.names_by_key()
         before = self._names_before.get(key)
@@ -412,7 +412,7 @@ class Gated(Giving):
             return None
         is_taken, has_run = before in self._being_read, self.adapter.has_run(entry, NEVER)
         if is_taken and state.due is not None and not has_run:
-            # This one is perhaps new: some databases number rows anew from the first.
+            # This entry may be new: some databases number rows from the first again.
             return None
         self.renamed[entry.name] = before
         return state

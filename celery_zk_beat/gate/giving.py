@@ -1,4 +1,4 @@
-"""What another scheduler's class gives to ``apply_async``, and how it is sent: now, or again."""
+"""Takes what another scheduler's class passes to ``apply_async``, and sends it now or again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sends(Protocol):
 
     @property
     def producer(self) -> Any:
-        """Of messages, for the broker."""
+        """The producer, which sends messages to the broker."""
 
 
 class Innermost(Scheduler):
@@ -98,7 +98,7 @@ class Giving(Scheduler):
             self.claim(given, advance)
 
     def give_to_hooks(self, entry: Any, apply_entry: Callable[..., object]) -> None:
-        """Has a run claimed of an entry that is to be sent by Celery's ``apply_entry``."""
+        """Claims a run of an entry that Celery's ``apply_entry`` will send."""
         if (given := self.given(entry, {}, apply_entry)) is not None:
             self.claim(given, False)
 
@@ -164,7 +164,7 @@ class Giving(Scheduler):
         arguments: Mapping[str, Any],
         apply_entry: Callable[..., object] | None = None,
     ) -> Given | None:
-        """What its class gives now; None where it gives it again, and all is done."""
+        """Returns what its class gives now; None if it gives it again and all is done."""
         given = Given(entry, arguments, self._calls or 0, apply_entry)
         if self._again is not None:
             self._give_again(self._again, given)

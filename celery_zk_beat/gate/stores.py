@@ -1,6 +1,6 @@
-"""Where other people's schedulers keep their entries: an adapter for each kind, of one contract.
+"""The stores of other schedulers: one adapter for each kind, with one contract.
 
-All that knows more of a scheduler, or of its entries, than what Celery's own have is in here.
+Only this module knows more about a scheduler or its entries than Celery's own classes have.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..runs import TOLERANCE
 #: Seconds between two readings of all that RedBeat has, at least, and what share of the time they
 #: take at most; how many entries are read together.
 _READ_EVERY, _READ_SHARE, _READ_TOGETHER = 5.0, 0.02, 500
-#: Seconds after which an entry that cannot be decoded is asked again whether it is due.
+#: Seconds until we ask again whether a damaged entry is due.
 _ASK_AGAIN = 1.0
-#: Characters of what is wrong with an entry.
+#: Most characters of an entry's error.
 _LONGEST_WHY = 200
 _SECOND = timedelta(seconds=1)
-#: An attribute of entries of rows: the row says that it ran.
+#: An attribute of entries that have rows: the row says that the entry ran.
 _HAS_RUN = "row_has_run"
 
 
@@ -52,12 +52,12 @@ class StoreAdapter:
 
     @classmethod
     def overrides(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
-        """What the scheduler's class gets in the place of its own, by name."""
+        """Returns the attributes that replace those of the scheduler's class, by name."""
         return {}
 
     @classmethod
     def is_away(cls, exc: BaseException) -> bool:
-        """True where an error says that the store does not answer, or refuses."""
+        """True if an error means that the store does not answer or refuses."""
         return False
 
     def to_install(self, entries: Mapping[str, Any], *, is_first: bool) -> Mapping[str, Any]:
@@ -73,11 +73,11 @@ class StoreAdapter:
         return missing if is_first or is_lost else {}
 
     def stored(self, names: Iterable[str]) -> Collection[str]:
-        """Which of these the store has, enabled or not, readable or not; perhaps others, too."""
+        """Returns which of these the store has, even disabled or damaged; perhaps others, too."""
         return ()
 
     def opened(self) -> None:
-        """Is called once, before the scheduler ticks."""
+        """Called once, before the scheduler ticks."""
 
     def entries(self, read: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
         """All entries that the store has, by name. `read`: those of the scheduler's ``schedule``;
@@ -90,12 +90,12 @@ class StoreAdapter:
         return known
 
     def key(self, entry: Any) -> str | None:
-        """Tells an entry from another of the same name that is made after this one was deleted;
-        None where the store does not."""
+        """Returns a key that differs from that of a later entry of the same name, made after this
+        one was deleted; None if the store has no such key."""
         return None
 
     def start(self, entry: Any) -> datetime | None:
-        """The instant, UTC, before which an entry does not run; None where it has none."""
+        """Returns the instant before which an entry does not run, in UTC, or None."""
         return None
 
     def last_run_at(self, entry: Any) -> datetime:
@@ -112,15 +112,15 @@ class StoreAdapter:
         return not since <= self.last_run_at(entry) <= clock.now() + TOLERANCE
 
     def changed_at(self, entry: Any) -> datetime | None:
-        """When somebody changed the entry last, UTC; None where the store does not say."""
+        """Returns when somebody last changed the entry, in UTC; None if the store does not say."""
         return None
 
     def is_one_off(self, entry: Any) -> bool:
-        """True where the entry runs once, and is disabled then."""
+        """True if the entry runs once and is then disabled."""
         return False
 
     def as_if_run(self, entry: Any, at: datetime) -> Any:
-        """The entry as it is after a run at `at`, UTC, of which the store does not know."""
+        """Returns the entry after a run at `at` (UTC) that the store does not know."""
         return entry._next_instance(last_run_at=as_of(entry, at))
 
     def as_if_known(self, entry: Any, at: datetime, has_run: bool) -> Any:
@@ -135,14 +135,15 @@ class StoreAdapter:
         return False
 
     def forget(self) -> None:
-        """Has the scheduler, which is to be closed, write none of what it has not written."""
+        """Stops the scheduler from writing anything more, before it is closed."""
         finalize = getattr(self._scheduler, "_finalize", None)
         if isinstance(finalize, Finalize):  # as all have it that take after django-celery-beat
             finalize.cancel()  # it would sync at the end of the process, and keeps it alive
 
 
 class FileAdapter(StoreAdapter):
-    """Of ``celery.beat.PersistentScheduler``: a file that the beats of one machine have."""
+    """The store of ``celery.beat.PersistentScheduler``: a file that the beats of one machine
+    share."""
 
     def forget(self) -> None:
         super().forget()
@@ -152,7 +153,7 @@ class FileAdapter(StoreAdapter):
 
 
 class Unreadable:
-    """Stands in a schedule of RedBeat for an entry that cannot be decoded. It is never due."""
+    """Replaces an entry that cannot be decoded in a schedule of RedBeat. It is never due."""
 
     last_run_at = None
     enabled = False
@@ -236,7 +237,7 @@ class RedBeatAdapter(StoreAdapter):
         return self._found(known)
 
     def _look_at(self, keys: list[str]) -> None:
-        """Reads entries, and decodes those that have changed."""
+        """Reads entries, and decodes the changed ones."""
         for key, text in zip(keys, self._texts(keys)):
             if text is None:
                 self._read.pop(key, None)
@@ -246,7 +247,7 @@ class RedBeatAdapter(StoreAdapter):
                     self._read[key] = text, entry
 
     def _texts(self, keys: list[str]) -> Iterator[Any]:
-        """What Redis holds of each; None where that is nothing."""
+        """Returns what Redis has for each; None if it has nothing."""
         for start in range(0, len(keys), _READ_TOGETHER):
             yield from self._texts_together(keys[start : start + _READ_TOGETHER])
 
@@ -295,7 +296,7 @@ class RedBeatAdapter(StoreAdapter):
 
 
 class RowAdapter(StoreAdapter):
-    """Of a ``DatabaseScheduler``: each entry has a row of a table, its ``model``."""
+    """The store of a ``DatabaseScheduler``: each entry has a row of a table, its ``model``."""
 
     #: The row's attribute that tells it from all others.
     key_name: ClassVar = "id"
@@ -397,7 +398,7 @@ class RowAdapter(StoreAdapter):
 
 
 class DjangoAdapter(RowAdapter):
-    """Of django-celery-beat."""
+    """The store of django-celery-beat."""
 
     key_name = "pk"
 
@@ -464,7 +465,7 @@ class DjangoAdapter(RowAdapter):
 
 
 class SQLAlchemyAdapter(RowAdapter):
-    """Of sqlalchemy-celery-beat."""
+    """The store of sqlalchemy-celery-beat."""
 
     def stored(self, names: Iterable[str]) -> Collection[str]:
         with self._scheduler.Session() as session:
@@ -496,8 +497,8 @@ def _no_row() -> Any:
 
 
 def adapter_of(scheduler: type[Scheduler]) -> type[StoreAdapter]:
-    """The adapter for a scheduler's class, told by what only that family has: so do forks and
-    copies, of which the names differ."""
+    """Returns the adapter for a scheduler's class. It looks for attributes that only one family of
+    schedulers has, so it also knows forks and copies with other names."""
     if hasattr(scheduler.Entry, "from_key"):
         return RedBeatAdapter
     if hasattr(scheduler.Entry, "model_schedules") and hasattr(scheduler, "Model"):
