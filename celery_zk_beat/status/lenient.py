@@ -1,7 +1,7 @@
-"""The records that an election left in ZooKeeper, as far as they can be understood.
+"""Reads the records of an election, as far as they are not damaged.
 
-A look at a half-broken root must not fail: what is missing is left out, and what cannot be
-understood is named.
+Reading a half-broken root must not fail: missing records are left out, and damaged ones are
+reported.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..zookeeper.operations import Node
 from .mirror import Mirror
 from .snapshot import Master, Member, RecentTerm
 
-#: Seconds after which a master that has not written the outbox is not ticking; it does so every
-#: 30 s at the latest.
+#: A master counts as not ticking if it has not written the outbox for so many seconds. It writes it
+#: at least every 30 s.
 TICKING_WITHIN = 120.0
 #: Most runs in `recent`.
 MOST_RECENT = 50

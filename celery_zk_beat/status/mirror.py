@@ -1,4 +1,4 @@
-"""A copy of what lies below a root, for who looks at it again and again."""
+"""A copy of the znodes below a root, for repeated reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entries of another scheduler, as the master told of them: see :mod:`..shown`."""
+"""The entries of another scheduler, as the master wrote them: see :mod:`..shown`."""
 
 from __future__ import annotations
 

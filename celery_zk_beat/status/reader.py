@@ -1,6 +1,6 @@
-"""A read-only look at an election: who is master, what runs next, what ran last.
+"""Reads the status of an election: who is master, what runs next, what ran last.
 
-It asks ZooKeeper alone, never the broker or a beat, writes nothing and takes part in no election.
+It reads ZooKeeper only, not the broker or a beat. It writes nothing and takes part in no election.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ C = TypeVar("C")
 
 
 class Schedule(AskersSchedule, Protocol):
-    """The part of the asker's scheduler that a look needs."""
+    """The part of the reader's own scheduler that it needs."""
 
     def digest(self) -> str:
         """Tells schedules apart."""
 
     def task_id(self, entry: str, number: int, due: datetime) -> str:
-        """The one with which a run is, or was, published."""
+        """Returns the task id with which a run is or was published."""
 
 
 class Basis(NamedTuple):
@@ -96,13 +96,13 @@ class Contents(Generic[C]):
 
 
 class Reader:
-    """Looks once, or again and again, and then asks only for what has changed. For one thread at a
-    time.
+    """Reads once or many times; after the first time it reads only what has changed. For one thread
+    at a time.
 
     Args:
-        session: a connected one.
-        settings: those of the asker, which say where to look.
-        schedule: the asker's.
+        session: a connected session.
+        settings: the reader's own settings; they say where to read.
+        schedule: the reader's own schedule.
         on_change: called on kazoo's thread, which it must not block, whenever the next look may
             find something new; not when the connection comes back, which the session tells.
             Without it no watch is set, and every look reads everything.
@@ -136,7 +136,7 @@ class Reader:
         self._shown: dict[str, tuple[tuple[Any, ...], Entry]] = {}
 
     def read(self) -> Snapshot:
-        """Looks.
+        """Reads the status.
 
         Raises:
             Uncertain: no answer.

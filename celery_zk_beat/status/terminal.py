@@ -1,4 +1,4 @@
-"""How a snapshot looks as plain text: what `zk-beat status`, `history` and `watch` print."""
+"""Formats a snapshot as plain text: the output of `zk-beat status`, `history` and `watch`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..log import safe
 from ..runs import BACKFILLED
 from .snapshot import LIVE, Change, Entry, Member, RecentRun, RecentTerm, RunningBackfill, Snapshot
 
-#: Gives a text a colour by name, or None for none.
+#: Gives a text a colour, by name; None for no colour.
 Style = Callable[[str, str], str]
 Row = TypeVar("Row")
 
 _GAP = "  "
-#: Most columns to which others are filled up: one name of a megabyte must not make a hundred.
+#: Most columns that cells are padded to: one name of a megabyte must not pad all other lines.
 _WIDEST = 300
 #: Seconds that a run may be late without a colour.
 _LATE = 5.0
