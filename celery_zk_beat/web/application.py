@@ -40,7 +40,7 @@ _ASSETS = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-#: All that there is to ask for.
+#: All paths.
 PATHS = (
     *("/livez", "/readyz", "/leader", "/metrics", "/status.json", "/page.json", "/day.json"),
     *_ASSETS,
@@ -146,7 +146,7 @@ def _always(response: Response) -> Callable[[dict[str, Any]], Response]:
 
 
 def _probe(*findings: Finding) -> Response:
-    """One line a finding."""
+    """Returns one line for each finding."""
     lines = [f"{'ok' if holds else 'failed'}: {safe(text)}\n" for holds, text in findings]
     status = 200 if all(finding.holds for finding in findings) else 503
     return Response(status, _TEXT, "".join(lines).encode(errors="backslashreplace"))

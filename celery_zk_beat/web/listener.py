@@ -1,4 +1,4 @@
-"""The sockets, and waitress with less patience than it has by itself."""
+"""The sockets, and waitress with shorter time-outs than its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _THREADS = 4
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """All addresses of the host, except those of a kind that this machine has not."""
+    """Returns all addresses of the host, except of a kind that this machine does not have."""
     sockets: list[socket.socket] = []
     missing: OSError | None = None
     try:
@@ -55,7 +55,7 @@ def address_text(host: str, port: int) -> str:
 
 
 class Listener:
-    """waitress, with less patience, on sockets that are bound and listening."""
+    """waitress, with shorter time-outs, on sockets that are bound and listening."""
 
     def __init__(
         self, application: Callable[..., Iterable[bytes]], sockets: list[socket.socket]
@@ -100,8 +100,8 @@ class Listener:
         self._close_old_connections()
 
     def _close_old_connections(self) -> None:
-        """waitress does not close one whose client never reads, and while too many are open it
-        serves nobody."""
+        """Closes connections that waitress leaves open: those whose client never reads. While too
+        many are open, waitress serves nobody."""
         channels = [channel for s in self._servers for channel in s.active_channels.values()]
         channels.sort(key=lambda channel: channel.creation_time)
         surplus, oldest = len(channels) - _MOST_CONNECTIONS, clock.timestamp() - _LIFETIME
@@ -111,8 +111,8 @@ class Listener:
 
 
 class _Task(waitress.task.WSGITask):
-    """One request a connection: a client that sends thousands and reads no answer would have a
-    thread wait for it."""
+    """One request per connection: a client that sends thousands and reads no answer would block a
+    thread."""
 
     def build_response_header(self) -> bytes:
         self.set_close_on_finish()

@@ -1,4 +1,4 @@
-"""The probes: what each answers is a function of what the beat reports."""
+"""The probes. Their answers depend only on what the beat reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .state import ANSWERS_WITHIN, Report, State
 
-#: Seconds within which the dispatch loop of a beat that is alive moves.
+#: A beat is alive if its dispatch loop has made progress in the last so many seconds.
 ALIVE_WITHIN = 60.0
 
 
@@ -17,12 +17,12 @@ class Finding(NamedTuple):
     text: str
 
 
-#: Where the beat's process is stopped, for example.
+#: For example, if the beat's process is stopped.
 SILENT = Finding(False, f"the beat has not answered for {ANSWERS_WITHIN:g} s")
 
 
 def alive(state: State, now: float) -> Finding:
-    """Holds while the dispatch loop moves; `now` on boottime()."""
+    """True while the dispatch loop makes progress; `now` by boottime()."""
     ticked = state.metrics.ticked
     age = now - (ticked or state.began)
     did = f"the dispatch loop moved {age:.1f} s ago" if ticked else "the dispatch loop begins"

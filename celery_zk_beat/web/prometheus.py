@@ -1,4 +1,4 @@
-"""The numbers of a beat as Prometheus wants them; docs/monitoring.md lists them."""
+"""The metrics of a beat in Prometheus' formats; docs/monitoring.md lists them."""
 
 from __future__ import annotations
 

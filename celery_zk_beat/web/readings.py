@@ -1,4 +1,4 @@
-"""Readings of ZooKeeper, for all who ask over HTTP."""
+"""Reads ZooKeeper for all HTTP requests."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .state import Beat
 
 logger = get_logger(__name__)
 
-#: Seconds from one reading of ZooKeeper to the next; more where reading takes long, so that no more
-#: than a part of the time is spent on it.
+#: Seconds from one reading of ZooKeeper to the next. More if reading takes long: it may take only a
+#: part of the time.
 _EVERY, _PART = 2.0, 1 / 5
 #: Seconds for which a reading is given out, and after which reading ends if nobody asks.
 _CURRENT, _IDLE = 10.0, 30.0
 #: Seconds that a request waits for a reading, and how many may: fewer than there are threads.
 _PATIENCE, _MOST_WAITING = 2.0, 2
-#: Most entries that the page shows.
+#: Most entries on the page.
 _MOST_SHOWN = 50
 
 
@@ -35,7 +35,7 @@ class Look(Protocol):
     """What reads: see :class:`.Reader`."""
 
     def read(self) -> Snapshot:
-        """Looks; raises a ZkBeatError where that fails."""
+        """Reads the status. Raises a ZkBeatError if that fails."""
 
     def basis(self) -> Basis:
         """By what the next runs are told, as of the last :meth:`read`."""
@@ -145,7 +145,7 @@ class Readings:
 
 @contextlib.contextmanager
 def reader(beat: Beat) -> Iterator[Reader]:
-    """Connects with a session for this alone: that of the beat has more urgent things to do."""
+    """Connects with a session of its own: the beat's session has more urgent work."""
     settings, timeout = beat.settings, beat.settings.session_timeout
     with connected(settings.hosts, timeout, _PATIENCE, lambda: None, settings.access) as session:
         yield Reader(session, settings, beat.schedule, on_change=lambda: None)

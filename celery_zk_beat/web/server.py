@@ -1,10 +1,9 @@
-"""HTTP is served by a process of its own, a child of the beat's.
+"""Serves HTTP in a separate process, a child of the beat's.
 
-So requests, and what is read of ZooKeeper and made into JSON for them, take no time of the dispatch
-loop's, however many they are. (In one process, 200 requests a second made runs late:
-benchmarks/http.py.) What only the beat itself knows, its :class:`State`, the child asks of it, a
-few times a second at most. A connection is good for one request and lives some seconds, whatever
-its client does.
+So requests take no time from the dispatch loop, however many there are: the child reads ZooKeeper
+and makes the JSON. (In one process, 200 requests per second made runs late: benchmarks/http.py.)
+The child asks the beat for the :class:`State`, which only the beat knows, at most a few times per
+second. A connection serves one request and lives some seconds, whatever its client does.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ logger = get_logger(__name__)
 
 #: Seconds for which a State is good.
 _FRESH = 0.2
-#: How willingly the child gives way to others: as willingly as it can (sched(7)).
+#: The child's niceness: it gives way to all other processes (sched(7)).
 _NICENESS = 19
-#: Seconds that closing waits for the child.
+#: Seconds that closing waits for the child to end.
 _GONE_WITHIN = 1.0
 
 
 class Server:
-    """The child, from its birth, and the thread that tells it what it asks for.
+    """The child process, and the thread that answers its questions.
 
-    Forks: to be made before there is a connection, or a thread of ours, that a child would have a
-    half of.
+    It forks. Make it before there is any connection or thread of ours: a child would get half of
+    it.
 
     Raises:
-        SettingsError: it cannot listen there.
+        SettingsError: it cannot listen on the address.
     """
 
     def __init__(self, beat: Beat, host: str, port: int) -> None:
@@ -90,7 +89,7 @@ class Server:
 def _serve_until_the_beat_ends(
     beat: Beat, sockets: list[socket.socket], link: socket.socket, state: State
 ) -> NoReturn:
-    """Is all that the child does, whichever way the beat ends."""
+    """Runs in the child until the beat ends, in whatever way."""
     try:
         # A terminal, systemd and others send these to all processes; the beat obeys, and is served
         # until then.
@@ -126,14 +125,14 @@ def _leave_connections(keep: set[int]) -> None:
 
 
 class _Asker:
-    """Asks the beat; a few times a second at most, and one thing at a time. Ends this process when
+    """Asks the beat, at most a few times per second, one question at a time. Ends this process when
     the beat has ended."""
 
     def __init__(self, link: socket.socket, state: State) -> None:
         self._link = link
         self._state = state
         self._news = clock.Condition()
-        #: On boottime(): since when an answer is awaited; None: it is not.
+        #: Since when we wait for an answer, by boottime(); None if we do not wait.
         self._since: float | None = None
         clock.thread(self._listen, "zk-beat-link").start()
 

@@ -13,7 +13,7 @@ from ..metrics import EntryNumbers, Histogram, Metrics
 from ..settings import Settings
 from ..status.reader import Basis, Schedule
 
-#: Seconds within which a beat that runs answers.
+#: A running beat answers within so many seconds.
 ANSWERS_WITHIN = 1.0
 
 
@@ -38,10 +38,10 @@ class State:
     """All that a beat reports of itself. Times on boottime().
 
     Attributes:
-        at: when it was so.
+        at: when the beat reported it.
         began: when serving began.
-        epoch: its own as master; None on a standby.
-        master, master_epoch: the master that it knows, itself included; None and 0 before.
+        epoch: its own epoch as master; None on a standby.
+        master, master_epoch: the master it knows, perhaps itself; None and 0 if it knows none.
     """
 
     at: float
