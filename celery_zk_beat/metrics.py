@@ -1,7 +1,7 @@
-"""Counts what this beat has done so far. Plain, for whoever wants to show them.
+"""Counts what this beat has done so far, as plain numbers.
 
-Written by the dispatch loop alone, and read by any thread without a lock: each number is right by
-itself, though two that are read one after the other may be of different instants.
+Only the dispatch loop writes them. Any thread reads them without a lock: each number is correct,
+but two numbers read one after the other may be of different instants.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SKIPPED = {
     "catch_up": "later than catch_up of zk_beat_policies",
     "limit": "more were missed than limit of zk_beat_policies",
 }
-#: Most entries that have numbers of their own, and characters of their names: a label for each.
+#: Most entries with metrics of their own, and most characters of their names: each is a label.
 MOST_SELECTED, LONGEST_SELECTED = 100, 200
 
 
 class Selected(NamedTuple):
-    """Which entries have numbers of their own.
+    """The entries that have metrics of their own.
 
     Attributes:
         names: sorted.
@@ -43,8 +43,8 @@ class Selected(NamedTuple):
 
 
 def select(patterns: Sequence[str], names: Iterable[str], setting: str) -> Selected:
-    """Selects of `names` what matches a pattern of fnmatch's, upper and lower case apart, as many
-    as there may be. `setting` is the name of the patterns, for the faults."""
+    """Selects the `names` that match an fnmatch pattern, case-sensitive, up to the most that are
+    allowed. `setting`: the name of the setting with the patterns, for the faults."""
     each = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
     matches = re.compile("|".join(pattern.pattern for pattern in each)).match
     found = sorted(filter(matches, names))

@@ -1,4 +1,4 @@
-"""``app.conf`` to frozen, validated values. No other module looks into ``app.conf`` for them."""
+"""Reads ``app.conf`` into immutable, checked values. No other module reads them from there."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ class Settings:
     Attributes:
         hosts: ZooKeeper connection string, ``host:port,host:port/chroot``.
         root: absolute znode path (below the chroot) of this app's election.
-        id: how this beat shows itself to others; default ``<host>:<pid>``.
-        session_timeout: seconds, as asked of ZooKeeper, which answers within its own bounds.
+        id: the name of this beat; default ``<host>:<pid>``.
+        session_timeout: the seconds to ask ZooKeeper for, which has limits of its own.
         connect_timeout: seconds to wait for ZooKeeper at start-up; None: for ever, as a standby.
         scheduler: class of the scheduler that decides what is due, as ``package.module:Class``;
-            None: our own, of the entries in ``beat_schedule``.
-        recovery: what becomes of a run that a master claimed and perhaps did not publish before
-            it died: "resend" or "drop".
+            None: our own, for the entries in ``beat_schedule``.
+        recovery: what to do with a run that a master claimed and perhaps did not publish before it
+            died: "resend" or "drop".
         publish_deadline: seconds after which a master that cannot publish resigns; None: never.
-        http: host and port of health, metrics and status page; None: none of them.
-        metrics_entries: patterns of the names of entries that have metrics of their own; None: none
-            has.
-        entries: live entries are in force, beside those of the app's `beat_schedule`.
-        entries_tasks: patterns of the names of tasks that they may run; None: those that are
-            registered.
-        entries_acl: the rights on the znodes of live entries; None: as on all others.
+        http: host and port for health, metrics and status page; None: serve none of them.
+        metrics_entries: patterns of the names of entries that get metrics of their own; None: no
+            entry does.
+        entries: run live entries, too, beside the app's `beat_schedule`.
+        entries_tasks: patterns of the names of tasks that live entries may run; None: all
+            registered tasks.
+        entries_acl: the rights on the znodes of live entries; None: as on all other znodes.
         auth, sasl, tls, acl: see :class:`~.security.Access`.
         fast_takeover: a small process beside this beat ends its session if it dies.
         policies: how entries run, by patterns of their names: see :mod:`~.policies`.
-        app: the Celery app's name, None where it has none; guards the root against other apps.
+        app: the Celery app's name, or None; protects the root from other apps.
     """
 
     hosts: str
@@ -138,7 +138,7 @@ class Settings:
 
     @property
     def access(self) -> Access:
-        """Who this beat is to ZooKeeper, and the rights on its znodes."""
+        """The beat's credentials for ZooKeeper, TLS, and the rights on its znodes."""
         return Access(self.auth, self.sasl, self.tls, self.acl, self.prefix)
 
     @classmethod
@@ -148,7 +148,7 @@ class Settings:
 
 
 def has_settings(conf: Mapping[str, Any]) -> bool:
-    """True where a configuration has any of ours."""
+    """True if a configuration has any of our settings."""
     return any(conf.get(name) is not None for name in Settings._names())
 
 
@@ -319,8 +319,8 @@ def check_patterns(value: Any) -> tuple[str, ...] | None:
 
 
 def check_scheduler(value: Any) -> str | None:
-    """Returns the name of a class, as ``package.module:Class``; whether there is one is seen when
-    beat starts.
+    """Returns the name of a class, as ``package.module:Class``. Whether the class exists is checked
+    when beat starts.
 
     Raises:
         SettingsError: anything else.
@@ -353,7 +353,7 @@ def check_recovery(value: Any) -> str:
 
 
 def default_id() -> str:
-    """``<host>:<pid>`` of the calling process: to be asked after a fork, not before."""
+    """Returns ``<host>:<pid>`` of the calling process: call it after a fork, not before."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 

@@ -1,4 +1,4 @@
-"""ZooKeeper sessions, as others see them: verbs, and errors of ours."""
+"""ZooKeeper sessions: reading, writing, and errors of our own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .servers import Servers
 
 #: Seconds that :func:`connected` waits for the end of its session.
 _CLOSE_WITHIN = 2.0
-#: Seconds that clocks may be apart without a word.
+#: Clocks may differ by so many seconds before we warn.
 CLOCK_TOLERANCE = 1.0
 
 logger = get_logger(__name__)
@@ -36,7 +36,7 @@ class ZooKeeperSession:
         timeout: session time-out to ask for, seconds.
         on_change: called on kazoo's thread whenever the connection came or went. It must never
             block (kazoo#381, #426): it may only hand a token to another thread.
-        access: who this is to ZooKeeper, how it is spoken to, and the ACL of what is made.
+        access: credentials, TLS, and the ACL of new znodes.
 
     Reading and writing may be done from any thread that is not kazoo's own.
     """
@@ -69,8 +69,8 @@ class ZooKeeperSession:
 
     @property
     def server_time(self) -> float:
-        """Time by the server's clock, seconds since 1970, going by the last write; by that of this
-        machine as long as there was none. Any thread may ask."""
+        """The server's time in seconds since 1970, computed from the last write; before the first
+        write this machine's time. For any thread."""
         if self._server_clock is None:
             return clock.timestamp()
         server, at = self._server_clock
@@ -78,7 +78,7 @@ class ZooKeeperSession:
 
     @property
     def connected(self) -> bool:
-        """True while requests are answered, as far as kazoo saw. No network."""
+        """True while requests are answered, as far as kazoo knows. Uses no network."""
         client = self._client
         return client is not None and client.connected
 
@@ -114,7 +114,7 @@ class ZooKeeperSession:
 
     @property
     def granted_otherwise(self) -> str:
-        """For a log line: what was asked for, where the server granted another time-out."""
+        """A text for a log line, if the server granted another time-out than we asked for."""
         return "" if self.timeout == self._asked else f" (asked for {self._asked:g} s)"
 
     def start(self) -> None:
@@ -146,9 +146,9 @@ class ZooKeeperSession:
         return client.stop(timeout)
 
     def read(self, path: str, watch: Callable[[object], None] | None = None) -> Node | None:
-        """Returns the znode, None where there is none. `watch` is called once, on kazoo's thread,
-        when an existing znode changes, is deleted, or the connection is lost; the same one given
-        again before that is still called once.
+        """Returns the znode, or None. `watch` is called once, on kazoo's thread, when an existing
+        znode changes or is deleted, or the connection is lost. If you pass the same watch again
+        before that, it is still called only once.
 
         Raises:
             Uncertain: no answer.
@@ -159,7 +159,7 @@ class ZooKeeperSession:
     def read_all(
         self, paths: Sequence[str], watch: Callable[[object], None] | None = None
     ) -> list[Node | None]:
-        """Reads many znodes, with all requests on their way at once: see :meth:`read`."""
+        """Reads many znodes with concurrent requests: see :meth:`read`."""
         kazoo = self._kazoo(paths[0] if paths else "")
         nodes: list[Node | None] = []
         if watch is None:
@@ -193,14 +193,14 @@ class ZooKeeperSession:
             self.commit(Check(path, -1))
 
     def exists(self, path: str, watch: Callable[[object], None] | None = None) -> bool:
-        """True where there is such a znode. `watch` is called as that of :meth:`read` and, other
-        than there, also when a missing znode is made. Raises as :meth:`read`."""
+        """True if the znode exists. `watch` is called as with :meth:`read`, and also when a missing
+        znode is created. Raises as :meth:`read`."""
         result = self._kazoo(path).exists_async(path, watch)
         return self._answer(path, result) is not None
 
     def children(self, path: str, watch: Callable[[object], None] | None = None) -> list[str]:
-        """Names the znodes below `path`, none where it is missing. `watch` is called as that of
-        :meth:`read`, when one is made or deleted. Raises as :meth:`read`."""
+        """Returns the names of the znodes below `path`; none if it does not exist. `watch` is
+        called as with :meth:`read`, when one is created or deleted. Raises as :meth:`read`."""
         try:
             result = self._kazoo(path).get_children_async(path, watch)
             names = self._answer(path, result)
@@ -210,22 +210,22 @@ class ZooKeeperSession:
         return [name for name in names if name and "/" not in name and name not in (".", "..")]
 
     def ensure(self, path: str, acl: tuple[Grant, ...] | None = None) -> None:
-        """Creates a persistent znode and its parents where they are missing; needs no right on
-        those that are there. `acl`: the rights on all of them, if others than
-        :attr:`.Access.grants`. Raises as :meth:`read`."""
+        """Creates a persistent znode and its parents if they do not exist. Needs no rights on the
+        existing ones. `acl`: the rights on the new ones, if not :attr:`.Access.grants`. Raises as
+        :meth:`read`."""
         kazoo = self._kazoo(path)
         try:
             result = kazoo.ensure_path_async(path, acl_of(acl))
             self._answer(path, result)
         except AccessDenied:
-            # To make one is a right on its parent, and to look whether there is one needs none.
+            # Creating needs a right on the parent; checking whether a znode exists needs none.
             while path != "/" and not self.exists(path):
                 path = path.rpartition("/")[0] or "/"
             raise answers.denied(path, self.access) from None
 
     def grants(self, paths: Sequence[str]) -> list[list[Grant]]:
-        """Returns the ACL of each znode, empty where there is none or it may not be read. Raises as
-        :meth:`read`."""
+        """Returns the ACL of each znode; empty if the znode does not exist or we may not read it.
+        Raises as :meth:`read`."""
         kazoo = self._kazoo(paths[0])
         found: list[list[Grant]] = []
         for path, result in [(path, kazoo.get_acls_async(path)) for path in paths]:
@@ -288,7 +288,7 @@ class ZooKeeperSession:
             )
 
     def clock_moved(self, seconds: float) -> None:
-        """To be called when this machine's clock was set: forward, or, below 0, back."""
+        """Call this when this machine's clock was set forward, or back (negative)."""
         self.clock_offset += seconds
 
     def _kazoo(self, path: str) -> Any:
@@ -323,7 +323,7 @@ def connected(
     on_change: Callable[[], None],
     access: Access | None = None,
 ) -> Iterator[ZooKeeperSession]:
-    """Holds a session that is connected, for as long as the block lasts.
+    """Provides a connected session inside the block.
 
     Args:
         hosts: ZooKeeper connection string; a chroot in it is ignored, for paths are absolute.
