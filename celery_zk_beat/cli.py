@@ -63,6 +63,7 @@ from .errors import (
     ZkBeatError,
 )
 from .forecast import Outlook
+from .importing import import_
 from .live import commands as live_commands
 from .log import get_logger, safe, show_warnings
 from .paths import Paths, page_of
@@ -1137,5 +1138,5 @@ def _width() -> float:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
-for _command in live_commands.COMMANDS:
+for _command in (*live_commands.COMMANDS, import_):
     zk_beat.add_command(_command)

@@ -191,6 +191,7 @@ class RunLedger:
         entries: Mapping[str, datetime],
         keys: Mapping[str, str | None] | None = None,
         zones: Mapping[str, str | None] | None = None,
+        counted: Mapping[str, int] | None = None,
     ) -> None:
         """Creates states for entries that have none.
 
@@ -202,12 +203,13 @@ class RunLedger:
         Args:
             entries: by name, the instants from which their clocks run.
             keys, zones: by name, the keys and time zones of entries that have one.
+            counted: by name, how many runs entries had elsewhere.
         """
-        keys, zones = keys or {}, zones or {}
+        keys, zones, counted = keys or {}, zones or {}, counted or {}
         states: dict[str, RunState] = {}
         for name, at in entries.items():
             floor, waiting = self._pages.of(name).floor, self.outbox.get(name)
-            zone = zones.get(name)
+            floor, zone = max(floor, counted.get(name, 0)), zones.get(name)
             states[name] = RunState.first(at, floor, keys.get(name), zone, self._ahead, waiting)
         self.rewrite(self._pages.admit(states, self.outbox))
 

@@ -202,6 +202,7 @@ class LiveSchedule(BeatSchedule):
         anew: dict[str, datetime] = {}
         keys: dict[str, str | None] = {}
         zones: dict[str, str | None] = {}
+        counted: dict[str, int] = {}
         for name in names:
             live, state = self._ours.get(name), ledger.state(name)
             if live is None or (state is None and ledger.damaged(name)):
@@ -209,7 +210,9 @@ class LiveSchedule(BeatSchedule):
             if state is None or state.key != live.key:
                 (unseen if state is None else anew)[name] = self._begins(live)
                 keys[name], zones[name] = live.key, zone_of(live.entry)
-        ledger.first_seen(unseen, keys, zones)
+                if live.definition is not None and live.definition.counted:
+                    counted[name] = live.definition.counted
+        ledger.first_seen(unseen, keys, zones, counted)
         ledger.begin_anew(anew, keys, zones)
 
     def _begins(self, live: Live) -> datetime:

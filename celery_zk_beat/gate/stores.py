@@ -6,6 +6,7 @@ Only this module knows more about a scheduler or its entries than Celery's own c
 from __future__ import annotations
 
 import contextlib
+import functools
 import shelve
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,7 +19,8 @@ from celery.beat import Scheduler
 
 from .. import clock
 from ..due import as_of, counts_from_last_run, to_utc, utc_of
-from ..runs import TOLERANCE
+from ..live.coming import Newcomer
+from ..runs import NEVER, TOLERANCE
 
 #: Seconds between two readings of all that RedBeat has, at least, and what share of the time they
 #: take at most; how many entries are read together.
@@ -129,6 +131,21 @@ class StoreAdapter:
         entry.last_run_at = as_of(entry, at)
         return entry
 
+    @classmethod
+    def reading(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
+        """What the scheduler's class gets in the place of its own, by name, where its store is only
+        read."""
+        return cls.overrides(scheduler)
+
+    def everything(self) -> Iterator[tuple[Any, bool]]:
+        """For who leaves it: all entries that the store has, and whether each is enabled. Then
+        :attr:`unreadable` has the others."""
+        raise NotImplementedError
+
+    def newcomer(self, entry: Any, is_enabled: bool) -> Newcomer:
+        """An entry as others may have it."""
+        return Newcomer(entry.name, entry, is_enabled, self.last_run_at(entry))
+
     def has_lost(self, name: str, key: str | None) -> bool:
         """True where an entry that is not among :meth:`entries` is certainly deleted or disabled,
         in a store that all beats have. `key`: what :meth:`key` said of it."""
@@ -236,6 +253,15 @@ class RedBeatAdapter(StoreAdapter):
         self._look_at([entry_class.generate_key(app, name) for name in names])
         return self._found(known)
 
+    def everything(self) -> Iterator[tuple[Any, bool]]:
+        found = self.entries({}, {})
+        yield from ((entry, True) for entry in found.values())
+        yield from ((entry, False) for entry in self.disabled.values())
+
+    def newcomer(self, entry: Any, is_enabled: bool) -> Newcomer:
+        last = None if entry.last_run_at is None else self.last_run_at(entry)
+        return Newcomer(entry.name, entry, is_enabled, last)
+
     def _look_at(self, keys: list[str]) -> None:
         """Reads entries, and decodes the changed ones."""
         for key, text in zip(keys, self._texts(keys)):
@@ -305,7 +331,7 @@ class RowAdapter(StoreAdapter):
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler)
-        self.unreadable = self._scheduler.unreadable_rows
+        self.unreadable: dict[str, str] = self._scheduler.unreadable_rows
 
     @classmethod
     def overrides(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
@@ -339,6 +365,49 @@ class RowAdapter(StoreAdapter):
             "unreadable_rows": unreadable,
             "all_as_schedule": all_as_schedule,
         }
+
+    @classmethod
+    def reading(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
+        found = cls.overrides(scheduler)
+
+        def disable(entry: Any, row: Any) -> None:
+            raise ValueError("what it has for a schedule, or for arguments, cannot be understood")
+
+        found["Entry"]._disable = disable  # which writes it into the store
+        return found
+
+    def everything(self) -> Iterator[tuple[Any, bool]]:
+        for name, make in self._rows():
+            try:
+                entry = make()
+            except Exception as exc:
+                if self.is_away(exc):
+                    raise
+                self.unreadable[name] = _told(exc)
+            else:
+                yield entry, bool(entry.model.enabled)
+
+    def _rows(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Of each row its name, and what makes an entry of it."""
+        raise NotImplementedError
+
+    def newcomer(self, entry: Any, is_enabled: bool) -> Newcomer:
+        row, options = entry.model, entry.options
+        # Its class adds it; and so does who sends the message of a live entry.
+        for told in (options, options["headers"]):
+            told.pop("periodic_task_name", None)
+        return Newcomer(
+            entry.name,
+            entry,
+            is_enabled,
+            self.last_run_at(entry),
+            has_run=self.has_run(entry, NEVER),
+            starts=self.start(entry),
+            ends=None if row.expires is None else to_utc(row.expires),
+            at=getattr(entry.schedule, "clocked_time", None),
+            is_one_off=self.is_one_off(entry),
+            note=row.description or "",
+        )
 
     @classmethod
     def begin(cls, entry: Any) -> None:
@@ -459,6 +528,15 @@ class DjangoAdapter(RowAdapter):
             instant = instant.replace(tzinfo=get_default_timezone())
         return to_utc(instant)
 
+    def _rows(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        scheduler = self._scheduler
+        for pk, name in scheduler.Model.objects.order_by("name").values_list("pk", "name"):
+            yield name, functools.partial(self._entry, pk)
+
+    def _entry(self, pk: Any) -> Any:
+        row = self._scheduler.Model.objects.get(pk=pk)
+        return self._scheduler.Entry(row, app=self._scheduler.app)
+
     def has_lost(self, name: str, key: str | None) -> bool:
         rows = self._scheduler.Model.objects.filter(pk=key, enabled=True)
         return key is not None and not rows.exists()
@@ -476,6 +554,13 @@ class SQLAlchemyAdapter(RowAdapter):
         from sqlalchemy.exc import DBAPIError
 
         return isinstance(exc, DBAPIError)
+
+    def _rows(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        scheduler = self._scheduler
+        with scheduler.Session() as session:
+            for row in session.query(scheduler.Model):
+                make = functools.partial(scheduler.Entry, row, scheduler.Session)
+                yield row.name, functools.partial(make, app=scheduler.app)
 
     def has_lost(self, name: str, key: str | None) -> bool:
         if key is None:

@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -32,9 +32,10 @@ from ..errors import (
 )
 from ..log import safe, show_warnings
 from ..records import FORMAT, to_text
-from .definitions import Content, Damaged, Found, check_name, timing_of
+from ..runs import from_milliseconds
+from .definitions import Coming, Content, Damaged, Definition, Found, check_name, timing_of
 from .public import Entries, EntryVersion, LiveEntry
-from .store import Edit
+from .store import Edit, Wanted
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -44,41 +45,41 @@ _LARGEST_FILE = 200_000_000
 _MOST_LINES = 1000
 
 
-def _option(*names: str, **more: Any) -> Callable[[Function], Function]:
+def option(*names: str, **more: Any) -> Callable[[Function], Function]:
     return click.option(*names, cls=CeleryOption, help_group="zk-beat Options", **more)
 
 
 def _fields(command: Function) -> Function:
     """Adds the options that `add` and `set` share."""
     options = [
-        _option("--task", metavar="TASK", help="The name of the task."),
-        _option("--every", type=float, metavar="SECONDS", help="Run it every so many seconds."),
-        _option(
+        option("--task", metavar="TASK", help="The name of the task."),
+        option("--every", type=float, metavar="SECONDS", help="Run it every so many seconds."),
+        option(
             "--offset",
             type=float,
             metavar="SECONDS",
             help="With --every: count the intervals from this many seconds after the Unix epoch.",
         ),
-        _option("--cron", metavar="EXPR", help="Run it by a cron line: '0 9 * * *'."),
-        _option("--tz", metavar="ZONE", help="With --cron: the time zone. Default: the app's."),
-        _option("--args", metavar="JSON", help="The task's arguments, a list: '[1, 2]'."),
-        _option("--kwargs", metavar="JSON", help="The task's keyword arguments: '{\"a\": 1}'."),
-        _option(
+        option("--cron", metavar="EXPR", help="Run it by a cron line: '0 9 * * *'."),
+        option("--tz", metavar="ZONE", help="With --cron: the time zone. Default: the app's."),
+        option("--args", metavar="JSON", help="The task's arguments, a list: '[1, 2]'."),
+        option("--kwargs", metavar="JSON", help="The task's keyword arguments: '{\"a\": 1}'."),
+        option(
             "--options",
             metavar="JSON",
             help='Message options: \'{"queue": "reports", "expires": 60}\'.',
         ),
-        _option("--policy", metavar="JSON", help="The entry's policy: '{\"jitter\": 300}'."),
-        _option("--note", metavar="TEXT", help="A note that `show` prints."),
-        _option(
+        option("--policy", metavar="JSON", help="The entry's policy: '{\"jitter\": 300}'."),
+        option("--note", metavar="TEXT", help="A note that `show` prints."),
+        option(
             "--override/--no-override",
             "override",
             default=None,
             help="Whether it replaces an entry of the same name in beat_schedule.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
+    for decorate in reversed(options):
+        command = decorate(command)
     return command
 
 
@@ -87,7 +88,7 @@ def _json(command: Function) -> Function:
 
 
 def _if_version(command: Function) -> Function:
-    return _option(
+    return option(
         "--if-version",
         type=click.IntRange(min=0),
         metavar="N",
@@ -98,7 +99,7 @@ def _if_version(command: Function) -> Function:
 @click.command(cls=CeleryCommand)
 @click.argument("name")
 @_fields
-@_option("--disabled", is_flag=True, help="Add it disabled: it does not run until `set --enabled`.")
+@option("--disabled", is_flag=True, help="Add it disabled: it does not run until `set --enabled`.")
 @_json
 @timeout_option
 @click.pass_context
@@ -121,7 +122,7 @@ def add(
             raise click.UsageError(f"{options} is missing")
     if disabled:
         said["enabled"] = False
-    with _entries(ctx, timeout) as entries:
+    with entries_of(ctx, timeout) as entries:
         try:
             found = entries.put(name, **said, if_version=0)
         except VersionConflict as exc:
@@ -133,7 +134,7 @@ def add(
 @click.command(cls=CeleryCommand, name="set")
 @click.argument("name")
 @_fields
-@_option("--enabled/--disabled", "enabled", default=None, help="Whether it runs.")
+@option("--enabled/--disabled", "enabled", default=None, help="Whether it runs.")
 @_if_version
 @_json
 @timeout_option
@@ -163,7 +164,7 @@ def set_(
         said["enabled"] = enabled
     if not said:
         raise click.UsageError("give at least one field to change")
-    with _entries(ctx, timeout) as entries:
+    with entries_of(ctx, timeout) as entries:
         before = entries.get(name)
         try:
             found = entries.set(name, **said, if_version=if_version)
@@ -188,7 +189,7 @@ def remove(ctx: click.Context, name: str, if_version: int | None, timeout: float
     Example:
       $ celery -A proj zk-beat remove tenant-7
     """
-    with _entries(ctx, timeout) as entries:
+    with entries_of(ctx, timeout) as entries:
         if not entries.remove(name, if_version):
             raise Failure(_no_entry(name, entries))
     print_lines(ctx, [safe(f"{name} is removed")])
@@ -207,7 +208,7 @@ def show(ctx: click.Context, name: str, as_json: bool, timeout: float) -> None:
       $ celery -A proj zk-beat show tenant-7
       $ celery -A proj zk-beat show tenant-7 --json | jq .entry.version
     """
-    with _entries(ctx, timeout) as entries:
+    with entries_of(ctx, timeout) as entries:
         found = entries.get(name)
         if found is None:
             raise Failure(_no_entry(name, entries))
@@ -242,7 +243,7 @@ def export(ctx: click.Context, file: str | None, timeout: float) -> None:
     Example:
       $ celery -A proj zk-beat export entries.json
     """
-    with _entries(ctx, timeout) as entries:
+    with entries_of(ctx, timeout) as entries:
         found, damaged = entries.read()
     told = {"format": FORMAT, "entries": {each.name: _content(each).told for each in found}}
     text = json.dumps(told, indent=1)
@@ -260,49 +261,36 @@ def export(ctx: click.Context, file: str | None, timeout: float) -> None:
     ctx.exit(1 if damaged else 0)
 
 
-@click.command(cls=CeleryCommand, name="import")
-@click.argument("file")
-@_option("--prune", is_flag=True, help="Remove live entries that FILE does not name.")
-@_option("--dry-run", is_flag=True, help="Show the difference; change nothing.")
-@timeout_option
-@click.pass_context
-def import_(ctx: click.Context, file: str, prune: bool, dry_run: bool, timeout: float) -> None:
-    """Add and change live entries as FILE says ("-": standard input). `export` writes such a file.
-
-    The command first checks all of FILE and shows the differences. Changes of up to about 500 kB
-    are one transaction: all or nothing. It makes more changes in several transactions, one after
-    another. If it is interrupted, run it again: it makes only the changes that are left. --timeout
-    applies to each transaction.
-
-    \b
-    Examples:
-      $ celery -A proj zk-beat import entries.json --dry-run
-      $ celery -A proj zk-beat import entries.json --prune
-    """
-    wanted = _read_file(file)
-    with _entries(ctx, timeout) as entries:
-        for name, content in wanted.items():
-            entries.check_task(name, content.task)
-        found = entries.definitions()
-        changes = _changes(found, wanted, prune)
-        _show_changes(ctx, found, changes)
-        if dry_run or not changes:
-            print_lines(ctx, ["nothing was changed"])
-            return
-        edits = {name: _edit_to(name, content) for name, content in changes.items()}
-        done = 0
-        try:
-            for part in entries.change_many(edits):
-                done += len(part)
-        except ZkBeatError as exc:
-            text = f"{exc}; {done} of {len(changes)} entries are changed: run it again for the rest"
-            if isinstance(exc, (EntryError, TooLarge, RootError)):
-                raise Failure(text) from None
-            raise Unreachable(text) from None
+def bring(
+    ctx: click.Context,
+    entries: Entries,
+    wanted: Mapping[str, Wanted],
+    prune: bool,
+    dry_run: bool,
+    keep: Collection[str] = (),
+) -> None:
+    """Shows how the entries are to change, and changes them. With `prune` the others are removed,
+    but for those that are in `keep`."""
+    found = entries.definitions()
+    changes = _changes(found, wanted, prune, keep)
+    _show_changes(ctx, found, changes)
+    if dry_run or not changes:
+        print_lines(ctx, ["nothing was changed"])
+        return
+    edits = {name: _edit_to(name, each) for name, each in changes.items()}
+    done = 0
+    try:
+        for part in entries.change_many(edits):
+            done += len(part)
+    except ZkBeatError as exc:
+        text = f"{exc}; {done} of {len(changes)} entries are changed: run it again for the rest"
+        if isinstance(exc, (EntryError, TooLarge, RootError)):
+            raise Failure(text) from None
+        raise Unreachable(text) from None
     print_lines(ctx, [f"{done} entries are changed"])
 
 
-def _read_file(file: str) -> dict[str, Content]:
+def read_file(file: str) -> dict[str, Content]:
     """Returns all entries of the file, checked."""
     try:
         if file == "-":
@@ -334,43 +322,52 @@ def _read_file(file: str) -> dict[str, Content]:
 
 
 def _changes(
-    found: Mapping[str, Found], wanted: Mapping[str, Content], prune: bool
-) -> dict[str, Content | None]:
-    changes: dict[str, Content | None] = {}
-    for name, content in wanted.items():
-        before = found.get(name)
-        if before is None or isinstance(before, Damaged) or not before.content.is_same(content):
-            changes[name] = content
+    found: Mapping[str, Found], wanted: Mapping[str, Wanted], prune: bool, keep: Collection[str]
+) -> dict[str, Wanted | None]:
+    changes: dict[str, Wanted | None] = {}
+    for name, each in wanted.items():
+        before, content = found.get(name), _content_of(each)
+        is_same = isinstance(before, Definition) and before.content.is_same(content)
+        if not is_same or isinstance(each, Coming):
+            changes[name] = each
     if prune:
-        changes.update((name, None) for name in found if name not in wanted)
+        changes.update((name, None) for name in found if name not in wanted and name not in keep)
     return changes
 
 
+def _content_of(wanted: Wanted) -> Content:
+    return wanted.content if isinstance(wanted, Coming) else wanted
+
+
 def _show_changes(
-    ctx: click.Context, found: Mapping[str, Found], changes: Mapping[str, Content | None]
+    ctx: click.Context, found: Mapping[str, Found], changes: Mapping[str, Wanted | None]
 ) -> None:
     lines = []
-    for name, content in sorted(changes.items()):
-        before = found.get(name)
-        if content is None:
+    for name, each in sorted(changes.items()):
+        before, clock = found.get(name), ""
+        if isinstance(each, Coming):
+            clock = f", clock since {to_text(from_milliseconds(each.since))}"
+            clock += f", {each.counted} runs" if each.counted else ""
+        if each is None:
             lines.append(f"- {name}")
         elif before is None:
-            lines.append(f"+ {name}: {json.dumps(content.told)}")
+            lines.append(f"+ {name}: {json.dumps(_content_of(each).told)}{clock}")
         elif isinstance(before, Damaged):
             lines.append(f"~ {name}: was damaged")
         else:
-            lines.append(f"~ {name}: {', '.join(before.content.differences(content))}")
+            what = ", ".join(before.content.differences(_content_of(each))) + clock
+            lines.append(f"~ {name}: {what.removeprefix(', ')}")
     if lines[_MOST_LINES:]:
         lines = [*lines[:_MOST_LINES], f"... and {len(lines) - _MOST_LINES} more"]
     added = sum(1 for name in changes if name not in found)
-    removed = sum(1 for content in changes.values() if content is None)
+    removed = sum(1 for each in changes.values() if each is None)
     changed = len(changes) - added - removed
     lines.append(f"{added} to add, {changed} to change, {removed} to remove")
     print_lines(ctx, map(safe, lines))
 
 
-def _edit_to(name: str, content: Content | None) -> Edit:
-    return lambda found: content
+def _edit_to(name: str, wanted: Wanted | None) -> Edit:
+    return lambda found: wanted
 
 
 # Shared by the commands ---------------------------------------------------------------------------
@@ -403,7 +400,7 @@ def _said(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _entries(ctx: click.Context, timeout: float) -> Iterator[Entries]:
+def entries_of(ctx: click.Context, timeout: float) -> Iterator[Entries]:
     """Connects. Turns each error of ours into one line and an exit code."""
     hosts = ""
     show_warnings()
@@ -476,4 +473,4 @@ def _tell(ctx: click.Context, as_json: bool, entry: LiveEntry, what: str) -> Non
     print_lines(ctx, [safe(f"{what}: {entry.schedule}, version {entry.version}{state}")])
 
 
-COMMANDS = (add, set_, remove, show, export, import_)
+COMMANDS = (add, set_, remove, show, export)

@@ -179,9 +179,18 @@ def check_timing(name: str, timing: Timing) -> None:
         raise EntryError(name, "schedule", timing.told, f"a valid schedule: {exc}") from None
 
 
+class Coming(NamedTuple):
+    """An entry that comes over from another scheduler: its content; milliseconds since 1970 from
+    which its clock goes on; how many runs have been counted."""
+
+    content: Content
+    since: int
+    counted: int = 0
+
+
 class Change(NamedTuple):
     """A change of an entry: the `version` it made, when (milliseconds since 1970), by whom, and
-    what: names of fields, or "added", "enabled", "disabled"."""
+    what: names of fields, or "added", "enabled", "disabled", "clock"."""
 
     version: int
     at: int
@@ -206,6 +215,8 @@ class Definition:
     born: str
     since: int
     changes: tuple[Change, ...] = ()
+    #: How many runs it had where it has come from: its numbers go on from there.
+    counted: int = 0
 
     @property
     def since_at(self) -> datetime:
@@ -223,6 +234,7 @@ class Definition:
             "version": self.version,
             "born": self.born,
             "since": self.since,
+            **({"counted": self.counted} if self.counted else {}),
             "changes": [[*change[:3], list(change.what)] for change in self.changes],
         }
 
@@ -242,35 +254,49 @@ class Definition:
             raise EntryError(name, "since", since, "milliseconds since 1970")
         if not isinstance(born, str) or not re.fullmatch("[0-9a-f]{1,32}", born):
             raise EntryError(name, "born", born, "hexadecimal digits")
+        counted = life["counted"] or 0
+        if not _is_count(counted, LARGEST_NUMBER):
+            raise EntryError(name, "counted", counted, "a number")
         changes = tuple(_changes(name, life["changes"]))
-        return cls(Content.of(name, said), version, born, since, changes)
+        return cls(Content.of(name, said), version, born, since, changes, counted)
 
-    def changed(self, content: Content, at: int, by: str) -> Definition:
+    def changed(
+        self, content: Content, at: int, by: str, coming: Coming | None = None
+    ) -> Definition:
         """Returns the definition with another content from `at` on; itself if nothing differs."""
         what = _differences(self.content, content)
+        if coming is not None and (coming.since, coming.counted) != (self.since, self.counted):
+            what = (*what, "clock")
         if not what:
             return self
         # Keep the changes in order even if a clock was set back.
         at = max([at, *(change.at for change in self.changes[-1:])])
         is_anew = "schedule" in what or "enabled" in what
+        # Another instant in any case, for `key` tells of it: clocks that are told apart by the time
+        # of an answer may be behind the change before.
+        since = max(at, self.since + 1) if is_anew else self.since
         version = self.version + 1
         change = Change(version, at, by[:LONGEST_WHO], what)
         return replace(
             self,
             content=content,
             version=version,
-            # Another instant in any case, for `key` tells of it: clocks that are told apart by the
-            # time of an answer may be behind the change before.
-            since=max(at, self.since + 1) if is_anew else self.since,
+            since=since if coming is None else coming.since,
+            counted=self.counted if coming is None else coming.counted,
             changes=(*self.changes, change)[-CHANGES:],
         )
 
     @classmethod
-    def added(cls, content: Content, born: str, at: int, by: str) -> Definition:
-        return cls(content, 1, born, at, (Change(1, at, by[:LONGEST_WHO], ("added",)),))
+    def added(
+        cls, content: Content, born: str, at: int, by: str, coming: Coming | None = None
+    ) -> Definition:
+        changes = (Change(1, at, by[:LONGEST_WHO], ("added",)),)
+        if coming is None:
+            return cls(content, 1, born, at, changes)
+        return cls(content, 1, born, coming.since, changes, coming.counted)
 
 
-_LIFE = ("version", "born", "since", "changes")
+_LIFE = ("version", "born", "since", "changes", "counted")
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from ..errors import (
     AccessDenied,
     ConnectTimeout,
     EntryError,
+    RootError,
     Uncertain,
     VersionConflict,
     ZkBeatError,
 )
-from ..paths import Paths
-from ..runs import from_milliseconds
+from ..paths import Paths, page_of
+from ..runs import RunState, decode_page, from_milliseconds
 from ..schedules import cron, every
 from ..settings import Settings, check_seconds
 from ..zookeeper.session import ZooKeeperSession, wait_for_connection
@@ -386,6 +387,20 @@ class Entries:
         found: dict[str, _Known] = {}
         self._with(_patiently(lambda link, until: link.read(found, None)))
         return _entries(found)
+
+    def states(self, names: Iterable[str]) -> dict[str, RunState]:
+        """For `import`: the run states of entries that have one, and that can be understood."""
+        pages = sorted({page_of(name) for name in names})
+
+        def read(link: _Link, until: float) -> dict[str, RunState]:
+            found: dict[str, RunState] = {}
+            paths = [link.paths.page(page) for page in pages]
+            for path, node in zip(paths, link.session.read_all(paths)):
+                with contextlib.suppress(RootError):
+                    found.update({} if node is None else decode_page(path, node.data))
+            return found
+
+        return self._with(_patiently(read))
 
     def change_many(self, edits: Mapping[str, store.Edit]) -> Iterator[dict[str, store.Changed]]:
         """For `import`, which has one thread: see :meth:`.Changer.change_many`."""

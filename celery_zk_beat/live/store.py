@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 from .. import clock
 from ..errors import (
@@ -31,6 +31,7 @@ from .definitions import (
     LARGEST_PAGE,
     MOST_ENTRIES,
     RECENT,
+    Coming,
     Content,
     Damaged,
     Definition,
@@ -43,8 +44,10 @@ from .definitions import (
 )
 
 Watch = Callable[[object], None]
+#: What an entry is to be; perhaps with a clock.
+Wanted = Union[Content, Coming]
 #: Takes an entry as found, returns its new content; None removes it. It may raise.
-Edit = Callable[[Found], Optional[Content]]
+Edit = Callable[[Found], Optional[Wanted]]
 
 #: Most bytes of pages that one transaction of :meth:`Changer.change_many` writes.
 _AT_ONCE = 500_000
@@ -282,6 +285,8 @@ def _size_after(page: Page | RootError, edits: Mapping[str, Edit]) -> int:
             content = edit(page.get(name))
         except ZkBeatError:
             continue  # change() raises it again
+        if isinstance(content, Coming):
+            content = content.content
         size += 0 if content is None else content.size + len(name) * 6 + _LARGEST_LIFE
     return size
 
@@ -397,15 +402,15 @@ class _Task:
             outcomes[name] = Changed(before, self._after(name, before, content, at))
         return outcomes
 
-    def _after(
-        self, name: str, before: Found, content: Content | None, at: int
-    ) -> Definition | None:
-        if content is None:
+    def _after(self, name: str, before: Found, wanted: Wanted | None, at: int) -> Definition | None:
+        if wanted is None:
             return None
+        coming = wanted if isinstance(wanted, Coming) else None
+        content = wanted.content if isinstance(wanted, Coming) else wanted
         content = content.checked(name)
         if isinstance(before, Definition):
-            return before.changed(content, at, self._by)
-        return Definition.added(content, uuid.uuid4().hex[:12], at, self._by)
+            return before.changed(content, at, self._by, coming)
+        return Definition.added(content, uuid.uuid4().hex[:12], at, self._by, coming)
 
     def _operations(
         self,

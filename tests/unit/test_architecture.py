@@ -65,7 +65,7 @@ WALLS = {
     "waitress": {"web"},
     "prometheus_client": {"web"},
     "rich": {"status/watch.py"},
-    "click": {"cli.py", "command_line.py", "live/commands.py"},
+    "click": {"cli.py", "command_line.py", "importing.py", "live/commands.py"},
     # What is an entry, a schedule, a message, a signal, a setting of it: each in one place. The
     # sources of entries and the loop take its scheduler for what they are given.
     "celery": {
@@ -78,6 +78,8 @@ WALLS = {
         "forecast.py",
         "gate",
         "hooks.py",
+        "importing.py",
+        "live/coming.py",
         "live/commands.py",
         "live_schedule.py",
         "loop.py",
