@@ -31,16 +31,16 @@ from .trouble import Trouble
 
 logger = get_logger(__name__)
 
-#: Seconds after which an entry that is held back is asked again: for long, until there is room for
-#: its run, and at least.
+#: Seconds until a held-back entry is asked again: the usual time, the time until there is room for
+#: its run, and the least.
 _HELD_FOR, _RETRY_AFTER, _SHORTEST_WAIT = 5.0, 1.0, 0.01
 #: Most runs that wait because they leave later than they are due: half of those that may wait.
 _MOST_LATER = MOST_RUNS // 2
 
 
 class GatedEntries(Source):
-    """The entries of another scheduler, while this beat is master; none else. `kind` is its class,
-    and `arguments` are those with which Celery makes a scheduler."""
+    """The entries of another scheduler while this beat is master; else none. `kind` is its class;
+    `arguments` are the arguments with which Celery makes a scheduler."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class GatedEntries(Source):
             dispatcher.election, dispatcher.settings.scheduler or "", dispatcher.ledger
         )
         self._opened: Gated | None = None
-        #: Its entries when they were looked at last.
+        #: Its entries when they were last read.
         self._taken: Any = None
         #: What its class dispatches at this very moment, and of which run that is.
         self._given: Given | None = None
@@ -71,10 +71,10 @@ class GatedEntries(Source):
         assert self._opened is not None, "used outside of a term"
         return self._opened
 
-    # What the loop asks ---------------------------------------------------------------------------
+    # For the loop (Source) ------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Makes the scheduler; SchedulerFailed where its constructor raised."""
+        """Makes the scheduler. Raises SchedulerFailed if its constructor raised."""
         self.trouble.listen(self._kind)
         keeps = adapter_of(self._kind).keeps_installed
         complaints = self.trouble.count
@@ -88,7 +88,7 @@ class GatedEntries(Source):
             self.installed.note(self._ledger.epoch)
 
     def close(self) -> None:
-        """Throws it away, with all that it had cached."""
+        """Discards the scheduler, with its caches."""
         self.trouble.stop()
         if self._opened is not None:
             self._opened.throw_away()
@@ -136,8 +136,8 @@ class GatedEntries(Source):
             self._take_entries()
 
     def turn(self) -> float:
-        """Publishes what waits, and has the scheduler dispatch what is due; returns the seconds
-        after which something may be. Raises SchedulerFailed where it raised something."""
+        """Publishes waiting runs, and makes the scheduler dispatch due entries. Returns the seconds
+        until something may be due. Raises SchedulerFailed if the scheduler raised an error."""
         began, publisher = clock.boottime(), self._dispatcher.publisher
         now = clock.now()
         waiting = [
@@ -192,7 +192,7 @@ class GatedEntries(Source):
         self._note_named(anew=False, hidden=hidden)
 
     def _drop_lost(self, goes_on: Container[str]) -> None:
-        """Drops runs of entries that are gone, but for those of the names `goes_on`."""
+        """Drops runs of removed entries, except entries named in `goes_on`."""
         gated, ledger = self._gated, self._ledger
         lost = [
             run
@@ -203,7 +203,7 @@ class GatedEntries(Source):
         self._dispatcher.drop(lost, "its entry was deleted or disabled while it waited")
 
     def _rename(self) -> None:
-        """Has the ledger know entries that have another name by that. A row is its key."""
+        """Renames entries in the ledger that have another name now. Their row is the key."""
         ledger, renamed, names = self._ledger, self._gated.renamed, dict[str, str]()
         raw: dict[str, str] = {}
         for name, old in list(renamed.items()):
@@ -245,7 +245,7 @@ class GatedEntries(Source):
         ledger.first_seen(unseen, keys)
         ledger.begin_anew(anew, keys)
 
-    # What the gated scheduler asks: see gated.py --------------------------------------------------
+    # For the gated scheduler: see gated.py --------------------------------------------------------
 
     @property
     def producer(self) -> Any:
@@ -319,7 +319,7 @@ class GatedEntries(Source):
         self._is_full = self._dispatcher.room() <= 0
 
     def _by_policy(self, policy: Policy, run: Run, entry: Any) -> Run | None:
-        """The run as its entry's policy has it; None where that skips it."""
+        """Returns the run as the entry's policy changes it; None if the policy skips it."""
         now, seed = clock.now(), f"{self._election.paths.root}/{run.entry}"
         instants = instants_of(entry, run.due)
         verdict = policy.decide(run.due, now, instants, 0, seed)

@@ -1,10 +1,10 @@
-"""Writes what readers are told of the entries of another scheduler: see shown.py.
+"""Writes the entries of another scheduler to ZooKeeper, for readers: see shown.py.
 
-Nothing that runs waits for it, or depends on it: it works in slices between the turns of the
-dispatch loop, sends one write at a time and does not wait for its answer. The write checks the
-epoch, so that an old master writes over nothing of a new one's. Where one fails that is logged, and
-all is read and written anew later: the ledger's way, to load the run states anew, would hold up
-what runs for something that is only looked at.
+No run waits for it or depends on it. It works in slices between the turns of the dispatch loop,
+sends one write at a time and does not wait for the answer. Each write checks the epoch, so an old
+master never overwrites a new master's data. If a write fails, it is logged, and everything is read
+and written again later. (The ledger's way is to load the run states anew: that would delay runs,
+for data that is only for reading.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOOK_EVERY, _WRITE_EVERY, _RETRY_AFTER = 10.0, 1.0, 60.0
 #: turn of the loop has taken without it: for each slice costs a turn, and with many entries a turn
 #: takes long. The rest between two; entries between two looks at the clock.
 _SLICE, _LONGEST_SLICE, _PART, _REST, _AT_ONCE = 0.003, 0.25, 0.5, 0.01, 20
-#: Seconds until it is looked whether a write was answered.
+#: Seconds until we check whether a write was answered.
 _LOOK_FOR_ANSWER = 0.5
 #: Least bytes of the pages of a write, however little the server takes; and those of a page beside
 #: its data.
@@ -77,7 +77,7 @@ class Showing:
         self.forget()
 
     def forget(self) -> None:
-        """Has all be read anew: the term is over, or something went wrong."""
+        """Forgets everything, so that it is read again: the term is over, or an error occurred."""
         pending, self._pending = self._pending, None
         if pending is not None and pending.answered():
             with contextlib.suppress(ZkBeatError):
@@ -130,7 +130,7 @@ class Showing:
     # Looking --------------------------------------------------------------------------------------
 
     def _looks(self, entries: Mapping[str, Any], adapter: StoreAdapter) -> Iterator[None]:
-        """Goes through all entries, and stops now and then."""
+        """Goes through all entries, and pauses from time to time."""
         told, changed = self._told, set[str]()
         self._most = min(self._most, max(_LEAST, self._ledger.limits.most_bytes // 2))
         if self._written is None:
