@@ -1,5 +1,5 @@
-"""The candidate: reads who is master, and becomes it where nobody is. It is turned by one thread,
-that of its :class:`~.public.MasterElection`."""
+"""The candidate: reads who is master, and becomes master if nobody is. The thread of its
+:class:`~.public.MasterElection` turns it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .terms import PastTerms, Term, epoch_record
 
 logger = get_logger(__name__)
 
-#: Seconds before ZooKeeper is asked again for what it did not answer, or what has just changed.
+#: Seconds until we ask ZooKeeper again after it did not answer, or something has just changed.
 _ASK_AGAIN_AFTER = 0.1
 
 
@@ -39,16 +39,16 @@ class Candidate:
     """Decides, turn by turn, whether it is master.
 
     Args:
-        on_watch: is what watches call.
+        on_watch: watches call it.
         on_change: is called when role or master may have changed.
-        guard: is told of each session before this contends in it, where there is one.
-        on_elected, on_demoted: are called, after it, with the epoch, and with the reason.
+        guard: gets each session before the candidate contends in it; None: no guard.
+        on_elected, on_demoted: are called afterwards, with the epoch and with the reason.
 
     Attributes:
-        master: the master that was seen last, this one included.
-        is_decided: it has been seen, since the start, who is master.
-        membership: announces it to the others.
-        restraint: holds it back where it is not to contend.
+        master: the master that was last seen, perhaps this candidate.
+        is_decided: True if it was seen since the start who is master.
+        membership: announces this candidate to the others.
+        restraint: holds it back while it must not contend.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class Candidate:
 
     @property
     def term(self) -> Term | None:
-        """The term of this master, None on a standby. No network; any thread."""
+        """The term of this master; None on a standby. Uses no network; for any thread."""
         term = self._term
         if term is None or not self._session.connected:
             return None
         return term if term.connection == self._session.connection else None
 
     def turn(self) -> float:
-        """Decides the role anew. Returns after how many seconds to do so again, where no watch
-        wants it sooner. Raises RootError where, at the start, the root is another app's, or of an
+        """Decides the role again. Returns after how many seconds to do it next, unless a watch
+        fires earlier. Raises RootError if, at the start, the root belongs to another app or has an
         unknown format."""
         if not self._session.connected:
             self.restraint.vacant_since = None
@@ -114,7 +114,7 @@ class Candidate:
             return self._go_on_after(exc)
 
     def resign(self, to: str | None, why: str, also: Sequence[Operation] = ()) -> bool:
-        """Gives up the mastership, as :meth:`MasterElection.resign`. False: it did not."""
+        """Resigns, as :meth:`MasterElection.resign`. Returns False if it did not."""
         term = self.term
         if term is None or self.master is None:
             return False
@@ -211,7 +211,7 @@ class Candidate:
         return max(0.0, min(left, pause) if pause > 0 else left)
 
     def _go_on_after(self, exc: ZkBeatError) -> float:
-        """Does what an error asks for, or raises it. Returns as :meth:`turn`."""
+        """Handles an error, or raises it. Returns as :meth:`turn`."""
         if isinstance(exc, Uncertain):
             logger.debug("asking again: %s", exc)
             return _ASK_AGAIN_AFTER
@@ -240,7 +240,7 @@ class Candidate:
         raise exc
 
     def _read_master(self) -> bool:
-        """Reads who is master, this one perhaps, and arms the watch; False when nobody is."""
+        """Reads who is master, and sets the watch. Returns False if nobody is master."""
         connection = self._session.connection
         if connection != self._caught_up:
             # Else it might read that it is master, though it has resigned and not heard the answer.

@@ -1,5 +1,4 @@
-"""All that is done to kazoo's client so that it connects, waits, authenticates, logs and stops as
-we need it.
+"""Adapts kazoo's client: how it connects, waits, authenticates, logs and stops.
 
 It runs callbacks on threads of its own, which must never block (kazoo#381, #426).
 """
@@ -33,7 +32,7 @@ _RECONNECT_PAUSE = 1.0
 _LONGEST_GRANTED = 300.0
 
 logger = get_logger(__name__)
-#: kazoo logs each attempt to connect; what matters of it is said by election/, once.
+#: kazoo logs each attempt to connect; election/ logs what matters, once.
 _kazoo_log = logging.getLogger(f"{LOGGERS}.kazoo")
 
 
@@ -160,7 +159,7 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """No network: what kazoo last saw."""
+        """True if kazoo last saw a connection. Uses no network."""
         # kazoo says that it is connected before it has told who it is (kazoo#594).
         return bool(self.kazoo.connected and self._authenticated)
 
@@ -185,7 +184,7 @@ class Client:
 
     @property
     def outdated(self) -> bool:
-        """True when the credentials are others now than when they were shown to ZooKeeper."""
+        """True if the credentials have changed since ZooKeeper got them."""
         if not self._access.identified:
             return False
         try:
