@@ -1,4 +1,4 @@
-"""Contenders side by side: real ``celery beat`` processes, one broker, and for ours one ZooKeeper.
+"""Compares contenders: real ``celery beat`` processes, one broker, and one ZooKeeper for ours.
 
     make bench
     python -m benchmarks.compare all --quick
@@ -14,8 +14,8 @@ The cases:
     drift     one entry of 1 s, all contenders at once; a standby of ours beside them
     failover  benchmarks.failover: from the signal to another master's first run (ours alone)
 
-With --output: all that was measured as JSON, a table and plots in this folder. Ends with status 1
-if a bound was missed, or a fault was seen.
+--output writes all measurements as JSON, a table and plots into a folder. The exit status is 1 if a
+bound was missed or a fault was seen.
 """
 
 from __future__ import annotations

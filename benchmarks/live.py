@@ -1,5 +1,5 @@
-"""What live entries cost: a change until it is in force, a take-over, a burst beside the same from
-code; and to put them there.
+"""Measures live entries: the time until a change is in force, a take-over, a burst compared with
+the same entries in code, and the time to add them.
 
     python -m benchmarks.live [--entries 10000] [--changes 200] [--takeovers 6] [--rounds 3]
 """

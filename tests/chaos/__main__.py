@@ -2,9 +2,9 @@
 
     python -m tests.chaos --seed 7 --minutes 5
 
-The same seed makes the same faults at the same times; what they meet differs from run to run. The
-history, a picture of it and the summary are left in the folder that is named at the end. Exit
-status 1 with any violation.
+The same seed makes the same faults at the same times, but the processes run differently each time.
+The end of the output names the folder with the history, a picture of it and the summary. The exit
+status is 1 if there is any violation.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument(
         "--common", action="store_true", help="only faults that all contenders can meet"
     )
-    parser.add_argument("--folder", type=Path, help="for what is left; default: a new one")
+    parser.add_argument("--folder", type=Path, help="folder for the results; default: a new one")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order, with nothing left behind
     logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # our own road to ZooKeeper ends at will
