@@ -15,7 +15,7 @@ from ..records import to_text
 from ..runs import NEVER, TOLERANCE, RunState, milliseconds
 from .definitions import LONGEST_NOTE, Coming, Content, Definition, Found, Timing, timing_of
 
-_MILLISECOND, _SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
+_MILLISECOND = timedelta(milliseconds=1)
 #: How often one is due, by its schedule, that its policy has run once, at a given instant.
 _DAY = 86_400.0
 #: The fields of a line of cron, as crontab has them; and how many values each can have.
@@ -68,8 +68,6 @@ def come_over(
     last = new.last_run_at
     if last is not None and new.has_run and last > now + TOLERANCE:
         raise EntryError(new.name, "last_run_at", to_text(last), "an instant that is past")
-    if not new.has_run and new.starts is not None and is_interval(new.entry.schedule):
-        last = new.starts - _SECOND  # for it is due at its start
     if state is not None:
         last = max(state.last_run_at, last or NEVER) if new.has_run else state.last_run_at
     since = 0 if last is None else _ceil(min(last, now))
