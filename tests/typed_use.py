@@ -29,7 +29,13 @@ from celery_zk_beat import (
     ZooKeeperScheduler,
 )
 from celery_zk_beat.schedules import cron, every
-from celery_zk_beat.signals import beat_demoted, beat_elected, run_dropped, run_published
+from celery_zk_beat.signals import (
+    beat_demoted,
+    beat_elected,
+    entries_changed,
+    run_dropped,
+    run_published,
+)
 from celery_zk_beat.testing import Missed, Timeline, Upcoming, timeline
 
 assert_type(celery_zk_beat.__version__, str)
@@ -175,5 +181,5 @@ def errors_of_live_entries() -> None:
 def receivers() -> None:
     def receiver(**more: Any) -> None: ...
 
-    for signal in (beat_elected, beat_demoted, run_published, run_dropped):
+    for signal in (beat_elected, beat_demoted, run_published, run_dropped, entries_changed):
         signal.connect(receiver, weak=False)

@@ -718,6 +718,8 @@ class Page:
             return Definition.of(check_name(name), self.told[name])
         except EntryError as exc:
             return Damaged(exc.what)
+        except Exception as exc:  # a fault of ours must not keep the other entries from running
+            return Damaged(f"cannot be read: {exc!r:.200}")
 
     def changed(self, changes: Mapping[str, Definition | None]) -> Page:
         """Returns a page with these entries put in; None removes an entry."""

@@ -71,7 +71,7 @@ def test_metrics(exported: str, promtool: Promtool) -> None:
         for family in text_string_to_metric_families(exported)
         if family.name.startswith("celery_zk_beat")
     ]
-    row = re.compile(r"^\| `(celery_zk_beat\w+)` \| (\w+) \|", re.MULTILINE)
+    row = re.compile(r"^\| `(celery_zk_beat\w+)(?:\{\w+\})?` \| (\w+) \|", re.MULTILINE)
     rows = row.findall(_read("monitoring.md"))
     assert sorted(rows) == sorted((_full_name(family), family.type) for family in families)
     for reason in SKIPPED:

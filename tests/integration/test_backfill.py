@@ -243,6 +243,8 @@ def test_cancelled(
     assert "by ann@host1, is already under way" in refused.text
     assert operator.cancels("a") == 1
     assert cancel_backfill(operator.session, operator.paths, "a") is None
+    # A claim that is refused before the master hears of it has it forget what was under way.
+    wait_until(lambda: scheduler._loop.control.stale, PATIENCE, "the watch")
     scheduler._loop.backfilling._next_at.clear()
     for _ in range(3):
         turn(scheduler)

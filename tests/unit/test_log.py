@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pytest
 
 import celery_zk_beat
+from celery_zk_beat.live import merging
 from celery_zk_beat.log import LOGGERS, Action, get_logger, telling
 from example_project.processes import REPOSITORY
 
@@ -43,8 +44,10 @@ def told() -> Iterator[tuple[str, set[str]]]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             name = node.func.id if isinstance(node.func, ast.Name) else name
             words = [str(each.value) for each in node.args if isinstance(each, ast.Constant)]
-            if name == "telling" and words:
-                ((action),) = words
+            if name == "telling" and isinstance(node.args[0], ast.Attribute):
+                assert node.args[0].attr == "kind"
+                words = [*get_args(merging.Kind)]
+            for action in words if name == "telling" else ():
                 fields = {str(each.arg) for each in node.keywords}
                 if isinstance(node.func, ast.Attribute):  # of a run
                     fields = {"entry", "run", "due", "epoch", "task_id"}
