@@ -11,12 +11,16 @@ from packaging.requirements import Requirement
 from example_project.processes import REPOSITORY
 from tests import licences
 
+#: Wanted by redis before Python 3.11.3 alone.
+BACKPORTS = {"async-timeout"}
+
 
 def named(page: str) -> dict[str, set[str]]:
     """The packages of each extra; with "" those that are always there."""
     _, *sections = re.split(r"^## (.*)$", page, flags=re.M)
     return {
-        "" if title == "Always" else title.strip("[]"): set(re.findall(r"^\| `(.*?)`", table, re.M))
+        "" if title == "Always" else title.strip("[]"): {*re.findall(r"^\| `(.*?)`", table, re.M)}
+        - BACKPORTS
         for title, table in zip(sections[::2], sections[1::2])
     }
 
