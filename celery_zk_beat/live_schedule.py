@@ -3,6 +3,7 @@ term."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -15,16 +16,20 @@ from . import clock
 from .beat_schedule import BeatSchedule
 from .dispatcher import Dispatcher
 from .due import copied_at, zone_of
+from .errors import ZkBeatError
 from .live.definitions import Content, Timing, refusal
 from .live.merging import Live, Merging, entry_of, log_news, news_of
 from .names import Entries
 from .policies import OwnPolicies
 from .runs import Run
 from .signals import entries_changed
+from .source import no_collector
 from .zookeeper.operations import Check
 
 #: Up to this many changed entries are planned one by one; for more the agenda is built again.
 _MOST_ONE_BY_ONE = 500
+#: Least seconds between two readings of a standby.
+_READ_AHEAD_EVERY = 10.0
 #: How many different schedules the cache keeps.
 _MOST_SCHEDULES = 1 << 17
 #: The form of :attr:`.definitions.Definition.key`: `born`, and when its clock started.
@@ -46,6 +51,8 @@ class LiveSchedule(BeatSchedule):
         self._hidden: dict[str, Any] = {}
         #: The epoch in which live entries were read last.
         self._read_in: int | None = None
+        #: On boottime(): when a standby may read them again.
+        self._read_again = 0.0
         self._schedule = functools.lru_cache(_MOST_SCHEDULES)(_schedule_of)
 
     def _make(self, name: str, content: Content) -> Any:
@@ -67,13 +74,22 @@ class LiveSchedule(BeatSchedule):
         return self.live.unchanged(run.entry for run in runs)
 
     def is_refused(self, path: str) -> None:
-        self.live.is_refused()
+        self.live.is_refused(path)
 
     @property
     def is_damaged(self) -> bool:
         return self.live.is_damaged
 
     # For the loop (Source) ------------------------------------------------------------------------
+
+    def stand_by(self) -> None:
+        """Reads the entries ahead of a term: a take-over then reads only what has changed since."""
+        now, election = clock.boottime(), self._election
+        if not self.live.stale or now < self._read_again or election.master is None:
+            return
+        self._read_again = now + _READ_AHEAD_EVERY
+        with contextlib.suppress(ZkBeatError), no_collector():
+            self.live.read()
 
     def open(self) -> None:
         super().open()
@@ -109,6 +125,8 @@ class LiveSchedule(BeatSchedule):
         self._tell(changed)
         for name in changed:
             self._place(name)
+        if any(self._control.pauses.skip_until(name) is not None for name in changed):
+            self._control.outdated()  # what it missed is skipped before it runs
         self._drop_lost()
         self._leave(changed)
         if len(changed) > _MOST_ONE_BY_ONE:

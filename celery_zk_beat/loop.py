@@ -137,6 +137,7 @@ class Loop:
             self.forget()
             self._usefulness.term_is_over()
             self._metrics.outbox = 0
+            self.source.stand_by()
             return _LONGEST_WAIT
         try:
             if self.ledger.term != term or self._is_time_to_look_again():

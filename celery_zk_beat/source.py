@@ -73,6 +73,9 @@ class Source(ABC):
         """True if a znode is damaged. Somebody may repair it without our noticing."""
         return False
 
+    def stand_by(self) -> None:  # noqa: B027 - most need not
+        """Prepares a term, while another beat is master."""
+
     @abstractmethod
     def open(self) -> None:
         """Starts a term. The ledger is loaded already."""

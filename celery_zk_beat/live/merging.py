@@ -195,6 +195,8 @@ class Merging:
         self._pages: dict[str, Page] = {}
         #: Versions of empty pages, which the index does not list.
         self._empty: dict[str, int] = {}
+        #: Pages whose version may not be the known one.
+        self._unsure: set[str] = set()
         #: Until when, by boottime(), claims check pages instead of the index.
         self._is_contended_until = -math.inf
         #: Why entries are not in force, as far as it was logged.
@@ -220,9 +222,13 @@ class Merging:
                 ]
         return [Check(self._paths.entries, self._version)]
 
-    def is_refused(self) -> None:
-        """Notes that a claim failed because entries have changed."""
+    def is_refused(self, path: str) -> None:
+        """Notes that a claim failed because the index, or a page, has changed."""
         self.stale, self._is_contended_until = True, clock.boottime() + _CONTENDED_FOR
+        # The index does not tell that a page was changed and changed back, but its version is new.
+        page = path.rpartition("/")[2]
+        self._unsure.add(page)
+        self._empty.pop(page, None)
 
     def _version_of(self, page: str) -> int | None:
         """Returns the version of a page as it was read, or None if it is unknown. Creates the page
@@ -279,7 +285,7 @@ class Merging:
         differ = [
             page
             for page, each in sums.items()
-            if self._sums.get(page) != each or page in self.damaged_pages
+            if self._sums.get(page) != each or page in self.damaged_pages or page in self._unsure
         ]
         # Read all pages first: an error must not leave half of the changes in force.
         found = read_pages(self._session, self._paths, differ) if differ else {}
@@ -303,6 +309,7 @@ class Merging:
             changed.update(self._take(page, each, complaints))
             self._sums[page] = sums[page]
             self._empty.pop(page, None)
+        self._unsure.clear()
         self._complain(complaints)
         return changed
 

@@ -12,7 +12,7 @@ from celery import Celery
 from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler, clock
-from celery_zk_beat.control import BACKFILL, RUN, Asking, RequestRecord
+from celery_zk_beat.control import BACKFILL, RUN, Asking, RequestRecord, change_pauses
 from celery_zk_beat.live.definitions import Content, Definition, Found, page_of_entry
 from celery_zk_beat.live.merging import Merging
 from celery_zk_beat.live.store import Changer
@@ -458,6 +458,29 @@ def _pause_all(paths: Paths, node: Any) -> Any:
     return SetData(paths.pauses, Pauses().pause(None, now(), "test").encode(), node.version)
 
 
+def test_resumed_while_it_could_not_be_read(
+    app: Celery, make: Make, editor: Editor, client: KazooClient
+) -> None:
+    """What it missed is skipped when it is back, before anything of it runs."""
+    editor.put("a", schedule=SOON)
+    one = master(make)
+    (last,) = more(app, one, "a", 1)
+    paths, session = one.election.paths, one.election.session
+    good, _ = client.get(paths.entries_page(page_of_entry("a")))
+    write(client, paths, "a", b"{")
+    learn(one)
+    change_pauses(session, paths, lambda pauses: pauses.pause("a", now(), "test"))
+    missed = last.due + timedelta(seconds=0.7)
+    wait_until(lambda: now() > missed, PATIENCE, "an instant that it misses")
+    change_pauses(session, paths, lambda pauses: pauses.resume("a", now(), True, "test"))
+    resumed = now()
+    go(one, lambda: one._loop.control.pauses.skips and not one._loop.control.stale)
+    write(client, paths, "a", good)
+    learn(one)
+    more(app, one, "a", 2)
+    assert all(each.due > resumed for each in of(app, "a") if each.run > last.run)
+
+
 # What cannot be in force --------------------------------------------------------------------------
 
 
@@ -634,3 +657,43 @@ def test_asked_for_by_an_operator(
     assert [each.task for each in of(app, "a")] == ["shop.two", "shop.three", "shop.three"]
     assert are_in_order(of(app, "a"))
     assert one.metrics.elections == 1
+
+
+def test_a_page_that_was_changed_and_changed_back(
+    app: Celery, make: Make, editor: Editor, root: str
+) -> None:
+    """The index does not tell of it. Claims that check the page are refused once, not for ever."""
+    editor.put("a", schedule=SOON)
+    scheduler = master(make)
+    more(app, scheduler, "a", 1)
+    live = source_of(scheduler).live
+    beside = next(
+        name for n in range(10_000) if page_of_entry(name := f"b{n}") == page_of_entry("a")
+    )
+    editor.put(beside)
+    editor.remove(beside)
+    wait_until(lambda: live.stale, PATIENCE, "the watch")
+    live.is_refused(Paths(root).entries)  # claims check pages from now on
+    more(app, scheduler, "a", 3)
+
+
+def test_a_standby_reads_ahead(app: Celery, make: Make, editor: Editor) -> None:
+    """A take-over reads only what has changed since."""
+    editor.put("a", schedule=SOON)
+    editor.put("b", schedule=SOON)
+    first = master(make)
+    second = make()
+    wait_until(lambda: second.election.master, PATIENCE, "a master that it knows")
+    second._loop.turn()
+    ahead = source_of(second)
+    assert ahead.live.found.keys() == {"a", "b"}
+    assert not ahead.entries
+    known = ahead.live.found["b"]
+    editor.set("a", task="shop.two")
+    wait_until(lambda: ahead.live.stale, PATIENCE, "the watch")
+    second._loop.turn()
+    assert ahead.live.stale, "it does not read at each change"
+    first.close()
+    assert second.election.wait(PATIENCE)
+    assert [each.task for each in more(app, second, "a", 1)] == ["shop.two"]
+    assert ahead.live.found["b"] is known

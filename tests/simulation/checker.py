@@ -86,6 +86,8 @@ class Checker:
         self.rows: dict[str, str] | None = None
         #: Whether pages may be full, so that no history is kept.
         self.pages_are_small = False
+        #: Up to which number the runs of an entry are of the time before its clock began anew.
+        self._not_its_own: dict[str, int] = {}
         #: Of all times: task id to entry and due instant, and the other way; what a receiver that
         #: refuses an old epoch has seen last.
         self._meaning: dict[str, tuple[str, str]] = {}
@@ -434,8 +436,10 @@ class Checker:
         if number == before.total_run_count:
             if self.rows is None and self.live.on_begun(entry, before, state):
                 if not self.clocks_are_right:
-                    # What ran before its time by a clock that was ahead was not its own.
+                    # What ran before its time by a clock that was ahead was not its own, nor is
+                    # what was claimed so and leaves later.
                     self._forget(entry)
+                    self._not_its_own[entry] = number
                 return set()
             if state.last_run_at > before.last_run_at:
                 last = state.past[-1] if state.past else None
@@ -606,10 +610,13 @@ class Checker:
         what = sent.entry, sent.due
         if self._meaning.setdefault(sent.id, what) != what:
             self.fail(f"I11: {sent} has the task id of {self._meaning[sent.id]}")
-        if self._id.setdefault(what, sent.id) != sent.id and not (
-            self.store_knows_more or self.numbers_may_differ
-        ):
-            self.fail(f"I11: {sent} had the task id {self._id[what]}")
+        is_its_own = sent.run > self._not_its_own.get(sent.entry, 0)
+        if is_its_own and self._id.setdefault(what, sent.id) != sent.id:
+            self._on_another_id(sent, self._id[what])
+
+    def _on_another_id(self, sent: Sent, before: str) -> None:
+        if not (self.store_knows_more or self.numbers_may_differ):
+            self.fail(f"I11: {sent} had the task id {before}")
 
     def _on_sent_in_time(self, sent: Sent) -> None:
         waiting = self.outbox.get((sent.entry, sent.run))
