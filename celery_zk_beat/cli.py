@@ -33,6 +33,7 @@ from .command_line import (
     Failure,
     Unreachable,
     json_option,
+    one_line,
     print_lines,
     timeout_option,
 )
@@ -55,10 +56,7 @@ from .control import (
 from .due import instants, tells_instants
 from .errors import (
     Conflict,
-    QuotaExceeded,
-    RootError,
     SettingsError,
-    TooLarge,
     Uncertain,
     ZkBeatError,
 )
@@ -158,20 +156,13 @@ def _site(ctx: click.Context, timeout: float, news: clock.Wakeup) -> Iterator[_S
     """Connects. Turns each error of ours into one line and an exit code."""
     hosts = ""
     show_warnings()
-    try:
+    with one_line(lambda: hosts):
         settings = Settings.from_app(ctx.obj.app)
         hosts = settings.hosts
         session_timeout = min(timeout, settings.session_timeout)
         with connected(hosts, session_timeout, timeout, news.set, settings.access) as session:
             session.catch_up(settings.root)
             yield _Site(ctx, settings, session, timeout)
-    except (RootError, TooLarge) as exc:
-        raise Failure(str(exc)) from None
-    except QuotaExceeded as exc:
-        raise Failure(f"ZooKeeper at {hosts}: {exc}") from None
-    except ZkBeatError as exc:
-        where = f"ZooKeeper at {hosts}: " if hosts and hosts not in str(exc) else ""
-        raise Unreachable(f"{where}{exc}") from None
 
 
 # The commands -------------------------------------------------------------------------------------

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import click
 from celery.bin.base import CeleryOption
 
+from .errors import (
+    EntryError,
+    QuotaExceeded,
+    RootError,
+    SettingsError,
+    TooLarge,
+    VersionConflict,
+    ZkBeatError,
+)
 from .log import safe
 
 #: Exit codes, beside 0.
@@ -31,6 +41,23 @@ class Failure(click.ClickException):
 
 class Unreachable(Failure):
     exit_code = UNREACHABLE
+
+
+@contextlib.contextmanager
+def one_line(hosts: Callable[[], str]) -> Iterator[None]:
+    """Turns each error of ours into one line and an exit code. `hosts`: where ZooKeeper is, empty
+    as long as that is not known."""
+    try:
+        yield
+    except (EntryError, SettingsError) as exc:
+        raise Unreachable(str(exc)) from None
+    except (RootError, TooLarge, VersionConflict) as exc:
+        raise Failure(str(exc)) from None
+    except QuotaExceeded as exc:
+        raise Failure(f"ZooKeeper at {hosts()}: {exc}") from None
+    except ZkBeatError as exc:
+        is_named = not hosts() or hosts() in str(exc)
+        raise Unreachable(f"{exc}" if is_named else f"ZooKeeper at {hosts()}: {exc}") from None
 
 
 def timeout_option(command: Function) -> Function:

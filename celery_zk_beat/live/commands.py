@@ -17,15 +17,14 @@ from ..command_line import (
     Failure,
     Unreachable,
     json_option,
+    one_line,
     print_lines,
     timeout_option,
 )
 from ..control import who
 from ..errors import (
     EntryError,
-    QuotaExceeded,
     RootError,
-    SettingsError,
     TooLarge,
     VersionConflict,
     ZkBeatError,
@@ -404,25 +403,15 @@ def entries_of(ctx: click.Context, timeout: float) -> Iterator[Entries]:
     """Connects. Turns each error of ours into one line and an exit code."""
     hosts = ""
     show_warnings()
-    try:
-        with Entries(ctx.obj.app, timeout, by=who()) as entries:
-            hosts = entries.settings.hosts
-            if not entries.settings.entries:
-                name = entries.settings.prefix + "entries"
-                click.echo(
-                    f"{name} is not True here: beats with this setting run no live entries",
-                    err=True,
-                )
-            yield entries
-    except (EntryError, SettingsError) as exc:
-        raise Unreachable(str(exc)) from None
-    except (RootError, TooLarge, VersionConflict) as exc:
-        raise Failure(str(exc)) from None
-    except QuotaExceeded as exc:
-        raise Failure(f"ZooKeeper at {hosts}: {exc}") from None
-    except ZkBeatError as exc:
-        where = f"ZooKeeper at {hosts}: " if hosts and hosts not in str(exc) else ""
-        raise Unreachable(f"{where}{exc}") from None
+    with one_line(lambda: hosts), Entries(ctx.obj.app, timeout, by=who()) as entries:
+        hosts = entries.settings.hosts
+        if not entries.settings.entries:
+            name = entries.settings.prefix + "entries"
+            click.echo(
+                f"{name} is not True here: beats with this setting run no live entries",
+                err=True,
+            )
+        yield entries
 
 
 def _no_entry(name: str, entries: Entries) -> str:
