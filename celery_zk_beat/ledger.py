@@ -370,7 +370,11 @@ class RunLedger:
         claimed = [run for run in runs if run.entry in batch]
         self._claiming = {run.entry: run for run in claimed}
         sent = self._send(batch, self.outbox, *also)
-        meanwhile()
+        try:
+            meanwhile()
+        except Outdated as exc:
+            # Not this claim was refused, which is perhaps done: its caller must not think so.
+            self._fail(Conflict(exc.path, "is no longer as it was read"))
         try:
             self._finish_in_order(sent)
         except Outdated:

@@ -95,14 +95,16 @@ class LiveSchedule(BeatSchedule):
         super().open()
         self._tell(self.live.read())
         self._place_all()
+        self._begin(self._ours)  # before pauses are heard: what is to be skipped needs a state
         self._drop_lost()
 
     def close(self) -> None:
         """Removes the live entries from the schedule: only a master knows them."""
         super().close()
         entries = self._names.get()
-        for name in self._ours:
-            entries.pop(name, None)
+        for name, live in self._ours.items():
+            if _is_of(live, entries.get(name)):  # else a program has put its own there
+                entries.pop(name, None)
             self._policies.give(name, {})
         for name, entry in self._hidden.items():
             self._names.put(name, entry)
@@ -129,7 +131,9 @@ class LiveSchedule(BeatSchedule):
             self._control.outdated()  # what it missed is skipped before it runs
         self._drop_lost()
         self._leave(changed)
-        if len(changed) > _MOST_ONE_BY_ONE:
+        entries = self._names.get()
+        is_of_code = any(name in entries and name not in self._ours for name in changed)
+        if len(changed) > _MOST_ONE_BY_ONE or is_of_code:
             self.outdated()
         if self._names.is_current:
             self._begin(changed)

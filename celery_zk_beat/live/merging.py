@@ -270,7 +270,9 @@ class Merging:
         path = self._paths.entries
         indexed = read_index(self._session, self._paths, self._on_watch)
         if indexed.version is None:
-            self._session.ensure(path, self._acl)  # else no watch could report the first entry
+            # Else no watch could report the first entry. One by one: the root has other rights.
+            self._session.ensure(self._paths.root)
+            self._session.ensure(path, self._acl)
             indexed = read_index(self._session, self._paths, self._on_watch)
         if indexed.version is None:
             raise Uncertain(f"{path}: deleted as soon as it is created")

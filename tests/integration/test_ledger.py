@@ -382,6 +382,22 @@ def test_a_claim_that_is_refused_for_what_it_goes_by(
     assert bare(load(election).state("new")) == RunState(NOW, 1, NOW - SECOND)
 
 
+def test_a_drop_that_is_refused_while_a_claim_is_on_its_way(
+    election: MasterElection, ledger: RunLedger
+) -> None:
+    """[I2] It is not the claim that was refused: what was claimed is not forgotten."""
+    ledger.first_seen(dict.fromkeys(["late", "new"], NOW))
+    (late,) = ledger.claim([run("late")])
+    path = election.paths.pauses
+    election.session.ensure(path)
+    election.session.commit(SetData(path, b"", 0))
+    with pytest.raises(Conflict, match="pauses") as caught:
+        ledger.claim([run("new")], meanwhile=lambda: ledger.drop([late], "late", Check(path, 0)))
+    assert not isinstance(caught.value, Outdated)
+    assert ledger.term is None
+    assert set(load(election).outbox) == {"late", "new"}
+
+
 def test_confirmations_are_coalesced(election: MasterElection, ledger: RunLedger) -> None:
     """One is on its way at a time, and takes along what has gathered."""
     names = [f"e{n}" for n in range(100)]

@@ -392,6 +392,43 @@ def test_code_wins(
     assert are_in_order(of(app, "a"))
 
 
+def test_code_that_was_hidden_from_the_beginning(app: Celery, make: Make, editor: Editor) -> None:
+    """It has never run, and begins when the live one goes."""
+    editor.put("a", override=True, enabled=False)
+    one = master(make, beat_schedule={"a": every(0.3, "shop.code")})
+    assert "a" not in one.entries
+    editor.remove("a")
+    assert more(app, one, "a", 2)[0].task == "shop.code"
+
+
+def test_an_entry_that_a_program_adds_outlives_the_term(
+    app: Celery, make: Make, editor: Editor
+) -> None:
+    editor.put("a", schedule=SOON)
+    one = master(make)
+    more(app, one, "a", 1)
+    one.add(name="a", task="shop.code", schedule=3600.0)
+    one._loop.forget()
+    assert one.entries["a"].task == "shop.code"
+
+
+def test_what_is_skipped_before_it_was_ever_seen(app: Celery, make: Make, editor: Editor) -> None:
+    """Added and resumed with --skip while there was no master."""
+    one = master(make)
+    paths, session = one.election.paths, one.election.session
+    change_pauses(session, paths, lambda pauses: pauses.pause(None, now(), "test"))
+    one.close()
+    added = editor.put("a", schedule=SOON)
+    missed = added.since_at + timedelta(seconds=1)
+    wait_until(lambda: now() > missed, PATIENCE, "instants that it misses")
+    resumed = now()
+    with connected(session._hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as other:
+        change_pauses(other, paths, lambda pauses: pauses.resume(None, resumed, True, "test"))
+    two = master(make)
+    go(two, lambda: len(of(app, "a")) >= 2)
+    assert all(each.due > resumed for each in of(app, "a"))
+
+
 def test_a_program_adds_an_entry_of_the_same_name(app: Celery, make: Make, editor: Editor) -> None:
     editor.put("a", schedule=RARELY)
     one = master(make)
