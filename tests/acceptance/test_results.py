@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def django(*args: str) -> None:
 
 def results(database: Path) -> list[tuple[Any, ...]]:
     select = "SELECT periodic_task_name, task_id FROM django_celery_results_taskresult"
-    with sqlite3.connect(database) as connection:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
         return connection.execute(select).fetchall()
 
 
