@@ -34,6 +34,11 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
+def leaves_nothing(folder: Path) -> None:
+    """Soon: a guard may live some seconds longer than its beat."""
+    wait_until(lambda: not left_behind(folder), PATIENCE, "the end of all that it started")
+
+
 @pytest.mark.timeout(240)
 def test_demo(tmp_path: Path) -> None:
     """Kill and stop of the master, nothing lost, nothing twice."""
@@ -54,7 +59,7 @@ def test_demo(tmp_path: Path) -> None:
         assert len(lines) < 40
         # It is added while beats run, and judged as the others: it has runs of each master.
         assert text.index("a live entry is added: orders, every 3 s") < text.index("SIGKILL to ")
-        assert left_behind(tmp_path) == []
+        leaves_nothing(tmp_path)
 
 
 @pytest.mark.timeout(240)
@@ -72,7 +77,7 @@ def test_django(tmp_path: Path) -> None:
             assert re.search(words, process.log())
         process.send(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
-        assert left_behind(tmp_path) == []
+        leaves_nothing(tmp_path)
 
 
 @pytest.mark.parametrize("words", ["", "ZooKeeper and Redis run", "is master, epoch 1"])
@@ -84,4 +89,4 @@ def test_ctrl_c(tmp_path: Path, words: str) -> None:
         process.wait_for_log(words or re.compile(r"\Z"), PATIENCE)
         process.send(signal.SIGINT)
         assert process.wait(PATIENCE) != 0
-        assert left_behind(tmp_path) == []
+        leaves_nothing(tmp_path)
