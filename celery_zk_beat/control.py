@@ -324,7 +324,7 @@ class Control:
         return Check(self._paths.pauses, self._version)
 
     def outdated(self) -> None:
-        """Has the pauses be read: they are no longer as they were."""
+        """Makes the next turn read the pauses again, because they have changed."""
         self.stale = self.pauses_stale = True
 
     def skipped(self, epoch: int, of: Callable[[str], bool]) -> None:

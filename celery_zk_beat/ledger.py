@@ -373,7 +373,7 @@ class RunLedger:
         try:
             meanwhile()
         except Outdated as exc:
-            # Not this claim was refused, which is perhaps done: its caller must not think so.
+            # Another write was refused. This claim may be done: read the outbox to find out.
             self._fail(Conflict(exc.path, "is no longer as it was read"))
         try:
             self._finish_in_order(sent)

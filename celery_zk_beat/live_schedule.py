@@ -95,7 +95,7 @@ class LiveSchedule(BeatSchedule):
         super().open()
         self._tell(self.live.read())
         self._place_all()
-        self._begin(self._ours)  # before pauses are heard: what is to be skipped needs a state
+        self._begin(self._ours)  # before pauses are heard: a skip needs a state
         self._drop_lost()
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class LiveSchedule(BeatSchedule):
         super().close()
         entries = self._names.get()
         for name, live in self._ours.items():
-            if _is_of(live, entries.get(name)):  # else a program has put its own there
+            if _is_of(live, entries.get(name)):  # not what a program has put there
                 entries.pop(name, None)
             self._policies.give(name, {})
         for name, entry in self._hidden.items():

@@ -225,7 +225,7 @@ class Merging:
     def is_refused(self, path: str) -> None:
         """Notes that a claim failed because the index, or a page, has changed."""
         self.stale, self._is_contended_until = True, clock.boottime() + _CONTENDED_FOR
-        # The index does not tell that a page was changed and changed back, but its version is new.
+        # A page that was changed and changed back has its old checksum, but a new version.
         page = path.rpartition("/")[2]
         self._unsure.add(page)
         self._empty.pop(page, None)
