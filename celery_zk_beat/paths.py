@@ -108,6 +108,22 @@ class Paths:
         """Persistent; the live entries that lie there."""
         return f"{self.entries}/{page}"
 
+    @property
+    def inbox(self) -> str:
+        """Persistent, where a policy asks what becomes of runs; parent of the next two. Workers
+        write below them, and nowhere else."""
+        return f"{self.root}/inbox"
+
+    @property
+    def inbox_reports(self) -> str:
+        """Persistent; a persistent znode for each delivery of a tracked run's message."""
+        return f"{self.inbox}/reports"
+
+    @property
+    def inbox_running(self) -> str:
+        """Persistent; an ephemeral znode of the worker's for each delivery that it executes."""
+        return f"{self.inbox}/running"
+
     def member(self, id: str) -> str:
         """Ephemeral, one a beat."""
         return f"{self.members}/{quote_name(id)}"

@@ -280,3 +280,16 @@ REQUESTS = records(
     }
 )
 ANSWERS = records({"ok": st.booleans(), "text": _TEXTS, "run": _NUMBERS, "task_id": _TEXTS})
+REPORTS = records(
+    {
+        "entry": st.just("e") | _TEXTS,
+        "run": _NUMBERS,
+        "due": st.just("2026-01-01T00:00:00.000000+00:00") | INSTANTS,
+        "id": st.just("task-id") | _TEXTS,
+        "worker": _TEXTS,
+        "state": st.sampled_from(["started", "success", "failure", "retry", "lost"]),
+        "runtime": st.floats() | _NUMBERS,
+        "error": _TEXTS,
+        "again": st.booleans(),
+    }
+)

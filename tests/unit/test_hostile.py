@@ -26,6 +26,7 @@ from celery_zk_beat.errors import Uncertain
 from celery_zk_beat.history import decode_volume, encode_volume
 from celery_zk_beat.live import definitions
 from celery_zk_beat.log import get_logger
+from celery_zk_beat.outcomes.reports import Report
 from celery_zk_beat.paths import Paths, page_of, volume_of
 from celery_zk_beat.records import (
     EpochRecord,
@@ -65,6 +66,7 @@ READERS: dict[str, tuple[Callable[[str, bytes], Any], st.SearchStrategy[bytes]]]
     "request": (RequestRecord.decode, hostile.REQUESTS),
     "index": (Index.decode, hostile.INDEXES),
     "shown": (decode_shown, hostile.SHOWN),
+    "report": (Report.decode, hostile.REPORTS),
     "index of live entries": (definitions.Index.decode, hostile.INDEXES_OF_ENTRIES),
 }
 

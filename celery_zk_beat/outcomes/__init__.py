@@ -1,0 +1,1 @@
+"""What became of runs: workers report it, the master notes it."""
