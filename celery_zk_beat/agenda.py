@@ -1,4 +1,4 @@
-"""Which entry is to be looked at next, and when. Pure: no I/O, no clock."""
+"""Says which entry to look at next, and when. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from .due import timing
 from .paths import page_of
 
-#: Items of entries that were taken off that may be left, beside half of all.
+#: The heap may keep this many items of removed entries, plus half of its length.
 _MOST_GONE = 1000
 
 
 class Item(NamedTuple):
     """An entry's place. `at` is when to look at it, seconds since 1970; `order` settles ties. `due`
-    is when it is due, UTC, where that is known; else it is to be asked."""
+    is when it is due, UTC; None if that is unknown, so that its schedule must be asked."""
 
     at: float
     order: int
@@ -27,15 +27,15 @@ class Item(NamedTuple):
 
 
 class Agenda:
-    """Entries in the order of their times. What is due at the same time comes page by page, for a
-    claim writes whole pages."""
+    """Entries in the order of their times. Entries that are due at the same time come page by page,
+    because a claim writes whole pages."""
 
     def __init__(self) -> None:
         self._order = itertools.count()
         self._heap: list[Item] = []
-        #: What has come, the first last.
+        #: Items whose time has come. The last one comes off first.
         self._come: list[Item] = []
-        #: Names that were taken off, with the order of the first item that is not.
+        #: Names that were removed: items of a lower order are gone.
         self._gone: dict[str, int] = {}
         self._count_gone = 0
 
@@ -46,7 +46,7 @@ class Agenda:
         heapq.heappush(self._heap, Item(at, next(self._order), name, due))
 
     def take_off(self, name: str) -> None:
-        """Has nothing be there of an entry, however often it was put."""
+        """Removes an entry, however often it was put."""
         self._gone[name] = next(self._order)
         self._count_gone += 1
         if self._count_gone > _MOST_GONE + len(self._heap) // 2:
@@ -60,12 +60,13 @@ class Agenda:
         return item.order < self._gone.get(item.name, 0)
 
     def put_back(self, items: Iterable[Item]) -> None:
-        """Puts back what was taken off; the first is to come off next."""
+        """Puts back items that were popped. The first of them comes off next."""
         self._come.extend(reversed(list(items)))
 
     def pop_come(self, now: float, together: float = 0.0) -> Item | None:
-        """Takes off the next entry whose time has come by `now`; None where there is none. With the
-        first come those of the next `together` seconds, if it is known when they are due."""
+        """Takes off the next entry whose time has come by `now`. Returns None if there is none.
+        With the first one come those of the next `together` seconds if their due times are
+        known."""
         while True:
             if not self._come:
                 self._fetch(now, together)
@@ -74,7 +75,7 @@ class Agenda:
                 return item
 
     def _fetch(self, now: float, together: float) -> None:
-        """Finds those whose time has come."""
+        """Finds the items whose time has come."""
         if self._heap and self._heap[0].at <= now:
             while self._heap and self._heap[0].at <= now + (together if self._heap[0].due else 0.0):
                 self._come.append(heapq.heappop(self._heap))
@@ -83,27 +84,27 @@ class Agenda:
 
     @property
     def next_at(self) -> float:
-        """When :meth:`pop_come` has something, in the past where it has now, infinite for never."""
+        """When :meth:`pop_come` returns an entry: in the past if it does now, infinite if never."""
         if self._come:
             return -math.inf
         return self._heap[0].at if self._heap else math.inf
 
 
 class Seen:
-    """How entries were when their places were looked for, so that it can be told whether another
-    hand has changed them since. Not all at once: a share of them at each look, in turn."""
+    """Remembers how entries were when they were planned, and so finds out whether a program has
+    changed them since. Each look compares some of them, in turn, not all."""
 
     def __init__(self) -> None:
-        #: Name to the entry, and what says when it is due.
+        #: By name: the entry, and what says when it is due.
         self._rows: dict[str, tuple[Any, Any]] = {}
         self._count = 0
         self._round: Iterator[str] = iter(())
-        #: Whether a round has begun and is not at its end.
+        #: True if a round has begun and has not reached its end.
         self.is_midway = False
 
     def replace_all(self, entries: Iterable[tuple[str, Any]], count: int) -> set[str]:
-        """Remembers all of a schedule, which has `count` of them, with those that have no name as
-        text. Returns the names of those that were there and have changed."""
+        """Remembers all entries of a schedule. `count` is how many it has, including those without
+        a text as name. Returns the names of those that were there before and have changed."""
         before, self._rows = self._rows, {name: (entry, _timing(entry)) for name, entry in entries}
         self._count, self._round, self.is_midway = count, iter([*self._rows]), False
         return {
@@ -113,28 +114,29 @@ class Seen:
         }
 
     def note(self, name: str, entry: Any) -> None:
-        """Remembers one of them as it is now."""
+        """Remembers an entry as it is now, if the schedule has it."""
         if name in self._rows:
             self._rows[name] = entry, _timing(entry)
 
     def put(self, name: str, entry: Any) -> None:
-        """Remembers one that was put into the schedule, or in the place of another there."""
+        """Remembers an entry that was put into the schedule, perhaps in place of another."""
         self._count += name not in self._rows
         self._rows[name] = entry, _timing(entry)
 
     def remove(self, name: str) -> bool:
-        """Forgets one that was taken out of it; False where it was not there."""
+        """Forgets an entry that was removed from the schedule. Returns False if it was not
+        there."""
         was_there = self._rows.pop(name, None) is not None
         self._count -= was_there
         return was_there
 
     def is_same(self, name: str, entry: Any) -> bool:
-        """True where it is this very entry."""
+        """True if the schedule had this very object under that name."""
         return name in self._rows and self._rows[name][0] is entry
 
     def is_changed(self, entries: Mapping[str, Any], count: int, most: int) -> bool:
-        """Looks at some, at most so many; true where any is not as it was, or where there are more
-        or fewer of them."""
+        """Looks at `most` entries at most. Returns True if one of them has changed, or if the
+        number of all entries has."""
         if count != self._count:
             return True
         looked = 0
@@ -152,5 +154,5 @@ class Seen:
 def _timing(entry: Any) -> Any:
     try:
         return timing(entry.schedule)
-    except Exception:  # of a class of the user's
+    except Exception:  # raised by a user's class
         return None

@@ -1,14 +1,14 @@
 """Time, threads, and how one thread wakes another: the only module that imports :mod:`time`,
 :mod:`threading` or :mod:`queue`.
 
-Others call it by its name, as in ``clock.now()``, and import nothing out of it, so that a test
-replaces time by replacing the names of this one module.
+Other modules write ``clock.now()`` and import no name out of this module. So a test can replace
+time by replacing the names of this one module.
 
 Threads wake each other through a :class:`SimpleQueue`, never through a lock, a condition or an
-event: ``MasterElection.stop`` and ``ZooKeeperScheduler.close`` run inside signal handlers, and a
-handler may interrupt any line of the main thread. A lock which that line holds is never released
-then. The ``put()`` of a SimpleQueue is reentrant, by its documentation; nothing else in the
-standard library is.
+event. The reason: ``MasterElection.stop`` and ``ZooKeeperScheduler.close`` run inside signal
+handlers, and a handler may interrupt any line of the main thread. If that line holds a lock, nobody
+can release it then. The documentation says that ``put()`` of a SimpleQueue is reentrant. Nothing
+else in the standard library is.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from threading import current_thread, main_thread
 
 
 def boottime() -> float:
-    """Seconds on a clock that goes on while the machine is suspended, and never jumps."""
+    """Returns seconds on a clock that also counts while the machine is suspended, and never
+    jumps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def timestamp() -> float:
-    """The clock of day: seconds since 1970."""
+    """Returns the time of day as seconds since 1970."""
     return time.time()
 
 
 def now() -> datetime:
-    """The clock of day, in UTC."""
+    """Returns the time of day in UTC."""
     return datetime.now(timezone.utc)
 
 
 def sleep(seconds: float) -> None:
-    """Returns after so many seconds."""
+    """Waits so many seconds."""
     time.sleep(seconds)
 
 
 def thread(target: Callable[[], object], name: str) -> Thread:
-    """A thread that does not keep the process alive; not started yet."""
+    """Makes a thread that does not keep the process alive. Does not start it."""
     return Thread(target=target, name=name, daemon=True)
 
 
 def is_current(thread: Thread | None) -> bool:
-    """True for the thread that asks."""
+    """True if it is the thread that asks."""
     return thread is current_thread()
 
 
@@ -61,24 +62,25 @@ def in_main_thread() -> bool:
 
 
 class Wakeup:
-    """Has one thread wait until another, or a signal handler, wakes it.
+    """Lets one thread wait until another thread, or a signal handler, wakes it.
 
-    What was set before the wait counts, and many times count as one.
+    A call of :meth:`set` before the wait counts, and several calls count as one.
     """
 
     def __init__(self) -> None:
         self._tokens: SimpleQueue[None] = SimpleQueue()
 
     def set(self, event: object = None) -> None:
-        """Wakes who waits, now or next. Never blocks. `event` is what a watch is called with."""
+        """Wakes the thread that waits now, or ends the next wait at once. Never blocks. `event` is
+        what a watch passes."""
         self._tokens.put(None)
 
     def is_set(self) -> bool:
-        """True where the next wait ends at once."""
+        """True if the next wait ends at once."""
         return not self._tokens.empty()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Waits at most so many seconds (None: for ever). False where nobody woke it."""
+        """Waits at most so many seconds (None: no limit). Returns False if nobody woke it."""
         try:
             self._tokens.get(timeout=None if seconds is None else max(0.0, seconds))
         except Empty:

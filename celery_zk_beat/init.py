@@ -2,10 +2,10 @@
 
     python -m celery_zk_beat.init celery -A proj beat ...
 
-When the first process of a container ends the kernel ends all others in it, so a beat that is the
-first takes its guard along. This one passes signals on to its child, reaps what others leave
-behind, and waits, when the child has ended, until the guard has done its work. Then it ends as the
-child did: with its status, or 128 and the signal that ended it.
+When the first process of a container ends, the kernel ends all others in it. So if beat itself were
+the first, its guard would end with it. This process passes signals to its child and reaps orphans.
+When the child has ended, it waits until the guard has done its work. Then it exits with the child's
+status, or with 128 plus the number of the signal that ended the child.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import os
 import signal
 import sys
 
-#: Seconds for which the guard, and whatever else is there, is waited for.
+#: How many seconds we wait for the guard and other processes that are left.
 _LASTS = 6.0
-#: Linux, prctl(2): orphans become children of this process, though it be not the first.
+#: Linux, prctl(2): orphans become children of this process, even if it is not the first.
 _SET_CHILD_SUBREAPER = 36
-#: Faults of this process' own, and what a terminal does to a process in its background.
+#: Faults of this process itself, and what a terminal sends to a background process.
 _NOT_PASSED_ON = (
     signal.SIGBUS,
     signal.SIGFPE,
@@ -31,7 +31,7 @@ _NOT_PASSED_ON = (
     signal.SIGTTIN,
     signal.SIGTTOU,
 )
-#: As a shell's, where the program is not there.
+#: What a shell returns if the program does not exist.
 _NO_PROGRAM = 127
 
 
@@ -44,7 +44,7 @@ def main(command: list[str]) -> int:
     signals = {int(each) for each in signal.valid_signals() if each not in _NOT_PASSED_ON}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        # In a group of its own, or a terminal's Ctrl-C would reach it twice.
+        # In a process group of its own: else a terminal's Ctrl-C would reach it twice.
         child = os.posix_spawnp(
             command[0],
             command,
@@ -63,7 +63,7 @@ def main(command: list[str]) -> int:
 
 
 def _serve(child: int, signals: set[int]) -> int:
-    """Passes signals on until the child ends; returns how it did."""
+    """Passes signals on until the child ends. Returns the child's wait status."""
     while True:
         number = signal.sigwait(signals)
         if number != signal.SIGCHLD:
@@ -83,7 +83,8 @@ def _wait_for_the_rest() -> None:
 
 
 def _reap() -> tuple[dict[int, int], bool]:
-    """Returns pid and status of all that have ended; and whether others are left."""
+    """Reaps all processes that have ended. Returns their pids and statuses, and whether others are
+    left."""
     ended: dict[int, int] = {}
     try:
         while True:

@@ -27,7 +27,7 @@ class Paths:
 
     @property
     def master(self) -> str:
-        """Ephemeral; whoever created it is master."""
+        """Ephemeral; the beat that created it is master."""
         return f"{self.root}/master"
 
     @property
@@ -46,28 +46,28 @@ class Paths:
 
     @property
     def installed(self) -> str:
-        """Persistent, where another scheduler is elected that has a store: which `beat_schedule`
-        was written there last."""
+        """Persistent; exists only with another scheduler that has a store: which `beat_schedule`
+        was last written into the store."""
         return f"{self.root}/installed"
 
     @property
     def pauses(self) -> str:
-        """Persistent; what operators hold back. Empty: nothing."""
+        """Persistent; what operators have paused. Empty: nothing."""
         return f"{self.root}/pauses"
 
     @property
     def requests(self) -> str:
-        """Persistent; written whenever a request is made below it, so that one watch is enough."""
+        """Persistent; each request below it also writes it, so that one watch is enough."""
         return f"{self.root}/requests"
 
     def request(self, name: str) -> str:
-        """Ephemeral, of who asks; the master answers in it."""
+        """Ephemeral; the one who asks creates it, and the master writes its answer into it."""
         return f"{self.requests}/{name}"
 
     @property
     def backfills(self) -> str:
-        """Persistent, since the first was asked for; what is run of the past, and how far that has
-        come."""
+        """Persistent; the first backfill creates it: which backfills are under way, and how far
+        each is."""
         return f"{self.root}/backfills"
 
     @property
@@ -81,18 +81,19 @@ class Paths:
         return f"{self.root}/history"
 
     def damaged_outbox(self, data: bytes) -> str:
-        """Persistent; an outbox that could not be understood, put aside, with its checksum."""
+        """Persistent; an outbox that could not be parsed and was put aside. Its checksum is part of
+        the name."""
         return f"{self.root}/outbox-damaged-{zlib.crc32(data):08x}"
 
     @property
     def outbox(self) -> str:
-        """Persistent; the runs that are claimed and not yet known to be published."""
+        """Persistent; the runs that are claimed and not confirmed."""
         return f"{self.root}/outbox"
 
     @property
     def shown(self) -> str:
-        """Persistent, where another scheduler is elected: what it knows of its entries. Its data
-        is the index of the pages below it."""
+        """Persistent; exists only with another scheduler: what it knows of its entries. Its data is
+        the index of the pages below it."""
         return f"{self.root}/shown"
 
     def shown_page(self, page: str) -> str:
@@ -100,12 +101,12 @@ class Paths:
 
     @property
     def entries(self) -> str:
-        """Persistent, since the first live entry was added, or a beat looked for some. Its data is
-        the index of the pages below it, and is written by each change."""
+        """Persistent; the first live entry, or a beat that looks for some, creates it. Its data is
+        the index of the pages below it. Each change writes it."""
         return f"{self.root}/entries"
 
     def entries_page(self, page: str) -> str:
-        """Persistent; the live entries that lie there."""
+        """Persistent; the live entries of one page."""
         return f"{self.entries}/{page}"
 
     @property
@@ -125,7 +126,7 @@ class Paths:
         return f"{self.inbox}/running"
 
     def member(self, id: str) -> str:
-        """Ephemeral, one a beat."""
+        """Ephemeral; one for each beat."""
         return f"{self.members}/{quote_name(id)}"
 
     def page(self, page: str) -> str:
@@ -140,23 +141,23 @@ class Paths:
 
 @functools.lru_cache(1 << 17)
 def page_of(entry: str) -> str:
-    """Names the page (``"000"`` to ``"fff"``) that holds the run state of an entry, for ever: a
-    stable hash, so that any text can be an entry's name."""
+    """Returns the page (``"000"`` to ``"fff"``) that holds the run state of an entry. It never
+    changes. It is a hash, so that any text can be an entry's name."""
     return hashlib.sha256(entry.encode("utf-8", "surrogatepass")).hexdigest()[:3]
 
 
 def is_page(name: str) -> bool:
-    """True where a znode below ``runs`` is a page."""
+    """True if a znode below ``runs`` is a page."""
     return re.fullmatch("[0-9a-f]{3}", name) is not None
 
 
 def volume_of(page: str) -> str:
-    """Names the volume (``"00"`` to ``"ff"``) that holds the histories of a page's entries."""
+    """Returns the volume (``"00"`` to ``"ff"``) that holds the histories of a page's entries."""
     return page[:2]
 
 
 def is_volume(name: str) -> bool:
-    """True where a znode below ``history`` is a volume."""
+    """True if a znode below ``history`` is a volume."""
     return re.fullmatch("[0-9a-f]{2}", name) is not None
 
 

@@ -1,8 +1,8 @@
-"""Which ``beat_schedule`` was written into the store of another scheduler last, by any beat.
+"""Records which ``beat_schedule`` a beat last wrote into the store of another scheduler.
 
-Those that have a store write what code defines over it whenever they are made: once in the life of
-a process, by themselves; behind the election, at each of its elections. Then a change that was made
-in the store would last until the next failover.
+A scheduler with a store writes ``beat_schedule`` over it each time that it is made. Without us that
+is once per process. Behind the election it would be at each election, and a change that somebody
+made in the store would last only until the next failover.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ logger = get_logger(__name__)
 
 
 class Installed:
-    """Of one beat, for its dispatch loop's thread. Its methods raise a ZkBeatError where ZooKeeper
-    does not answer, or another is master. Where it refuses, that is logged, once.
+    """The record of one beat, for its dispatch loop's thread. Methods raise a ZkBeatError if
+    ZooKeeper does not answer or another beat is master. If ZooKeeper refuses, they log that once.
 
     Attributes:
-        is_current: it was the `beat_schedule` of the app.
-        is_first: this process has not written anything yet.
+        is_current: the store was last written with the `beat_schedule` that the app has now.
+        is_first: this process has not written the store yet.
     """
 
     def __init__(self, app: Celery, election: MasterElection) -> None:
@@ -41,7 +41,7 @@ class Installed:
         self._is_refused = self._has_complained = False
 
     def read(self) -> None:
-        """To be called before the scheduler is made."""
+        """Reads the record. Call it before the scheduler is made."""
         self._digest = digest_of(self._app.conf.beat_schedule)
         self._node, self.is_current, self._is_refused = None, False, False
         try:
@@ -57,7 +57,7 @@ class Installed:
                 self.is_current = known.digest == self._digest
 
     def note(self, epoch: int) -> None:
-        """It is written now, by the master of this epoch."""
+        """Records, as the master of this epoch, that `beat_schedule` is now in the store."""
         self.is_first = False
         if not (self.is_current or self._is_refused):
             data = InstalledRecord(self._digest).encode()
@@ -70,7 +70,7 @@ class Installed:
                 self.is_current = True
 
     def _complain(self, exc: ZooKeeperError) -> None:
-        """Once. Nothing that runs is to wait for it."""
+        """Logs it once, and goes on: no run waits for this record."""
         self._is_refused = True
         if not self._has_complained:
             self._has_complained = True
@@ -78,7 +78,7 @@ class Installed:
 
 
 def digest_of(schedule: Mapping[Any, Any]) -> str:
-    """The same in each process for which code defines the same."""
+    """Returns a digest that is the same in all processes whose code defines the same schedule."""
     shown = sorted(f"{name!r} {_shown(fields)}" for name, fields in schedule.items())
     return hashlib.sha256(without_addresses("\n".join(shown)).encode(errors="replace")).hexdigest()
 

@@ -1,6 +1,7 @@
-"""Logs, now and then, that another scheduler's store is away, in the place of each line of its own.
+"""Logs now and then that another scheduler's store does not answer, and suppresses the scheduler's
+own lines about that.
 
-A class that looks at its database several times a second has a traceback for each look that fails.
+A class that looks at its database several times a second logs a traceback each time that fails.
 """
 
 from __future__ import annotations
@@ -14,43 +15,43 @@ from ..log import get_logger
 
 logger = get_logger(__name__)
 
-#: Seconds between two log lines about what lasts, and after which it is over if nothing is heard of
-#: it any more.
+#: Seconds between two log lines about trouble that lasts. Seconds without a complaint after which
+#: it is over.
 _REMIND_EVERY, _OVER_AFTER = 60.0, 5.0
 
 
 class Trouble(logging.Filter):
-    """What one scheduler complains of, also when it is made anew meanwhile. For one thread. It is a
-    filter of the class's loggers: what they say of an error of its store is left to it.
+    """The complaints of one scheduler, also if it is made again in between. For one thread. It is a
+    filter of the class's loggers: it takes what they log about an error of the store.
 
     Args:
-        name: of the scheduler's class.
-        is_away: tells the errors of a store that does not answer.
+        name: the name of the scheduler's class.
+        is_away: returns True for errors which mean that the store does not answer.
     """
 
     def __init__(self, name: str, is_away: Callable[[BaseException], bool]) -> None:
         super().__init__()
         self._name, self._is_away = name, is_away
-        #: On boottime(): when it began, None while all is well; when it is to be said again; when
-        #: something was heard of it last.
+        #: On boottime(): when the trouble began, None if there is none; when to log it again; when
+        #: the last complaint came.
         self._since: float | None = None
         self._remind_at = self._last_at = 0.0
         self._said: set[str] = set()
-        #: How often something was complained of.
+        #: The number of complaints.
         self.count = 0
         self._loggers: list[logging.Logger] = []
 
     @property
     def lasts(self) -> bool:
-        """True since something was complained of, until it is over."""
+        """True from the first complaint until the trouble is over."""
         return self._since is not None
 
     def listen(self, scheduler: type) -> None:
-        """Bounds what the modules of a scheduler's class log, until :meth:`stop`."""
+        """Limits what the modules of a scheduler's class log, until :meth:`stop`."""
         for kind in scheduler.__mro__:
             found = getattr(sys.modules.get(kind.__module__), "logger", None)
             if isinstance(found, logging.Logger) and found not in self._loggers:
-                # Of a scheduler that was at work before, and was not stopped: one is at a time.
+                # An earlier scheduler was not stopped: only one works at a time.
                 for other in [each for each in found.filters if isinstance(each, Trouble)]:
                     found.removeFilter(other)
                 found.addFilter(self)
@@ -68,8 +69,8 @@ class Trouble(logging.Filter):
         return False
 
     def add(self, what: str, exc: BaseException) -> None:
-        """Says what the scheduler does because of an error: when that begins, and once a minute.
-        What is no matter of its store gets a traceback, once."""
+        """Logs what the scheduler does because of an error: at once, then once a minute. If the
+        store is not the cause, the first line has a traceback."""
         now = clock.boottime()
         self._last_at = now
         self.count += 1
@@ -93,7 +94,7 @@ class Trouble(logging.Filter):
             )
 
     def turned(self) -> None:
-        """The scheduler has ticked."""
+        """Notes that the scheduler has ticked. Logs the end of the trouble if it is over."""
         if self._since is not None and clock.boottime() - self._last_at > _OVER_AFTER:
             lasted = self._last_at - self._since
             logger.warning("%s works again, after %.0f s of this", self._name, lasted)
