@@ -19,6 +19,7 @@ from .security import Access, Grant, Sasl, Secret, Tls, check_acl, check_auth, c
 T = TypeVar("T")
 
 RESEND, DROP = "resend", "drop"
+WORKER, BACKEND = "worker", "backend"
 
 _PREFIX = "zk_beat_"
 _PORTS = range(1, 65536)
@@ -51,6 +52,8 @@ class Settings:
         entries_tasks: patterns of the names of tasks that live entries may run; None: all
             registered tasks.
         entries_acl: the rights on the znodes of live entries; None: as on all other znodes.
+        outcomes: who says what became of runs: the "worker" or Celery's result "backend"; None:
+            nobody.
         auth, sasl, tls, acl: see :class:`~.security.Access`.
         fast_takeover: a small process beside this beat ends its session if it dies.
         policies: how entries run, by patterns of their names: see :mod:`~.policies`.
@@ -77,6 +80,7 @@ class Settings:
     entries: bool = False
     entries_tasks: tuple[str, ...] | None = None
     entries_acl: tuple[Grant, ...] | None = None
+    outcomes: str | None = None
     #: Celery's own, which asks for what django-celery-results shows of a task.
     result_extended: bool = False
     #: Before the names of all settings, as the user writes them.
@@ -118,6 +122,7 @@ class Settings:
             entries=read("entries", check_bool, False),
             entries_tasks=read("entries_tasks", check_patterns, None),
             entries_acl=read("entries_acl", check_acl, None),
+            outcomes=read("outcomes", check_outcomes, None),
             app=app,
             result_extended=bool(conf.get("result_extended")),
             prefix=read.shown(_PREFIX),
@@ -350,6 +355,17 @@ def check_recovery(value: Any) -> str:
     if value not in (RESEND, DROP):
         raise SettingsError(f"{value!r}: expected {RESEND!r} or {DROP!r}")
     return str(value)
+
+
+def check_outcomes(value: Any) -> str | None:
+    """Returns `value`.
+
+    Raises:
+        SettingsError: neither "worker" nor "backend" nor None.
+    """
+    if value not in (WORKER, BACKEND, None):
+        raise SettingsError(f"{value!r}: expected {WORKER!r}, {BACKEND!r} or None")
+    return None if value is None else str(value)
 
 
 def default_id() -> str:

@@ -71,6 +71,10 @@ BAD = [
     ],
     ("policies", {"a": {"jitter": "1 h"}}, "seconds or a timedelta"),
     ("entries_acl", "web", "'web' is not scheme:id:rights"),
+    *[
+        ("outcomes", value, "'worker', 'backend' or None")
+        for value in ("", "Worker", True, ["worker"])
+    ],
     ("recovery", "", "'resend' or 'drop'"),
     ("recovery", "Drop", "'resend' or 'drop'"),
     ("recovery", True, "'resend' or 'drop'"),
@@ -172,6 +176,7 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_ENTRIES": True,
         "CELERY_ZK_BEAT_ENTRIES_TASKS": ["shop.*"],
         "CELERY_ZK_BEAT_ENTRIES_ACL": "digest:web:x=:cdrw",
+        "CELERY_ZK_BEAT_OUTCOMES": "backend",
         "CELERY_RESULT_EXTENDED": True,
     }
     app.config_from_object(settings, namespace="CELERY")
@@ -192,6 +197,7 @@ def test_good_values() -> None:
         entries=True,
         entries_tasks=("shop.*",),
         entries_acl=(Grant("digest", "web:x=", 15),),
+        outcomes="backend",
         result_extended=True,
         prefix="CELERY_ZK_BEAT_",
     )
@@ -224,6 +230,7 @@ def test_defaults() -> None:
     assert not settings.entries
     assert settings.entries_tasks is None
     assert settings.entries_acl is None
+    assert settings.outcomes is None
     assert settings.id
 
 
