@@ -81,7 +81,7 @@ class Page:
         """How many bytes of states there is room for, on a page of at most so many."""
         room = most - self.size - _GROWTH * len(self.states)
         if room > 0:
-            return room  # at least, and so it is nearly always
+            return room  # at least; nearly always this is enough
         return most - sum(_least(*each) for each in self.states.items())
 
     def admit(
@@ -93,7 +93,7 @@ class Page:
         room, needed = self.room(most), sum(sizes.values())
         removed: list[str] = []
         if needed > room:
-            # More than is needed at the moment, so that it is not for each new one.
+            # More than is needed now, so that not each new entry has to do it again.
             removed = self._removable(needed - room + most // 10, may_go)
             room += sum(_least(entry, self.states[entry]) for entry in removed)
         refused = []
@@ -115,8 +115,8 @@ class Page:
         return excess
 
     def _removable(self, needed: int, may_go: MayGo) -> list[str]:
-        """Of the entries that may go, as many as make room for so many bytes, if there are as
-        many: those first that no schedule has named for longest."""
+        """Returns entries that may go: enough to make room for so many bytes, or all if that is not
+        enough. Those come first that have been in no schedule for longest."""
         found: list[str] = []
         for entry, state in sorted(
             self.states.items(), key=lambda each: each[1].unnamed_since or each[1].last_run_at
@@ -129,10 +129,9 @@ class Page:
         return found
 
     def set_back(self, now: datetime, ahead: timedelta, but: Container[str]) -> dict[str, RunState]:
-        """The states of entries whose clocks a beat has set, with a clock that was ahead, to an
-        instant that is still to come, and was when the page was written, as they should be;
-        not those of the entries `but`. The clock that says `now` is so far `ahead` of ZooKeeper's.
-        """
+        """Returns corrected states for entries whose last run lies in the future, now and when the
+        page was written: a beat with a clock that was ahead wrote them. Leaves out the entries of
+        `but`. The clock that says `now` is `ahead` of ZooKeeper's clock."""
         latest = now + TOLERANCE
         found: dict[str, RunState] = {}
         for name, state in self.states.items():
@@ -158,15 +157,16 @@ class Kept(NamedTuple):
 
 
 class Pages:
-    """All run states, as they are in ZooKeeper, or will be once what is under way is written."""
+    """All run states, as they are in ZooKeeper, or will be when the transactions on their way are
+    done."""
 
     def __init__(self, paths: Paths, limits: Limits) -> None:
         self._paths, self._limits = paths, limits
         self._pages: dict[str, Page] = {}
         self._damaged: set[str] = set()
-        #: Entries of which no state can be kept.
+        #: Entries whose states cannot be kept.
         self._refused: set[str] = set()
-        #: What the schedule names, None when it is not known.
+        #: The names of the schedule; None if they are not known.
         self._named: Container[str] | None = None
 
     def __len__(self) -> int:
@@ -224,8 +224,8 @@ class Pages:
                     page.states.pop(entry, None)
 
     def pasts(self, volume: str) -> Pasts | None:
-        """The past runs of all entries of a volume that are on their pages; None where one of
-        these cannot be understood, so that not all entries are known."""
+        """Returns the past runs of all entries of a volume, as far as they are on the pages. None
+        if one of these pages is damaged, so that not all entries are known."""
         names = [f"{volume}{number:x}" for number in range(PAGES_OF_VOLUME)]
         if not self._damaged.isdisjoint(names):
             return None
@@ -233,16 +233,16 @@ class Pages:
         return {name: state.past for page in pages for name, state in page.states.items()}
 
     def take_over(self, pasts: Pasts) -> None:
-        """Forgets past runs that a volume has from now on."""
+        """Removes past runs from the pages, because a volume has them from now on."""
         for name, past in pasts.items():
             if past:
                 states = self.of(name).states
                 states[name] = replace(states[name], past=())
 
     def next_batch(self, left: deque[str], states: Changes, room: int) -> Changes:
-        """Takes from the left of `left`, entries in the order of their pages, those whose states
-        fit into one transaction, with `room` for so many bytes; at least one. Every page that is
-        touched is written whole."""
+        """Takes entries from the left of `left`, where they are in the order of their pages. Takes
+        as many as fit into one transaction with `room` bytes, at least one. Each page is written
+        whole."""
         batch: dict[str, RunState | None] = {}
         last = None
         while left and len(batch) < limits.MOST_RUNS:
@@ -296,8 +296,9 @@ class Pages:
         return found
 
     def admit(self, new: Mapping[str, RunState], waiting: Container[str]) -> Changes:
-        """Those of the new states for which there is room, with None for each that makes room: the
-        schedule does not name it, and it is none of `waiting`. The others are :meth:`damaged`."""
+        """Returns the new states for which there is room, and None for each state that is removed
+        to make room: of an entry that the schedule does not name and that is not in `waiting`. The
+        other new entries count as :meth:`damaged`."""
         by_page: dict[str, dict[str, RunState]] = {}
         for entry, state in new.items():
             if self._takes_name(entry):
@@ -328,9 +329,9 @@ class Pages:
         return states
 
     def _takes_name(self, entry: str) -> bool:
-        """True where an entry's name is not too long; reports it, if it is."""
+        """True if an entry's name is not too long. Logs it if it is."""
         longest = self._limits.longest_name
-        # A character has 12 bytes in JSON at most, as an emoji has.
+        # A character has at most 12 bytes in JSON, for example an emoji.
         if len(entry) * 12 + 2 <= longest or (size := len(_quoted(entry))) <= longest:
             return True
         self._refused.add(entry)
@@ -344,7 +345,8 @@ class Pages:
         return False
 
     def _may_go(self, new: Container[str], waiting: Container[str]) -> MayGo:
-        """By which states may make room for others: the schedule does not name their entries."""
+        """Returns a function that says whether a state may go: the schedule does not name its
+        entry."""
 
         def may_go(entry: str, state: RunState) -> bool:
             unnamed = state.unnamed_since if self._named is None else entry not in self._named
@@ -353,8 +355,9 @@ class Pages:
         return may_go
 
     def read(self, name: str, data: bytes, version: int, mtime: float, but: Container[str]) -> None:
-        """Takes a page as it was read; reports what cannot be understood, or written again. Where
-        it is too large, states make room that no schedule names, but not those of `but`."""
+        """Takes a page as it was read. Logs an error if it cannot be parsed or is too large to be
+        written again. If it is too large, states go that no schedule names, except those of
+        `but`."""
         path, largest = self._paths.page(name), self._limits.largest_page
         try:
             states = decode_page(path, data)
@@ -383,7 +386,8 @@ def too_large(path: str, size: int, most: int, less: bool = False) -> RootError:
 
 
 def size_of(name: str, state: RunState | None) -> int:
-    """At least the bytes of an entry's state in its page and of its run in the outbox."""
+    """Returns how many bytes at least an entry's state needs on its page, together with its run in
+    the outbox."""
     size = 2 * len(_quoted(name)) + 230
     if state is not None:
         size += len(state.text) + len(_quoted(state.key or ""))
@@ -391,5 +395,6 @@ def size_of(name: str, state: RunState | None) -> int:
 
 
 def _least(name: str, state: RunState) -> int:
-    """Bytes that an entry's state has on its page, however it grows, without its past."""
+    """Returns how many bytes an entry's state needs on its page without its past, even if it
+    grows."""
     return len(_quoted(name)) + len(state.bare.text) + _GROWTH

@@ -1,11 +1,11 @@
 """The JSON records that the znodes hold. Pure: no I/O.
 
-Every record carries ``"format": 2``. Raise FORMAT when a release can no longer be read by the one
-before it; a record of an unknown format is refused by name, never guessed.
+Every record has ``"format": 2``. Raise FORMAT if the release before can no longer read what a
+release writes. A record of an unknown format is refused, and the error names the format.
 
-Two kinds of znodes are read and written elsewhere, with the functions of this module: pages and
-outbox by runs.py, whose states keep their text, for a claim writes hundreds; pauses and requests by
-control.py, because what they mean changes with how they are written.
+Some records are made elsewhere, with the functions of this module. runs.py has pages and outbox:
+its states keep their text, because a claim writes hundreds of them. control.py has pauses and
+requests, because what they mean changes with how they are written.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from typing import Any, TypeVar
 from .errors import RootError
 
 FORMAT = 2
-#: What every reader of JSON can hold.
+#: The largest whole number that every JSON reader keeps exact.
 LARGEST_NUMBER = 2**53 - 1
 #: How many masters are remembered.
 TERMS_REMEMBERED = 50
-#: Most bytes of all of them; a list that is larger was not written by us, and might not fit into
-#: the transaction of an election.
+#: Most bytes of the list of masters. We write no larger one, and it might not fit into the
+#: transaction of an election.
 LARGEST_MASTERS = 400_000
 
-#: For messages: not all of what may be large, or so deep that repr() gives up.
+#: For messages: shortens a value that may be large, or nested too deep for repr().
 _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 shown = _repr.repr
-#: What to do about a znode that is damaged in part.
+#: What to do about a znode if a part of it is damaged.
 MEND = "repair it (zkCli.sh get {0}), or delete the znode to start afresh"
 
 R = TypeVar("R", bound="Record")
 
-#: What the annotations of records stand for.
+#: Says of an annotation which values it allows.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "int": lambda value: type(value) is int and 0 <= value <= LARGEST_NUMBER,
@@ -60,13 +60,13 @@ class Record:
 
     @classmethod
     def decode(cls: type[R], path: str, data: bytes) -> R:
-        """Reads a record; RootError, which names `path`, where `data` is none. Fields that are
-        unknown are a matter of the format, which is checked."""
+        """Reads a record. Raises RootError, which names `path`, if `data` is not one. Ignores
+        unknown fields: the format number says whether we may."""
         return cls.of(path, decode(path, data))
 
     @classmethod
     def of(cls: type[R], path: str, fields: Any) -> R:
-        """Makes a record of the fields of another one's part; raises as :meth:`decode`."""
+        """Makes a record from the fields of a part of another record. Raises as :meth:`decode`."""
         if not isinstance(fields, dict):
             raise RootError(f"{path}: {shown(fields)} is no {cls.__name__}; {_remedy(path)}")
         for name, kind in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
@@ -80,15 +80,16 @@ class Record:
 
 @dataclass(frozen=True)
 class RootRecord(Record):
-    """Whose root this is."""
+    """Which app the root belongs to."""
 
     app: str
 
 
 @dataclass(frozen=True)
 class MasterRecord(Record):
-    """Who is master. `since` is ISO 8601 UTC, `version` that of this package, `schedule` and
-    `broker` as in :class:`MemberRecord`, `successor` the id of the beat to which it hands over."""
+    """Who is master. `since` is ISO 8601 UTC, `version` the version of this package, `schedule` and
+    `broker` are as in :class:`MemberRecord`, `successor` is the id of the beat to which it hands
+    over."""
 
     id: str
     host: str
@@ -103,8 +104,8 @@ class MasterRecord(Record):
 
 @dataclass(frozen=True)
 class EpochRecord(Record):
-    """Who made the epoch that the znode's version numbers. `session` in hexadecimal; `era` as
-    :func:`next_era` makes it."""
+    """Who was elected last. The version of this znode is the epoch. `session` is hexadecimal;
+    :func:`next_era` makes `era`."""
 
     id: str
     session: str
@@ -113,12 +114,18 @@ class EpochRecord(Record):
 
 @dataclass(frozen=True)
 class MemberRecord(Record):
-    """One beat, `state` "master" or "standby", started at `since`; `schedule` is a digest of what
-    it would run, `broker` one of where it would send it. `written` is its machine's clock when this
-    was written: the znode's mtime, which is the server's, tells how far the two are apart.
-    `useless`: why it could do nothing when it was master, as long as it has not shown that it
-    can. `guard`: "on" where a process beside it ends its session if it dies, else why there is
-    none; None where none is wanted."""
+    """One beat.
+
+    Attributes:
+        state: "master" or "standby".
+        since: when it was started.
+        schedule: a digest of what it would run.
+        written: when this was written, by the clock of its machine. The znode's mtime is the
+            server's clock, so the difference shows how far the two clocks are apart.
+        useless: why it could do nothing when it was master; None once it has shown that it can.
+        broker: a digest of where it would send runs.
+        guard: "on" if it has a guard, else why it has none; None if none is wanted.
+    """
 
     id: str
     host: str
@@ -135,14 +142,15 @@ class MemberRecord(Record):
 
 @dataclass(frozen=True)
 class InstalledRecord(Record):
-    """The `digest` of the `beat_schedule` that was written into another scheduler's store."""
+    """The `digest` of the `beat_schedule` that was last written into another scheduler's store."""
 
     digest: str
 
 
 @dataclass(frozen=True)
 class TermRecord(Record):
-    """One time as master, over since `until`, None while it lasts; `why` says how it ended."""
+    """One time as master. `until` is when it ended, None while it lasts; `why` says how it
+    ended."""
 
     epoch: int
     id: str
@@ -154,10 +162,15 @@ class TermRecord(Record):
 
 
 def next_era(last: str, now: float) -> str:
-    """Makes the era of an epoch, ISO 8601 UTC to the millisecond; such texts sort as instants do.
-    `last` is that of the epoch before (what is none counts as none), `now` seconds since 1970, by
-    ZooKeeper's clock. It alone has the eras grow where `last` was lost with the root; `last` has
-    them grow where that clock was set back."""
+    """Makes the era of an epoch: ISO 8601 UTC to the millisecond, so that texts sort as instants
+    do.
+
+    Args:
+        last: the era of the epoch before; a text that is no instant is ignored. It makes the eras
+            grow if ZooKeeper's clock was set back.
+        now: seconds since 1970 by ZooKeeper's clock. It makes the eras grow if `last` was lost with
+            the root.
+    """
     era = datetime.fromtimestamp(math.floor(now * 1000) / 1000, timezone.utc)
     with contextlib.suppress(ValueError, OverflowError):
         era = max(era, from_text(last) + timedelta(milliseconds=1))
@@ -165,7 +178,7 @@ def next_era(last: str, now: float) -> str:
 
 
 def encode_masters(terms: Sequence[TermRecord]) -> bytes:
-    """Writes the last terms, as many as are not too large."""
+    """Writes the last terms, as many as fit."""
     terms = terms[-TERMS_REMEMBERED:]
     while True:
         data = encode({"masters": [asdict(term) for term in terms]})
@@ -175,7 +188,7 @@ def encode_masters(terms: Sequence[TermRecord]) -> bytes:
 
 
 def decode_masters(path: str, data: bytes) -> list[TermRecord]:
-    """Reads terms, oldest first; none where `data` is empty. Raises as :meth:`Record.decode`."""
+    """Reads terms, oldest first; none if `data` is empty. Raises as :meth:`Record.decode`."""
     if not data:
         return []
     if len(data) > LARGEST_MASTERS:
@@ -189,8 +202,8 @@ def encode(fields: dict[str, Any]) -> bytes:
 
 
 def decode(path: str, data: bytes) -> dict[str, Any]:
-    """Returns the fields of a record; RootError where it is not JSON, no object, or of a format
-    that this release does not know."""
+    """Returns the fields of a record. Raises RootError if it is not JSON, not an object, or of a
+    format that this release does not know."""
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as exc:
@@ -205,8 +218,8 @@ def decode(path: str, data: bytes) -> dict[str, Any]:
 
 
 def field(path: str, fields: Any, name: str, kind: type) -> Any:
-    """Returns the field `name`, of type `kind`, of a record that was read from `path`; RootError
-    where it is not there, or of another type. So do the next two."""
+    """Returns the field `name`, of type `kind`, of a record that was read from `path`. Raises
+    RootError if it is missing or of another type. So do the next two functions."""
     value = fields.get(name) if isinstance(fields, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise RootError(
@@ -248,14 +261,14 @@ def to_text(instant: datetime) -> str:
 
 @functools.lru_cache(1024)
 def _utc_text(instant: datetime) -> str:
-    """Kept, for a run's page, its outbox and its message want the same. UTC alone: elsewhere two
-    datetimes can be equal and an hour apart, when clocks are set back."""
+    """Cached, because a run's page, the outbox and its message need the same text. For UTC alone:
+    in other zones two datetimes can be equal and yet an hour apart, when clocks are set back."""
     return instant.isoformat(timespec="microseconds")
 
 
 def from_text(text: str) -> datetime:
-    """Reads what :func:`to_text` wrote: an aware datetime, UTC; ValueError where it is no such
-    text."""
+    """Reads what :func:`to_text` wrote. Returns an aware datetime in UTC. Raises ValueError if it
+    is no such text."""
     instant = datetime.fromisoformat(text)
     if instant.tzinfo is None:
         raise ValueError(f"no UTC offset in {text!r}")

@@ -1,4 +1,4 @@
-"""Translates kazoo's answers into ours: data versions and errors. Teaches it those that it does
+"""Translates kazoo's answers into ours: data versions and errors. Adds error codes that kazoo does
 not know."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..security import Access
 from .operations import Check, Create, Delete, Operation, SetData
 from .quota import Quota
 
-#: Answers of ZooKeeper 3.8 (KeeperException.Code) that kazoo 2.11 does not know, and over which
-#: it would end its loop.
+#: Answers of ZooKeeper 3.8 (KeeperException.Code) that kazoo 2.11 does not know. Each would end
+#: kazoo's loop.
 _UNKNOWN_TO_KAZOO = {
     -13: "NewConfigNoQuorum",
     -14: "ReconfigInProgress",
@@ -39,22 +39,23 @@ _UNCERTAIN = (
 )
 _CONFLICTS = (exceptions.NodeExistsError, exceptions.NoNodeError, exceptions.BadVersionError)
 _OVER_QUOTA = exceptions.EXCEPTIONS[-125]
-#: Also what a server answers that wants all its clients to authenticate.
+#: The last one is the answer of a server that demands credentials of all clients.
 _DENIALS = (exceptions.NoAuthError, exceptions.AuthFailedError, exceptions.EXCEPTIONS[-124])
-#: What the innocent operations of a refused transaction answer.
+#: The answers of the operations of a refused transaction that did not cause the refusal.
 _BYSTANDER = (exceptions.RolledBackError, exceptions.RuntimeInconsistency)
-#: As what kazoo reads the answers.
+#: The types that kazoo's answers have.
 _KINDS = {Create: str, SetData: ZnodeStat, Check: bool, Delete: bool}
 
 
 def refusal(
     operations: Sequence[Operation], answers: Sequence[Any]
 ) -> tuple[str, Exception] | None:
-    """Finds the znode and the error for which a transaction was refused; None: it was done."""
+    """Finds the znode and the error because of which a transaction was refused. None: it was
+    done."""
     for operation, answer in zip(operations, answers):
         if isinstance(answer, Exception) and not isinstance(answer, _BYSTANDER):
             path = operation.path
-            # Making and deleting are rights on the parent.
+            # The rights to create and to delete are rights on the parent.
             on_parent = isinstance(operation, (Create, Delete))
             if on_parent and isinstance(answer, exceptions.NoAuthError):
                 path = path.rpartition("/")[0] or "/"
@@ -66,7 +67,7 @@ def versions(operations: Sequence[Operation], answers: Sequence[Any]) -> list[in
     """Returns the data versions that :meth:`.Pending.result` promises.
 
     Raises:
-        Uncertain: these are no answers to these operations.
+        Uncertain: these answers do not match these operations.
     """
     if [type(answer) for answer in answers] != [_KINDS[type(each)] for each in operations]:
         raise Uncertain(f"{operations[0].path}: an answer that matches no request")
@@ -84,8 +85,8 @@ def _version_after(operation: Operation, answer: Any) -> int:
 def error(
     path: str, exc: Exception, access: Access, quota: Callable[[], Quota | None]
 ) -> ZkBeatError:
-    """Makes our error of one of kazoo's, about the znode `path`; `quota` finds the one that holds
-    for it."""
+    """Turns kazoo's error about the znode `path` into ours. `quota` finds the quota that applies to
+    it."""
     name = type(exc).__name__
     if isinstance(exc, _CONFLICTS):
         return Conflict(path, name)
@@ -99,7 +100,8 @@ def error(
 
 
 def denied(path: str, access: Access, name: str = "NoAuth") -> AccessDenied:
-    """Makes an error that names the settings that say who this is, or could."""
+    """Makes an error that names the settings with the credentials, or those that could hold
+    them."""
     if not access.identified:
         names = access.credentials("or")
         return AccessDenied(f"{path}: denied by ZooKeeper ({name}): no credentials: set {names}")
@@ -111,8 +113,8 @@ def denied(path: str, access: Access, name: str = "NoAuth") -> AccessDenied:
 
 
 def _over_quota(path: str, quota: Quota | None) -> QuotaExceeded:
-    """Names the quota, not the znode that would have been written: that is no more to blame than
-    others below the same quota."""
+    """Makes an error that names the quota, not the znode that was to be written: other znodes below
+    the quota use it up as well."""
     if quota is None:
         return QuotaExceeded(
             f"{path}: refused by ZooKeeper (QuotaExceeded): the quota of this znode, or of one "

@@ -1,4 +1,4 @@
-"""The words for reading from ZooKeeper and writing to it. Pure: no I/O, no kazoo."""
+"""The records with which we read from ZooKeeper and write to it. Pure: no I/O, no kazoo."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from ..security import Grant
 
 @dataclass(frozen=True)
 class Node:
-    """A znode as it was read. `data` is empty also where there is none, `owner` the session of an
-    ephemeral one, else 0; `mtime` is the server's clock when it was written, seconds since 1970."""
+    """A znode as it was read. `data` is empty if the znode has none. `owner` is the session of an
+    ephemeral znode, else 0. `mtime` is when it was written, by the server's clock, in seconds since
+    1970."""
 
     data: bytes
     version: int
@@ -22,7 +23,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Create:
-    """`acl`: the rights on it; None: those of :attr:`.Access.grants`."""
+    """`acl`: the rights on the znode; None: :attr:`.Access.grants`."""
 
     path: str
     data: bytes
@@ -53,7 +54,7 @@ Operation = Union[Create, SetData, Check, Delete]
 
 
 class Handle(NamedTuple):
-    """All that it takes to go on with a session, or to end it. `servers`: name, address and port of
+    """All that one needs to continue a session or to end it. `servers`: name, address and port of
     each."""
 
     id: int
@@ -66,14 +67,15 @@ class Pending:
     """A transaction on its way. Answers of one connection come in the order of the requests.
 
     Attributes:
-        sent: just before it was sent, on :func:`.clock.boottime`: the server has heard of us since
-            then. Not just after, for a process may be stopped in between.
-        answered: tells without waiting.
-        result: waits for the answer: the new data version of each operation's znode, in order (0
-            for a created one, the checked one for a check, -1 for a deleted one). It raises
-            Conflict where a znode was not as the transaction said, and another ZooKeeperError where
-            it was refused for another reason (rights, quota): then nothing was done. With
-            Uncertain, no answer, it may or may not have been done.
+        sent: when it was about to be sent, by :func:`.clock.boottime`. If it is answered, the
+            server has heard from us since then. Not the time afterwards: the process may be stopped
+            in between.
+        answered: says, without waiting, whether the answer is there.
+        result: waits for the answer. Returns the new data version of each operation's znode, in
+            order: 0 for a created one, the checked one for a check, -1 for a deleted one. Raises
+            Conflict if a znode was not as the transaction said, and another ZooKeeperError if it
+            was refused for another reason (rights, quota): in both cases nothing was done. Raises
+            Uncertain if there is no answer: then it may or may not have been done.
     """
 
     sent: float
@@ -82,5 +84,6 @@ class Pending:
 
 
 def changed_path(event: object) -> str | None:
-    """Returns the znode of which a watch tells; None: the connection is lost, so it may be any."""
+    """Returns the path of the znode that a watch reports. None: the connection is lost, so any
+    znode may have changed."""
     return getattr(event, "path", None)

@@ -16,12 +16,12 @@ _QUOTAS = "/zookeeper/quota"
 
 @dataclass(frozen=True)
 class Quota:
-    """The hard limits of a znode, and what is below it, by ZooKeeper's own count.
+    """The hard limits of a znode, and what lies below it, by ZooKeeper's own count.
 
     Attributes:
         path: the znode.
-        used: bytes and znodes.
-        most: of each, None where there is no limit.
+        used: how many bytes and znodes.
+        most: the limit of each; None if there is none.
     """
 
     path: str
@@ -30,7 +30,8 @@ class Quota:
 
     @property
     def is_tight(self) -> bool:
-        """True when not much more is to be written; a write that is refused is not counted."""
+        """True if little more can be written. ZooKeeper does not count refused writes, so a quota
+        that is used up may still show some room."""
         pairs = zip(self.used, self.most)
         return any(most is not None and used >= 0.9 * most for used, most in pairs)
 
@@ -50,8 +51,8 @@ class Quota:
 
 
 def quota_of(path: str, read_all: Callable[[Sequence[str]], list[Node | None]]) -> Quota | None:
-    """Finds the quota of `path`, or of a znode above it (ZooKeeper has one on a path at most); None
-    where there is none with hard limits, or it may not be read."""
+    """Finds the quota of `path`, or of a znode above it (a path has at most one in ZooKeeper).
+    Returns None if there is none with hard limits, or if we may not read it."""
     steps = path.strip("/").split("/")
     above = ["/" + "/".join(steps[: count + 1]) for count in range(len(steps))]
     with contextlib.suppress(ZkBeatError):

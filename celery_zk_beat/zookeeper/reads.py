@@ -1,5 +1,5 @@
-"""Reads many znodes in one request: ``multiRead`` of ZooKeeper 3.6, which kazoo 2.11 does not have
-(its answer is laid out as that of a transaction, MultiResponse.java). A request by itself takes
+"""Reads many znodes in one request: ``multiRead`` of ZooKeeper 3.6, which kazoo 2.11 does not have.
+The answer has the layout of a transaction's answer (MultiResponse.java). A single request takes
 kazoo 0.1 ms, and a take-over reads thousands of znodes."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from kazoo.protocol.serialization import (
 )
 from kazoo.protocol.states import ZnodeStat
 
-#: Most of one request, for its answer is as large as all of them together; and most of its bytes:
-#: a server hangs up on more than its jute.maxbuffer.
+#: Most znodes of one request, because its answer is as large as all of them together. Most bytes of
+#: one request: a server closes the connection if it is more than its jute.maxbuffer.
 _TOGETHER, _MOST_BYTES = 64, 10_000
 _END = MultiHeader(-1, True, -1).serialize()
 _READ = MultiHeader(GetData.type, False, -1).serialize()
@@ -27,8 +27,8 @@ _READ = MultiHeader(GetData.type, False, -1).serialize()
 
 @dataclass(frozen=True)
 class MultiRead:
-    """A request, as kazoo wants it. Its answer: for each path what kazoo's ``get`` returns, or an
-    exception of kazoo's."""
+    """A request in the form that kazoo sends. The answer has, for each path, what kazoo's ``get``
+    returns, or one of kazoo's exceptions."""
 
     paths: Sequence[str]
     type: ClassVar = 22
@@ -54,8 +54,8 @@ class MultiRead:
 
 
 def send(kazoo: Any, paths: Sequence[str]) -> list[tuple[Sequence[str], Any]]:
-    """Asks for so many znodes, with all requests on their way at once. Returns the paths of each
-    request, and kazoo's promise of its answer."""
+    """Sends requests for all these znodes without waiting for an answer in between. Returns, for
+    each request, its paths and the object with which kazoo will give the answer."""
     longest = max((len(path) for path in paths), default=0)
     together = max(1, min(_TOGETHER, _MOST_BYTES // (longest * 4 + 20)))
     sent = []

@@ -1,4 +1,4 @@
-"""The servers of a connection string: where they are, and why none of them is connected to."""
+"""The servers of a connection string: where they are, and why we are connected to none."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _MOST_NAMED = 5
 
 
 class Servers:
-    """One client's knowledge of its servers. Written on kazoo's thread, read on any. `timeout` is
-    the session time-out that is asked for, seconds."""
+    """What one client knows of its servers. kazoo's thread writes it, any thread reads it.
+    `timeout` is the session time-out that we ask for, in seconds."""
 
     def __init__(self, timeout: float, access: Access) -> None:
         self._access = access
@@ -26,30 +26,31 @@ class Servers:
         self.patience = timeout
         #: Address and port of each server to its name in the setting.
         self._names: dict[tuple[str, ...], str] = {}
-        #: What became of the last attempt to connect to each address, where it was answered; and
-        #: names for which there is none.
+        #: What the last attempt to connect to each address met, if there was an answer; and names
+        #: that have no address.
         self._unreachable: dict[tuple[str, ...], str] = {}
-        #: Why each server was left again, while none is connected: credentials, certificates.
+        #: Why each server was left again, while we are connected to none: credentials,
+        #: certificates.
         self._refusals: dict[tuple[str, ...], str] = {}
-        #: The same, where it may as well be something else.
+        #: The same, if the cause may also be something else.
         self._suspicion: str | None = None
 
     @property
     def refusal(self) -> str | None:
-        """Why there is no connection, in a line, where that is known: it is about a setting, or a
-        certificate. Trying goes on."""
+        """Why there is no connection, in one line, if the cause is a setting or a certificate; else
+        None. We keep trying."""
         return next(iter(self._refusals.values()), self._suspicion)
 
     @property
     def all_refuse(self) -> bool:
-        """True when each of the servers that can be reached has shown such a reason."""
+        """True if each server that can be reached has given such a reason."""
         refusals, rest = self._refusals, self._names.keys() - self._unreachable.keys()
         return bool(refusals) and all(key in refusals for key in rest)
 
     @property
     def trouble(self) -> str:
-        """Which of the servers have no address, or answer and cannot be connected to, and which
-        setting names them, for the end of a line; empty where all are silent."""
+        """The end of a log line: which servers have no address, or gave an error when we
+        tried to connect, and which setting names them. Empty if all are silent."""
         found = list(dict.fromkeys(self._unreachable.copy().values()))
         if not found:
             return ""
@@ -59,16 +60,17 @@ class Servers:
 
     @property
     def known(self) -> list[tuple[str, str, int]]:
-        """Name, address and port of each, as they were looked up last."""
+        """Name, address and port of each server, as they were last looked up."""
         return [(name, ip, int(port)) for (ip, port), name in self._names.items()]
 
     def addresses(
         self, hosts: Iterable[tuple[str, int]], timeout: float
     ) -> list[tuple[str, str, int]]:
-        """Looks up name, address and port of all servers: before each round of attempts. A name may
-        stand for several, and then each of them has its part of the session time-out, `timeout`
-        seconds, as if it had a name of its own: all are tried within a session, as ZooKeeper's Java
-        client has it."""
+        """Looks up name, address and port of all servers. Call it before each round of attempts.
+
+        A name may stand for several servers. Each of them gets its share of the session time-out
+        (`timeout`, seconds), as if it had a name of its own. So all are tried within one session
+        time-out, as ZooKeeper's Java client does."""
         found: dict[tuple[str, str, int], None] = {}
         unreachable: dict[tuple[str, ...], str] = {}
         for host, port in hosts:
@@ -100,19 +102,19 @@ class Servers:
             self._unreachable[key] = f"{server}: {(exc.strerror or str(exc)).lower()}"
 
     def note_answer(self) -> None:
-        """Forgets who was unreachable: a server has answered, whatever it thinks of us."""
+        """Forgets who was unreachable: a server has answered, even if it refused us."""
         self._unreachable = {}
 
     def note_success(self) -> None:
-        """Forgets who refused: a server has taken us for who we are."""
+        """Forgets who refused us: a server has accepted us."""
         self._refusals.clear()
         self._suspicion = None
 
     def note_failure(
         self, exc: Exception, host: str, address: tuple[str, str], connected: bool
     ) -> None:
-        """Remembers why a server was left again, where that is a matter of a setting; one that had
-        accepted the session (`connected`) may just have been lost."""
+        """Remembers why a server was left again, if a setting is the cause. If the server had
+        accepted the session (`connected`), the connection may just be lost."""
         self._suspicion = None
         self._refusals.pop(address, None)
         why = self._why(exc, f"{host}:{address[1]}", connected)
@@ -120,7 +122,8 @@ class Servers:
             self._refusals[address] = why
 
     def _why(self, exc: Exception, server: str, connected: bool) -> str | None:
-        """Tells from the end of an attempt what is wrong with a setting; None: nothing."""
+        """Finds out from the error that ended an attempt what is wrong with a setting. None:
+        nothing."""
         access = self._access
         if isinstance(exc, SettingsError):
             return str(exc)
@@ -151,10 +154,10 @@ class Servers:
 
 
 class TlsError(Exception):
-    """Not an OSError, of which kazoo would keep too little.
+    """A failure of TLS. Not an OSError: kazoo would keep too little of that.
 
     Attributes:
-        certain: False where the network, or the server, may just have failed.
+        certain: False if the cause may also be a failure of the network or the server.
     """
 
     def __init__(self, message: str, certain: bool) -> None:
@@ -163,7 +166,7 @@ class TlsError(Exception):
 
 
 def tls_refusal(access: Access, server: str, exc: Exception) -> str:
-    """Says in a line what went wrong with TLS."""
+    """Returns one line that says what went wrong with TLS."""
     name = access.name("tls")
     if isinstance(exc, ssl.SSLCertVerificationError):
         why = exc.verify_message.rstrip(".")
@@ -177,12 +180,12 @@ def tls_refusal(access: Access, server: str, exc: Exception) -> str:
 
 
 def _sasl_failure(exc: Exception) -> str | None:
-    """Says what went wrong on our side of SASL, without a secret; None: nothing did."""
+    """Returns what went wrong on our side of SASL, without any secret. None: nothing did."""
     cause = exc.__cause__
-    # kazoo lets the error through when it is the look-up of a principal's ticket that fails.
+    # kazoo passes the error on if the look-up of a principal's ticket fails.
     for each in (exc, cause):
         if each is not None and type(each).__module__ == "kerberos":
-            # Pairs of a text and a code, the general one first; 0 is no error.
+            # Pairs of a text and a code; the general error comes first; code 0 is no error.
             said = [pair[0] for pair in each.args if isinstance(pair, tuple) and pair[-1]]
             return f"Kerberos: {said[-1] if said else type(each).__name__}"
     in_library = cause is not None and not isinstance(cause, ConnectionDropped)
