@@ -1,14 +1,14 @@
-"""Electing one master among any number of processes, through ZooKeeper; no Celery in sight.
+"""Elects one master among any number of processes, through ZooKeeper. Needs no Celery.
 
-What this does not promise, first: an election is not a fence. A process that was paused (a
-suspended machine, SIGSTOP) may believe for an instant after it wakes that it is still master.
-Whatever must never be done twice has to carry :attr:`MasterElection.epoch` to the place where it
-takes effect, and be refused there when a higher one has been seen.
+First, what this does not promise: an election is not a fence. A process that was paused (a
+suspended machine, SIGSTOP) may believe for an instant after it wakes that it is still master. If
+something must never be done twice, send :attr:`MasterElection.epoch` with it, and refuse it where
+it takes effect if a higher epoch was seen there.
 
-The protocol: whoever creates the ephemeral znode ``master`` is master. In the same transaction the
-znode ``epoch`` is written, and its new version numbers this term. The others watch ``master`` and
-try again when it goes. After every reconnect, and after every request without an answer, there is
-one way on: read ``master`` and ``epoch``, and believe what they say::
+The protocol: the candidate that creates the ephemeral znode ``master`` is master. In the same
+transaction it writes the znode ``epoch``, whose new version is the number of this term. The others
+watch ``master`` and try again when it is gone. After each reconnect, and after each request without
+an answer, a candidate does one thing: it reads ``master`` and ``epoch``, and believes them::
 
                   start; the connection is lost, in whatever state
                                       |
@@ -24,13 +24,14 @@ one way on: read ``master`` and ``epoch``, and believe what they say::
         |                    |          |   resigns    |               |
         +--------------------+          +--------------+---------------+
           contends: creates               a watch fires, or somebody
-          `master`, writes `epoch`        has it look again
+          `master`, writes `epoch`        asks it to look again
 
-Who resigned does not contend for RESIGN_PAUSE; who was useless as master, for longer, if another
-may be of use. A master that resigns to a successor names it in ``master``, instead of deleting it;
-the successor deletes and makes it in one transaction, or the master goes on after RESIGN_PAUSE.
+A candidate that resigned does not contend for RESIGN_PAUSE. One that was useless as master waits
+longer, if another may be of use. A master that resigns to a successor does not delete ``master``
+but writes the successor's id into it. The successor deletes and creates it in one transaction; if
+it does not, the master goes on after RESIGN_PAUSE.
 
-The rooms: :mod:`.public` is what users call, :mod:`.candidate` decides, :mod:`.restraint` says
+The modules: :mod:`.public` is what users call, :mod:`.candidate` decides, :mod:`.restraint` says
 when not to contend, :mod:`.root`, :mod:`.membership` and :mod:`.terms` keep the znodes beside
-``master``, :mod:`.complaints` says what it waits for.
+``master``, :mod:`.complaints` logs what the candidate waits for.
 """

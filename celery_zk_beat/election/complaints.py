@@ -1,4 +1,4 @@
-"""Logs trouble that may last: now and then, not each time."""
+"""Logs trouble that may last: now and then, not each time it is met."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..zookeeper.session import ZooKeeperSession
 
 logger = get_logger(__name__)
 
-#: Seconds before something that was refused, or stands in the way, is tried again.
+#: Seconds until we try again what was refused or is in the way.
 RETRY_AFTER = 1.0
 #: Seconds between two log lines about a ZooKeeper that does not answer.
 REMIND_EVERY = 5.0
@@ -21,19 +21,19 @@ class Complaints:
     """The log lines of one candidate about what it waits for.
 
     Attributes:
-        last: the text of the last complaint, empty where there was none.
+        last: the text of the last complaint; empty if there was none.
     """
 
     def __init__(self, session: ZooKeeperSession, hosts: str) -> None:
         self._session, self._hosts = session, hosts
         self.last = ""
-        #: On boottime(): until when that is not said again; when it is to be said, next, that
-        #: ZooKeeper does not answer, 0 as long as it does.
+        #: On boottime(): until when the last complaint is not logged again; when to log next that
+        #: ZooKeeper does not answer, 0 while it answers.
         self._silent_until = self._remind_at = 0.0
 
     def add(self, what: str | ZooKeeperError) -> None:
-        """Logs what may come every second, now and then; a quota rarely, for to raise it may take
-        an administrator's time. Any thread."""
+        """Logs now and then what may come every second. Logs a used-up quota rarely, because an
+        administrator may need time to raise it. For any thread."""
         complaint = str(what)
         every = _REMIND_OF_QUOTA_EVERY if isinstance(what, QuotaExceeded) else REMIND_EVERY
         now = clock.boottime()
@@ -42,7 +42,7 @@ class Complaints:
             self.last, self._silent_until = complaint, now + every
 
     def no_answer(self) -> float:
-        """Says, now and then, that ZooKeeper does not answer, or refuses. Returns after how many
+        """Logs now and then that ZooKeeper does not answer or refuses. Returns after how many
         seconds to call this again."""
         now = clock.boottime()
         refusal = self._session.servers.refusal
@@ -59,5 +59,5 @@ class Complaints:
         return max(0.1, self._remind_at - now)
 
     def answered(self) -> None:
-        """Notes that ZooKeeper does answer."""
+        """Notes that ZooKeeper answers."""
         self._remind_at = 0.0

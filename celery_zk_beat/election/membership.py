@@ -1,4 +1,4 @@
-"""The member znodes, one a candidate: announces this one, and tells of the others."""
+"""The member znodes, one for each candidate: writes the one of this candidate, reads the others."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from ..zookeeper.session import ZooKeeperSession
 
 logger = get_logger(__name__)
 
-#: Seconds after which the member znode is written anew: its time shows how the clocks are apart.
+#: Seconds after which the member znode is written again: its time shows how far clocks are apart.
 _ANNOUNCE_EVERY = 600.0
 
 
 @dataclass
 class SessionNotes:
-    """All that is known of one session, made anew for the next: nothing is carried over by mistake.
+    """All that is known of one session. The next session gets a new one, so that nothing is kept by
+    mistake.
 
     Attributes:
-        id: of the session.
-        is_greeted: the log tells of it.
-        root_is_ready: all that an election needs was made, and is ours.
-        made: the master znode as this session made it last.
-        announced: role, uselessness and guard, as the member znode of this session tells them.
-        announce_at: on boottime(), when the member znode is to be written anew.
+        id: the id of the session.
+        is_greeted: it was logged.
+        root_is_ready: all that an election needs exists, and is ours.
+        made: the master znode as this session last wrote it.
+        announced: role, uselessness and guard, as the member znode of this session has them.
+        announce_at: on boottime(), when to write the member znode again.
     """
 
     id: int
@@ -46,22 +47,22 @@ class SessionNotes:
 
 @dataclass(frozen=True)
 class Identity:
-    """How a candidate shows itself: `schedule` is a digest of what it would do as master, `broker`
-    one of where it would send it."""
+    """What others see of a candidate: `schedule` is a digest of what it would do as master,
+    `broker` a digest of where it would send runs."""
 
     id: str
     schedule: str | None
     broker: str | None
 
     def as_master(self, epoch: int) -> MasterRecord:
-        """Makes the record of this candidate, master from now on."""
+        """Makes the record of this candidate as master, from now on."""
         who, now = (self.id, socket.gethostname(), os.getpid()), to_text(clock.now())
         return MasterRecord(*who, now, epoch, __version__, self.schedule, None, self.broker)
 
     def as_member(
         self, role: str, since: str, useless: str | None, guard: str | None
     ) -> MemberRecord:
-        """Makes the record of this candidate, written now."""
+        """Makes the member record of this candidate as it is now."""
         who, doing = (self.id, socket.gethostname(), os.getpid()), (role, since, __version__)
         now = to_text(clock.now())
         return MemberRecord(*who, *doing, self.schedule, now, useless, self.broker, guard)
@@ -72,22 +73,22 @@ class Membership:
 
     def __init__(self, session: ZooKeeperSession, paths: Paths, identity: Identity) -> None:
         self._session, self._paths, self._identity = session, paths, identity
-        #: When this candidate was started, as the member znode tells it.
+        #: When this candidate was started, as the member znode has it.
         self._since = ""
-        #: The session that was seen to hold the member znode of this one's name, and on
-        #: boottime() until when it may be that of a process that is gone.
+        #: The other session that was seen to hold the member znode of this name; and, on
+        #: boottime(), until when it may be the session of a process that has ended.
         self._namesake, self._namesake_until = 0, math.inf
 
     def begin(self) -> None:
-        """Notes that this candidate is started now."""
+        """Notes that this candidate starts now."""
         self._since = to_text(clock.now())
 
     def announce(
         self, notes: SessionNotes, role: str, useless: str | None, guard: str | None
     ) -> bool:
-        """Writes the member znode when what it tells has changed, and now and then; False where
-        another's of the same name is in the way (an earlier session that has not expired yet,
-        usually)."""
+        """Writes the member znode if its content has changed, and now and then. Returns False if
+        another session's znode of the same name is in the way: usually an earlier session that has
+        not expired yet."""
         told = role, useless, guard
         if notes.announced == told and clock.boottime() < notes.announce_at:
             return True
@@ -106,7 +107,7 @@ class Membership:
         return True
 
     def is_other(self, id: str) -> bool:
-        """True where another candidate of this id is there now."""
+        """True if another candidate with this id is a member now."""
         return (
             id != self._identity.id
             and id.isprintable()
@@ -114,7 +115,7 @@ class Membership:
         )
 
     def is_another_of_use(self) -> bool:
-        """True where a candidate is there, beside this one, that is not known to be useless."""
+        """True if there is another candidate that is not known to be useless."""
         others = [
             f"{self._paths.members}/{name}"
             for name in self._session.children(self._paths.members)
@@ -127,8 +128,9 @@ class Membership:
         return False
 
     def log_master(self, master: MasterRecord, owner: int, *, is_ours: bool) -> None:
-        """Says who is master, by a znode of the session `owner`, and warns where that would do
-        other things than this candidate, or send elsewhere. `is_ours`: as :meth:`_whose`."""
+        """Logs who is master. Warns if that master would do other things than this candidate, or
+        send runs to another broker. `owner`: the session of the master znode. `is_ours`: as in
+        :meth:`_whose`."""
         own = self._identity
         who = f" ({self._whose(is_ours, master)})" if master.id == own.id else ""
         logger.info(
@@ -165,8 +167,8 @@ class Membership:
             )
 
     def _whose(self, is_ours: bool, held: MasterRecord | MemberRecord) -> str:
-        """Says who it is that has this candidate's id, for a log line. `is_ours`: this process
-        wrote what is `held`, if it is not another with the same host name and pid."""
+        """Says, for a log line, who has this candidate's id. `is_ours`: this process seems to have
+        written `held`, unless another process has the same host name and pid."""
         here = held.host, held.pid
         if is_ours and here == (socket.gethostname(), os.getpid()):
             return "an earlier session of this process, which will expire"
@@ -176,8 +178,8 @@ class Membership:
         )
 
     def _note_namesake(self, path: str, node: Node) -> None:
-        """Says, once, whose the member znode of this candidate's name is; and once more when that
-        is certain to be another's, for a session that nobody keeps is over by then."""
+        """Logs once who holds the member znode of this candidate's name. Logs it once more when it
+        is certain to be another process: an abandoned session would have ended by then."""
         now = clock.boottime()
         if node.owner != self._namesake:
             self._namesake, self._namesake_until = node.owner, now + 3 * self._session.timeout

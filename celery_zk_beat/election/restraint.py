@@ -1,24 +1,24 @@
-"""When a candidate leaves the field to others, though nobody is master."""
+"""Says when a candidate does not contend although nobody is master."""
 
 from __future__ import annotations
 
 from typing import Callable
 
-#: Seconds for which a master that resigned leaves the field to the others, or to its successor.
+#: Seconds for which a master that resigned lets the others, or its successor, go first.
 RESIGN_PAUSE = 1.0
-#: Seconds for which a candidate that was useless as master leaves the field to others that are
-#: not: the first time, twice as long each time, and the longest.
+#: Seconds for which a candidate that was useless as master lets useful ones go first: the first
+#: time, and at most. Each time is twice as long as the one before.
 _STAND_BACK, _LONGEST_STAND_BACK = 1.0, 10.0
-#: Seconds between two looks whether there is still another that is of use.
+#: Seconds between two looks whether another useful candidate is still there.
 _LOOK_EVERY = 1.0
 
 
 class Restraint:
-    """Holds one candidate back after it resigned, and longer where it was useless as master. Pure:
+    """Holds one candidate back after it resigned, and longer if it was useless as master. Pure:
     `now` is what the caller read on boottime().
 
     Attributes:
-        useless: why this candidate was useless, as long as it is taken for that.
+        useless: why this candidate counts as useless; None if it does not.
         vacant_since: on boottime(), since when nobody is master; None while somebody is.
     """
 
@@ -34,13 +34,13 @@ class Restraint:
         self._abstains_until = now + RESIGN_PAUSE
 
     def take_for_useless(self, why: str) -> None:
-        """Has the candidate stand back, longer each time, until :meth:`take_for_useful`."""
+        """Lets the candidate stand back, longer each time, until :meth:`take_for_useful`."""
         self._times_useless += 1
         self.useless = why
 
     def take_for_useful(self, *, as_master: bool) -> bool:
-        """Ends that; what it did as master also has the times begin anew. True where it was taken
-        for useless. Any thread."""
+        """Ends that. If it was of use `as_master`, the next time is short again. Returns True if it
+        counted as useless. For any thread."""
         if as_master:
             self._times_useless = 0
         if self.useless is None:
@@ -49,12 +49,13 @@ class Restraint:
         return True
 
     def pause(self, now: float) -> float:
-        """Seconds that are left of the pause after a resignation, below 0 where it is over."""
+        """Returns how many seconds are left of the pause after a resignation; below 0 if it is
+        over."""
         return self._abstains_until - now
 
     def seconds(self, now: float, is_another_of_use: Callable[[], bool]) -> float:
-        """Returns for how many seconds the candidate does not contend: 0 or less, it does.
-        `is_another_of_use` is asked only where the answer depends on it."""
+        """Returns for how many seconds the candidate does not contend; 0 or less: it may contend.
+        Calls `is_another_of_use` only if the answer depends on it."""
         pause = self.pause(now)
         if pause > 0 or self.useless is None or self.vacant_since is None:
             return pause
@@ -63,4 +64,4 @@ class Restraint:
         left = self.vacant_since + patience - now
         if left <= 0 or not is_another_of_use():
             return 0.0
-        return min(left, _LOOK_EVERY)  # the other may say meanwhile that it is useless, too
+        return min(left, _LOOK_EVERY)  # the other may turn out to be useless, too

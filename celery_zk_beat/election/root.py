@@ -1,4 +1,4 @@
-"""The root: makes what an election needs there, and refuses what is another app's."""
+"""The root: creates what an election needs there, and refuses the root of another app."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ logger = get_logger(__name__)
 
 
 class Root:
-    """The root of one election. `hosts` is the connection string, for log lines; `app` names the
-    program to which the root must belong, None: it is not looked at; `below` names further znodes
-    that are made below it."""
+    """The root of one election.
+
+    Args:
+        hosts: the connection string, for log lines.
+        app: the program to which the root must belong; None: do not check.
+        below: the names of further znodes to create below the root.
+    """
 
     def __init__(
         self,
@@ -30,12 +34,12 @@ class Root:
     ) -> None:
         self._session, self._hosts, self._paths, self._app = session, hosts, paths, app
         self._below = [f"{paths.root}/{name}" for name in below]
-        #: The rights of others on our znodes were looked at.
+        #: True if we have looked which rights others have on our znodes.
         self._saw_rights = False
 
     def prepare(self, notes: SessionNotes) -> None:
-        """Makes what is missing, and sees to it that the root is ours, once a session. Raises
-        RootError where it is another app's, or of an unknown format."""
+        """Creates what is missing, and checks that the root is ours: once per session. Raises
+        RootError if the root belongs to another app or has an unknown format."""
         if notes.root_is_ready:
             return
         if not notes.is_greeted:
@@ -50,7 +54,7 @@ class Root:
         for path in (self._paths.root, self._paths.epoch, self._paths.members, *self._below):
             self._session.ensure(path)
         self._put_name()
-        # For an answer with ZooKeeper's time in it: each session may be with another server.
+        # The answer has ZooKeeper's time in it. Each session may be with another server.
         self._session.commit(SetData(self._paths.members, b""))
         if not self._saw_rights:
             self._look_at_rights()
@@ -58,7 +62,7 @@ class Root:
         notes.root_is_ready, notes.announced = True, None
 
     def _put_name(self) -> None:
-        """Writes the app's name into a root that has none yet, else compares the two."""
+        """Writes the app's name into a root that has none yet. Otherwise compares the two."""
         if self._app is None:
             return
         path = self._paths.root
@@ -77,7 +81,7 @@ class Root:
                 )
 
     def _look_at_rights(self) -> None:
-        """Tells what others may do with our znodes that they should not."""
+        """Warns if others have more rights on our znodes than they should."""
         access, root = self._session.access, self._paths.root
         if access.tls is not None and not access.tls.verify:
             logger.warning(

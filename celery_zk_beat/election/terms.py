@@ -1,4 +1,4 @@
-"""Times as master: the epoch that numbers one, and the list of the last of them."""
+"""Terms: the epoch that numbers a term, and the list of the last terms."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Term:
-    """One uninterrupted time as master, as seen by the master itself.
+    """One uninterrupted time as master, as the master itself sees it.
 
-    A reconnect within the same session begins a new term with the same epoch.
+    A reconnect within the same session begins a new Term with the same epoch.
 
     Attributes:
-        epoch: the fencing token; grows with every election under this root.
-        era: when it was elected, by ZooKeeper's clock, as ISO 8601 UTC; grows with every election,
-            also where the epochs begin anew: after the root was deleted, or restored from a copy.
-        connection: the connection on which ZooKeeper last said so.
+        epoch: the fencing token. It grows with every election under this root.
+        era: when the master was elected, by ZooKeeper's clock, as ISO 8601 UTC. It grows with every
+            election, even if the epochs start again: after the root was deleted, or restored from
+            a copy.
+        connection: the connection on which ZooKeeper last confirmed it.
     """
 
     epoch: int
@@ -34,7 +35,7 @@ class Term:
 
 
 def epoch_record(path: str, epoch: Node) -> EpochRecord | None:
-    """Tells who made the epoch; None where nobody has yet, or it cannot be understood."""
+    """Reads who was elected last. Returns None if nobody was yet, or if it cannot be parsed."""
     try:
         return EpochRecord.decode(path, epoch.data) if epoch.data else None
     except RootError as exc:
@@ -47,12 +48,12 @@ class PastTerms:
 
     def __init__(self, session: ZooKeeperSession, paths: Paths) -> None:
         self._session, self._paths = session, paths
-        #: The terms as they were written down last, and for which epoch that was.
+        #: The terms as they were last written, and for which epoch that was.
         self._written: list[TermRecord] = []
         self._written_for = 0
 
     def write_down(self, term: Term, mine: MasterRecord) -> None:
-        """Writes down, once an epoch, that this candidate is master now, and the last one not."""
+        """Writes, once per epoch, that this candidate is master and that the last term is over."""
         if self._written_for == term.epoch:
             return
         path = self._paths.masters
@@ -74,13 +75,14 @@ class PastTerms:
         self._written, self._written_for = past, term.epoch
 
     def end(self, epoch: int, why: str) -> list[Operation]:
-        """Returns what writes down that the term of `epoch` ends now: part of a transaction."""
+        """Returns the operations that write that the term of `epoch` ends now, for the caller's
+        transaction."""
         if self._written_for != epoch:
-            return []  # it was too short to be written down
+            return []  # the term was too short to be written
         *others, mine = self._written
         past = [*others, replace(mine, until=to_text(clock.now()), why=why)]
         return [SetData(self._paths.masters, encode_masters(past))]
 
     def forget(self) -> None:
-        """Has the next :meth:`write_down` read and write the list again."""
+        """Makes the next :meth:`write_down` read and write the list again."""
         self._written_for = 0

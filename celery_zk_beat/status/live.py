@@ -1,4 +1,4 @@
-"""The live entries, as readers see them: which of them are in force, which are not, and why."""
+"""The live entries, as readers see them: which are in force, which are not, and why."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .snapshot import Change
 
 
 class AskersSchedule(Protocol):
-    """The part of the asker's scheduler that is needed here."""
+    """The part of the asker's scheduler that this module needs."""
 
     app: Any
     #: The class of its entries.
@@ -34,16 +34,18 @@ class AskersSchedule(Protocol):
 
 
 class LiveEntries:
-    """Reads them, and with `on_change`, which is as that of :class:`.reader.Reader`, asks only for
-    what has changed. For one thread at a time.
+    """Reads the live entries. For one thread at a time.
 
     Args:
-        schedule: the asker's. Its app knows tasks, and the time zone of a schedule without one.
+        schedule: the asker's schedule. Its app knows the tasks, and the time zone for schedules
+            without one.
+        on_change: as in :class:`.reader.Reader`. With it, only changes are read after the first
+            time.
 
     Attributes:
-        found: all that are there, by name.
-        policies: those of the setting, and of the entries that are in force.
-        damages: a line for each record that cannot be understood.
+        found: all live entries, by name.
+        policies: the policies of the setting and of the entries that are in force.
+        damages: a line for each record that cannot be parsed.
     """
 
     def __init__(
@@ -66,16 +68,16 @@ class LiveEntries:
         self.damages: list[str] = []
 
     def refresh(self) -> None:
-        """Asks for what has changed.
+        """Reads what has changed.
 
         Raises:
             Uncertain: no answer.
             ZooKeeperError: refused.
 
-        After either of them the next one begins from nothing.
+        After either of them the next call reads again.
         """
         if self._is_stale or self._on_change is None:
-            self._is_stale = False  # now, for a watch may tell of the next change at once
+            self._is_stale = False  # before reading: a watch may fire at once
             try:
                 self._refresh()
             except ZkBeatError:
@@ -83,7 +85,7 @@ class LiveEntries:
                 raise
 
     def merged(self) -> dict[str, Any]:
-        """What is in force, by name: of the asker's schedule, and of these entries."""
+        """Returns the entries that are in force, by name: of the asker's schedule and live ones."""
         entries = dict(self._schedule.entries)
         for name, live in self.found.items():
             if not self._is_hidden(name, live):
@@ -93,21 +95,22 @@ class LiveEntries:
         return entries
 
     def of(self, name: str) -> Live | None:
-        """The live entry that is meant by a name, be it in force or not."""
+        """Returns the live entry that a name stands for, in force or not. None if there is none, or
+        if an entry of the asker's schedule wins."""
         live = self.found.get(name)
         return None if live is None or self._is_hidden(name, live) else live
 
     def _is_hidden(self, name: str, live: Live) -> bool:
-        """True where the asker's schedule has an entry of the name, which wins."""
+        """True if the asker's schedule has an entry of the same name, which wins."""
         return name in self._schedule.entries and not live.overrides
 
     def may_hold(self, name: str) -> bool:
-        """True where it may be on what cannot be understood."""
+        """True if a record that cannot be parsed may hold this entry."""
         page = self._pages.get(page_of_entry(name))
         return self._is_damaged or (page is not None and isinstance(page[1], RootError))
 
     def changes(self, name: str | None) -> tuple[Change, ...]:
-        """The last of an entry, or of all, newest first."""
+        """Returns the last changes of an entry, or of all, newest first."""
         names = self.found if name is None else self.found.keys() & {name}
         changes = (
             Change(name, each.version, from_milliseconds(each.at), each.by, each.what)
@@ -117,7 +120,7 @@ class LiveEntries:
         return tuple(sorted(changes, key=lambda each: (each.at, each.version), reverse=True))
 
     def warnings(self) -> Iterator[str]:
-        """A line for each kind of trouble; the first of its entries stands for all."""
+        """Returns a line for each kind of trouble. It names the first entry, or the first few."""
         yield from self.damages
         broken, disabled, hidden = list[str](), list[str](), list[str]()
         for name, live in sorted(self.found.items()):
@@ -140,7 +143,7 @@ class LiveEntries:
     def _refresh(self) -> None:
         watch = None if self._on_change is None else self._on_watch
         if watch is not None:
-            self._session.exists(self._paths.entries, watch)  # what is missing has no other watch
+            self._session.exists(self._paths.entries, watch)  # also fires if it is created later
         indexed = read_index(self._session, self._paths, watch)
         sums, before = indexed.index.pages, self._pages
         differ = [page for page, each in sums.items() if _is_other(before.get(page), each)]
@@ -192,8 +195,8 @@ class LiveEntries:
 
 
 def begun(state: RunState | None, live: Live) -> RunState:
-    """The state by which its next run is told: its clock begins anew where the master has not seen
-    the last change yet, or there is no master."""
+    """Returns the run state from which the next run of an entry is computed. The entry's clock
+    starts anew if the master has not seen the last change yet, or if there is no master."""
     if state is None:
         return RunState(live.begins)
     return state if state.key == live.key else replace(state, last_run_at=live.begins, due=None)
@@ -204,7 +207,7 @@ def _changes(live: Live) -> Iterable[definitions.Change]:
 
 
 def text_of(timing: Timing) -> str | None:
-    """For people; None where it is no schedule."""
+    """Returns a schedule as text for people; None if it is no valid schedule."""
     try:
         return schedule_text(timing.schedule())
     except ValueError:

@@ -1,4 +1,4 @@
-"""The snapshot that one look makes, and its JSON, which docs/status.md describes."""
+"""The snapshot: what one look at ZooKeeper found. docs/status.md describes its JSON."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from ..records import to_text
 
-#: Of the JSON: it grows when a field changes its meaning, or goes.
+#: The format of the JSON. It grows when a field changes its meaning or is removed.
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Master:
-    """Instants are aware, UTC, here and below.
+    """The master. Instants are aware and in UTC, in all classes of this module.
 
     Attributes:
-        successor: the id of the standby to whom it is handing over, if it is.
+        successor: the id of the standby to which it hands over; None if it does not.
         ticked_at: when its dispatch loop last wrote the outbox, by the server's clock.
-        ticking: True where that, or its election, was less than TICKING_WITHIN ago.
+        ticking: True if that, or its election, was less than TICKING_WITHIN ago.
     """
 
     id: str
@@ -36,10 +36,14 @@ class Master:
 
 @dataclass(frozen=True)
 class Member:
-    """A beat. `clock_offset`: seconds by which its clock is ahead of the server's, None if it does
-    not tell; `since`: when its process began; `useless`: why it could do nothing when it was
-    master, as long as it has not shown that it can; `guard`: "on" where a process beside it ends
-    its session if it dies, else why there is none; None where none is wanted."""
+    """A beat.
+
+    Attributes:
+        since: when its process began.
+        clock_offset: how many seconds its clock is ahead of the server's; None if unknown.
+        useless: why it could do nothing when it was master; None once it has shown that it can.
+        guard: "on" if it has a guard, else why it has none; None if none is wanted.
+    """
 
     id: str
     host: str
@@ -56,20 +60,20 @@ class Member:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the asker's schedule, or one of which only ZooKeeper knows (`in_schedule`).
+    """An entry of the asker's schedule; or, if not `in_schedule`, one that only ZooKeeper knows.
 
     Attributes:
         paused, paused_by: since when, and by whom.
         last_run_at: when its last run was dispatched; None before the first.
         last_due: the instant that its last run was for.
-        next_run_at: None where it cannot be told, and while it is paused.
+        next_run_at: None if it is unknown or the entry is paused.
         waiting: the number of its run in the outbox.
-        disabled: in the store of another scheduler, or as a live entry.
-        error: why that scheduler can make no entry of what its store has; or why a live entry is
-            not in force.
-        source: where it comes from: CODE, LIVE or STORE; None where it is not in the schedule.
-        version, changed_at, changed_by: of a live entry: its version, and when that was made, and
-            by whom.
+        disabled: True if it is disabled in another scheduler's store or as a live entry.
+        error: why another scheduler cannot use what its store has; or why a live entry is not in
+            force.
+        source: where it comes from: CODE, LIVE or STORE; None if it is not in the schedule.
+        version, changed_at, changed_by: only of a live entry: its version, when it was changed
+            last, and by whom.
     """
 
     name: str
@@ -94,15 +98,15 @@ class Entry:
 #: Where an entry comes from: `beat_schedule`, ZooKeeper, or the store of another scheduler.
 CODE, LIVE, STORE = "code", "live", "store"
 
-#: What a run waits for, where nothing else is known.
+#: What a run waits for if nothing else is known.
 FOR_BROKER = "the broker"
 FOR_RESUME, FOR_SCHEDULE = "the end of a pause", "a schedule that names it"
 
 
 @dataclass(frozen=True)
 class WaitingRun:
-    """A run of the outbox; as :class:`.runs.Run`. `error`: what was wrong when it was to be
-    published last, where that was its own fault."""
+    """A run of the outbox; as :class:`.runs.Run`. `error`: why it could not be published at the
+    last attempt, if the message itself was the cause."""
 
     entry: str
     run: int
@@ -117,8 +121,8 @@ class WaitingRun:
 
 @dataclass(frozen=True)
 class RunningBackfill:
-    """What is run of an entry's past; as :class:`..backfills.Backfill`. `waits_for`: what it waits
-    for, None where it goes on."""
+    """A backfill that is under way; as :class:`..backfills.Backfill`. `waits_for`: what it waits
+    for; None if it does not wait."""
 
     entry: str
     since: datetime
@@ -134,10 +138,11 @@ class RunningBackfill:
 
 @dataclass(frozen=True)
 class RecentRun:
-    """A run that was dispatched, or skipped; then `run` is None and `note` says why.
+    """A run that was dispatched, or a due instant that was skipped: then `run` is None and `note`
+    says why.
 
     Attributes:
-        at: when it was dispatched, or the skipping was noted.
+        at: when it was dispatched, or when the skip was recorded.
         by: the id of the master of `epoch`, if it is still known.
     """
 
@@ -153,8 +158,8 @@ class RecentRun:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a live entry: which `version` it made, when, by whom, and of `what`: names of
-    fields, or "added", "enabled", "disabled"."""
+    """A change of a live entry: the `version` that it made, when, by whom, and `what` was changed:
+    names of fields, or "added", "enabled", "disabled"."""
 
     entry: str
     version: int
@@ -178,11 +183,11 @@ class RecentTerm:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that one look found; immutable.
+    """All that one look found. Immutable.
 
     Attributes:
-        app: the app that the root belongs to, None where that is not written.
-        schedule: digest of the asker's schedule.
+        app: the app that the root belongs to; None if the root does not say.
+        schedule: a digest of the asker's schedule.
         members: the master first, then by id.
         paused, paused_by: since when everything is paused, and by whom.
         recent: the last runs, newest first.
@@ -208,11 +213,11 @@ class Snapshot:
 
     @property
     def ok(self) -> bool:
-        """True where there is a master that is ticking."""
+        """True if there is a master and it ticks."""
         return self.master is not None and self.master.ticking
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what docs/status.md describes: instants are ISO 8601 texts in UTC, seconds
+        """Returns what docs/status.md describes. Instants are ISO 8601 texts in UTC, seconds are
         numbers."""
         return {"format": FORMAT, **plain(self)}
 

@@ -1,5 +1,5 @@
-"""Warnings: a line for each thing that somebody should look at. (Those about a record that cannot
-be understood come from :mod:`.lenient`.)"""
+"""Warnings: a line for each thing that somebody should look at. (:mod:`.lenient` makes those about
+records that cannot be parsed.)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..zookeeper.quota import Quota
 from ..zookeeper.session import CLOCK_TOLERANCE
 from .snapshot import FOR_BROKER, FOR_SCHEDULE, LIVE, Entry, Master, Member, Snapshot, WaitingRun
 
-#: How long a run is in the outbox without a word of warning.
+#: How long a run may be in the outbox before there is a warning.
 WAITS_QUIETLY = timedelta(seconds=10)
 
 
@@ -22,13 +22,13 @@ def warnings_of(
     ahead: Mapping[str, datetime],
     held_back: Mapping[str, datetime],
 ) -> Iterator[str]:
-    """All that a snapshot, whose own `warnings` are not there yet, gives reason for.
+    """Makes all warnings of a snapshot, whose own `warnings` are still empty.
 
     Args:
-        quota: the tightest that holds for the root.
+        quota: the tightest quota that applies to the root.
         remarks: warnings about the asker.
-        ahead: entries that ran last at an instant to come, by ZooKeeper's word.
-        held_back: the same by that of the store of another scheduler.
+        ahead: entries whose last run is in the future, according to ZooKeeper.
+        held_back: entries whose last run is in the future, according to another scheduler's store.
     """
     now = snapshot.read_at
     yield from _about_master(snapshot.master, now)
@@ -92,7 +92,7 @@ def _about_schedules(digest: str, members: Iterable[Member]) -> Iterator[str]:
 
 
 def _about_brokers(members: Iterable[Member]) -> Iterator[str]:
-    """Not compared with the one of who asks, who needs none."""
+    """Does not compare with the asker's broker: an asker needs none."""
     brokers: dict[str, list[str]] = {}
     for member in members:
         if member.broker is not None:
@@ -106,7 +106,8 @@ def _about_brokers(members: Iterable[Member]) -> Iterator[str]:
 
 
 def _about_outbox(outbox: Iterable[WaitingRun], now: datetime) -> Iterator[str]:
-    """Tells in one line of all that waits for the same; apart from what has an error of its own."""
+    """Makes one line for all runs that wait for the same. Runs with an error of their own get
+    another line."""
     alike: dict[tuple[str, bool], list[WaitingRun]] = {}
     for run in outbox:
         if now - run.claimed > WAITS_QUIETLY:

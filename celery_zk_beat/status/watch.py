@@ -1,4 +1,5 @@
-"""``zk-beat watch``: a snapshot on the screen that follows ZooKeeper. Needs rich."""
+"""``zk-beat watch``: shows a snapshot on the screen and follows the changes in ZooKeeper. Needs
+rich."""
 
 from __future__ import annotations
 
@@ -14,20 +15,21 @@ from . import terminal
 from .reader import Reader
 from .snapshot import Snapshot
 
-#: Seconds in which changes are gathered before they are read.
+#: Seconds in which changes are collected before they are read.
 _GATHER = 0.1
-#: Seconds between two pictures when nothing changes: ages grow.
+#: Seconds between two pictures if nothing changes: ages grow.
 _EVERY = 1.0
 
 
 def show(reader: Reader, wait: Callable[[float], bool], style: terminal.Style) -> None:
-    """Until it is interrupted.
+    """Shows snapshots until it is interrupted.
 
     Args:
-        wait: waits for a change, or the connection to come or go, for at most so many seconds.
+        wait: waits, for at most so many seconds, until something changes or the connection comes or
+            goes.
 
-    Raises:
-        as :meth:`.reader.Reader.read`; but a connection that is lost is waited for.
+    Raises as :meth:`.reader.Reader.read`. But after the first picture it waits if the connection is
+    lost.
     """
     console = Console(highlight=False)
     snapshot, lost = reader.read(), False
@@ -37,7 +39,7 @@ def show(reader: Reader, wait: Callable[[float], bool], style: terminal.Style) -
             if wait(_EVERY):
                 clock.sleep(_GATHER)
             try:
-                # Asks for nothing where nothing has changed; but what is late may be so by now.
+                # Sends no request if nothing has changed. But something may be late by now.
                 snapshot, lost = reader.read(), False
             except Uncertain:
                 lost = True
