@@ -1,4 +1,4 @@
-"""Does the backfills that operators ask for, a run at a time, when nothing is due."""
+"""Does the backfills that operators ask for: one run at a time, while nothing is due."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .zookeeper.operations import Check, Operation
 
 logger = get_logger(__name__)
 
-#: Seconds between two looks at an entry of which the schedule does not tell what to run.
+#: Seconds between two looks at an entry that cannot be backfilled now.
 _LOOK_EVERY = 1.0
 
 
@@ -35,12 +35,12 @@ class Backfilling:
         self._ledger, self._control = dispatcher.ledger, dispatcher.control
         #: On boottime(): when the next run of an entry may be claimed.
         self._next_at: dict[str, float] = {}
-        #: Why entries have to wait, as far as the log was told.
+        #: Why entries have to wait, as far as it was logged.
         self._told: dict[str, str] = {}
 
     def turn(self) -> float:
-        """Claims the next run of one backfill, if that is due, and publishes it; returns the
-        seconds after which there may be another. To be called where no entry is due."""
+        """Claims the next run of one backfill, if its time has come, and publishes it. Returns the
+        seconds after which there may be another. Call it only while no entry is due."""
         backfills = self._control.backfills.entries
         if not backfills or self._control.pauses_stale:
             return math.inf
@@ -50,13 +50,13 @@ class Backfilling:
             if wait > 0:
                 left = min(left, wait)
             elif not self._waits(name):
-                with contextlib.suppress(Outdated):  # then the next turn does
+                with contextlib.suppress(Outdated):  # the next turn tries again
                     self._run(name, backfills[name])
                 return 0.0  # what is due comes first
         return left
 
     def _waits(self, name: str) -> bool:
-        """True where the next run of an entry has to wait. What it waits for wakes the loop, or is
+        """True if the next run of an entry has to wait. What it waits for wakes the loop, or is
         looked at again."""
         ledger = self._ledger
         if name in ledger.outbox or self._control.holds(name) or ledger.damaged(name):
@@ -72,7 +72,7 @@ class Backfilling:
             if self._told.get(name) != why:
                 logger.warning("%s: its backfill waits: %s", name, why)
         self._told[name] = why
-        # The look may have changed what waits.
+        # look_at() may have changed the outbox and the state.
         if why or name in ledger.outbox or ledger.state(name) is None:
             return True
         return self._dispatcher.room() <= 0
@@ -81,7 +81,7 @@ class Backfilling:
         dispatcher, control, state = self._dispatcher, self._control, self._ledger.state(name)
         entry = self._source.entries[name]
         due = _next(entry, backfill)
-        if due is None or state is None:  # its schedule is another now
+        if due is None or state is None:  # its schedule has changed
             self._end(name, backfill)
             return
         number = state.total_run_count + 1
@@ -115,7 +115,7 @@ class Backfilling:
         logger.info("%s: its backfill is done: %d runs", name, backfill.done)
 
     def begin(self, request: Request) -> Answer | None:
-        """Begins one, or says why not; None where that has answered the request."""
+        """Begins a backfill. Returns why it does not; None if the request is answered."""
         record, control, now = request.record, self._control, clock.now()
         name = record.entry or ""
         fields = {**vars(record), "at": to_text(now), "done": 0}
@@ -134,11 +134,11 @@ class Backfilling:
         changed = control.backfills.having(name, replace(backfill, total=total))
         if len(changed.encode()) > MOST_BEGUN:
             return Answer(False, "too many backfills at the same time")
-        # In one transaction: what was answered is there, and what is there was answered.
+        # In one transaction: a backfill exists exactly if the answer says so.
         answer = request.answer(Answer(True, f"{text} runs"))
         try:
             self._write(changed, answer)
-        except Conflict:  # it was taken back; or another was cancelled, and it is answered again
+        except Conflict:  # it was withdrawn; or another was cancelled: it will be answered again
             control.stale = True
         return None
 
@@ -167,8 +167,8 @@ def _next(entry: Any, backfill: Backfill) -> datetime | None:
 
 
 def _count(entry: Any, backfill: Backfill) -> tuple[int | None, str]:
-    """How many runs it has, None where they are too many to be counted by a master that has to
-    dispatch; and the same as text."""
+    """Returns how many runs a backfill has, and that as text. The number is None if there are too
+    many: a master that has to dispatch must not count for long."""
     found = instants(entry, backfill.since, backfill.until)
     total = sum(1 for _ in itertools.islice(found, MOST_UNASKED + 1))
     return (None, f"more than {MOST_UNASKED}") if total > MOST_UNASKED else (total, str(total))

@@ -95,7 +95,7 @@ class LiveSchedule(BeatSchedule):
         super().open()
         self._tell(self.live.read())
         self._place_all()
-        self._begin(self._ours)  # before pauses are heard: a skip needs a state
+        self._begin(self._ours)  # before pauses are read: a skip needs a state
         self._drop_lost()
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class LiveSchedule(BeatSchedule):
         super().close()
         entries = self._names.get()
         for name, live in self._ours.items():
-            if _is_of(live, entries.get(name)):  # not what a program has put there
+            if _is_of(live, entries.get(name)):  # keep what a program has put there
                 entries.pop(name, None)
             self._policies.give(name, {})
         for name, entry in self._hidden.items():
@@ -265,7 +265,7 @@ class LiveSchedule(BeatSchedule):
             is_named = name in self._names.get() or self.live.holds(name)
             return born is not None and not is_named
         if live.definition is None or (name in self._names.get() and name not in self._ours):
-            return False  # it is damaged; or the entry is one of beat_schedule
+            return False  # it is damaged, or beat_schedule has the entry
         is_others = born is not None and born[1] != live.definition.born
         return live.is_disabled or is_others
 
@@ -281,7 +281,7 @@ class _Named:
 
 
 def _is_of(live: Live, entry: Any) -> bool:
-    """True if it is that entry, or the one that its class made of it after a run."""
+    """True if `entry` is the live entry, or the one that its class made from it after a run."""
     return entry is not None and (
         entry is live.entry or getattr(entry, "schedule", None) is live.entry.schedule
     )

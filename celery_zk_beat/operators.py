@@ -1,4 +1,4 @@
-"""What the master does for operators. control.py is how they talk to it."""
+"""What the master does for operators. They talk to it through control.py."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Operators:
             return Answer(False, f"the master's schedule has no entry {name!r}")
         waiting = self._ledger.outbox.get(name)
         if waiting is not None:
-            # Else a run that leaves in a moment would be in the way.
+            # Otherwise a run that leaves in a moment would be in the way.
             dispatcher.publisher.publish_soon([waiting])
             waiting = self._ledger.outbox.get(name)
         if waiting is not None:
@@ -183,7 +183,7 @@ class Operators:
         try:
             dispatcher.claim([run], request.answer(answer))
         except Outdated:
-            self._control.stale = True  # so that it is heard again
+            self._control.stale = True  # so that the request is read again
             return None
         self._source.has_run_extra(name, number)
         dispatcher.publisher.publish([run])

@@ -1,13 +1,14 @@
-"""Who this process is to ZooKeeper, whom it trusts, and what others may do with its znodes.
+"""Credentials, TLS and ACLs: how this process logs in to ZooKeeper, which servers it trusts, and
+what others may do with its znodes.
 
-A secret (a password) may be given in one of four forms, the same everywhere::
+A secret (a password) has one of four forms, which are the same everywhere::
 
     "user:password"                     text
     {"env": "ZOOKEEPER_AUTH"}           an environment variable
-    {"file": "/run/secrets/zookeeper"}  a file; a line end at its end is no part of it
+    {"file": "/run/secrets/zookeeper"}  a file; a line break at its end does not count
     read_it                             a function without arguments that returns it
 
-All but the first are read anew at each attempt to connect, as are the files of certificates. The
+All but the first are read again at each attempt to connect. So are the files of certificates. The
 function may be called on any thread, and should not take long.
 """
 
@@ -28,7 +29,7 @@ __all__ = ["Access", "Grant", "Sasl", "Secret", "Tls"]
 
 _SECRET_FORMS = 'text, {"env": NAME}, {"file": PATH} or a function that returns it'
 _DIGEST, _KERBEROS = "DIGEST-MD5", "GSSAPI"
-#: The letters that ZooKeeper's own tools write for rights, and its protocol's bits.
+#: The letters that ZooKeeper's own tools use for rights, and the bits of its protocol.
 _RIGHTS = {"c": 4, "d": 8, "r": 1, "w": 2, "a": 16}
 _ALL = sum(_RIGHTS.values())
 #: What a beat does with its znodes: everything but changing their ACLs.
@@ -41,7 +42,7 @@ class Secret:
     """A text that is never shown: its str and repr are ``***``.
 
     Raises:
-        SettingsError: it is given in none of the forms above.
+        SettingsError: it has none of the forms above.
     """
 
     __slots__ = ("_source",)
@@ -58,10 +59,10 @@ class Secret:
         self._source = source
 
     def read(self) -> str:
-        """The text, as it is now.
+        """Returns the text as it is now.
 
         Raises:
-            SettingsError: it cannot be read. The message says where it was to come from.
+            SettingsError: it cannot be read. The message says from where.
         """
         source = self._source
         if isinstance(source, str):
@@ -71,7 +72,7 @@ class Secret:
         name = getattr(source, "__qualname__", type(source).__name__)
         try:
             text = source()
-        except Exception as exc:  # its text may hold anything
+        except Exception as exc:  # its text may contain the secret
             raise SettingsError(f"{name}() raised {type(exc).__name__}") from None
         if not isinstance(text, str) or not text:
             raise SettingsError(f"{name}() returned no text, but {type(text).__name__}")
@@ -79,7 +80,7 @@ class Secret:
 
     @property
     def is_text(self) -> bool:
-        """True where it stands in the configuration itself."""
+        """True if the configuration itself contains it."""
         return isinstance(self._source, str)
 
     def __repr__(self) -> str:
@@ -114,7 +115,7 @@ def _from_env(name: str) -> str:
 
 
 class Grant(NamedTuple):
-    """One entry of an ACL: what `scheme` calls `id` has these rights, a sum of bits."""
+    """One entry of an ACL: the user that `scheme` calls `id` has these rights, a sum of bits."""
 
     scheme: str
     id: str
@@ -131,7 +132,7 @@ _WORLD = Grant("world", "anyone", _ALL)
 
 @dataclass(frozen=True)
 class Sasl:
-    """Attributes are those of ``zk_beat_sasl``."""
+    """The attributes are the keys of ``zk_beat_sasl``."""
 
     mechanism: str
     service: str
@@ -140,7 +141,7 @@ class Sasl:
     principal: str | None = None
 
     def options(self) -> dict[str, str]:
-        """For kazoo, with the password.
+        """Returns the options for kazoo, with the password.
 
         Raises:
             SettingsError: the password cannot be read.
@@ -159,7 +160,7 @@ class Sasl:
 
 @dataclass(frozen=True)
 class Tls:
-    """Attributes are those of ``zk_beat_tls``."""
+    """The attributes are the keys of ``zk_beat_tls``."""
 
     ca: str | None = None
     certificate: str | None = None
@@ -169,7 +170,7 @@ class Tls:
     check_hostname: bool = True
 
     def context(self) -> ssl.SSLContext:
-        """Made anew from the files as they are now.
+        """Makes a context from the files as they are now.
 
         Raises:
             SettingsError: a file, or the key's password, cannot be read.
@@ -179,7 +180,7 @@ class Tls:
         context.check_hostname = self.verify and self.check_hostname
         context.verify_mode = ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE
         if self.ca is not None:
-            # Not beside the system's: who has a CA of their own trusts no other.
+            # Instead of the system's CAs: a user with a CA of their own trusts no other.
             _load("ca", self.ca, lambda: context.load_verify_locations(self.ca))
         elif self.verify:
             context.load_default_certs(ssl.Purpose.SERVER_AUTH)
@@ -194,7 +195,7 @@ class Tls:
             password = "" if self.key_password is None else self.key_password.read()
         except SettingsError as exc:
             raise SettingsError(f"key_password: {exc}") from None
-        # A password is always given, for without one OpenSSL asks the terminal.
+        # Always give a password: without one OpenSSL asks the terminal.
         _load("key", key, lambda: context.load_cert_chain(certificate, key, lambda: password))
 
 
@@ -212,12 +213,12 @@ def _load(name: str, path: str, load: Callable[[], object]) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Identity:
-    """Credentials as they are shown to ZooKeeper, in plain text. To be used and forgotten.
+    """Credentials as ZooKeeper gets them, in plain text. Use and forget them.
 
     Attributes:
         user: ``user:password`` of the digest scheme.
-        sasl: kazoo's options.
-        certificate: the whole file.
+        sasl: the options for kazoo.
+        certificate: the content of the file.
     """
 
     user: str | None
@@ -225,20 +226,21 @@ class Identity:
     certificate: bytes
 
     def fingerprint(self) -> bytes:
-        """To tell it from another one, later."""
+        """Returns a digest that later shows whether the credentials have changed."""
         sasl = sorted((self.sasl or {}).items())
         return hashlib.sha256(repr((self.user, sasl, self.certificate)).encode()).digest()
 
 
 @dataclass(frozen=True)
 class Access:
-    """All of it. Immutable; its repr shows no secret.
+    """The credentials, TLS and ACL of one client. Immutable; its repr shows no secret.
 
     Attributes:
         auth: ``user:password`` of ZooKeeper's digest scheme.
-        acl: the rights on each znode that is made; None: all for its creator alone, or, where
-            there is no credential, for all the world.
-        prefix: what stands before the names of these four where they were set.
+        sasl, tls: see :class:`Sasl` and :class:`Tls`.
+        acl: the rights on each znode that we create. None: all rights for its creator alone, or, if
+            there are no credentials, for everybody.
+        prefix: the prefix that the names of these four settings have.
     """
 
     auth: Secret | None = None
@@ -249,7 +251,7 @@ class Access:
 
     @classmethod
     def checked(cls, auth: object, sasl: object, tls: object, acl: object) -> Access:
-        """From the values that users give.
+        """Makes an Access from the values that users give.
 
         Raises:
             SettingsError: one of them cannot work.
@@ -270,15 +272,15 @@ class Access:
         return access
 
     def check(self) -> None:
-        """Checks what no setting can see alone.
+        """Checks what needs more than one setting.
 
         Raises:
-            SettingsError: the ACL is for an identity that there is not.
+            SettingsError: the ACL has the scheme auth, but there are no credentials.
         """
         self.check_acl("acl", self.acl)
 
     def check_acl(self, setting: str, acl: tuple[Grant, ...] | None) -> None:
-        """Likewise, of an ACL that stands in another setting."""
+        """Does the same for the ACL of another setting."""
         if acl and not self.identified and any(grant.scheme == "auth" for grant in acl):
             raise SettingsError(
                 f"{self.name(setting)} = {str(acl[0])!r}: its scheme auth stands for the user "
@@ -286,22 +288,23 @@ class Access:
             )
 
     def name(self, setting: str) -> str:
-        """How a user calls ``auth``, ``sasl``, ``tls`` or ``acl``."""
+        """Returns the name under which users know ``auth``, ``sasl``, ``tls`` or ``acl``."""
         return self.prefix + (setting.upper() if self.prefix.isupper() else setting)
 
     @property
     def identified(self) -> bool:
-        """True where this process is somebody to ZooKeeper."""
+        """True if this process has credentials."""
         certificate = self.tls is not None and self.tls.certificate is not None
         return self.auth is not None or self.sasl is not None or certificate
 
     @property
     def authenticates(self) -> bool:
-        """True where something is to be said after the connection is made and before it is used."""
+        """True if credentials must be sent after the connection is made and before it is used."""
         return self.auth is not None or self.sasl is not None
 
     def credentials(self, word: str) -> str:
-        """The names of the settings that say who this is; of all there could be if none does."""
+        """Returns the names of the settings that hold credentials, joined by `word`. If there are
+        no credentials: of all settings that could hold some."""
         names = [
             self.name(name)
             for name in ("auth", "sasl")
@@ -315,17 +318,18 @@ class Access:
 
     @property
     def grants(self) -> tuple[Grant, ...]:
-        """The ACL of each znode that is made."""
+        """The ACL of each znode that we create."""
         return self.acl or ((_CREATOR,) if self.identified else (_WORLD,))
 
     @property
     def open_by_default(self) -> bool:
-        """True where all the world may do everything, and nobody has said that it should."""
+        """True if everybody may do everything, and no setting asks for that."""
         return self.acl is None and not self.identified
 
     def excess(self, found: Iterable[Grant]) -> list[Grant]:
-        """The entries of a znode's ACL that give whoever connects, or an address, more than
-        :attr:`grants` does. Who has a name to ZooKeeper was given its rights on purpose."""
+        """Returns the entries of a znode's ACL that give everybody, or an address, more than
+        :attr:`grants` does. Users with a name do not count: somebody gave them their rights on
+        purpose."""
         meant = {(grant.scheme, grant.id): grant.rights for grant in self.grants}
         return [
             grant
@@ -335,7 +339,7 @@ class Access:
         ]
 
     def identity(self) -> Identity:
-        """Who this process is now.
+        """Reads the credentials as they are now.
 
         Raises:
             SettingsError: a secret cannot be read, or is not what it should be.
@@ -358,7 +362,7 @@ class Access:
         return Identity(user, sasl, certificate)
 
     def tls_context(self) -> ssl.SSLContext:
-        """Raises as :meth:`identity`."""
+        """Makes a TLS context from the files as they are now. Raises as :meth:`identity`."""
         assert self.tls is not None
         try:
             return self.tls.context()
@@ -370,10 +374,10 @@ class Access:
 
 
 def check_auth(value: Any) -> Secret | None:
-    """A secret of the form ``user:password``.
+    """Checks a secret of the form ``user:password``.
 
     Raises:
-        SettingsError: anything else. It does not show the value.
+        SettingsError: it is anything else. The error does not show the value.
     """
     if value is None:
         return None
@@ -393,12 +397,12 @@ def _check_user_and_password(text: str) -> None:
 
 
 def check_sasl(value: Any) -> Sasl | None:
-    """From a dict: ``mechanism`` (``"DIGEST-MD5"`` with ``username`` and ``password``, or
-    ``"GSSAPI"``, which may have a ``principal`` and takes the ticket from the process' cache) and,
-    where it is not ``"zookeeper"``, ``service``.
+    """Checks a dict with ``mechanism`` and, if it is not ``"zookeeper"``, ``service``. The
+    mechanism ``"DIGEST-MD5"`` needs ``username`` and ``password``. ``"GSSAPI"`` may have a
+    ``principal``, and takes the ticket from the cache of the process.
 
     Raises:
-        SettingsError: anything else, or a library is missing.
+        SettingsError: it is anything else, or a library is missing.
     """
     if value is None:
         return None
@@ -429,11 +433,12 @@ def check_sasl(value: Any) -> Sasl | None:
 
 
 def check_tls(value: Any) -> Tls | None:
-    """From True, for the system's CAs, or a dict: ``ca``, ``certificate``, ``key`` (paths of PEM
-    files), ``key_password`` (a secret), ``verify`` and ``check_hostname`` (True by default).
+    """Checks True (use the system's CAs), or a dict with some of ``ca``, ``certificate``, ``key``
+    (paths of PEM files), ``key_password`` (a secret), ``verify`` and ``check_hostname`` (both True
+    by default).
 
     Raises:
-        SettingsError: anything else.
+        SettingsError: it is anything else.
     """
     if value is None or value is False:
         return None
@@ -457,11 +462,11 @@ def check_tls(value: Any) -> Tls | None:
 
 
 def check_acl(value: Any) -> tuple[Grant, ...] | None:
-    """From what ``setAcl`` of ZooKeeper's own command line takes, ``"auth::cdrwa,world:anyone:r"``,
-    or a list of such entries.
+    """Checks a text such as ``setAcl`` of ZooKeeper's own command line takes,
+    ``"auth::cdrwa,world:anyone:r"``, or a list of such entries.
 
     Raises:
-        SettingsError: anything else, or nobody has the rights that a beat needs.
+        SettingsError: it is anything else, or nobody gets the rights that a beat needs.
     """
     if value is None:
         return None

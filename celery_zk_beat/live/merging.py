@@ -232,7 +232,7 @@ class Merging:
 
     def _version_of(self, page: str) -> int | None:
         """Returns the version of a page as it was read, or None if it is unknown. Creates the page
-        if there is none: then whoever adds an entry to it changes its version."""
+        if there is none: then a client that adds an entry to it changes its version."""
         if page in self._pages and page not in self.damaged_pages:
             return self._pages[page].version
         if page not in self._empty and page not in self._sums:
@@ -246,7 +246,7 @@ class Merging:
 
     @property
     def is_damaged(self) -> bool:
-        """True if a znode is damaged. Somebody may repair it without our noticing."""
+        """True if a znode is damaged. If somebody repairs it, we may not notice."""
         return bool(self.damage or self.damaged_pages)
 
     def holds(self, name: str) -> bool:
@@ -270,7 +270,8 @@ class Merging:
         path = self._paths.entries
         indexed = read_index(self._session, self._paths, self._on_watch)
         if indexed.version is None:
-            # Else no watch could report the first entry. One by one: the root has other rights.
+            # Otherwise no watch could report the first entry. One by one: the root has other
+            # rights.
             self._session.ensure(self._paths.root)
             self._session.ensure(path, self._acl)
             indexed = read_index(self._session, self._paths, self._on_watch)
