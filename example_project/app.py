@@ -1,6 +1,6 @@
 """A small Celery app whose periodic tasks go on when a beat dies.
 
-Start as many beats as you like, on as many machines as you like; one of them is master::
+Start as many beats as you like, on as many machines as you like. One of them is master::
 
     celery -A example_project.app worker
     celery -A example_project.app beat
@@ -24,7 +24,7 @@ app.conf.broker_url = os.environ.get("CELERY_BROKER_URL", "redis://localhost:637
 app.conf.result_backend = os.environ.get("CELERY_RESULT_BACKEND", "redis://localhost:6379/1")
 app.conf.broker_connection_retry_on_startup = True
 
-# All that celery-zk-beat needs: its scheduler, and where ZooKeeper is.
+# All that celery-zk-beat needs: the name of its scheduler, and the address of ZooKeeper.
 app.conf.beat_scheduler = "celery_zk_beat:ZooKeeperScheduler"
 app.conf.zk_beat_hosts = os.environ.get("ZK_BEAT_HOSTS", "localhost:2181")
 app.conf.zk_beat_id = os.environ.get("ZK_BEAT_ID")  # None: host and pid
@@ -36,7 +36,7 @@ if "ZK_BEAT_SESSION_TIMEOUT" in os.environ:
 # --every 3`.
 app.conf.zk_beat_entries = True
 
-# The schedule is Celery's own; nothing in it knows of the election.
+# A schedule as Celery knows it. It does not mention the election.
 app.conf.beat_schedule = {
     "heartbeat": {"task": "example_project.app.heartbeat", "schedule": 1.0},
     "metrics": {"task": "example_project.app.collect_metrics", "schedule": 2.0},
@@ -51,22 +51,22 @@ app.conf.beat_schedule = {
 
 @app.task(ignore_result=True)
 def heartbeat() -> None:
-    """Tells the log that the road from beat to worker is open."""
+    """Logs a line: tasks get from beat to a worker."""
     logger.info("all is well")
 
 
 @app.task
 def collect_metrics() -> dict[str, float]:
-    """The load of the machine that the worker runs on."""
+    """Returns the load of the worker's machine."""
     one, five, fifteen = os.getloadavg()
     return {"load1": one, "load5": five, "load15": fifteen}
 
 
 @app.task(bind=True)
 def send_invoices(self: Any, batch: str) -> str:
-    """Work that nobody wants done twice.
+    """Does work that must not be done twice.
 
-    Each run says which it is: `run` counts this entry's runs, `due` is the instant that it is
+    The header `zk_beat` identifies the run: `run` is its number, `due` is the instant that it is
     for, and `epoch` grows with every election, so that a receiver can refuse an older one.
     """
     run = self.request.get("zk_beat") or {"run": "by hand", "due": "now"}
@@ -75,11 +75,11 @@ def send_invoices(self: Any, batch: str) -> str:
 
 @app.task(ignore_result=True)
 def orders() -> None:
-    """Has no entry in the schedule: the demo adds one while beats run."""
+    """Has no entry in the schedule above: the demo adds one while beats run."""
     logger.info("orders are looked through")
 
 
 @app.task(bind=True)
 def minute_report(self: Any) -> str:
-    """A crontab entry: due once a minute, whoever is master when the minute begins."""
+    """Has a crontab entry: it is due when a minute begins, no matter which beat is master."""
     return f"report {self.request.id}"

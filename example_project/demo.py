@@ -1,10 +1,10 @@
-"""A failover to watch: ``python -m example_project.demo`` (or ``make demo``), about 70 seconds.
+"""Shows a failover: ``python -m example_project.demo`` (or ``make demo``), about 70 seconds.
 
 Starts a ZooKeeper, a Redis, two workers and three beats of the example project on free ports, in
 a temporary folder. Adds a live entry while they run. Kills the master, stops the next one, starts
-both again; then says how long each take-over took and whether any run was lost or made twice, of
-the entry that was added, too. The session time-out is the default, 10 s: the killed one is replaced
-long before.
+both again. Then prints how long each take-over took, and whether any run was lost or made twice.
+That includes the runs of the added entry. The session time-out is the default, 10 s: a standby
+replaces the killed master long before that.
 
 Exit status: 0 no run was lost or made twice; 1 one was, or something else went wrong; 2 something
 is not installed; 130 Ctrl-C. In every case all processes have ended.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .verdict import Entry, Verdict
 
 STEADY = 10.0  # Seconds between two faults.
-#: Seconds from the first election to the end: a minute begins in it, clear of both ends.
+#: Seconds from the first election to the end: long enough for a minute to begin well inside.
 LENGTH = 62.5
 
 
@@ -48,7 +48,7 @@ class Demo(Play):
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        # Where to put a picture of the live view, taken after the second fault.
+        # The file for a picture of the live view after the second fault.
         parser.add_argument("--svg", type=Path, help=argparse.SUPPRESS)
 
     def run(self) -> Verdict:

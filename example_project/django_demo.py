@@ -1,11 +1,11 @@
-"""A failover of a Django project to watch: ``python -m example_project.django_demo`` (or ``make
+"""Shows a failover of a Django project: ``python -m example_project.django_demo`` (or ``make
 demo-django``), about 40 seconds.
 
-Starts a ZooKeeper, a Redis, a PostgreSQL (where it is not installed: SQLite), the admin, two
-workers and two beats of the example's Django project on free ports, in a temporary folder. The
-beats dispatch what django-celery-beat's DatabaseScheduler says. Kills the master, starts it again,
-disables one entry in the admin and adds another; then says how long all that took, and whether any
-run was lost or made twice.
+Starts a ZooKeeper, a Redis, a PostgreSQL (SQLite if it is not installed), the admin, two workers
+and two beats of the example's Django project on free ports, in a temporary folder. The beats
+dispatch what django-celery-beat's DatabaseScheduler says. Kills the master, starts it again,
+disables one entry in the admin and adds another. Then prints how long all that took, and whether
+any run was lost or made twice.
 
 Exit status: 0 no run was lost or made twice; 1 one was, or something else went wrong; 2 something
 is not installed; 130 Ctrl-C. In every case all processes have ended.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from .verdict import Entry, Verdict
 
-STEADY = 5.0  # Seconds between two things that happen.
+STEADY = 5.0  # Seconds between two events.
 #: Seconds within which DatabaseScheduler looks into its tables again.
 ARRIVES = 5.0
 USER = "admin"
@@ -135,8 +135,8 @@ class DjangoDemo(Play):
         return admin
 
     def _change(self, admin: Admin) -> None:
-        """One entry is disabled, another is added. No run of the one, and the first of the other,
-        may come later than a change can take to arrive."""
+        """Disables one entry and adds another. A change may take ARRIVES seconds to have an effect:
+        after that the one must not run any more, and the other must have run."""
         from .verdict import Entry
 
         place = next(n for n, entry in enumerate(self._entries) if entry.name == "sessions")
@@ -168,7 +168,7 @@ class DjangoDemo(Play):
 
 
 class Admin:
-    """Django's admin, as a browser uses it."""
+    """Uses Django's admin as a browser does."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -186,11 +186,11 @@ class Admin:
         self._post("login/", username=USER, password=password, next=self.url)
 
     def act(self, action: str, name: str) -> None:
-        """What the list of periodic tasks offers, on one of them."""
+        """Does what the list of periodic tasks offers, to one task."""
         self._post(_TASKS, action=action, _selected_action=str(_task(name).pk))
 
     def add(self, name: str, task: str, like: str) -> None:
-        """A periodic task with the interval of another."""
+        """Adds a periodic task with the interval of another."""
         interval = str(_task(like).interval_id)
         fields = {"name": name, "task": task, "interval": interval, "enabled": "on"}
         self._post(f"{_TASKS}add/", **fields, args="[]", kwargs="{}", headers="{}")
@@ -212,7 +212,7 @@ class Admin:
             raise Failed(f"the admin refuses {fields} at {path}")
 
 
-#: The page of the list of periodic tasks.
+#: The path of the list of periodic tasks.
 _TASKS = "django_celery_beat/periodictask/"
 
 

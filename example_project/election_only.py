@@ -1,7 +1,7 @@
-"""An election without Celery: any program of which exactly one copy may work at a time.
+"""An election without Celery, for any program of which only one copy may work at a time.
 
-With a ZooKeeper on localhost, start it twice, in two terminals, then kill the first (even with
-``kill -9``) and watch the second go on::
+You need a ZooKeeper on localhost. Start this program twice, in two terminals. Then kill the first
+(even with ``kill -9``) and watch the second go on::
 
     python -m example_project.election_only
     python -m example_project.election_only localhost:2181 --session-timeout 4
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def work(epoch: int | None) -> None:
-    """One step of the work. Whoever receives it should refuse an older epoch than the last."""
+    """Does one step of the work. A receiver should refuse an older epoch than the last one."""
     logging.info("working as master, epoch %s", epoch)
     time.sleep(1)
 

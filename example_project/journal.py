@@ -1,8 +1,8 @@
-"""The workers' own record of what reached them: the demo's evidence, which no beat can colour.
+"""The workers' own record of what they received. The demo judges by it: no beat can influence it.
 
-A worker loads this module by ``--include example_project.journal`` and then appends a line of JSON
-to the file that ``DEMO_JOURNAL`` names when it receives a task, and another when it has executed
-it. Several workers share the file: one ``write`` in append mode is one whole line.
+A worker loads this module with ``--include example_project.journal``. It appends a line of JSON to
+the file that ``DEMO_JOURNAL`` names when it receives a task, and another when it has executed it.
+Several workers share the file: one ``write`` in append mode is one whole line.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Journal:
     """Reads the file as it grows.
 
     Args:
-        path: the file that the workers write; need not exist yet.
-        entries: task name (without its module) to entry name.
+        path: the file that the workers write. It may not exist yet.
+        entries: entry names by task name (without the task's module).
     """
 
     def __init__(self, path: Path, entries: dict[str, str]) -> None:
@@ -69,7 +69,7 @@ class Journal:
         self.deliveries: list[Delivery] = []
 
     def read(self) -> list[Delivery]:
-        """Takes in what was written since the last call. Returns what was executed, in order."""
+        """Reads what was written since the last call. Returns what was executed, in order."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)

@@ -1,12 +1,12 @@
-"""Live entries from a program, such as a web application: a report for each tenant.
+"""A program that adds live entries, such as a web application: a report for each tenant.
 
-With a ZooKeeper on localhost (no beat is needed to try it)::
+You need a ZooKeeper on localhost, but no beat to try it::
 
     python -m example_project.live_entries add 7 --hour 9
     python -m example_project.live_entries list
     python -m example_project.live_entries remove 7
 
-Beats that run them have the same settings as `app` below.
+The beats that run the entries need the same settings as `app` below.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ app = Celery("shop")
 app.conf.zk_beat_hosts = os.environ.get("ZOOKEEPER", "localhost:2181")
 app.conf.zk_beat_root = os.environ.get("ROOT", "/live-entries")
 app.conf.zk_beat_entries = True
-# Whoever may change the entries can run these tasks, and no others.
+# A user who may change the entries can run these tasks, and no others.
 app.conf.zk_beat_entries_tasks = ["example_project.live_entries.*"]
 
 
@@ -34,7 +34,7 @@ def report(tenant: int) -> None:
 
 
 def add(entries: Entries, tenant: int, hour: int, zone: str) -> str:
-    """What a view would do for a form. An EntryError tells which field is wrong."""
+    """Does what a view would do with a form. An EntryError says which field is wrong."""
     made = entries.put(
         f"report-{tenant}",
         task=report.name,
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--zone", default="Europe/Paris")
     options = parser.parse_args(arguments)
     try:
-        # In a web application: one for the process, made once.
+        # In a web application: make one for the whole process.
         with Entries(app, timeout=5, by="example") as entries:
             if options.what == "add":
                 print(add(entries, options.tenant, options.hour, options.zone))

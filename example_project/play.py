@@ -1,5 +1,5 @@
-"""What the demos have in common: real processes on free ports in a temporary folder, faults, a view
-of what happens, and a verdict.
+"""What the demos share: real processes on free ports in a temporary folder, faults, a view of what
+happens, and a verdict.
 
 Exit status of each: 0 no run was lost or made twice; 1 one was, or something else went wrong; 2
 something is not installed; 130 Ctrl-C. In every case all processes have ended.
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from .verdict import Delivery, Entry, Verdict
     from .view import Beat, Board, Lines, TakeOver
 
-# Packages that are not Python's own are imported late: Ctrl-C finds us ready for it from the
-# first moment, and one that is missing gets a clear line.
+# Packages that are not Python's own are imported late. So Ctrl-C works from the first moment, and a
+# missing package gets a clear line.
 
-#: Below the verdict.
+#: Printed below the verdict.
 MEANING = """\
 (lost: a run that a master claimed, and no worker executed. While there is no master no run is
 claimed: an instant that passes then has no run of its own. One run stands for all such instants of
 an entry, as in Celery.)"""
 
 TICK_TIME = 500  # Milliseconds, of ZooKeeper. It grants the default session time-out, 10 s.
-PATIENCE = 30.0  # Seconds that a thing may take before the demo has failed.
+PATIENCE = 30.0  # Seconds that a step may take before the demo fails.
 _POLL = 0.03
 
 
-#: Signals that ask the demo to end. It ends when it next looks round: an exception in the middle of
-#: a start would leave a process that nobody knows of, or a client that cannot be stopped.
+#: Signals that ask the demo to end. It ends when it next checks this list: an exception in the
+#: middle of a start would leave a process that nobody knows of, or a client that cannot be stopped.
 _signals: list[int] = []
 
 
@@ -53,22 +53,22 @@ class Failed(Exception):
 
 
 class Interrupted(Exception):
-    """By Ctrl-C, or because somebody ends us politely, or the terminal closes."""
+    """Somebody pressed Ctrl-C, sent SIGTERM, or closed the terminal."""
 
 
 class Play:
-    """A demo; all instants are seconds since 1970.
+    """A demo. All instants are seconds since 1970.
 
     Args:
-        stack: ends, when it is closed, all that was started.
+        stack: when it is closed, it ends all that was started.
         folder: for logs, data and the journal.
-        options: of the command line.
+        options: the options of the command line.
     """
 
     #: The Celery app: as ``celery -A`` takes it, and its own name.
     app = ""
     name = ""
-    #: What else than ours must be installed, and which extra of ours brings it.
+    #: Which packages must be installed, and which of our extras brings them.
     packages: Sequence[str] = ("celery", "celery_zk_beat", "kazoo", "redis", "rich")
     extra = "demo"
 
@@ -94,28 +94,28 @@ class Play:
         self._show: Lines = Screen(self.board, console) if live else Lines(self.board)
         stack.callback(self._show.close)
         self._masters: queue.SimpleQueue[tuple[float, bytes | None]] = queue.SimpleQueue()
-        #: All that should run to the end, beside the beats.
+        #: All processes except the beats. They should run to the end.
         self._others: list[Process] = []
         self._env: dict[str, str] = {}
 
     def schedule(self) -> dict[str, Entry]:
-        """Each task (without its module) that has an entry, and the entry."""
+        """Returns the entries by task name (without the task's module)."""
         raise NotImplementedError
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        """Its own, beside ``--plain``."""
+        """Adds options of its own to ``--plain``."""
 
     def run(self) -> Verdict:
-        """Plays it.
+        """Plays the demo.
 
         Raises:
-            Failed: a process ended that should not, or something took longer than PATIENCE.
+            Failed: a process ended that should not, or a step took longer than PATIENCE.
         """
         raise NotImplementedError
 
     def summary(self) -> list[str]:
-        """What happened, where that is no longer to be seen on the terminal."""
+        """Returns lines that say what happened, if the terminal no longer shows it."""
         return self._show.summary()
 
     def _start_servers(self) -> None:
@@ -168,10 +168,10 @@ class Play:
         beat.pids.append(beat.process.pid)
 
     def _watch(self, hosts: str) -> None:
-        """Notes each change of the master's znode, at the moment that ZooKeeper tells of it."""
+        """Notes each change of the master's znode, at the moment when ZooKeeper reports it."""
         from kazoo.client import KazooClient
 
-        logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # Its words would tear the view.
+        logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # Its lines would disturb the view.
         self._zookeeper = KazooClient(hosts)
         self._stack.callback(self._zookeeper.close)
         self._stack.callback(self._zookeeper.stop)
@@ -182,7 +182,7 @@ class Play:
         )
 
     def _fault(self, number: signal.Signals, phase: str) -> None:
-        """Ends the master at a random moment of the second and waits for the successor's first
+        """Ends the master at a random moment within a second. Waits for the next master's first
         run."""
         from .verdict import resumed
         from .view import KILLED, STOPPED, TakeOver
@@ -219,7 +219,7 @@ class Play:
         return sorted(self._journal.deliveries, key=lambda delivery: delivery.received)
 
     def _restart(self) -> None:
-        """The beats that have ended start again."""
+        """Starts the beats again that have ended."""
         for beat in self.board.beats:
             if not beat.process.alive:
                 self._start_beat(beat)
@@ -227,8 +227,8 @@ class Play:
         self._until(self._all_joined, "all to join again")
 
     def _stop(self, started: float) -> Verdict:
-        """Stops the standbys, then the master, lets the workers finish, and judges all that came
-        since the first master was elected."""
+        """Stops the standbys, then the master, and lets the workers finish. Judges all runs since
+        the first master was elected."""
         from .verdict import judge
 
         self._phase("beats stop")
@@ -257,11 +257,11 @@ class Play:
 
         with redis.Redis.from_url(self._redis.url(0)) as broker:
             queued = broker.llen("celery") or broker.hlen("unacked")
-        self._read_journal()  # After the queue, so that nothing can be in neither.
+        self._read_journal()  # After the queue: each message is in at least one of the two.
         return not queued and all(run.executed is not None for run in self._journal.deliveries)
 
     def _all_joined(self) -> bool:
-        """Each beat is seen in ZooKeeper, as master or as a member."""
+        """True if each beat is in ZooKeeper, as master or as a member."""
         from kazoo.exceptions import NoNodeError
 
         from .view import STANDBY, STARTING
@@ -297,7 +297,7 @@ class Play:
             self._look()
 
     def _look(self) -> None:
-        """Takes in what has happened, shows it, and waits a moment for more."""
+        """Reads what has happened, shows it, and waits a moment for more."""
         from .view import KILLED, STOPPED
 
         if _signals:
@@ -335,11 +335,11 @@ class Play:
 
 
 def main(play: type[Play], module: str, about: str | None) -> int:
-    """Plays what the command line asks for; returns the exit status.
+    """Plays a demo with the options of the command line. Returns the exit status.
 
     Args:
-        module: how it is started, ``python -m MODULE``.
-        about: for ``--help``.
+        module: the module with which it is started: ``python -m MODULE``.
+        about: the text for ``--help``.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: _signals.append(number))
@@ -384,7 +384,7 @@ def _main(play: type[Play], parser: argparse.ArgumentParser) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Removes it, also where a process that is just ending still writes to it."""
+    """Removes the folder, even if a process that is just ending still writes to it."""
     deadline = time.monotonic() + 5.0
     shutil.rmtree(folder, ignore_errors=True)
     while folder.exists() and time.monotonic() < deadline:

@@ -1,8 +1,8 @@
-"""Processes of ours: started, hurt, watched and, whatever happens, ended.
+"""Starts processes, sends them signals, watches them, and ends them in every case.
 
-Nothing started here outlives the program that started it: leaving a ``with`` block or
-:meth:`Process.stop` ends the whole process group, and when the program dies without a word
-(``kill -9``) the kernel ends the process (``PR_SET_PDEATHSIG``, Linux).
+No process outlives the program that started it. Leaving a ``with`` block, or :meth:`Process.stop`,
+ends the whole process group. If the program is killed (``kill -9``), the kernel ends the process
+(``PR_SET_PDEATHSIG``, Linux).
 
 All timeouts are seconds.
 """
@@ -35,18 +35,19 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 _POLL = 0.02
 
-#: The parent-death signal fires when the *thread* that forked ends, so one thread, which lives as
-#: long as the program, starts all processes, whichever thread asks for them.
+#: The parent-death signal comes when the *thread* that forked ends. So one thread, which lives as
+#: long as the program, starts all processes for all threads.
 _spawner = ThreadPoolExecutor(1, thread_name_prefix="process-spawner")
-#: Below Linux's range of ephemeral ports, because a client that keeps trying to reach a dead
-#: server on an ephemeral port may be given that very port and connect to itself.
+#: Below Linux's range of ephemeral ports: a client that keeps trying to reach a dead server on an
+#: ephemeral port may get that very port and connect to itself.
 PORTS = range(10240, 32768)
-#: Ports that :func:`free_port` does not give (any more).
+#: Ports that :func:`free_port` does not return (any more).
 given_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port of :data:`PORTS` that nobody listens on, never the same twice in one program."""
+    """Returns a TCP port of :data:`PORTS` that nobody listens on; never the same twice in one
+    program."""
     while True:
         port = random.choice(PORTS)
         if port in given_ports:
@@ -58,10 +59,10 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], T | None], timeout: float, what: str) -> T:
-    """The first true value of `condition`, asked every 20 ms.
+    """Calls `condition` every 20 ms. Returns its first true value.
 
     Raises:
-        TimeoutError: none came within `timeout`; the text says `what` was waited for.
+        TimeoutError: none came within `timeout`; the text says that it waited for `what`.
     """
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -75,10 +76,10 @@ class Process:
     """One process in a session of its own, with a log file that survives its restarts.
 
     Args:
-        name: what it is called in errors; its output is appended to ``<folder>/<name>.log``.
+        name: its name in errors; its output is appended to ``<folder>/<name>.log``.
         args: the program and its arguments.
-        env: added to (or, with the value None, taken out of) this program's environment.
-        cwd: default: the root of the repository.
+        env: variables to add to this program's environment, or, with the value None, to remove.
+        cwd: the current directory; by default the root of the repository.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Process:
 
     def _spawn(self) -> None:
         env = {key: value for key, value in {**os.environ, **self.env}.items() if value is not None}
-        # Not by preexec_fn, which runs Python in a fork of a program that may have many threads.
+        # Not with preexec_fn: it runs Python in a fork of a program that may have many threads.
         setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
         guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
         with self.log_path.open("ab") as log:
@@ -141,7 +142,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """It runs; also true while it is stopped by SIGSTOP."""
+        """True if it runs, also while SIGSTOP holds it."""
         return self._popen is not None and self._popen.poll() is None
 
     @property
@@ -155,12 +156,13 @@ class Process:
             self._popen.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL to this process alone, as the out-of-memory killer does; waits for its end."""
+        """Sends SIGKILL to this process alone, as the out-of-memory killer does. Waits for its
+        end."""
         self.send(signal.SIGKILL)
         self.wait(10)
 
     def terminate(self, timeout: float = 10) -> int:
-        """SIGTERM; after `timeout` SIGKILL. Returns the exit code."""
+        """Sends SIGTERM, and after `timeout` SIGKILL. Returns the exit code."""
         self.send(signal.SIGTERM)
         try:
             return self.wait(timeout)
@@ -169,14 +171,14 @@ class Process:
             return self.wait(10)
 
     def pause(self) -> None:
-        """SIGSTOP: it hangs, with all its connections open."""
+        """Sends SIGSTOP: the process hangs, with all its connections open."""
         self.send(signal.SIGSTOP)
 
     def resume(self) -> None:
         self.send(signal.SIGCONT)
 
     def wait(self, timeout: float) -> int:
-        """Its exit code.
+        """Waits for its end. Returns its exit code.
 
         Raises:
             TimeoutError: it still runs after `timeout`.
@@ -191,7 +193,7 @@ class Process:
             ) from None
 
     def log(self) -> str:
-        """All that it has written, in all its lives."""
+        """Returns all that it has written since its first start."""
         try:
             return self.log_path.read_bytes().decode(errors="replace")
         except FileNotFoundError:
@@ -207,10 +209,10 @@ class Process:
         """Waits until the log holds `pattern` (plain text, or a compiled regular expression).
 
         Args:
-            since: looks past this many characters of the log; default: since the last start.
+            since: how many characters of the log to skip; by default all before the last start.
 
         Returns:
-            the line that holds it.
+            the line with the pattern.
 
         Raises:
             TimeoutError: it is not there after `timeout`, or the process has ended without it.
@@ -220,7 +222,7 @@ class Process:
 
         deadline = time.monotonic() + timeout
         while True:
-            # Asked before the log is read, so that the last words of the dead are not missed.
+            # Before reading the log: otherwise we would miss the last lines of a process that ends.
             alive, late = self.alive, time.monotonic() > deadline
             text = self.log()
             found = regex.search(text, since)
@@ -239,12 +241,12 @@ class Process:
         return f"; the last lines of {self.log_path}:\n{text or '(empty)'}\n"
 
     def stop(self) -> None:
-        """Ends the whole process group at once, in whatever state it is. Idempotent."""
+        """Ends the whole process group at once, in every state. Idempotent."""
         if self._popen is not None and not self._group_ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
             self._popen.wait(10)
-            self._group_ended = True  # Its number may now be given to a stranger.
+            self._group_ended = True  # Another process group may get its number now.
 
     def __enter__(self) -> Self:
         return self

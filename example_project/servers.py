@@ -1,7 +1,7 @@
-"""Real servers and Celery processes on loopback, for the demo and the tests.
+"""Real servers and Celery processes on loopback, for the demos and the tests.
 
-Each is a :class:`~.processes.Process`: start, kill, pause, resume, stop, and a log to look into.
-All timeouts are seconds.
+Each is a :class:`~.processes.Process`: it can be started, killed, paused, resumed and stopped, and
+has a log. All timeouts are seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ START_TIMEOUT = 30.0
 
 
 def find_missing() -> list[str]:
-    """What must be installed before servers can start, a line each; empty when all is there."""
+    """Returns what must be installed before servers can start, a line each; empty if nothing is
+    missing."""
     return [line for line in (_missing_zookeeper(), _missing_redis()) if line]
 
 
@@ -80,14 +81,14 @@ def _zookeeper_classpath() -> str:
 
 
 class ZooKeeper(Process):
-    """A ZooKeeper server; its data and port stay the same from start to start.
+    """A ZooKeeper server. It keeps its data and its port when it is started again.
 
     Args:
-        tick_time: milliseconds; session time-outs are bounded to 2 to 20 ticks.
-        servers: ``server.N`` lines of an ensemble, number to ``host:port:port``.
+        tick_time: milliseconds. ZooKeeper grants session time-outs of 2 to 20 ticks.
+        servers: ``server.N`` lines of an ensemble: ``host:port:port`` by number.
         my_id: this server's number among `servers`.
-        config: further lines of ``zoo.cfg``, replacing those that it has.
-        java: further options of Java.
+        config: further lines of ``zoo.cfg``. They replace lines with the same key.
+        java: further options for Java.
     """
 
     def __init__(
@@ -131,11 +132,11 @@ class ZooKeeper(Process):
         return f"{LOOPBACK}:{self.port}"
 
     def start(self, *, wait: bool = True) -> Self:
-        """Starts it and, unless told otherwise, waits until it serves.
+        """Starts it and, if `wait`, waits until it serves.
 
         Raises:
             RuntimeError: Java or ZooKeeper is not installed.
-            TimeoutError: it does not serve; the text holds the end of its log.
+            TimeoutError: it does not serve; the text contains the end of its log.
         """
         if missing := _missing_zookeeper():
             raise RuntimeError(missing)
@@ -155,7 +156,7 @@ class ZooKeeper(Process):
 
     @property
     def mode(self) -> str:
-        """``standalone``, ``leader`` or ``follower``; empty when it does not serve."""
+        """``standalone``, ``leader`` or ``follower``; empty if it does not serve."""
         try:
             found = re.search(r"^Mode: (\w+)", self.four_letter("srvr"), re.MULTILINE)
         except OSError:
@@ -163,7 +164,7 @@ class ZooKeeper(Process):
         return found[1] if found else ""
 
     def four_letter(self, word: str, timeout: float = 2) -> str:
-        """The answer to a four-letter word.
+        """Returns the answer to a four-letter word.
 
         Raises:
             OSError: it does not answer within `timeout`.
@@ -217,7 +218,7 @@ class Ensemble:
         return self
 
     def leader(self, timeout: float = START_TIMEOUT) -> ZooKeeper:
-        """The server that leads; waits for it while they elect one."""
+        """Returns the leader. Waits while the servers elect one."""
 
         def leading() -> ZooKeeper | None:
             return next((s for s in self.servers if s.alive and s.mode == "leader"), None)
@@ -236,7 +237,7 @@ class Ensemble:
 
 
 class Redis(Process):
-    """A Redis server that keeps nothing on disk."""
+    """A Redis server that stores nothing on disk."""
 
     def __init__(self, folder: PathLike, *, name: str = "redis", port: int | None = None) -> None:
         self.port = port or free_port()
@@ -252,7 +253,7 @@ class Redis(Process):
 
         Raises:
             RuntimeError: it is not installed.
-            TimeoutError: it does not answer; the text holds the end of its log.
+            TimeoutError: it does not answer; the text contains the end of its log.
         """
         if missing := _missing_redis():
             raise RuntimeError(missing)
@@ -268,7 +269,8 @@ class Redis(Process):
 
 
 def missing_postgresql() -> str | None:
-    """What must be installed before :class:`PostgreSQL` can start; None when it is there."""
+    """Returns what must be installed before :class:`PostgreSQL` can start; None if nothing is
+    missing."""
     if _postgresql_programs() is None:
         return "PostgreSQL: there is no initdb (Debian: apt-get install postgresql)"
     if os.geteuid() == 0 and not shutil.which("setpriv"):
@@ -277,7 +279,7 @@ def missing_postgresql() -> str | None:
 
 
 def _postgresql_programs() -> Path | None:
-    """The folder of the newest, which Debian does not put on PATH."""
+    """Returns the folder of the newest PostgreSQL. Debian does not put it on PATH."""
     debian = Path("/usr/lib/postgresql").glob("*/bin/initdb")
     found = max(debian, key=lambda path: float(path.parts[-3]), default=None)
     on_path = shutil.which("initdb")
@@ -285,11 +287,11 @@ def _postgresql_programs() -> Path | None:
 
 
 class PostgreSQL(Process):
-    """A PostgreSQL server; its databases and its port stay the same from start to start. Everybody
+    """A PostgreSQL server. It keeps its databases and its port when it is started again. Everybody
     on loopback is its superuser.
 
-    It refuses to run as root: then it runs as nobody, with as much of root as it takes to reach
-    a folder below one that is root's alone.
+    It refuses to run as root. If we are root, it runs as nobody, with one right of root: to reach a
+    folder below one that only root may read.
     """
 
     def __init__(self, folder: PathLike, *, name: str = "postgresql") -> None:
@@ -301,7 +303,7 @@ class PostgreSQL(Process):
             "port": self.port,
             "unix_socket_directories": "",
             "fsync": "off",
-            "dynamic_shared_memory_type": "mmap",  # in its folder, where nothing outlives it
+            "dynamic_shared_memory_type": "mmap",  # in its folder, which is removed in the end
         }
         command = [str(programs / "postgres"), "-D", str(self._home)]
         for key, value in settings.items():
@@ -311,7 +313,7 @@ class PostgreSQL(Process):
         super().__init__(folder, name, [*_as_nobody(), *command], cwd=folder)
 
     def env_of(self, database: str = "postgres") -> dict[str, str]:
-        """For clients of libpq."""
+        """Returns the environment variables for clients that use libpq."""
         return {
             "PGHOST": LOOPBACK,
             "PGPORT": str(self.port),
@@ -339,8 +341,8 @@ class PostgreSQL(Process):
         return self
 
     def stop(self) -> None:
-        """Ends it at once. Its children have process groups of their own, so it is asked to see
-        to them."""
+        """Ends it at once. Its children have process groups of their own, so the server itself has
+        to end them."""
         if self.alive:
             self.send(signal.SIGQUIT)
             with contextlib.suppress(TimeoutError):
@@ -349,10 +351,11 @@ class PostgreSQL(Process):
 
 
 def missing_mariadb() -> str | None:
-    """What must be installed before :class:`MariaDB` can start; None when it is there."""
+    """Returns what must be installed before :class:`MariaDB` can start; None if nothing is
+    missing."""
     if not _mariadb_program() or not shutil.which("mariadb-install-db"):
         return "MariaDB: there is no mariadbd (Debian: apt-get install mariadb-server-core)"
-    if not shutil.which("my_print_defaults"):  # which the other asks for
+    if not shutil.which("my_print_defaults"):  # mariadb-install-db needs it
         return "MariaDB: no my_print_defaults (Debian: apt-get install mariadb-client-core)"
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         return "MariaDB: does not run as root, and setpriv is not on PATH"
@@ -360,15 +363,15 @@ def missing_mariadb() -> str | None:
 
 
 def _mariadb_program() -> str | None:
-    """Debian has it where only root's PATH leads."""
+    """Returns its path. Debian puts it into a folder that is only on root's PATH."""
     return shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
 
 
 class MariaDB(Process):
-    """A MariaDB server; its databases and its port stay the same from start to start. Its `root`
-    has no password; its socket is in its folder.
+    """A MariaDB server. It keeps its databases and its port when it is started again. Its user
+    `root` has no password; its socket is in its folder.
 
-    As root it runs as nobody: see :class:`PostgreSQL`.
+    If we are root, it runs as nobody: see :class:`PostgreSQL`.
     """
 
     def __init__(self, folder: PathLike, *, name: str = "mariadb") -> None:
@@ -379,7 +382,7 @@ class MariaDB(Process):
             "tmpdir": self._home,
             "bind-address": LOOPBACK,
             "port": self.port,
-            "socket": "mariadb.sock",  # from datadir; a whole path may be longer than one may be
+            "socket": "mariadb.sock",  # relative to datadir: the whole path may be too long
             "pid-file": "mariadb.pid",
             "skip-log-bin": 1,
             "innodb-flush-log-at-trx-commit": 0,
@@ -393,7 +396,7 @@ class MariaDB(Process):
         super().__init__(folder, name, command, cwd=folder)
 
     def env_of(self, database: str = "mysql") -> dict[str, str]:
-        """For clients: what the settings of the tests read."""
+        """Returns the environment variables that the settings of the tests read."""
         return {
             "MYSQL_HOST": LOOPBACK,
             "MYSQL_TCP_PORT": str(self.port),
@@ -421,7 +424,8 @@ class MariaDB(Process):
 
 
 def _as_nobody() -> list[str]:
-    """For root, what goes before a command so that it runs as nobody."""
+    """Returns what to put before a command so that it runs as nobody; nothing if we are not
+    root."""
     if os.geteuid() != 0:
         return []
     nobody = pwd.getpwnam("nobody")
@@ -432,13 +436,13 @@ def _as_nobody() -> list[str]:
         "--clear-groups",
         "--inh-caps=+dac_override",
         "--ambient-caps=+dac_override",
-        "--pdeathsig=KILL",  # once more: a change of user undoes it
+        "--pdeathsig=KILL",  # again: a change of the user removes it
         "--",
     ]
 
 
 def _make_home(name: str, home: Path, command: Sequence[str]) -> None:
-    """The folder of a server's databases, which `command` fills."""
+    """Makes the folder of a server's databases. `command` fills it."""
     home.mkdir(parents=True)
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
@@ -449,7 +453,7 @@ def _make_home(name: str, home: Path, command: Sequence[str]) -> None:
 
 
 def _ask(port: int, question: bytes, timeout: float) -> bytes:
-    """What the server says until it hangs up."""
+    """Returns what the server sends until it closes the connection."""
     with socket.create_connection((LOOPBACK, port), timeout) as connection:
         connection.sendall(question)
         answer = b""
@@ -479,7 +483,7 @@ def celery_beat(
     env: Environment | None = None,
     args: Sequence[str] = (),
 ) -> Process:
-    """A ``celery beat`` on our scheduler, not yet started."""
+    """Makes a ``celery beat`` with our scheduler. Does not start it."""
     command = ["-A", app, "beat", "-S", "zookeeper", "--pidfile=", "-l", "INFO", *args]
     return _celery(folder, name, command, env)
 
@@ -492,9 +496,9 @@ def celery_worker(
     env: Environment | None = None,
     args: Sequence[str] = (),
 ) -> Process:
-    """A ``celery worker`` that runs one task at a time, not yet started.
+    """Makes a ``celery worker`` that runs one task at a time. Does not start it.
 
-    Of options given twice, Celery takes the last, so `args` may say ``--pool prefork``.
+    If an option is there twice, Celery takes the last. So `args` may say ``--pool prefork``.
     """
     command = ["-A", app, "worker", "-n", f"{name}@%h", "--pool", "solo", "-l", "INFO"]
     command += ["--without-mingle", "--without-gossip", *args]
@@ -504,7 +508,7 @@ def celery_worker(
 def _celery(
     folder: PathLike, name: str, command: Sequence[str], env: Environment | None
 ) -> Process:
-    # A developer's own settings must not reach what we start.
+    # A developer's own settings must not affect what we start.
     strange = {key: None for key in os.environ if key.startswith(("CELERY_", "ZK_BEAT_"))}
     args = [sys.executable, "-m", "celery", *command]
     return Process(folder, name, args, env={**strange, **(env or {})})

@@ -1,5 +1,5 @@
-"""Was any run lost, or any made twice? Judged from what the workers executed and from the schedule
-that was due; nothing that a beat says of itself counts. Pure: no clock, no I/O.
+"""Was any run lost, or made twice? Compares what the workers executed with what was due. It does
+not rely on what a beat says about itself. Pure: no clock, no I/O.
 
 All times are seconds since 1970.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import floor, inf
 
-#: A machine under load may deliver a run this much late, in seconds, before it is called lost.
+#: How many seconds late a run may arrive, on a busy machine, before it counts as lost.
 SLACK = 1.0
 MINUTE = 60
 
@@ -24,17 +24,17 @@ class Entry:
     name: str
     period: float
     on_the_minute: bool = False
-    #: It was in the schedule from then, and until then.
+    #: When it came into the schedule, and when it left it.
     since: float = 0.0
     until: float = inf
 
 
 @dataclass
 class Delivery:
-    """A message that a worker received, and when it had executed it, if it has.
+    """A message that a worker received, and when the worker had executed it; None if it has not.
 
-    `run` and `epoch` are those of the message's header, None without one: `run` numbers the
-    entry's runs from 1, `epoch` the elections.
+    `run` and `epoch` come from the message's header, None if it has none. `run` numbers the entry's
+    runs from 1, `epoch` numbers the elections.
     """
 
     entry: str
@@ -52,7 +52,7 @@ class Delivery:
 
 @dataclass
 class Verdict:
-    """`lost` and `twice` hold a sentence for each run concerned."""
+    """`lost` and `twice` have a sentence for each lost run and each run made twice."""
 
     dispatched: int = 0
     executed: int = 0
@@ -77,14 +77,14 @@ def judge(
     started: float,
     ended: float,
 ) -> Verdict:
-    """The verdict on all runs.
+    """Judges all runs.
 
     Args:
-        deliveries: what the workers received, all of it: the queue is empty.
-        entries: the whole schedule, on a root that was new: run numbers begin at 1.
+        deliveries: everything that the workers received; the queue is empty.
+        entries: the whole schedule. The root was new, so run numbers begin at 1.
         faults: when a master was killed or stopped.
         started: when the first master was elected.
-        ended: when the beats were told to stop.
+        ended: when the beats got the signal to stop.
     """
     ordered = sorted(deliveries, key=lambda delivery: delivery.received)
     verdict = Verdict(
@@ -102,8 +102,8 @@ def judge(
 
 
 def resumed(ordered: Sequence[Delivery], fault: float) -> float:
-    """When the first run of the next master arrived; `fault` itself if none ever did, so that no
-    silence after it is excused."""
+    """Returns when the first run of the next master arrived. If none did, returns `fault`: then
+    there is no excuse for the silence after it."""
     before = max((d.epoch or 0 for d in ordered if d.received <= fault), default=0)
     later = (d.received for d in ordered if d.received > fault and (d.epoch or 0) > before)
     return next(later, fault)
@@ -141,8 +141,8 @@ def _judge_minutes(
     span: tuple[float, float],
     excused: int,
 ) -> None:
-    """One run for each minute that began, none for the ones in which a slow start or end is near;
-    `excused` of them are known to be lost by their numbers."""
+    """Expects one run for each minute that began, but not if start or end are too close. `excused`
+    of the runs are already known to be lost, by their numbers."""
     minutes = [floor(run.received / MINUTE) for run in runs]
     for minute in sorted(set(minutes)):
         again = minutes.count(minute) - 1
@@ -153,8 +153,8 @@ def _judge_minutes(
 
 
 def _judge_too_close(verdict: Verdict, entry: Entry, runs: Sequence[Delivery]) -> None:
-    """Two executions closer than half a period are one too many, unless the first of them was
-    late: then both are in place with the one before."""
+    """Two executions less than half a period apart are one too many, unless the first of them was
+    late: then the second is on time."""
     half = entry.period / 2
     for before, previous, run in zip([None, *runs], runs, runs[1:]):
         early = run.received - previous.received < half
@@ -171,8 +171,9 @@ def _judge_too_far(
     outages: Sequence[tuple[float, float]],
     span: tuple[float, float],
 ) -> None:
-    """Two periods or more without a run, unless there was no master for a part of them (what fell
-    due meanwhile becomes one run, as in Celery) or the runs in it are known to be missing."""
+    """Two periods or more without a run are too long, except for two reasons. There was no master
+    for a part of the time: what was due then becomes one run, as in Celery. Or the runs in between
+    are already known to be lost."""
     times = [span[0], *(run.received for run in runs), span[1]]
     numbers = [0, *(run.run or 0 for run in runs), max(missing, default=0) + 1]
     for begin, end, after, before in zip(times, times[1:], numbers, numbers[1:]):

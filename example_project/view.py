@@ -1,4 +1,4 @@
-"""How the demo shows itself: a live view on a terminal, plain lines elsewhere."""
+"""What the demo shows: a live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .verdict import Delivery, Entry
 COLOURS = ("cyan", "magenta", "yellow")
 MASTER, STANDBY, STARTING, KILLED, STOPPED = "MASTER", "standby", "starting", "killed", "stopped"
 _FRAME = 0.1  # Seconds between two pictures.
-#: rich's own template fetches its font from the net; a picture in a README must not.
+#: rich's own template loads its font from the network. A picture in a README must not do that.
 _SVG = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -49,7 +49,7 @@ _SVG = """\
 
 @dataclass
 class Beat:
-    """One of the beats as the demo knows it. `pids` are those of all its lives."""
+    """A beat as the demo knows it. `pids`: one for each time that it was started."""
 
     name: str
     colour: str
@@ -59,13 +59,13 @@ class Beat:
     pids: list[int] = field(default_factory=list)
 
     def made(self, delivery: Delivery) -> bool:
-        """It dispatched that run (a master's id ends in its pid)."""
+        """True if it dispatched that run: a master's id ends in its pid."""
         return any(delivery.master.endswith(f":{pid}") for pid in self.pids)
 
 
 @dataclass
 class Term:
-    """`beat` was master from `since` until `until` (None: still is); seconds since 1970."""
+    """`beat` was master from `since` to `until` (None: it still is); seconds since 1970."""
 
     beat: Beat
     epoch: int
@@ -75,7 +75,7 @@ class Term:
 
 @dataclass
 class TakeOver:
-    """What followed a fault at `at`; `elected` and `resumed` are seconds after it."""
+    """What happened after a fault at `at`; `elected` and `resumed` are seconds after it."""
 
     signal: str
     victim: Beat
@@ -118,16 +118,16 @@ class Board:
 
 
 class Lines:
-    """Plain lines for logs and pipes: each event, the first run of each master, and how many
-    followed."""
+    """Plain lines for logs and pipes: each event, the first run of each master, and how many runs
+    followed it."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._epoch = 0  # That of the last run with a line of its own.
-        self._more: Counter[str] = Counter()  # Runs without one, by the beat that dispatched them.
+        self._epoch = 0  # The epoch of the last run with its own line.
+        self._more: Counter[str] = Counter()  # Runs without a line, by beat.
 
     def event(self, text: str, style: str = "") -> None:
-        """One with a style is among the few that matter."""
+        """Prints an event. An event with a style is one of the few that matter."""
         now = time.time()
         self._board.events.append((now, text, style))
         self._count(now)
@@ -149,7 +149,7 @@ class Lines:
         """Nothing to do."""
 
     def summary(self) -> list[str]:
-        """What nobody has read yet of what happened: nothing."""
+        """Returns what the reader has not seen yet: nothing."""
         return []
 
     def _count(self, at: float) -> None:
@@ -181,13 +181,13 @@ class Screen(Lines):
             self._live.update(render(self._board, time.time(), width, height), refresh=True)
 
     def close(self) -> None:
-        """Gives the terminal back, with the last picture on it."""
+        """Leaves the second screen, and prints the last picture."""
         self._live.stop()
         width, height = self._console.size
         self._console.print(render(self._board, time.time(), width, min(height, 24)))
 
     def summary(self) -> list[str]:
-        """The events that matter, for the second screen is gone."""
+        """Returns the events that matter, because the second screen is gone."""
         began, events = self._board.began, self._board.events
         return [f"{at - began:6.2f} s  {text}" for at, text, style in events if style]
 
@@ -196,7 +196,7 @@ class Screen(Lines):
 
 
 def save_svg(board: Board, path: Path) -> None:
-    """The view of this moment as a picture that fetches nothing."""
+    """Saves the view of this moment as a picture that loads nothing from the network."""
     console = Console(
         record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
@@ -209,7 +209,7 @@ def save_svg(board: Board, path: Path) -> None:
 
 
 def render(board: Board, now: float, width: int, height: int) -> RenderableType:
-    """The view, `width` columns by `height` lines."""
+    """Makes the view: `width` columns, `height` lines."""
     fixed = 1 + (len(board.beats) + 3) + (len(board.entries) + 4)
     events = max(2, (height - fixed - 4) // 2)
     runs = max(2, height - fixed - 4 - events)
@@ -253,13 +253,15 @@ def _beats(board: Board) -> Table:
     return table
 
 
-# A picture is painted layer by layer: a loop for each.
+# The picture has layers: a loop for each.
 def _timeline(board: Board, now: float, width: int) -> Text:  # noqa: C901
-    """A lane for the master and one for each entry, coloured by who was master or dispatched."""
+    """Makes a lane for the master and one for each entry. The colours say which beat was master or
+    dispatched the run."""
     label = max(len(entry.name) for entry in board.entries) + 2
     columns = width - label
     first = board.terms[0].since if board.terms else now
-    # Runs of the fastest entry come about a second after the election: mid-column, away from edges.
+    # Runs of the fastest entry come about a second after the election: put them mid-column, so
+    # that none slips into the next.
     first = max(first - 0.5, now - columns + 1)
 
     def column(at: float) -> int:
@@ -278,7 +280,7 @@ def _timeline(board: Board, now: float, width: int) -> Text:  # noqa: C901
     for term in board.terms:
         bar(term.since, term.until or now, "━", term.beat.colour)
     for fault in board.faults:
-        # ZooKeeper holds on to a killed master until its session expires; the picture does not.
+        # ZooKeeper keeps a killed master until its session ends; the picture does not.
         bar(fault.at, fault.at + fault.elected if fault.successor else now, "┄", "red")
     for term in board.terms[1:]:
         mark("master", column(term.since), "━", term.beat.colour)
@@ -332,6 +334,6 @@ def _recent_events(board: Board, count: int) -> Text:
 
 
 def _block(lines: Sequence[Text], count: int) -> Text:
-    """`count` lines, blank where there are too few, cut where they are too long."""
+    """Makes `count` lines: adds blank ones if there are too few, cuts those that are too long."""
     blank = [Text()] * (count - len(lines))
     return Text("\n", no_wrap=True, overflow="ellipsis").join([*lines, *blank])

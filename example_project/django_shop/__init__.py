@@ -1,6 +1,6 @@
 """A Django project whose periodic tasks are edited in the admin and go on when a beat dies.
 
-Start as many beats as you like, on as many machines as you like; one of them is master::
+Start as many beats as you like, on as many machines as you like. One of them is master::
 
     python -m example_project.django_shop migrate
     python -m example_project.django_shop createsuperuser
@@ -9,7 +9,7 @@ Start as many beats as you like, on as many machines as you like; one of them is
     celery -A example_project.django_shop beat
     celery -A example_project.django_shop beat      # a standby: kill the other and watch
 
-or have all of it started, and the failover shown, by ``make demo-django``.
+``make demo-django`` starts all of it and shows a failover.
 """
 
 from .celery import app as celery_app

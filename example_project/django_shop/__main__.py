@@ -1,4 +1,4 @@
-"""What is ``manage.py`` elsewhere."""
+"""The ``manage.py`` of this project."""
 
 import os
 

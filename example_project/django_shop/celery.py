@@ -1,4 +1,4 @@
-"""The Celery app, as Django projects have it."""
+"""The Celery app, as Django projects usually define it."""
 
 import os
 

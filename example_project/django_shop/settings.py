@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-# All that celery-zk-beat needs: its scheduler, where ZooKeeper is, and whose entries it dispatches.
+# All that celery-zk-beat needs: the name of its scheduler, the address of ZooKeeper, and the
+# scheduler whose entries it dispatches.
 CELERY_BEAT_SCHEDULER = "celery_zk_beat:ZooKeeperScheduler"
 CELERY_ZK_BEAT_HOSTS = os.environ.get("ZK_BEAT_HOSTS", "localhost:2181")
 CELERY_ZK_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -51,11 +52,11 @@ STATIC_URL = "static/"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# An example: it serves loopback alone, and keeps no secret.
+# This is an example: it serves only loopback, and has no secrets.
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 SECRET_KEY = "an example has none"
 
-if "PGDATABASE" in os.environ:  # where the server is, libpq reads from PGHOST and its like
+if "PGDATABASE" in os.environ:  # libpq reads the server's address from PGHOST and PGPORT
     _database: dict[str, object] = {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": os.environ["PGDATABASE"],

@@ -1,4 +1,4 @@
-"""What the shop does again and again."""
+"""The periodic tasks of the shop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 @shared_task
 def heartbeat() -> None:
-    """Tells the log that the road from beat to worker is open."""
+    """Logs a line: tasks get from beat to a worker."""
     logger.info("all is well")
 
 
@@ -25,9 +25,9 @@ def forget_sessions() -> None:
 
 @shared_task(bind=True)
 def send_invoices(self: Any, batch: str) -> str:
-    """Work that nobody wants done twice.
+    """Does work that must not be done twice.
 
-    Each run says which it is: `run` counts this entry's runs, `due` is the instant that it is
+    The header `zk_beat` identifies the run: `run` is its number, `due` is the instant that it is
     for, and `epoch` grows with every election, so that a receiver can refuse an older one.
     """
     run = self.request.get("zk_beat") or {"run": "by hand", "due": "now"}
