@@ -1,6 +1,6 @@
-"""An app whose entries have a period of BENCHMARK_PERIOD seconds each; they are due at once or,
-with BENCHMARK_SPREAD, one after another. BENCHMARK_HTTP: where to serve HTTP. BENCHMARK_UNGUARDED:
-beats have no guards."""
+"""An app with entries of a period of BENCHMARK_PERIOD seconds. All are due at the same time, or one
+after another with BENCHMARK_SPREAD. BENCHMARK_HTTP: where to serve HTTP. BENCHMARK_UNGUARDED: beats
+have no guards."""
 
 from __future__ import annotations
 

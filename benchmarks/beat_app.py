@@ -1,5 +1,5 @@
-"""The app of the beats that are compared: its load and its further settings are JSON in the
-environment variables BENCHMARK_LOAD and BENCHMARK_CONF."""
+"""The app of the beats to compare. The environment variables BENCHMARK_LOAD and BENCHMARK_CONF hold
+its load and further settings as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if load := os.environ.get("BENCHMARK_LOAD"):
 
 
 def watch() -> None:
-    """Sentry's monitors, whose check-ins are made, and thrown away."""
+    """Turns on Sentry's monitors. Their check-ins are made and thrown away."""
     import sentry_sdk
     from sentry_sdk.integrations.celery import CeleryIntegration
     from sentry_sdk.transport import Transport

@@ -1,6 +1,6 @@
 """What the benchmarks share: servers and beats, three ways to watch them, and a table.
 
-Instants are seconds since 1970 by this machine's clock, which is also ZooKeeper's, as all of it
+Instants are seconds since 1970 by this machine's clock. It is also ZooKeeper's clock, because all
 runs on one machine. All timeouts are seconds.
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 #: ZooKeeper's tickTime, milliseconds: it expires sessions up to one tick late.
 TICK_TIME = 500
-#: What a step may take on a busy machine before the benchmark gives up.
+#: How long a step may take on a busy machine before the benchmark gives up.
 PATIENCE = 60.0
 PATHS = Paths(default_root("benchmark"))
 #: Options of Java with which ZooKeeper logs each request.
@@ -52,7 +52,7 @@ LOG_REQUESTS = (
 
 @dataclass(frozen=True)
 class Term:
-    """A master; `since` is when ZooKeeper created its znode, to the millisecond."""
+    """A master. `since` is when ZooKeeper created its znode, to the millisecond."""
 
     epoch: int
     pid: int
@@ -61,7 +61,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A message that the broker got at `at`; `pid` is that of the beat that sent it."""
+    """A message that the broker got at `at`. `pid` is the pid of the beat that sent it."""
 
     at: float
     entry: str
@@ -74,8 +74,8 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that ZooKeeper processed, as its own log tells; `kind` such as "getData". `path` is
-    of no use where it has several, as a multi has."""
+    """A request that ZooKeeper processed, according to its own log. `kind` is for example
+    "getData". Ignore `path` if the request has several paths, such as a multi."""
 
     at: float
     session: int
@@ -84,10 +84,10 @@ class Request:
 
 
 class Servers:
-    """ZooKeeper and Redis, with a client of each, which live as long as the ``with`` block.
+    """ZooKeeper and Redis, and a client for each. They live as long as the ``with`` block.
 
     Args:
-        log_requests: has ZooKeeper log each request, for :func:`requests`.
+        log_requests: makes ZooKeeper log each request, for :func:`requests`.
     """
 
     def __init__(self, folder: Path, *, log_requests: bool = False) -> None:
@@ -114,12 +114,12 @@ class Servers:
 
 
 class Cluster:
-    """ZooKeeper, Redis and beats of one app, which live as long as the ``with`` block.
+    """ZooKeeper, Redis and beats of one app. They live as long as the ``with`` block.
 
     Args:
-        session_timeout: of the beats.
-        period: of their only entry.
-        log_requests: has ZooKeeper log each request, for :meth:`requests`.
+        session_timeout: the session time-out of the beats.
+        period: the period of their only entry.
+        log_requests: makes ZooKeeper log each request, for :meth:`requests`.
     """
 
     def __init__(
@@ -159,8 +159,8 @@ class Cluster:
     def start_beats(
         self, count: int, at_once: int = 4, env: Mapping[str, str] | None = None
     ) -> None:
-        """Starts so many more, a few at a time, and waits until all of them are members. `env`: for
-        benchmarks/app.py, beside what all have."""
+        """Starts so many more beats, a few at a time, and waits until all are members. `env`: more
+        environment variables for benchmarks/app.py."""
         env = {
             "CELERY_BROKER_URL": self.redis.url(),
             "ZK_BEAT_HOSTS": self.zookeeper.hosts,
@@ -194,7 +194,7 @@ class Cluster:
         return {pid: found[pid] for pid in wanted}
 
     def settled(self) -> Term:
-        """Waits until every beat is a member and the master, which it returns, has dispatched."""
+        """Waits until every beat is a member and the master has dispatched. Returns the master."""
         self.wait_members()
 
         def dispatching() -> Term | None:
@@ -209,7 +209,8 @@ class Cluster:
 
 
 def requests(zookeeper: ZooKeeper, since: float) -> list[Request]:
-    """What a server, started with the options LOG_REQUESTS, has processed since then, in order."""
+    """Returns the requests that a server has processed since then, in order. It must have been
+    started with the options LOG_REQUESTS."""
     found = [
         Request(_today_at(match[1]), int(match[2], 16), match[3], match[4] or "")
         for match in _REQUEST.finditer(zookeeper.log())
@@ -233,7 +234,7 @@ def _today_at(clock: str) -> float:
 
 
 def sessions(client: KazooClient) -> dict[int, int]:
-    """The session of each member, by pid."""
+    """Returns the session of each member, by pid."""
     found = {}
     with contextlib.suppress(NoNodeError):
         for name in client.get_children(PATHS.members):
@@ -244,7 +245,8 @@ def sessions(client: KazooClient) -> dict[int, int]:
 
 
 def connection(zookeeper: ZooKeeper, session: int) -> tuple[int, str]:
-    """How many packets a session has sent on its connection, and what the last one was."""
+    """Returns how many packets a session has sent on its connection, and the kind of the last
+    one."""
     text = zookeeper.four_letter("cons")
     found = re.search(rf"recved=(\d+),.*\bsid=0x{session:x},lop=(\w+)", text)
     if found is None:
@@ -253,12 +255,12 @@ def connection(zookeeper: ZooKeeper, session: int) -> tuple[int, str]:
 
 
 def _pid(id: str) -> int:
-    """That of a beat with the default id."""
+    """Returns the pid of a beat with the default id."""
     return int(id.rpartition(":")[2])
 
 
 class Elections:
-    """All masters that a watch has shown; term 0 is the time before the first."""
+    """All masters that a watch has shown. Term 0 is the time before the first."""
 
     def __init__(self, client: KazooClient) -> None:
         self._terms = [Term(0, 0, 0.0)]
@@ -277,7 +279,7 @@ class Elections:
         return self._terms[-1]
 
     def after(self, term: Term, timeout: float = PATIENCE) -> Term:
-        """The next master, as soon as there is one."""
+        """Waits for the next master, and returns it."""
 
         def found() -> Term | None:
             return next((each for each in self._terms if each.epoch > term.epoch), None)
@@ -291,7 +293,7 @@ class Elections:
 
 
 class Arrivals:
-    """Takes the messages from the broker as they come, and keeps them."""
+    """Takes the messages from the broker when they come, and keeps them."""
 
     def __init__(self, broker: str) -> None:
         self.all: list[Arrival] = []
@@ -332,11 +334,11 @@ class Arrivals:
                 self._news.notify_all()
 
     def after(self, term: Term, timeout: float = PATIENCE) -> Arrival:
-        """The first message of a later master, as soon as there is one."""
+        """Waits for the first message of a later master, and returns it."""
         return self.wait_for(lambda each: each.epoch > term.epoch, timeout)
 
     def wait_for(self, is_it: Callable[[Arrival], bool], timeout: float = PATIENCE) -> Arrival:
-        """The first message of which that holds, as soon as there is one."""
+        """Waits for the first message for which `is_it` is true, and returns it."""
         looked_at = 0
         with self._news:
             until = time.monotonic() + timeout
@@ -349,9 +351,9 @@ class Arrivals:
                     raise TimeoutError(f"the message did not come within {timeout:g} s")
 
     def faults(self) -> list[str]:
-        """What must not be: a run that was left out, or made twice other than by the successor
-        of a killed master, which cannot know whether a run that was claimed was published and
-        sends it with the same id."""
+        """Returns what must not happen: a run that was left out or made twice. One repetition is
+        allowed: the successor of a killed master cannot know whether a claimed run was published,
+        so it sends the run again with the same id."""
         found = []
         first: dict[tuple[str, int], Arrival] = {}
         last: dict[str, int] = {}
@@ -375,13 +377,13 @@ class Arrivals:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of all threads of a process."""
+    """Returns the user and system time of all threads of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def end_of(process: Process, timeout: float = PATIENCE) -> float:
-    """Waits for the end of a process, and tells when that was. (Popen.wait() polls.)"""
+    """Waits for the end of a process. Returns when that was. (Popen.wait() polls.)"""
     descriptor = os.pidfd_open(process.pid)
     try:
         ready, _, _ = select.select([descriptor], [], [], timeout)
@@ -395,7 +397,7 @@ def end_of(process: Process, timeout: float = PATIENCE) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `bound`: what no value may exceed."""
+    """One line of the table. `bound`: the most that a value may be."""
 
     what: str
     values: Sequence[float]
@@ -425,7 +427,7 @@ def report(rows: Sequence[Row], faults: Sequence[str] = ()) -> int:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder that goes when the program ends, also by SIGTERM."""
+    """Makes a folder that is removed when the program ends, also if SIGTERM ends it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="zk-beat-benchmark-") as folder:
         yield Path(folder)
@@ -436,7 +438,7 @@ def machine(
     server: Redis,
     packages: Sequence[str] = ("celery", "kombu", "redis", "kazoo"),
 ) -> list[str]:
-    """What it is that measures, in two lines."""
+    """Returns two lines that describe the machine and the versions."""
     found = re.search(r"version: ([\d.]+)", zookeeper.four_letter("srvr"))
     with redis.Redis.from_url(server.url()) as client:
         info: Any = client.info("server")

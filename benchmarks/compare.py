@@ -6,13 +6,13 @@
 
 The cases:
 
-    burst     N entries come due at one instant
+    burst     N entries are due at one instant
     idle      a tick in which none of N entries is due
-    start     with N entries whose state is stored, to the first message; memory
-    takeover  the same of a standby when the master ends (ours alone)
-    spread    10,000 entries of 60 s, one after another: how late they are
-    drift     one entry of 1 s, all contenders at once; a standby of ours beside them
-    failover  benchmarks.failover: from the signal to another master's first run (ours alone)
+    start     from the start, with N entries whose state is stored, to the first message; memory
+    takeover  the same for a standby when the master ends (only ours)
+    spread    10,000 entries with a period of 60 s, one after another: how late they are
+    drift     one entry with a period of 1 s, all contenders at the same time, and a standby of ours
+    failover  benchmarks.failover: from the signal to another master's first run (only ours)
 
 --output writes all measurements as JSON, a table and plots into a folder. The exit status is 1 if a
 bound was missed or a fault was seen.
@@ -62,26 +62,27 @@ from .contenders import CONTENDERS, DAY, EACH, Load, fill, in_configuration
 
 Result = dict[str, Any]
 OURS = "ours"
-#: Seconds that the last runs of a window have to arrive.
+#: Seconds in which the last runs of a window may still arrive.
 GRACE = 0.25
-#: Of those whose every tick takes the longer the more entries there are: what they reach in the
-#: first seconds of a burst is what they go on with.
+#: Each tick of these takes longer if there are more entries. So the rate of the first seconds of a
+#: burst stays the same later.
 STEADY = ("stock", "stock-sentry", "persistent", "database", "multibeat")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of each case.
+    """How much of each case to measure.
 
     Attributes:
-        rounds: of bursts of up to `small` entries, which end before a busy neighbour does; a third
-            as many of up to `often` entries; of all else there is one.
-        fully: these take part in all; the others in the first round, with up to `often` entries.
-        times: bursts of one entry, in each round.
-        limit: seconds of a burst; of a contender in STEADY, `short_limit`.
-        spread: entries, and for how many seconds they are watched.
-        drift: seconds.
-        ends: of a master, by each of two signals.
+        rounds: how many rounds of bursts of up to `small` entries: they are short, so a busy
+            neighbour may spoil one. A third as many of up to `often` entries; one of all else.
+        fully: these contenders take part in everything; the others in the first round, with up to
+            `often` entries.
+        times: how many bursts of one entry there are in each round.
+        limit: the longest burst, in seconds; `short_limit` for a contender in STEADY.
+        spread: how many entries, and for how many seconds to watch them.
+        drift: for how many seconds.
+        ends: how many masters to end, with each of two signals.
     """
 
     bursts: Sequence[int] = (1, 100, 1000, 10_000, 100_000)
@@ -100,7 +101,7 @@ class Plan:
     ends: int = 4
 
     def rounds_of(self, n: int) -> int:
-        """How many, with so many entries."""
+        """Returns how many rounds there are with so many entries."""
         if n > self.often:
             return 1
         return self.rounds if n <= self.small else math.ceil(self.rounds / 3)
@@ -122,10 +123,10 @@ QUICK = Plan(
 
 
 class Site(Servers):
-    """ZooKeeper and Redis, and beats that start from what each case puts there."""
+    """ZooKeeper and Redis, and beats that start with what each case puts there."""
 
     def prepare(self, load: Load, *names: str) -> None:
-        """Nothing is left of whoever was here before, and those named have their schedule."""
+        """Removes what others have left, and gives the named contenders their schedule."""
         self.broker.flushall()
         if self.client.exists(PATHS.root):
             self.client.delete(PATHS.root, recursive=True)
@@ -137,7 +138,7 @@ class Site(Servers):
     def process(
         self, who: str, load: Load, name: str = "", queue: str = "celery", **conf: Any
     ) -> Process:
-        """Its beat, not started yet."""
+        """Makes a contender's beat. Does not start it."""
         env, files = self.env(who, load, task_default_queue=queue, **conf), self.files(who)
         args = ["-S", EACH[who].scheduler, "-l", "WARNING", "-s", files]
         return celery_beat(self.folder, name or who, "benchmarks.beat_app", env=env, args=args)
@@ -155,12 +156,13 @@ class Site(Servers):
         return {**env, "BENCHMARK_LOAD": load.to_json()} if in_configuration(contender) else env
 
     def files(self, who: str) -> str:
-        """Where a PersistentScheduler keeps its states."""
+        """Returns the file in which a PersistentScheduler keeps its states."""
         return str(self.folder / who / "schedule")
 
     def wait_sent(self, count: int, deadline: float) -> tuple[int, float]:
-        """Waits until so many messages are in the queue, or for the deadline; how many there are,
-        and when that was seen. It looks often at first, and less often, in proportion, later."""
+        """Waits until so many messages are in the queue, or until the deadline. Returns how many
+        there are, and when that was seen. Looks often at first; later the steps grow in
+        proportion to the time."""
         begun = time.time()
         while True:
             length: Any = self.broker.llen("celery")
@@ -170,7 +172,7 @@ class Site(Servers):
             time.sleep(min(0.02, max(0.0003, (now - begun) / 100)))
 
     def take(self, until: float, queues: Sequence[str] = ("celery",)) -> tuple[float, str, Any]:
-        """The next message: when it was there, in which queue, and its headers.
+        """Takes the next message. Returns when it was there, its queue, and its headers.
 
         Raises:
             TimeoutError: none came.
@@ -183,7 +185,7 @@ class Site(Servers):
         raise TimeoutError("no message")
 
     def term(self) -> Term | None:
-        """The master."""
+        """Returns the master; None if there is none."""
         with contextlib.suppress(NoNodeError):
             data, stat = self.client.get(PATHS.master)
             record = MasterRecord.decode(PATHS.master, data)
@@ -191,14 +193,15 @@ class Site(Servers):
         return None
 
     def requests(self, pid: int) -> int:
-        """How many ZooKeeper got from a beat; 0 if it has no session there."""
+        """Returns how many requests ZooKeeper got from a beat; 0 if the beat has no session."""
         session = sessions(self.client).get(pid)
         return 0 if session is None else connection(self.zookeeper, session)[0]
 
 
 def burst(site: Site, plan: Plan, who: str, n: int) -> Result:
-    """From the instant at which all are due, of a beat that is up and has sent a message before,
-    until the last is in the broker. Of one entry: the median of several, one after another."""
+    """Measures from the instant at which all entries are due until the last message is in the
+    broker. The beat is up and has sent a message before. For one entry: the median of several
+    bursts."""
     times, gap = (plan.times, 0.2) if n == 1 else (1, 0.0)
     limit = plan.short_limit if who in STEADY else plan.limit
     at = _begin(n)
@@ -216,7 +219,7 @@ def burst(site: Site, plan: Plan, who: str, n: int) -> Result:
             time.sleep(max(0.0, begin - 0.005 - time.time()))
             sent, end = site.wait_sent(1 + n * (turn + 1), begin + limit)
             seconds.append(max(end - begin, 0.0001))
-        time.sleep(0.2)  # what is done after the last message is part of what it costs
+        time.sleep(0.2)  # what a beat does after the last message is part of the cost
         cpu += cpu_seconds(beat.pid)
         requests += site.requests(beat.pid)
     done = (sent - 1) / times
@@ -230,7 +233,8 @@ def burst(site: Site, plan: Plan, who: str, n: int) -> Result:
 
 
 def _begin(n: int) -> float:
-    """A whole second, to which RedBeat rounds, at which a beat with `n` entries is up."""
+    """Returns an instant at which a beat with `n` entries is up. It is a whole second, because
+    RedBeat rounds to seconds."""
     return math.ceil(time.time() + 2.5 + n / 6000)
 
 
@@ -250,8 +254,8 @@ def idle(site: Site, plan: Plan, who: str, n: int) -> Result:
 
 
 def start(site: Site, plan: Plan, who: str, n: int) -> Result:
-    """From the start of the process to its first message. Those that store states have them from a
-    beat before."""
+    """Measures from the start of the process to its first message. Contenders that store states
+    find those of an earlier beat."""
     schedule = Load(n, DAY, time.time() + DAY, probe=(0.1, time.time()))
     site.prepare(schedule, who)
     with site.process(who, schedule).start() as beat:
@@ -271,15 +275,15 @@ def start(site: Site, plan: Plan, who: str, n: int) -> Result:
 
 
 def _memory(pid: int) -> float:
-    """What it takes at most, MB."""
+    """Returns the most memory that a process has used, in MB."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
 def takeover(site: Site, plan: Plan, n: int) -> Iterator[Result]:
-    """From the election of a standby, and a run being due, to its first message, after either
-    signal in turn."""
+    """Measures from when a standby is elected and a run is due to its first message. The two
+    signals take turns."""
     schedule = Load(n, DAY, time.time() + DAY, probe=(0.1, time.time()))
     site.prepare(schedule, OURS)
     with contextlib.ExitStack() as stack:
@@ -315,7 +319,7 @@ def takeover(site: Site, plan: Plan, n: int) -> Iterator[Result]:
 
 
 def _dispatching(site: Site, epoch: int) -> tuple[Term, float, Any]:
-    """The next master after that of the epoch, and its first message from now on."""
+    """Returns the next master after the one of the epoch, and its first message from now on."""
     until = time.time() + 2 * PATIENCE
     while True:
         at, _, headers = site.take(until)
@@ -359,13 +363,13 @@ def _spread(site: Site, beat: Process, schedule: Load, seconds: float) -> Result
 
 
 def _quantiles(values: Sequence[float]) -> list[float]:
-    """0, 1, ... 100 per cent, milliseconds, of sorted values, seconds."""
+    """Returns the quantiles 0, 1, ... 100 per cent in milliseconds. `values`: seconds, sorted."""
     last = len(values) - 1
     return [round(1000 * values[round(last * part / 100)], 3) for part in range(101) if values]
 
 
 def drift(site: Site, plan: Plan, names: Sequence[str]) -> Iterator[Result]:
-    """All contenders at once, each with a queue of its own."""
+    """Watches all contenders at the same time, each with its own queue."""
     schedule = Load(1, 1.0, time.time())
     site.prepare(schedule, *names)
     came: dict[str, list[float]] = defaultdict(list)
@@ -380,7 +384,7 @@ def drift(site: Site, plan: Plan, names: Sequence[str]) -> Iterator[Result]:
             beats["standby"] = process.start()
         for who in names:
             site.take(time.time() + PATIENCE, [who])
-        time.sleep(2)  # all have started now, and are at rest
+        time.sleep(2)  # now all have started and are idle
         site.broker.delete(*names)
         begin = time.time()
         cpu = {who: -cpu_seconds(beat.pid) for who, beat in beats.items()}
@@ -425,11 +429,12 @@ def failovers(folder: Path, plan: Plan) -> Iterator[Result]:
 CASES = ("burst", "idle", "start", "takeover", "spread", "drift", "failover")
 
 
-# One after another what is measured; each case is a line or two.
+# All cases, one after another: each is a line or two.
 def run(  # noqa: C901
     site: Site, plan: Plan, cases: Sequence[str], names: Sequence[str]
 ) -> Iterator[Result]:
-    """All that is measured, as it comes: which case, who, how many entries, and the values."""
+    """Measures everything. Yields each result as it comes: which case, which contender, how many
+    entries, and the values."""
 
     def each(
         case: str, measure: Callable[..., Result], sizes: Sequence[int], turn: int = 0
@@ -469,7 +474,7 @@ def run(  # noqa: C901
 
 
 def installed() -> list[str]:
-    """The contenders whose packages are there."""
+    """Returns the contenders whose packages are installed."""
     found = []
     for name, contender in CONTENDERS.items():
         with contextlib.suppress(PackageNotFoundError):
@@ -480,7 +485,7 @@ def installed() -> list[str]:
 
 
 def compare(plan: Plan, cases: Sequence[str], names: Sequence[str], output: Path | None) -> int:
-    """Measures and tells. Returns the exit status."""
+    """Measures, and prints or writes the results. Returns the exit status."""
     results: list[Result] = []
     begun = time.monotonic()
     with scratch() as folder, Site(folder) as site:
@@ -513,7 +518,7 @@ def _line(result: Mapping[str, Any]) -> str:
 
 
 def _json(about: Sequence[str], results: Sequence[Result]) -> str:
-    """A line for each result."""
+    """Returns JSON with a line for each result."""
     lines = ",\n".join(json.dumps(result) for result in results)
     return f'{{"about": {json.dumps(about)}, "results": [\n{lines}\n]}}\n'
 

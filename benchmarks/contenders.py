@@ -1,5 +1,5 @@
-"""The schedulers that are compared, each as its documentation says it is by default, and how each
-is given a schedule: in the app's configuration or, where the schedule lives in a store, in there.
+"""The schedulers to compare, and how each gets its schedule: from the app's configuration or, if it
+has a store, from there. Each has the settings that its documentation gives as defaults.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONTENDERS = {
     "database": Contender("django_celery_beat.schedulers:DatabaseScheduler", database=True),
     "multibeat": IN_CHAOS["multibeat-defaults"],
 }
-#: The same two behind our election, each dispatch of which is a claim: measured where asked for.
+#: Two of them behind our election, where each dispatch is a claim: measured only on request.
 GATED = {
     f"{name}-gated": replace(
         CONTENDERS[name],
@@ -36,8 +36,8 @@ GATED = {
     )
     for name in ("stock", "database")
 }
-#: Two of them with Sentry's monitors of beat's tasks on, and so with a check-in for each run, to
-#: nowhere: measured where asked for.
+#: Two of them with Sentry's monitors of beat's tasks. They make a check-in for each run and send it
+#: nowhere. Measured only on request.
 WATCHED = {
     f"{name}-sentry": replace(
         CONTENDERS[name],
@@ -46,7 +46,7 @@ WATCHED = {
     )
     for name in ("ours", "stock")
 }
-#: Ours with every policy on each entry; its jitter is small, for lateness is counted from `due`.
+#: Ours with every policy on each entry. The jitter is small, because lateness counts from `due`.
 RULED = {
     "ours-policies": replace(
         CONTENDERS["ours"],
@@ -67,7 +67,7 @@ RULED = {
     )
 }
 EACH = {**CONTENDERS, **GATED, **WATCHED, **RULED}
-#: Name of the entry that is not one of those counted.
+#: The name of the entry that is not counted.
 PROBE = "probe"
 DAY = 86400.0
 
@@ -78,9 +78,9 @@ class Load:
 
     Attributes:
         first: when the first is due, seconds since 1970.
-        together: so many are due at once,
-        apart: and as many again so many seconds later, and so on.
-        probe: period of the probe and when it is due.
+        together: how many are due at the same time.
+        apart: how many seconds later the next ones are due, and so on.
+        probe: the period of the probe, and when it is due.
     """
 
     count: int
@@ -91,7 +91,8 @@ class Load:
     probe: tuple[float, float] | None = None
 
     def entries(self) -> Iterator[tuple[str, float, datetime]]:
-        """Name, which is also the task's, period, and when it would have run last."""
+        """Yields of each entry its name, which is also its task's, its period, and when its last
+        run would have been."""
         if self.probe is not None:
             yield PROBE, self.probe[0], _run_before(*self.probe)
         for number in range(self.count):
@@ -107,15 +108,15 @@ def _run_before(period: float, due: float) -> datetime:
 
 
 def in_configuration(contender: Contender) -> bool:
-    """Whether it takes its schedule from there; the others find it in their store."""
+    """True if it takes its schedule from the app's configuration. The others have a store."""
     return not contender.database and contender.url != "redbeat_redis_url"
 
 
 def fill(contender: Contender, load: Load, folder: Path, url: str) -> None:
     """Puts the schedule into the contender's empty store, if it has one: `folder` or Redis.
 
-    Not by way of ``beat_schedule``, which RedBeat and django-celery-beat would write to their
-    stores entry by entry at each start, the latter without the time of the last run.
+    Does not use ``beat_schedule``: RedBeat and django-celery-beat would write it to their stores
+    entry by entry at each start, the latter without the time of the last run.
     """
     if contender.database:
         _fill_database(load, folder)
@@ -124,7 +125,7 @@ def fill(contender: Contender, load: Load, folder: Path, url: str) -> None:
 
 
 def _fill_redbeat(load: Load, url: str) -> None:
-    """What RedBeatSchedulerEntry.save() writes, a thousand at a time."""
+    """Writes what RedBeatSchedulerEntry.save() would write, a thousand entries at a time."""
     from celery.schedules import schedule
     from redbeat.decoder import RedBeatJSONEncoder
 
@@ -177,7 +178,7 @@ def _fill_database(load: Load, folder: Path) -> None:
 
 
 def _set_up_django(folder: Path) -> str:
-    """Has this process use a database of its own, which has all tables; the file's name."""
+    """Gives this process its own database, with all tables. Returns the name of its file."""
     import django
     from django.conf import settings
     from django.core.management import call_command
@@ -188,7 +189,7 @@ def _set_up_django(folder: Path) -> str:
         from tests import django_settings
 
         for name in env:
-            del os.environ[name]  # or Celery would set up Django in every beat
+            del os.environ[name]  # otherwise Celery would set up Django in every beat
         given = {key: value for key, value in vars(django_settings).items() if key.isupper()}
         settings.configure(**given)
         django.setup()

@@ -1,4 +1,4 @@
-"""How long nobody dispatches when the master is killed, told to end, or asked to hand over.
+"""Measures how long nobody dispatches when the master is killed, stopped, ended or asked to resign.
 
     python -m benchmarks.failover kill --times 50              with guards; also with
                                             --entries 10000, or --load 4
@@ -7,11 +7,12 @@
     python -m benchmarks.failover term --times 20
     python -m benchmarks.failover resign --times 50
 
-Three beats. With kill and stop a session time-out of 10 s, the default, and an entry with a period
-of 0.1 s, or many of which 100 run a second; else 2 s, and an entry of 1 s. At a random instant the
-master gets the signal (with expire SIGKILL: no beat has a guard then); it is started again as a
-standby, and so on. To resign, it is asked as by ``zk-beat resign``, each second time in favour of a
-standby; then there are 20 entries, which begin 50 ms apart.
+There are three beats. With kill and stop the session time-out is 10 s, the default, and there is an
+entry with a period of 0.1 s, or many entries of which 100 run each second. Otherwise it is 2 s, and
+there is an entry with a period of 1 s. At a random instant the master gets the signal: with expire
+it is SIGKILL, and no beat has a guard. Then it is started again as a standby, and so on. With
+resign the master gets the request of ``zk-beat resign``, every second time with a standby as
+successor; there are 20 entries, 50 ms apart.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ from .bench import PATHS, PATIENCE, Cluster, Row, end_of, report, scratch
 BEATS = 3
 PERIOD = 1.0
 SESSION_TIMEOUT = 2.0
-#: From the kill to the next run. ZooKeeper expires a session within a tick (0.5 s) after it was
-#: silent for the time-out, and the entry may just have run.
+#: From the kill to the next run. ZooKeeper ends a session within a tick (0.5 s) after it was silent
+#: for the time-out, and the entry may just have run.
 NEXT_RUN_BOUND = SESSION_TIMEOUT + 0.5 + PERIOD
 #: With guards: the default session time-out, and how often something is due, seconds.
 GUARDED_TIMEOUT, GUARDED_PERIOD, RUNS_A_SECOND = 10.0, 0.1, 100
-#: From the kill to the next run, and where the machine is busy; of all, and in the median.
+#: From the kill to the next run: the longest; the longest on a busy machine; the median.
 KILL_BOUND, BUSY_BOUND, MEDIAN_BOUND = 0.5, 1.0, 0.15
 #: Seconds for which a master is stopped.
 STOPPED = 5.0
 #: From SIGTERM to the znode of another master.
 HAND_OVER_BOUND = 0.2
-#: From the request, or from when it is due if that is later, to the next master's first run.
+#: From the request, or from when the run is due if that is later, to the next master's first run.
 RESIGN_BOUND = 0.2
 
 
@@ -80,7 +81,7 @@ def main() -> int:
 
 
 def measure(cluster: Cluster, number: signal.Signals, times: int) -> tuple[list[Row], list[str]]:
-    """The rows of the table and what must not be."""
+    """Returns the rows of the table, and the faults."""
     elected, resumed, ended, faults = [], [], [], []
     for turn in range(1, times + 1):
         term = cluster.settled()
@@ -134,7 +135,7 @@ def measure_killing(cluster: Cluster, times: int, load: int) -> tuple[list[Row],
 
 
 def measure_stopping(cluster: Cluster, times: int) -> tuple[list[Row], list[str]]:
-    """SIGSTOP is no death."""
+    """Measures with SIGSTOP: a master that stops for a while is not replaced."""
     resumed, faults = [], []
     for turn in range(1, times + 1):
         term = cluster.settled()

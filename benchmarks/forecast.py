@@ -1,9 +1,9 @@
-"""How long it takes to say what will run.
+"""Measures how long it takes to say what will run.
 
     python -m benchmarks.forecast
 
-`timeline` of a year of 1,000 crontabs, each once a day, in this process; and `zk-beat next` of
-10,000 intervals, as a command: with a ZooKeeper that knows no last runs.
+First `timeline` for a year of 1,000 crontabs, each once a day, in this process. Then `zk-beat next`
+for 10,000 intervals, as a command, with a ZooKeeper that knows no last runs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""How long it is from the last look at the clock until a message is in the hands of the kernel: a
-master that is stopped within this gap sends the message when it wakes (docs/guarantees.md)."""
+"""Measures the time from the last look at the clock until the kernel has a message. A master that
+is stopped within this gap sends the message when it wakes (docs/guarantees.md)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""How an election goes with many standbys, all of which see at once that the master is gone.
+"""Measures an election with many standbys, which all see at the same time that the master is gone.
 
     python -m benchmarks.herd --standbys 50
 
-Real beats, a session time-out of 2 s, one entry with a period of 1 s. By turns the master is
-killed and told to end (SIGTERM). Counted are the requests, pings aside, that ZooKeeper got from
-each beat between the signal and five seconds after the election.
+Starts real beats with a session time-out of 2 s and one entry with a period of 1 s. The master gets
+SIGKILL and SIGTERM in turn. Counts the requests that ZooKeeper got from each beat between the
+signal and five seconds after the election, without pings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SESSION_TIMEOUT = 2.0
 WINDOW = 5.0
 #: As in failover.py: session time-out, a tick, and a period.
 NEXT_RUN_BOUND = SESSION_TIMEOUT + 0.5 + PERIOD
-#: Of a standby that is not elected: read the znode, try to create it, read who was faster.
+#: What a standby sends that is not elected: read the znode, try to create it, read who was faster.
 REQUESTS_BOUND = 3
 
 

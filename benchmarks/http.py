@@ -1,7 +1,7 @@
-"""How much later runs are dispatched while somebody asks a lot over HTTP.
+"""Measures how much later runs are dispatched while there are many HTTP requests.
 
-One beat; rounds with and without so many requests a second, in turn. Every path is asked for, from
-a process of its own, a new connection each.
+One beat. Rounds with and without so many requests a second take turns. Another process sends the
+requests, for every path, each on a new connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from example_project.processes import LOOPBACK, free_port, wait_until
 
 from .bench import PATIENCE, Cluster, Row, cpu_seconds, report, scratch
 
-#: What the lateness with requests may be, of that without.
+#: How many times as late runs may be with requests as without.
 BOUND = 1.2
 
 
@@ -76,7 +76,7 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 
 def _round(cluster: Cluster, seconds: float) -> tuple[list[float], float]:
-    """How late each run was, and how many percent of a core the beat itself took."""
+    """Returns how late each run was, and how many per cent of a core the beat itself used."""
     time.sleep(1.0)
     (beat,) = cluster.beats
     before, begun, used = len(cluster.arrivals.all), time.monotonic(), cpu_seconds(beat.pid)
@@ -86,11 +86,11 @@ def _round(cluster: Cluster, seconds: float) -> tuple[list[float], float]:
 
 
 class Load:
-    """So many requests a second, for as long as the ``with`` block lasts. `times`: seconds that the
-    answers took, afterwards.
+    """Sends so many requests a second as long as the ``with`` block lasts. Afterwards `times` has
+    the seconds that each answer took.
 
     Raises:
-        RuntimeError: at the end, where an answer was not what it should be.
+        RuntimeError: at the end, if an answer was wrong.
     """
 
     def __init__(self, port: int, rate: int) -> None:
@@ -114,7 +114,7 @@ class Load:
 
 
 def ask(port: int, rate: int, control: Connection) -> None:
-    """In a process of its own."""
+    """Sends the requests. Runs in its own process."""
     times: list[float] = []
     faults: list[str] = []
 
@@ -132,7 +132,7 @@ def ask(port: int, rate: int, control: Connection) -> None:
         times.append(time.monotonic() - begun)
 
     async def many() -> None:
-        await one("/status.json")  # the first has to wait until ZooKeeper is read
+        await one("/status.json")  # the first answer has to wait until ZooKeeper was read
         begun = time.monotonic()
         asked = set()
         for number, path in enumerate(itertools.cycle(PATHS)):

@@ -1,7 +1,7 @@
-"""How long a tick takes in which nothing is due, in this very process: for benchmarks.compare,
-which gives the scheduler and its app as it gives them to ``celery beat``. Prints JSON.
+"""Measures in this process how long a tick takes in which nothing is due. benchmarks.compare runs
+it, with the same scheduler and app as for ``celery beat``. Prints JSON.
 
-Ours turns in a thread of its own, so what is measured is a turn of its dispatch loop.
+Ours works in a thread of its own, so this measures a turn of its dispatch loop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(scheduler: str, file: str, seconds: float) -> None:
     turn = _dispatch_loop(service.scheduler) or service.scheduler.tick
     if turn == service.scheduler.tick:
         beat_init.send(sender=service)  # RedBeat takes its lock
-    end = time.monotonic() + 1  # what is not done at once, such as confirmations, is over then
+    end = time.monotonic() + 1  # then late work, such as confirmations, is over
     for _ in range(3):
         turn()
     while time.monotonic() < end:

@@ -29,14 +29,14 @@ from example_project.servers import celery_beat
 from .bench import PATHS, PATIENCE, Arrival, Arrivals, Elections, Servers, cpu_seconds, sessions
 
 DAY = 86400
-#: Not while this lasts.
+#: A schedule that is not due during the benchmark.
 RARELY = {"cron": "0 0 1 1 *"}
-#: Of the entry that is changed, and waited for.
+#: The name and the schedule of the entry that is changed.
 PROBE, OFTEN = "probe", {"every": 0.01}
 
 
 class Site(contextlib.ExitStack):
-    """Servers, and who changes entries."""
+    """Servers, and a client that changes entries."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Site(contextlib.ExitStack):
         return celery_beat(self.folder, name, "benchmarks.live_app", env=env)
 
     def put(self, entries: Mapping[str, Mapping[str, Any]]) -> float:
-        """Has these be there; returns the seconds that it took."""
+        """Puts live entries there. Returns the seconds that it took."""
         edits = {
             name: lambda found, name=name, said=said: Content.of(name, {"task": "entry", **said})
             for name, said in entries.items()
@@ -85,8 +85,8 @@ def _is_of(task: str, arrival: Arrival) -> bool:
 
 
 def changes(site: Site, count: int, times: int) -> list[float]:
-    """Seconds from the answer to a change until the first message by it, of an entry that is due
-    every 10 ms, beside so many others."""
+    """Changes an entry that is due every 10 ms, beside many others. Returns the seconds from the
+    answer to each change until the first message that follows it."""
     site.put({f"entry-{number}": {"schedule": RARELY} for number in range(count - 1)})
     site.put({PROBE: {"schedule": OFTEN, "task": PROBE}})
     found = []
@@ -103,7 +103,7 @@ def changes(site: Site, count: int, times: int) -> list[float]:
 
 
 def takeovers(site: Site, count: int, times: int) -> list[float]:
-    """Seconds from the election of a standby to its first message."""
+    """Returns the seconds from the election of a standby to its first message."""
     site.put({f"entry-{number}": {"schedule": RARELY} for number in range(count - 1)})
     site.put({PROBE: {"schedule": {"every": 0.1}}})
     found = []
@@ -138,8 +138,8 @@ def _takeover(
 
 
 def burst(site: Site, count: int, is_live: bool) -> tuple[float, float]:
-    """Seconds from the instant at which all are due until the last message is in the broker; and
-    those of the beat's processor."""
+    """Returns the seconds from the instant at which all are due until the last message is in the
+    broker, and the processor seconds of the beat."""
     at = int(time.time()) + 15 + count // 2000
     offset, broker = at % DAY, site.servers.broker
     schedule = {"every": DAY, "offset": offset}

@@ -1,5 +1,5 @@
-"""An app with live entries; and with BENCHMARK_ENTRIES of its own, all due at BENCHMARK_OFFSET
-seconds after midnight UTC."""
+"""An app with live entries, and with BENCHMARK_ENTRIES entries in its code. All of those are due
+BENCHMARK_OFFSET seconds after midnight UTC."""
 
 from __future__ import annotations
 

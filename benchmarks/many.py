@@ -1,5 +1,5 @@
-"""An app with as many entries as the environment variable BENCHMARK_ENTRIES says: intervals and
-crontabs in turn, no two alike."""
+"""An app with as many entries as the environment variable BENCHMARK_ENTRIES says. Intervals and
+crontabs alternate, and no two are the same."""
 
 from __future__ import annotations
 

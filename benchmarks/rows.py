@@ -1,12 +1,12 @@
-"""What the election costs django-celery-beat's DatabaseScheduler with a table of many rows.
+"""Measures what the election costs django-celery-beat's DatabaseScheduler with many rows.
 
     python -m benchmarks.rows --rows 30000 --seconds 60
 
-A row is changed every second, upon which DatabaseScheduler reads them all anew. Two beats at the
-same time, each on its own copy of one SQLite file: DatabaseScheduler by itself, and behind the
-election. All rows are due in an hour, but one, which is due every second. The processor time of
-each, as the kernel counts it, is divided by how often it has read its table, for one that needs
-longer reads less often.
+A row is changed every second. Each time DatabaseScheduler reads all rows again. Two beats run at
+the same time, each with its own copy of one SQLite file: one with DatabaseScheduler by itself, one
+with it behind the election. One row is due every second, all others in an hour. The processor time
+of each beat, as the kernel counts it, is divided by how often it has read its table: a slower beat
+reads less often.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .bench import Row, cpu_seconds, report, scratch
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 PLAIN, GATED = "by itself", "behind the election"
 PATIENCE = 120.0
-#: How much of the processor time by itself.
+#: The most processor time behind the election, as a multiple of the time by itself.
 BOUND = 1.15
 
 
@@ -78,7 +78,7 @@ def measure(beats: dict[str, Process], files: dict[str, Path], seconds: float, e
 
 
 class Looks:
-    """The processor time that a beat had used each time that it began to read its table."""
+    """Records how much processor time a beat had used each time that it began to read its table."""
 
     def __init__(self, beat: Process) -> None:
         self._beat = beat
@@ -95,7 +95,7 @@ class Looks:
 
     @property
     def cost(self) -> float:
-        """Of one, the rest of the work of that time included."""
+        """The processor time of one reading, with all other work in between."""
         return (self.cpu[-1] - self.cpu[0]) / (len(self.cpu) - 1)
 
 
@@ -115,7 +115,7 @@ def _beat(
 
 
 def _tables(folder: Path, count: int) -> dict[str, Path]:
-    """The file of each."""
+    """Makes the database file of each beat."""
     database = Database(folder, None)
     from django.utils.timezone import now
     from django_celery_beat.models import IntervalSchedule, PeriodicTask
@@ -138,7 +138,7 @@ def _tables(folder: Path, count: int) -> dict[str, Path]:
 
 
 def _change(files: dict[str, Path]) -> None:
-    """One row, as the admin does, in each file."""
+    """Changes one row in each file, as the admin does."""
     for file in files.values():
         with contextlib.closing(sqlite3.connect(file, timeout=20)) as connection, connection:
             connection.execute(

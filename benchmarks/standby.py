@@ -1,11 +1,11 @@
-"""What a beat costs that has nothing to do: a standby, and a master whose entry is not due.
+"""Measures what an idle beat costs: a standby, and a master whose entry is not due.
 
     python -m benchmarks.standby
 
-Two beats, the default session time-out of 10 s, one entry a day. For a minute: their processor
-time as the kernel counts it, and what ZooKeeper got from them, once from the counter and the last
-operation that its four-letter word `cons` shows for each connection, asked every half second, and
-once from its log, in which it writes down every request.
+Two beats run for a minute, with the default session time-out of 10 s and one entry a day. Measures
+their processor time, as the kernel counts it, and what ZooKeeper got from them, in two ways. Every
+half second it asks the four-letter word `cons`, which shows a counter and the last operation of
+each connection. And it reads ZooKeeper's log, which has every request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DAY = 86400.0
 SESSION_TIMEOUT = 10.0
 #: Per cent of one core.
 CPU_BOUND = 1.0
-#: kazoo pings when it has sent nothing for a third of the session time-out, less 0.01 to 0.40 s.
+#: kazoo pings after it has sent nothing for a third of the session time-out, less 0.01 to 0.40 s.
 PING_EVERY = (SESSION_TIMEOUT / 3 - 0.4, SESSION_TIMEOUT / 3 - 0.01)
 
 
@@ -44,7 +44,7 @@ def measure(cluster: Cluster, seconds: float) -> int:
     master = cluster.elections.last.pid
     roles = {pid: "master" if pid == master else "standby" for pid in sessions}
     for pid in roles:
-        # Both have turned to waiting: no processor time for a whole second.
+        # Until both are idle: they use no processor time for a whole second.
         _wait_idle(pid)
 
     begin = time.time()
@@ -75,7 +75,7 @@ def measure(cluster: Cluster, seconds: float) -> int:
         )
         print(f"{role}: cons: {received[pid]} packets, by last operation {dict(last_ops[pid])}")
         print(f"{role}: log of requests: {dict(kinds)}")
-        # A master shows by a write that it ticks.
+        # A master writes now and then to show that it ticks.
         writes = math.ceil((end - begin) / TOUCH_EVERY) + 1 if role == "master" else 0
         if set(kinds) - {"ping", "multi"} or kinds["multi"] > writes:
             faults.append(f"{role}: sent something other than pings and {writes} writes")

@@ -1,9 +1,9 @@
-"""How long `celery -A proj zk-beat status` takes, from its start to its end, with many entries.
+"""Measures how long `celery -A proj zk-beat status` takes, from start to end, with many entries.
 
     python -m benchmarks.status
 
-A real ZooKeeper with a master's election, and for each entry a state with as much history as is
-kept; half of the entries are intervals, half crontabs. Ends with status 1 if the bound is missed.
+Uses a real ZooKeeper with a real election. Each entry has a state and a full history. Half of the
+entries are intervals, half crontabs. The exit status is 1 if the bound is missed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def measure(hosts: str, times: int) -> int:
 
 
 def fill(election: MasterElection, names: list[str]) -> None:
-    """Each entry has run as often as is remembered, the last time an hour ago."""
+    """Writes a full history for each entry. The last run was an hour ago."""
     now = datetime.now(timezone.utc)
     volumes: defaultdict[str, Pasts] = defaultdict(dict)
     for name in names:

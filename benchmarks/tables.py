@@ -1,8 +1,7 @@
-"""What benchmarks.compare has measured as tables and plots.
+"""Makes tables and plots from the results of benchmarks.compare. To make them again from
+results.json:
 
     python -m benchmarks.tables benchmarks/results
-
-makes them anew from results.json.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ P50, P99, MAX = 50, 99, 100
 
 @dataclass(frozen=True)
 class Bound:
-    """What ours must reach: at least, or else at most, so much."""
+    """What ours must reach: `bound` is the least value if `at_least`, otherwise the greatest."""
 
     what: str
     value: float
@@ -55,7 +54,7 @@ class Values:
         self._results = results
 
     def get(self, case: str, who: str, key: str, n: int | None = None) -> Any:
-        """None where there is none; a list is that of the last round."""
+        """Returns None if there is none. A list comes from the last round."""
         found = [
             result[key]
             for result in self._results
@@ -87,9 +86,9 @@ class Values:
         return ours / theirs if ours is not None and theirs else None
 
 
-# A list, of which each row is there only where it was measured; so are text() and plots().
+# Long because each row is there only if it was measured; so are text() and plots().
 def bounds(results: Sequence[Result]) -> list[Bound]:  # noqa: C901
-    """What the numbers of ours are held against."""
+    """Returns the bounds for our numbers."""
     values, found = Values(results), []
     least = {1000: 10.0, 10_000: 50.0}
     for n in values.sizes("burst"):
@@ -141,7 +140,7 @@ def bounds(results: Sequence[Result]) -> list[Bound]:  # noqa: C901
 
 
 def write(folder: Path) -> str:
-    """Table and plots, from the results in the folder. Returns the table."""
+    """Writes the table and the plots from the results in the folder. Returns the table."""
     saved = json.loads((folder / "results.json").read_text())
     content = text(saved["about"], saved["results"], plots(saved["results"], folder))
     (folder / "README.md").write_text(content)
@@ -151,7 +150,7 @@ def write(folder: Path) -> str:
 def text(  # noqa: C901
     about: Iterable[str], results: Sequence[Result], images: Sequence[str] = ()
 ) -> str:
-    """Markdown. `images`: the plots that are in the same folder."""
+    """Returns the tables as Markdown. `images`: the names of plots in the same folder."""
     values = Values(results)
     parts = ["# Measured\n", "Made by `make bench`; see [benchmarks](../README.md).\n", *about, ""]
     parts += [f"![{name}]({name}.svg)\n" for name in images]
@@ -256,7 +255,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float | None) -> str:
-    """With about three digits; a dash if there is none."""
+    """Returns the number with about three digits; a dash if there is none."""
     if value is None:
         return "-"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
@@ -333,7 +332,7 @@ def _requests(values: Values) -> Iterable[list[str]]:
 
 
 def plots(results: Sequence[Result], folder: Path) -> list[str]:  # noqa: C901
-    """SVG files; their names."""
+    """Writes the plots as SVG files. Returns their names."""
     try:
         import matplotlib
         from matplotlib import pyplot

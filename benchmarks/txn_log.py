@@ -1,7 +1,7 @@
-"""Reads ZooKeeper's transaction log, of which each byte goes to the disk of each server.
+"""Reads ZooKeeper's transaction log. Each server writes each byte of it to its disk.
 
-Its files are a header and then records: checksum, length, a transaction of that length, `B`. The
-rest of a file is zeros, for ZooKeeper allocates it in advance. See org.apache.zookeeper.server
+A file has a header and then records: checksum, length, a transaction of that length, `B`. The rest
+of a file is zeros, because ZooKeeper allocates it in advance. See org.apache.zookeeper.server
 .persistence.FileTxnLog and src/main/resources/zookeeper.jute of ZooKeeper.
 """
 
@@ -22,7 +22,7 @@ _CREATE, _SET_DATA, _MULTI, _CREATE_2 = 1, 5, 14, 15
 
 @dataclass(frozen=True)
 class Write:
-    """A znode that was made, or written again."""
+    """A znode that was created or written."""
 
     path: str
     data: bytes
@@ -33,9 +33,9 @@ class Transaction:
     """One record.
 
     Attributes:
-        at: when ZooKeeper took it, seconds since 1970.
-        size: bytes in the log, its frame included.
-        is_multi: it is one of several operations, such as all that a beat writes.
+        at: when ZooKeeper accepted it, seconds since 1970.
+        size: bytes in the log, with its frame.
+        is_multi: True if it has several operations, as all have that a beat writes.
     """
 
     at: float
@@ -45,7 +45,7 @@ class Transaction:
 
 
 def read_log(data_dir: Path, since: float) -> Iterator[Transaction]:
-    """All that was written since then, in order. `data_dir` is ZooKeeper's dataDir."""
+    """Yields all transactions since then, in order. `data_dir` is ZooKeeper's dataDir."""
     files = (data_dir / "version-2").glob("log.*")
     for path in sorted(files, key=lambda file: int(file.suffix[1:], 16)):
         with path.open("rb") as file:
@@ -55,7 +55,7 @@ def read_log(data_dir: Path, since: float) -> Iterator[Transaction]:
             while len(frame := file.read(_FRAME.size)) == _FRAME.size:
                 _, length = _FRAME.unpack(frame)
                 if length == 0:
-                    break  # what is allocated in advance
+                    break  # space that is allocated in advance
                 record, end = file.read(length), file.read(1)
                 if end != b"B":
                     raise ValueError(f"{path}: a record does not end where it should")
@@ -82,7 +82,7 @@ def _writes(kind: int, body: bytes) -> list[Write]:
 
 
 def _buffer(body: bytes, at: int) -> tuple[bytes, int]:
-    """What stands there after its length, which is -1 for nothing; and where it ends."""
+    """Returns the bytes that follow their length (-1: none), and where they end."""
     (length,) = _INT.unpack_from(body, at)
     begin = at + _INT.size
     end = begin + max(0, length)

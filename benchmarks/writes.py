@@ -1,28 +1,28 @@
-"""What a run costs ZooKeeper, and what a take-over reads.
+"""Measures what a run costs ZooKeeper, and what a take-over reads.
 
     python -m benchmarks.writes --entries 100,10000 --seconds 30
 
-For each number of entries one ZooKeeper, with an election of ours as the first master. It has each
-entry run as often as in an hour, HISTORY times at most, so that histories are as full as they get.
-Then, once for entries that are due evenly spread over their period and once for all of them at one
-instant: a `celery beat` is started, a standby. The first master writes for each entry an instant of
-its last run that makes it due so; it ends when the first is due, or some seconds before all are.
-The beat takes over, dispatches what became due meanwhile, and is watched from then on.
+For each number of entries it starts one ZooKeeper. This program itself is the first master. It
+makes each entry run as often as in an hour, at most HISTORY times, so that histories are full. Then
+it measures twice: with entries that are due evenly spread over their period, and with all due at
+one instant. Each time it starts a `celery beat` as a standby. The first master writes last runs
+that make the entries due like this. It ends when the first entry is due, or some seconds before all
+are. The beat takes over and dispatches what was due in between. From then on it is watched.
 
-Bytes are those of ZooKeeper's transaction log, each of which every server writes to its disk,
-without what is allocated in advance. They are told apart by znode:
+Bytes are bytes of ZooKeeper's transaction log, without space that is allocated in advance. Every
+server writes each of them to its disk. They are counted by znode:
 
-    states      pages of run states, without
-    history     what is remembered of past runs
+    states      pages of run states, without histories
+    history     past runs
     claims      the outbox, in transactions with a page of states
-    confirms    the outbox in all others
+    confirms    the outbox in all other transactions
     overhead    records without the data of znodes: paths, versions, checks, checksums
     other       all else, such as members
 
-Requests a run are transactions with a page of states, and without. A take-over is counted from the
-end of the first master on: the requests of the beat are from ZooKeeper's log of requests, and each
-znode of which it read the data has the size that it had then. Ends with status 1 if a bound is
-missed, or runs are not as evenly spread as they should be.
+Requests a run are transactions with a page of states, and without one. A take-over begins with the
+end of the first master. The beat's requests are taken from ZooKeeper's log of requests; each znode
+that it read counts with the size that it had then. The exit status is 1 if a bound is missed, or if
+runs are not spread evenly enough.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ SESSION_TIMEOUT, HOUR = 10.0, 3600.0
 MANY, PERIOD, LONG_PERIOD = 100_000, 60.0, 600.0
 #: Most bytes a run.
 BOUNDS = {(10_000, 60.0, "spread"): 1500.0, (100_000, 600.0, "spread"): 3000.0}
-#: Seconds by which a run may be late and is none of those that were due at the take-over.
+#: A run that is later than so many seconds was due at the take-over.
 LATE = 0.1
-#: By how much of them runs may be more or fewer than an even spread makes.
+#: The share by which the number of runs may differ from an even spread.
 UNEVEN = 0.05
 PARTS = ("states", "history", "claims", "confirms", "overhead", "other")
 
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def history_bytes(page: bytes) -> int:
-    """Of the data of a page, those that tell of past runs. This alone looks into a znode."""
+    """Returns how many bytes of a page are past runs. Only this function looks into a znode."""
     total = 0
     for _, _, _, *more in json.loads(page)["entries"].values():
         for past in (fields["past"] for fields in more if "past" in fields):
@@ -100,7 +100,7 @@ def history_bytes(page: bytes) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """A time for which a beat was watched, seconds since 1970, and how many runs there were."""
+    """The time in which a beat was watched, in seconds since 1970, and how many runs there were."""
 
     begins: float
     ends: float
@@ -117,7 +117,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TakeOver:
-    """What was read, and `seconds` from the end of the first master until the first claim."""
+    """What was read, and the `seconds` from the end of the first master to the first claim."""
 
     requests: int
     znodes: int
@@ -131,7 +131,7 @@ class Measured:
 
     Attributes:
         parts: bytes in the log, by part.
-        claims, confirms: transactions with a page of states, and without.
+        claims, confirms: transactions with a page of states, and without one.
         reads: requests.
     """
 
@@ -153,13 +153,13 @@ class Measured:
 
 
 class Site(Servers):
-    """Servers with so many entries of one period, as long as the ``with`` block lasts."""
+    """Servers with so many entries of one period. They live as long as the ``with`` block."""
 
     def __init__(self, folder: Path, entries: int, period: float) -> None:
         super().__init__(folder, log_requests=True)
         self.entries, self.period = entries, period
         self.names = sorted((f"entry-{n}" for n in range(entries)), key=page_of)
-        #: Seconds that it takes to write all states.
+        #: How many seconds it takes to write all states.
         self.took = 0.0
 
     def measure(self, seconds: float) -> Iterator[Measured]:
@@ -190,7 +190,7 @@ class Site(Servers):
             yield ledger
 
     def _fill(self, ledger: RunLedger) -> None:
-        """Has each entry run as often as in an hour."""
+        """Makes each entry run as often as in an hour."""
         rounds = max(1, min(HISTORY, int(HOUR / self.period)))
         first = datetime.now(timezone.utc) - timedelta(seconds=(rounds + 1) * self.period)
         ledger.first_seen(dict.fromkeys(self.names, first))
@@ -224,9 +224,9 @@ class Site(Servers):
         return beat
 
     def _place(self, ledger: RunLedger, how: str) -> float:
-        """Writes when each entry ran last, and waits until another may be master: of a last run
-        that is still to come it would think that a clock was ahead. Returns when they are due:
-        the first, if spread."""
+        """Writes when each entry ran last, and waits until another beat may be master: if it read a
+        last run in the future, it would assume that a clock was ahead. Returns when the entries are
+        due; the first one if they are spread."""
         begins = time.time() + 1.5 * self.took + 2.0
         until = begins - 0.5
         if how == "burst":
@@ -247,7 +247,7 @@ class Site(Servers):
         return begins
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes of each znode, by path."""
+        """Returns how many bytes each znode has, by path."""
         sizes = {}
         paths = [PATHS.root]
         for path in paths:
@@ -274,7 +274,7 @@ class Site(Servers):
             return self._queued() - queued >= self.entries and self._is_confirmed()
 
         wait_until(is_over, 5 * PATIENCE, "the burst to be over")
-        # With what is written of it later, but not the next one.
+        # Include what is written later about this burst, but not the next one.
         time.sleep(max(0.0, begins + min(seconds, self.period / 2) - time.time()))
         return Window(begins - 1.0, time.time(), self._queued() - queued, self.entries)
 
@@ -285,7 +285,7 @@ class Site(Servers):
         read = [each for each in told if each.kind not in ("ping", "multi")]
         before = [each for each in read if each.at < window.begins]
         paths = {each.path for each in before if each.kind == "getData"}
-        # Which ones those read that read several is not in the log: pages and outbox.
+        # The log does not say what a request for several znodes reads: pages and outbox.
         paths |= {each for each in sizes if each.startswith((f"{PATHS.runs}/", PATHS.outbox))}
         transactions = list(read_log(self.folder / "zookeeper", ended))
         claimed = next(each.at for each in transactions if _has_states(each))
@@ -316,7 +316,7 @@ def _has_states(transaction: Transaction) -> bool:
 
 
 def parts_of(transaction: Transaction) -> Counter[str]:
-    """Bytes of a transaction, by part."""
+    """Returns how many bytes each part has in a transaction."""
     parts = Counter({"overhead": transaction.size})
     for write in transaction.writes:
         size = len(write.data)
