@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to through its DevTools protocol over a pair of pipes."""
+"""Controls a headless Chromium through its DevTools protocol, over a pair of pipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from example_project.processes import wait_until
 
-#: It starts no services of its own, and asks nobody but the page's server.
+#: It starts no services of its own, and asks no server but the page's.
 _OPTIONS = [
     "--headless",
     "--no-sandbox",
@@ -31,7 +31,7 @@ _OPTIONS = [
     "--disable-sync",
     "--no-first-run",
     "--hide-scrollbars",
-    # No name but loopback is ever looked up.
+    # It never looks up any name but loopback.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--remote-debugging-pipe",
     "about:blank",
@@ -39,7 +39,8 @@ _OPTIONS = [
 
 
 def missing_chromium() -> str | None:
-    """What must be installed before a page can be looked at."""
+    """Returns what must be installed before a test can look at a page; None if nothing is
+    missing."""
     return None if _program() else "chromium is not on PATH (Debian: apt-get install chromium)"
 
 
@@ -103,7 +104,7 @@ class Browser:
         os.close(self._from)
 
     def call(self, method: str, timeout: float = 30.0, **params: Any) -> dict[str, Any]:
-        """What the browser answers to a command of its protocol."""
+        """Sends a command of its protocol. Returns the browser's answer."""
         self._number += 1
         number = self._number
         message = {"id": number, "method": method, "params": params}
@@ -150,14 +151,14 @@ class Browser:
             raise RuntimeError(f"{url}: {failure}")
 
     def run(self, script: str) -> Any:
-        """What a JavaScript expression is, as JSON."""
+        """Returns the value of a JavaScript expression, as JSON."""
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def text(self, selector: str = "body") -> str:
-        """The text that is to be seen there, all lines of all that match."""
+        """Returns the visible text of all elements that match, all lines of it."""
         found = f"Array.from(document.querySelectorAll({json.dumps(selector)}))"
         seen = "filter((node) => node.checkVisibility()).map((node) => node.innerText)"
         return str(self.run(f"{found}.{seen}.join('\\n')"))
@@ -167,7 +168,7 @@ class Browser:
         self._wait(lambda: self.run(script), timeout, script)
 
     def wait_for_text(self, selector: str, text: str, timeout: float = 30.0) -> None:
-        """Waits until `text` is to be seen there."""
+        """Waits until `text` is visible there."""
         self._wait(lambda: text in self.text(selector), timeout, f"{text!r} in {selector}")
 
     def _wait(self, condition: Callable[[], Any], timeout: float, what: str) -> None:
@@ -186,7 +187,7 @@ class Browser:
         )
 
     def prefer(self, scheme: str) -> None:
-        """``dark`` or ``light``."""
+        """Sets the colour scheme: ``dark`` or ``light``."""
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[feature])
 

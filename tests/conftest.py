@@ -1,6 +1,6 @@
-"""Servers for the tests. Where ZooKeeper or Redis is not installed the tests that need it fail;
-where RabbitMQ, PostgreSQL or MariaDB is not, they are skipped. `make test` sets up all that it
-can."""
+"""Servers for the tests. If ZooKeeper or Redis is not installed, the tests that need it fail. If
+RabbitMQ, PostgreSQL or MariaDB is not, the tests that need it are skipped. `make test` sets up all
+that it can."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from .rabbitmq import RabbitMQ, missing_rabbitmq
 from .secure import Authority, SecureZooKeeper
 
 TICK_TIME = 200
-#: Seconds; what ZooKeeper allows a silent client. Five ticks.
+#: Seconds. ZooKeeper allows a client to be silent so long: five ticks.
 SESSION_TIMEOUT = 1.0
-#: Seconds; far more than anything here takes on a machine that has other things to do.
+#: Seconds. Far more than anything here needs, even on a busy machine.
 PATIENCE = 30.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Of workers that run tests side by side each has ports of its own to give."""
+    """Gives each worker ports of its own, if tests run side by side."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % workers  # in place of a dead one
     processes.given_ports |= {port for port in processes.PORTS if port % workers != mine}
-    # Of others (django-celery-beat 2.8): ours asks clock.py. Python 3.12 warns of it.
+    # django-celery-beat 2.8 causes it, and Python 3.12 warns. Our own code uses clock.py.
     config.addinivalue_line("filterwarnings", "ignore:datetime.datetime.utcnow:DeprecationWarning")
-    # A busy machine is no fault. (In CI, later releases of Hypothesis have it so by themselves.)
+    # A busy machine is no fault. (In CI, later releases of Hypothesis do this by themselves.)
     slow = [HealthCheck.too_slow]
     settings.register_profile("busy", settings(), deadline=None, suppress_health_check=slow)
     settings.load_profile("busy")
 
 
 def kazoo_of(session: ZooKeeperSession) -> KazooClient:
-    """The client behind the wall, for what nobody but a test does with it."""
+    """Returns kazoo's client, for what only a test does with it."""
     assert session._client is not None
     return session._client.kazoo
 
@@ -68,21 +68,22 @@ def _no_settings_of_the_developer() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _sigint_is_obeyed() -> None:
-    """A shell has what it starts in the background ignore it, and so would all that we start."""
+    """A shell makes background processes ignore SIGINT. They would pass that on to all that we
+    start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeper]:
-    """A server that no test may harm."""
+    """A server that all tests share. No test may harm it."""
     with ZooKeeper(tmp_path_factory.mktemp("zookeeper"), tick_time=TICK_TIME) as server:
         yield server.start()
 
 
 @pytest.fixture
 def own_zookeeper(tmp_path: Path) -> Iterator[ZooKeeper]:
-    """A server to stop and start, not yet started."""
+    """A server that the test may stop and start. It is not started yet."""
     with ZooKeeper(tmp_path, tick_time=TICK_TIME) as server:
         yield server
 
@@ -96,8 +97,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def secure_zookeeper(
     tmp_path_factory: pytest.TempPathFactory, authority: Authority
 ) -> Iterator[SecureZooKeeper]:
-    """A server that speaks TLS on one of its ports, and takes every kind of credential but needs
-    none. No test may harm it."""
+    """A server with TLS on one of its ports. It accepts every kind of credential but needs none. No
+    test may harm it."""
     folder = tmp_path_factory.mktemp("secure")
     with SecureZooKeeper(folder, authority, authority.issue("server")) as server:
         yield server.start()
@@ -111,7 +112,7 @@ def redis_server(tmp_path: Path) -> Iterator[Redis]:
 
 @pytest.fixture
 def rabbitmq(tmp_path: Path) -> Iterator[RabbitMQ]:
-    """Skips the test where it is not installed, except in CI."""
+    """Skips the test if it is not installed, except in CI."""
     missing = missing_rabbitmq()
     if missing and not os.environ.get("CI"):
         pytest.skip(missing)
@@ -121,7 +122,7 @@ def rabbitmq(tmp_path: Path) -> Iterator[RabbitMQ]:
 
 @pytest.fixture(scope="session")
 def _postgresql_is_there() -> None:
-    """Skips the test where it is not installed, except in CI."""
+    """Skips the test if it is not installed, except in CI."""
     missing = missing_postgresql()
     if missing and not os.environ.get("CI"):
         pytest.skip(missing)
@@ -131,21 +132,21 @@ def _postgresql_is_there() -> None:
 def postgresql(
     tmp_path_factory: pytest.TempPathFactory, _postgresql_is_there: None
 ) -> Iterator[PostgreSQL]:
-    """A server that no test may harm."""
+    """A server that all tests share. No test may harm it."""
     with PostgreSQL(tmp_path_factory.mktemp("postgresql")) as server:
         yield server.start()
 
 
 @pytest.fixture
 def own_postgresql(tmp_path: Path, _postgresql_is_there: None) -> Iterator[PostgreSQL]:
-    """A server to stop and start."""
+    """A server that the test may stop and start."""
     with PostgreSQL(tmp_path) as server:
         yield server.start()
 
 
 @pytest.fixture(scope="session")
 def _mariadb_is_there() -> None:
-    """Skips the test where it is not installed, except in CI."""
+    """Skips the test if it is not installed, except in CI."""
     missing = missing_mariadb()
     if missing and not os.environ.get("CI"):
         pytest.skip(missing)
@@ -153,14 +154,14 @@ def _mariadb_is_there() -> None:
 
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory, _mariadb_is_there: None) -> Iterator[MariaDB]:
-    """A server that no test may harm."""
+    """A server that all tests share. No test may harm it."""
     with MariaDB(tmp_path_factory.mktemp("mariadb")) as server:
         yield server.start()
 
 
 @pytest.fixture
 def own_mariadb(tmp_path: Path, _mariadb_is_there: None) -> Iterator[MariaDB]:
-    """A server to stop and start."""
+    """A server that the test may stop and start."""
     with MariaDB(tmp_path) as server:
         yield server.start()
 
@@ -172,7 +173,7 @@ def root() -> str:
 
 @contextlib.contextmanager
 def kazoo_client(hosts: str) -> Iterator[KazooClient]:
-    """A client that is not ours, connected."""
+    """A connected client of kazoo, not of ours."""
     client = KazooClient(hosts)
     client.start(PATIENCE)
     yield client
@@ -188,14 +189,14 @@ def client(zookeeper: ZooKeeper) -> Iterator[KazooClient]:
 
 @pytest.fixture
 def road(zookeeper: ZooKeeper) -> Iterator[Road]:
-    """A road to ZooKeeper that can be cut."""
+    """A connection to ZooKeeper that the test can cut."""
     with Road(zookeeper.port) as road:
         yield road
 
 
 @pytest.fixture
 def candidate(zookeeper: ZooKeeper, root: str) -> Iterator[Callable[..., MasterElection]]:
-    """Makes candidates of one election, with room for a ledger; stops them in the end."""
+    """Makes candidates of one election, with the znodes for a ledger. Stops them in the end."""
     made: list[MasterElection] = []
 
     def make(id: str, hosts: str = zookeeper.hosts, **options: Any) -> MasterElection:

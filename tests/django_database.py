@@ -1,4 +1,4 @@
-"""django-celery-beat's tables, made anew, and a hand in them as Django's admin has it."""
+"""django-celery-beat's tables, new for each test, and changes as Django's admin makes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = "tests.django_settings"
 
-#: What one test may say of its database, and the next does not.
+#: Variables that one test sets for its database, and that the next test must not see.
 _UNSAID: dict[str, Any] = {
     "HOST": "",
     "PORT": "",
@@ -31,8 +31,8 @@ Server = Union[PostgreSQL, MariaDB]
 
 
 class Database:
-    """Of one test. Processes that are started with :attr:`env` use it, and so does this process,
-    until it makes another.
+    """The database of one test. Processes that are started with :attr:`env` use it. So does this
+    process, until it makes another.
 
     Args:
         server: None: SQLite, in `folder`.
@@ -54,7 +54,7 @@ class Database:
         os.environ.update(self.env)
         if not django.apps.apps.ready:
             django.setup()
-        # As a process does that is started with this environment; Django reads it once.
+        # As a process that is started with this environment: Django reads it once.
         settings = importlib.reload(importlib.import_module(_SETTINGS))
         connections["default"].close()
         connections.settings["default"].update({**_UNSAID, **settings.DATABASES["default"]})
@@ -67,7 +67,7 @@ class Database:
             del os.environ[name]
 
     def disconnect(self) -> None:
-        """The next use of it connects anew."""
+        """Closes the connection. The next use opens a new one."""
         from django.db import connections
 
         connection = connections["default"]
@@ -76,7 +76,7 @@ class Database:
             connection.close_pool()
 
     def add(self, name: str, seconds: float, **fields: Any) -> PeriodicTask:
-        """An entry, whose task has its name too unless told otherwise."""
+        """Adds an entry. Its task has the same name, unless `fields` say another."""
         from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
         every, period = seconds, IntervalSchedule.SECONDS
@@ -92,7 +92,7 @@ class Database:
         return PeriodicTask.objects.get(name=name)
 
     def get_key(self, name: str) -> int:
-        """Of a row that perhaps cannot be read."""
+        """Returns the key of a row, even if the row cannot be read."""
         from django_celery_beat.models import PeriodicTask
 
         key: int = PeriodicTask.objects.values_list("pk", flat=True).get(name=name)
@@ -105,7 +105,7 @@ class Database:
         entry.save()
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """At once, from old to new."""
+        """Renames rows in one transaction: old name to new name."""
         from django.db import transaction
         from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
@@ -118,7 +118,7 @@ class Database:
             PeriodicTasks.update_changed()
 
     def watch_writers(self) -> None:
-        """Has PostgreSQL note from now on who writes run states."""
+        """Makes PostgreSQL record from now on who writes run states."""
         self.execute(
             """
             CREATE TABLE writers (name text);
@@ -134,11 +134,11 @@ class Database:
         )
 
     def writers(self) -> list[str]:
-        """One name, that of a beat, for each time that it wrote."""
+        """Returns the id of a beat for each time that it wrote."""
         return [name for (name,) in self.execute("SELECT name FROM writers")]
 
     def execute(self, statement: str) -> list[Any]:
-        """A statement of SQL; the rows that it found."""
+        """Executes a statement of SQL. Returns the rows that it found."""
         from django.db import connection
 
         with connection.cursor() as cursor:
@@ -147,7 +147,7 @@ class Database:
 
 
 def make_database(server: Server) -> str:
-    """Makes one, which is empty; returns its name."""
+    """Makes an empty database. Returns its name."""
     name = f"t{uuid.uuid4().hex}"
     if isinstance(server, MariaDB):
         import pymysql

@@ -1,6 +1,7 @@
-"""For schedulers whose entries and run states live in a database: PostgreSQL, where libpq is told
-of one (PGDATABASE and its like), MariaDB, where MYSQL_DATABASE and its like say so, else SQLite in
-the file DJANGO_DATABASE. DJANGO_CONNECTION, JSON, has what is added to it in DATABASES."""
+"""Settings for schedulers that keep entries and run states in a database. It is PostgreSQL if the
+environment of libpq names one (PGDATABASE and others), MariaDB if MYSQL_DATABASE and others do,
+otherwise SQLite in the file DJANGO_DATABASE. DJANGO_CONNECTION is JSON with more keys for
+DATABASES."""
 
 import json
 import os
@@ -11,11 +12,11 @@ SECRET_KEY = "unused"
 INSTALLED_APPS = ["django_celery_beat"]
 TIME_ZONE = "UTC"
 USE_TZ = True
-#: Never served; but pytest-celery looks at every object of the process, and so wakes this one.
+#: Never used; but pytest-celery looks at every object of the process, and so reads this one.
 STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 
-# Or SQLite refuses at once what a server would let wait.
+# Otherwise SQLite refuses at once what a server would let wait.
 _patience: dict[str, object] = {"timeout": 20}
 if django.VERSION >= (5, 1):
     _patience["transaction_mode"] = "IMMEDIATE"

@@ -1,4 +1,4 @@
-"""Faults that come in at the boundary: the network, the process, the clock."""
+"""Faults of the network."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Road:
-    """A TCP road to a server on loopback, which can be cut, blocked or slow. Thread-safe.
+    """A TCP proxy for a server on loopback. It can cut, block or delay what passes. Thread-safe.
 
     Args:
-        port: the server's.
+        port: the port of the server.
     """
 
     def __init__(self, port: int) -> None:
@@ -31,13 +31,14 @@ class Road:
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._orders: queue.SimpleQueue[tuple[str, float, threading.Event]] = queue.SimpleQueue()
-        #: Each end's other end; the first of a pair is the client's.
+        #: The other end of each end. The first of a pair is the client's.
         self._other: dict[socket.socket, socket.socket] = {}
         self._clients: set[socket.socket] = set()
         self._refusing = False
         self._blocked: set[str] = set()
         self._delay = 0.0
-        #: What is on the road: when it arrives, to whom, what; no bytes are the end.
+        #: What is on its way: when it arrives, where, and the bytes. No bytes: the end of the
+        #: connection.
         self._travelling: deque[tuple[float, socket.socket, bytes]] = deque()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -46,23 +47,23 @@ class Road:
         self._order("cut")
 
     def block(self) -> None:
-        """Nothing gets through any more, in either direction, and nobody is told."""
+        """Lets nothing through, in both directions, and closes no connection."""
         self._order("block")
 
     def block_answers(self) -> None:
-        """Requests get through; the answers do not."""
+        """Lets requests through, but no answers."""
         self._order("block answers")
 
     def block_requests(self) -> None:
-        """Answers get through; no request does."""
+        """Lets answers through, but no requests."""
         self._order("block requests")
 
     def slow(self, seconds: float) -> None:
-        """Everything takes `seconds` to get through, in each direction."""
+        """Delays everything by `seconds`, in each direction."""
         self._order("slow", seconds)
 
     def open(self) -> None:
-        """All is well again; what was held back goes on its way."""
+        """Ends every fault. Delivers what was held back."""
         self._order("open")
 
     def __enter__(self) -> Self:
@@ -137,7 +138,7 @@ class Road:
             self._watch(end)
 
     def _watch(self, end: socket.socket) -> None:
-        """Reads from an end, or does not while its direction is blocked: TCP holds the bytes."""
+        """Reads from an end. Does not while its direction is blocked: then TCP keeps the bytes."""
         blocked = ("requests" if end in self._clients else "answers") in self._blocked
         with contextlib.suppress(KeyError):
             self._selector.unregister(end)
@@ -152,7 +153,7 @@ class Road:
             return
         if not data:
             self._selector.unregister(end)
-        # What left before arrives before, also when the road is slow no longer.
+        # What left earlier arrives earlier, even if the road is no longer slow.
         arrival = time.monotonic() + self._delay
         if self._travelling:
             arrival = max(arrival, self._travelling[-1][0])
@@ -160,15 +161,16 @@ class Road:
         self._deliver()
 
     def _passed_on(self, end: socket.socket, data: bytes) -> bytes | None:
-        """What of `data`, from `end`, goes on its way, b"" to end the connection; None: nothing."""
+        """Returns what of `data`, which came from `end`, to send on. b"" ends the connection; None:
+        nothing."""
         return data
 
     def _deliver(self) -> None:
-        """Hands over what has arrived."""
+        """Delivers what has arrived."""
         while self._travelling and self._travelling[0][0] <= time.monotonic():
             _, end, data = self._travelling.popleft()
             if end not in self._other:
-                continue  # closed meanwhile
+                continue  # it was closed in between
             try:
                 if data:
                     end.sendall(data)

@@ -1,4 +1,4 @@
-"""Guards of beats, found from outside; and servers with which they have a hard time."""
+"""Finds the guards of beats from outside; and starts servers that make it hard for guards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from example_project.servers import wait_until
 
 from .conftest import PATIENCE
 
-#: Options of Java with which a server has each connection authenticate.
+#: Options for Java: with them a server demands credentials on each connection.
 STRICT = {
     "enforce.auth": [
         "-Dzookeeper.enforce.auth.enabled=true",
@@ -29,7 +29,7 @@ STRICT = {
 
 
 def guards() -> dict[int, int]:
-    """Of all processes: the pid of each guard, and of its parent."""
+    """Returns of all processes: the pid of each guard, and of its parent."""
     return {
         pid: parent
         for pid, (parent, command) in _processes().items()
@@ -38,7 +38,7 @@ def guards() -> dict[int, int]:
 
 
 def below(pid: int) -> set[int]:
-    """The children of a process, and theirs."""
+    """Returns the children of a process, and their children."""
     processes, found = _processes(), {pid}
     while more := {each for each, (parent, _) in processes.items() if parent in found} - found:
         found |= more
@@ -46,12 +46,12 @@ def below(pid: int) -> set[int]:
 
 
 def children(pid: int) -> set[int]:
-    """Those of a process."""
+    """Returns the children of a process."""
     return {each for each, (parent, _) in _processes().items() if parent == pid}
 
 
 def _processes() -> dict[int, tuple[int, list[str]]]:
-    """Each pid, that of the parent, and the command."""
+    """Yields each pid, its parent's pid, and the command."""
     found = {}
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -64,7 +64,7 @@ def _processes() -> dict[int, tuple[int, list[str]]]:
 
 
 def guard_of(pid: int, other_than: int = 0) -> int:
-    """The guard of the beat that has this pid, once there is one."""
+    """Waits for the guard of the beat that has this pid, and returns it."""
 
     def look() -> int | None:
         found = [guard for guard, parent in guards().items() if parent == pid]
@@ -89,8 +89,8 @@ with connected(hosts, 4.0, 30.0, lambda: None, access) as session:
 
 
 def check_strict(hosts: str, path: str, sasl: Mapping[str, str]) -> None:
-    """Asserts that a session of a dead process is over well before it would be by itself, on
-    servers that do not let it be closed by whoever has no credentials."""
+    """Asserts that a dead process's session ends well before its time-out, on servers that let
+    nobody without credentials close it."""
     dies = [sys.executable, "-c", _DIES, hosts, path, json.dumps(sasl)]
     said = subprocess.run(dies, check=True, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What was dispatched, as the broker holds it, and whether it obeys the invariants."""
+"""Reads from the broker what was dispatched, and checks the invariants."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Message:
 
 
 def messages(broker: str, queue: str = "celery") -> list[Message]:
-    """All messages that wait in a queue, in the order in which they were published."""
+    """Returns all messages that wait in a queue, in the order in which they were published."""
     return [_message(headers) for headers in all_headers(broker, queue)]
 
 
 def all_headers(broker: str, queue: str = "celery") -> list[dict[str, Any]]:
-    """The headers of all messages that wait in a queue; they stay there."""
+    """Returns the headers of all messages that wait in a queue. The messages stay there."""
     if broker.startswith("redis:"):
         with redis.Redis.from_url(broker) as server:
             return [json.loads(text)["headers"] for text in reversed(server.lrange(queue, 0, -1))]
@@ -46,7 +46,7 @@ def all_headers(broker: str, queue: str = "celery") -> list[dict[str, Any]]:
         channel = connection.channel()
         while (message := channel.basic_get(queue)) is not None:
             found.append(message.headers)
-    return found  # Unacknowledged when we hung up: RabbitMQ puts each back in its place.
+    return found  # We did not acknowledge them, so RabbitMQ puts each back in its place.
 
 
 def _message(headers: dict[str, Any]) -> Message:
@@ -65,7 +65,8 @@ def _message(headers: dict[str, Any]) -> Message:
 
 
 def late(history: Sequence[Message]) -> list[Message]:
-    """The messages that a master sent after one of its successors had sent of the same task."""
+    """Returns the messages that a master sent after one of its successors had sent a message of the
+    same task."""
     newest: dict[str, int] = {}
     found = []
     for message in history:
@@ -76,11 +77,11 @@ def late(history: Sequence[Message]) -> list[Message]:
 
 
 def check(history: Sequence[Message], most_late: int = 0) -> list[Message]:
-    """Asserts that no run was lost, none was made twice under another id, and no more than
+    """Asserts that no run was lost, that none was made twice under another id, and that at most
     `most_late` messages came :func:`late`.
 
     Returns:
-        the messages that repeat a run, with its task id.
+        the messages that repeat a run, with the same task id.
     """
     assert len(late(history)) <= most_late, f"sent after a successor's: {late(history)}"
     by_task: dict[str, list[Message]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What a stranger may have written into a znode."""
+"""What an attacker, or a broken program, may have written into a znode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-#: Text that steers terminals, logs and pages, or is not to be encoded.
+#: Texts that control terminals, logs and pages, or cannot be encoded.
 EVIL_TEXTS = (
     "\x1b]0;owned\x07\x1b[2J",
     "line\n2026-01-01 [CRITICAL] forged\r\n\u2028\u2029",
@@ -19,7 +19,7 @@ EVIL_TEXTS = (
     "\x00",
     "A" * 100_000,
 )
-#: Values of a field that are not what they should be.
+#: Wrong values for a field.
 EVIL_VALUES: tuple[Any, ...] = (
     None,
     True,
@@ -41,12 +41,12 @@ EVIL_VALUES: tuple[Any, ...] = (
 
 
 def nested(depth: int) -> bytes:
-    """Fields that no reader asks for are as deep as that; and so is one that all do."""
+    """Makes a record with fields of such a depth: two that no reader needs, and one that all do."""
     deep = b"[" * depth + b"]" * depth
     return b'{"format":2,"entries":{"e":%s},"runs":[%s],"id":%s}' % (deep, deep, deep)
 
 
-#: What is no record of any kind.
+#: Bytes that are no record of any kind.
 GARBAGE = {
     "nothing": b"",
     "no JSON": b"{",
@@ -75,7 +75,7 @@ INSTANTS = st.sampled_from(
         "2026-01-01",
     ]
 )
-#: What JSON can hold, and Python's reader of it takes besides.
+#: What JSON can contain, and what Python's reader accepts in addition.
 VALUES = st.recursive(
     st.sampled_from(EVIL_VALUES)
     | INSTANTS
@@ -91,7 +91,7 @@ VALUES = st.recursive(
 
 
 def records(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[bytes]:
-    """Records that look like one with these fields, each of them perhaps missing or wrong."""
+    """Makes records that look like one with these fields. Each field may be missing or wrong."""
     wrong = st.fixed_dictionaries(
         {}, optional={name: right | VALUES for name, right in fields.items()}
     )

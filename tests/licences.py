@@ -1,6 +1,7 @@
-"""What each extra brings, and under which licence: writes docs/licences.md (`make licences`).
+"""Lists what each extra installs, and under which licence: writes docs/licences.md (`make
+licences`).
 
-It reads the metadata of what is installed, so it is run in the environment of the tests.
+It reads the metadata of installed packages, so run it in the environment of the tests.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from packaging.requirements import Requirement
 from example_project.processes import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "licences.md"
-#: Those of api.md; the others are for developers.
+#: The extras of api.md; the others are for developers.
 EXTRAS = ("", "redis", "http", "watch", "sasl", "kerberos")
-#: Not in the environment of the tests, for it compiles against a library that is not there.
+#: Not in the environment of the tests: to install it, one needs a library that is not there.
 ABSENT = {"kerberos": "Apache Software License"}
-#: Whose metadata only say that there are two.
+#: Packages whose metadata only say that they have two licences.
 _BY_HAND = {"python-dateutil": "Apache-2.0 OR BSD-3-Clause"}
 
 _HEAD = """# Licences
@@ -42,8 +43,8 @@ def canonical(name: str) -> str:
 
 
 def brought_by(extra: str) -> set[str]:
-    """The names of all packages that an extra needs, with those that they need; with "" those that
-    each installation has."""
+    """Returns the names of all packages that an extra needs, with those that they need. "" stands
+    for what each installation has."""
     found: set[str] = set()
     waiting = [("celery-zk-beat", frozenset({extra}))]
     seen = set(waiting)
@@ -68,7 +69,7 @@ def brought_by(extra: str) -> set[str]:
 
 
 def licence(of: Distribution) -> str:
-    """In one line, from whichever field has it."""
+    """Returns the licence in one line, from the metadata field that has it."""
     classes = [
         value.rpartition(" :: ")[2]
         for value in of.metadata.get_all("Classifier") or ()

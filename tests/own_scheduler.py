@@ -1,5 +1,6 @@
-"""A scheduler of a site's own, as docs/other-schedulers.md wants it: each entry is a file of a
-folder that all beats see, JSON with `task`, `seconds`, and perhaps `last_run_at` and `enabled`."""
+"""A scheduler that a site has written itself, as docs/other-schedulers.md describes it. Each entry
+is a file in a folder that all beats see: JSON with `task`, `seconds`, and perhaps `last_run_at` and
+`enabled`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ class FolderScheduler(Scheduler):
 
     def setup_schedule(self) -> None:
         self._seen: Any = None
-        #: When each entry ran last, as its file has it.
+        #: When each entry ran last, according to its file.
         self._written: dict[str, datetime | None] = {}
 
     @property
@@ -27,7 +28,7 @@ class FolderScheduler(Scheduler):
         if (now := self._look()) != self._seen:
             self.sync()
             self._seen, self.data = now, dict(self._read())
-            self._heap = None  # Celery would see another task or schedule, not another last run
+            self._heap = None  # Celery would notice a changed task or schedule, not a last run
         data: dict[str, ScheduleEntry] = self.data
         return data
 
@@ -47,7 +48,7 @@ class FolderScheduler(Scheduler):
                 fields = read(self.app.conf.beat_folder, name)
                 entry = self.Entry(name, fields["task"], schedule=fields["seconds"], app=self.app)
             except ValueError:
-                continue  # the others go on
+                continue  # load the others
             if at := fields.get("last_run_at"):
                 entry.last_run_at = datetime.fromisoformat(at)
             if fields.get("enabled", True):
@@ -55,7 +56,7 @@ class FolderScheduler(Scheduler):
                 yield name, entry
 
     def sync(self) -> None:
-        # Not only what was reserved: zk-beat sets a clock forward where it knows of later runs.
+        # Not only reserved entries: zk-beat sets a clock forward if it knows of later runs.
         for name, entry in self.data.items():
             if entry.last_run_at != self._written[name]:
                 self._written[name] = entry.last_run_at
@@ -70,7 +71,7 @@ def read(folder: str, name: str) -> dict[str, Any]:
 
 
 def write(folder: str, name: str, text: str | None = None, **fields: Any) -> None:
-    """Puts a new file in the place of that of an entry: `text`, or `fields` changed."""
+    """Replaces an entry's file with a new one: `text`, or the old fields with `fields` changed."""
     path = Path(folder) / f"{name}.json"
     if text is None:
         text = json.dumps({**read(folder, name), **fields})

@@ -1,4 +1,4 @@
-"""A real RabbitMQ server on loopback, as Debian's package has it."""
+"""A real RabbitMQ server on loopback, from Debian's package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from example_project.servers import START_TIMEOUT, wait_serving
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Debian's own, past its wrapper on PATH, which changes to another user and drops our environment.
+#: Debian's own program. The wrapper on PATH changes the user and drops our environment.
 _DEBIAN = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
 
@@ -27,7 +27,7 @@ def _program() -> str | None:
     return shutil.which(_DEBIAN) or shutil.which("rabbitmq-server")
 
 
-#: In Erlang: it has an alarm as long as there is a file.
+#: In Erlang: there is an alarm as long as a file exists.
 _WATCH = """spawn(fun() -> (fun Watch(Was) ->
     Is = filelib:is_regular("%s"),
     if Is =:= Was -> ok;
@@ -40,7 +40,7 @@ end)(false) end).""".replace("\n", " ")
 
 
 class RabbitMQ(Process):
-    """A RabbitMQ server; its queues, its data and its port stay the same from start to start."""
+    """A RabbitMQ server. It keeps its queues, its data and its port when it is started again."""
 
     def __init__(self, folder: PathLike, *, name: str = "rabbitmq") -> None:
         self.port = free_port()
@@ -48,13 +48,13 @@ class RabbitMQ(Process):
         self._config = self._home / "rabbitmq.conf"
         node = f"{name}@{LOOPBACK}"
         nobody = str(free_port())
-        # RabbitMQ insists on a node name, but no other node shall call: so it does not listen for
-        # them, and needs no epmd, which Erlang would start as a daemon that outlives it.
+        # RabbitMQ insists on a node name, but no other node must reach it. So it does not listen
+        # for them, and needs no epmd: Erlang would start that as a daemon which outlives it.
         alone = ["-name", node, "-dist_listen", "false", "-erl_epmd_port", nobody]
         env = {
             "HOME": str(self._home),  # for Erlang's cookie
             "ERL_FLAGS": "-start_epmd false",
-            "ERL_EPMD_PORT": nobody,  # the machine may have an epmd on the usual one
+            "ERL_EPMD_PORT": nobody,  # the machine may have an epmd on the usual port
             "RABBITMQ_NODENAME": node,
             "RABBITMQ_USE_LONGNAME": "true",
             "RABBITMQ_CONF_ENV_FILE": str(self._home / "none"),  # not the machine's
@@ -64,9 +64,10 @@ class RabbitMQ(Process):
             "RABBITMQ_MNESIA_BASE": str(self._home / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self._home / "log"),
             "RABBITMQ_LOGS": "-",
-            # By default Erlang's threads look for work a while before they sleep: a fifth more CPU.
+            # By default Erlang's threads look for work for a while before they sleep: a fifth more
+            # CPU.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
-            # Have the script become the server, rather than start it and forward signals to it.
+            # Makes the script become the server, instead of starting it and forwarding signals.
             "RABBITMQ_ALLOW_INPUT": "1",
         }
         self._alarm = self._home / "alarm"
@@ -81,7 +82,7 @@ class RabbitMQ(Process):
 
         Raises:
             RuntimeError: it is not installed.
-            TimeoutError: it does not serve; the text holds the end of its log.
+            TimeoutError: it does not serve; the text contains the end of its log.
         """
         if missing := missing_rabbitmq():
             raise RuntimeError(missing)
@@ -93,7 +94,7 @@ class RabbitMQ(Process):
         return self
 
     def set_alarm(self) -> None:
-        """As when its memory runs out: it blocks the connections that publish."""
+        """Sets or ends an alarm, as if its memory ran out: it blocks connections that publish."""
         since = len(self.log())
         self._alarm.touch()
         self.wait_for_log("alarm set", START_TIMEOUT, since=since)
@@ -104,7 +105,7 @@ class RabbitMQ(Process):
         self.wait_for_log("alarm clear", START_TIMEOUT, since=since)
 
     def _answers(self) -> bool:
-        """Whether it greets a client."""
+        """True if it greets a client."""
         try:
             with socket.create_connection((LOOPBACK, self.port), 2) as connection:
                 connection.sendall(b"AMQP\0\0\x09\x01")

@@ -15,14 +15,14 @@ from cryptography.x509.oid import NameOID
 from example_project.servers import LOOPBACK, ZooKeeper, free_port
 
 TICK_TIME = 200
-#: Known to SASL unless others are named.
+#: The users that SASL knows unless a test names others.
 BEAT = {"username": "beat", "password": "sesame"}
 PROVIDER = "org.apache.zookeeper.server.auth"
 
 
 @dataclass
 class Authority:
-    """A CA, whose files are in `folder`."""
+    """A CA. Its files are in `folder`."""
 
     folder: Path
 
@@ -83,14 +83,14 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 
 class SecureZooKeeper(ZooKeeper):
-    """Knows digest users, a SASL user with a password, and certificates.
+    """A server that knows digest users, a SASL user with a password, and certificates.
 
     Attributes:
-        secure_port: TLS.
-        users: of SASL DIGEST-MD5, name to password. Read by the server at its start.
+        secure_port: the port with TLS.
+        users: the users of SASL DIGEST-MD5: password by name. The server reads them when it starts.
 
     Args:
-        certificate: the server's, a PEM file with its key.
+        certificate: the server's PEM file with certificate and key.
         client_certificate: ``want`` or ``need``.
     """
 

@@ -1,5 +1,5 @@
-"""Stores of other people's schedulers, and a hand in each, as its users have it: to add entries,
-and to change them while beats run."""
+"""The stores of other schedulers. Tests use these classes to add entries and to change them while
+beats run, as users would."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from .django_database import Database, Server, make_database
 
 
 class Store:
-    """Where `scheduler` keeps its entries. `conf` has the settings of apps that use this one, and
-    `env` what is added to the environment of their processes.
+    """Where `scheduler` keeps its entries. `conf` has the settings for apps that use this store,
+    and `env` what to add to the environment of their processes.
 
-    Each task has the name of its entry, unless that is changed. What a kind of store has, in the
-    words of the contract of gate/stores.py, are attributes of its class; a hand is not asked for
-    what its store has not.
+    Each task has the name of its entry, unless a test changes that. The attributes of a class say
+    what the store can do, in the words of the contract of gate/stores.py. Tests do not call what a
+    store cannot do.
     """
 
     scheduler: ClassVar[str]
-    #: It keeps when an entry ran last, for other schedulers and beats; and how exactly.
+    #: Whether it keeps when an entry ran last, for other schedulers and beats; and how exactly.
     keeps_last_run: ClassVar[bool] = True
     precision: timedelta = timedelta(milliseconds=2)
-    #: What is changed in it arrives while its scheduler runs.
+    #: Whether its scheduler sees changes while it runs.
     is_live: ClassVar[bool] = True
-    #: It tells an entry from another of its name, and has starts, and entries that run once.
+    #: Whether it knows an entry from another of the same name, and has starts and entries that run
+    #: once.
     has_rows: ClassVar[bool] = False
-    #: All beats have it, and what is not in it is certainly gone.
+    #: Whether all beats share it, so that what is not in it is certainly gone.
     tells_lost: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -43,15 +44,15 @@ class Store:
         self.env: dict[str, str] = {}
 
     def add(self, name: str, seconds: float = 3600, **fields: Any) -> None:
-        """`fields`: ``start_time``, ``one_off``."""
+        """Adds an entry. `fields`: ``start_time``, ``one_off``."""
         raise NotImplementedError
 
     def add_crontab(self, name: str, minute: int, hour: int, **fields: Any) -> None:
-        """In UTC. `fields` as of :meth:`add`."""
+        """Adds a crontab in UTC. `fields`: as for :meth:`add`."""
         raise NotImplementedError
 
     def change(self, name: str, /, **fields: Any) -> None:
-        """`fields`: ``task``, ``enabled``."""
+        """Changes an entry. `fields`: ``task``, ``enabled``."""
         raise NotImplementedError
 
     def set_last_run(self, name: str, at: datetime) -> None:
@@ -61,18 +62,18 @@ class Store:
         raise NotImplementedError
 
     def damage(self, name: str) -> None:
-        """Has it be something that its class cannot decode."""
+        """Writes something that the scheduler's class cannot decode."""
         raise NotImplementedError
 
     def disconnect(self) -> None:
-        """The next use of it connects anew."""
+        """Closes the connection. The next use opens a new one."""
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Releases what it holds."""
 
 
 class Code(Store):
-    """None: ``beat_schedule``."""
+    """No store: ``beat_schedule``."""
 
     scheduler = "celery.beat:Scheduler"
     keeps_last_run = is_live = tells_lost = False
@@ -89,14 +90,14 @@ class Code(Store):
 
 
 class CodeAndFile(Code):
-    """The same; last runs are in a file."""
+    """The same, but last runs are in a file."""
 
     scheduler = "celery.beat:PersistentScheduler"
     keeps_last_run = True
 
 
 class Folder(Store):
-    """Of a scheduler of a site's own."""
+    """The store of a scheduler that a site has written itself."""
 
     scheduler = "tests.own_scheduler:FolderScheduler"
     tells_lost = False
@@ -123,7 +124,7 @@ class Folder(Store):
 
 
 class Django(Store):
-    """Of django-celery-beat."""
+    """The store of django-celery-beat."""
 
     scheduler = "django_celery_beat.schedulers:DatabaseScheduler"
     has_rows = True
@@ -162,7 +163,7 @@ class Django(Store):
 
 
 class SQLAlchemy(Store):
-    """Of sqlalchemy-celery-beat."""
+    """The store of sqlalchemy-celery-beat."""
 
     scheduler = "sqlalchemy_celery_beat.schedulers:DatabaseScheduler"
     has_rows = True
@@ -231,7 +232,7 @@ class SQLAlchemy(Store):
 
 
 class RedBeat(Store):
-    """Of celery-redbeat."""
+    """The store of celery-redbeat."""
 
     scheduler = "redbeat:RedBeatScheduler"
 

@@ -1,12 +1,12 @@
-"""A stranger on the road between a beat and ZooKeeper, who hurts the answers at any byte.
+"""A stranger between a beat and ZooKeeper, who damages the answers at any byte.
 
-What he does follows from a seed. ``python -m tests.stranger --seeds 100`` meets a hundred of them,
-two seconds each; a seed that fails is named, with what was wrong.
+A seed decides what the stranger does. ``python -m tests.stranger --seeds 100`` tries a hundred
+seeds, two seconds each. If one fails, it prints the seed and what was wrong.
 
-Faults that lie (a bit is turned, bytes are left out) can tell a beat anything, and only TCP's
-checksums and TLS protect from them; so of what was dispatched under lies we ask only that nobody
-did who was not master. Under the others, a connection that stalls or ends in the middle of an
-answer, nothing may be lost or made twice.
+Faults that lie (a bit is flipped, bytes are left out) can make a beat believe anything; only TCP's
+checksums and TLS protect from them. So the only demand under lies is that no beat dispatches that
+is not master. Under the other faults, a connection that stalls or ends in the middle of an answer,
+nothing may be lost or made twice.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from .history import Message, check, messages
 
 FAULTS = ("close", "stall")
 LIES = ("flip", "garble", "omit", "insert")
-#: Seconds: of the session, and for how long answers are hurt.
+#: Seconds: the session time-out, and for how long answers are damaged.
 SESSION_TIMEOUT, TROUBLE = 1.0, 2.0
 PATIENCE = 30.0
-#: How much a beat may do while it is lied to: parts of a processor, log lines a second.
+#: How much a beat may do while it gets lies: parts of a processor, log lines a second.
 MOST_CPU, MOST_LINES = 0.7, 40
 
 
 class StrangersRoad(Road):
-    """Hurts answers, each time after a random number of bytes.
+    """Damages answers, each time after a random number of bytes.
 
     Args:
         random: decides what happens when.
-        faults: of FAULTS and LIES.
+        faults: some of FAULTS and LIES.
     """
 
     def __init__(self, port: int, random: random.Random, faults: tuple[str, ...]) -> None:
@@ -63,12 +63,12 @@ class StrangersRoad(Road):
 
     def _passed_on(self, end: socket.socket, data: bytes) -> bytes | None:
         if end in self._stalled:
-            # What was held back never comes; once he is gone, the kernel gives up.
+            # What was held back never comes. When the stranger is gone, the kernel gives up.
             return None if self.hostile else b""
         if end in self._clients or not self.hostile:
             return data
         if end not in self._left:
-            # The answer to the handshake has 41 bytes, to a claim some hundred.
+            # The answer to the handshake has 41 bytes, the answer to a claim some hundred.
             self._left[end] = self._random.randrange(self._random.choice((41, 300, 3000)))
         place = self._left[end]
         if len(data) <= place:
@@ -94,7 +94,7 @@ class StrangersRoad(Road):
 
 
 class _Lines(logging.Handler):
-    """Counts what we log, and keeps what should not be there."""
+    """Counts what we log, and keeps what must not be there."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -112,7 +112,7 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def _beat(hosts: str, redis: Redis, root: str, id: str) -> Iterator[ZooKeeperScheduler]:
-    """A beat within this process, without a main thread that ticks."""
+    """Runs a beat in this process, without a main thread that ticks."""
     app = Celery("stranger", broker=redis.url(0), set_as_current=False)
     app.conf.update(
         zk_beat_hosts=hosts,
@@ -136,13 +136,13 @@ def _beat(hosts: str, redis: Redis, root: str, id: str) -> Iterator[ZooKeeperSch
 
 
 def meet(seed: int, zookeeper: ZooKeeper, redis: Redis) -> dict[str, int]:
-    """One beat meets one stranger, and every other time there is another beat besides.
+    """Lets one beat meet one stranger. Every other time there is a second beat.
 
     Returns:
         how many faults there were of each kind.
 
     Raises:
-        AssertionError, TimeoutError: the beat did not bear it.
+        AssertionError, TimeoutError: the beat did something wrong.
     """
     chance = random.Random(seed)
     lies = seed % 2 == 1

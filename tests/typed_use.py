@@ -1,6 +1,6 @@
-"""The whole public API, used as in an app of somebody who checks types strictly. Only read by mypy
-(`make lint`): whatever loses its type, or changes it, is an error here. That it leaves no public
-name out is a test of test_architecture's neighbour, unit/test_typed_use.py."""
+"""Uses the whole public API, as an app does whose author checks types strictly. Only mypy reads it
+(`make lint`): a name that loses or changes its type is an error here. unit/test_typed_use.py checks
+that no public name is missing here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""``cron`` against brute force: each minute of UTC, around each time that a zone's clock is set.
+"""Compares ``cron`` with brute force: each minute of UTC around each time at which a zone's clock
+is set.
+
+To go through all zones from 1990 to 2037, which takes most of an hour; the test takes a sample:
 
     python -m tests.zones [ZONE...]
-
-goes through all zones from 1990 to 2037, which takes most of an hour; the suite takes a sample.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from celery_zk_beat.schedules import cron
 
 YEARS = range(1990, 2038)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
-#: What is looked at before and after a change; and how much earlier the walls are known from.
+#: How much before and after a change to look at; and how much earlier to begin reading the wall
+#: clock.
 AROUND, BEFORE = 30 * HOUR, 3 * DAY
 
 
 class Line(NamedTuple):
-    """An expression, and what it means, said anew."""
+    """An expression, and what it means, written independently."""
 
     expression: str
     is_fixed: bool
@@ -33,7 +35,8 @@ class Line(NamedTuple):
 
 
 def lines(before: datetime, after: datetime) -> Iterator[Line]:
-    """Those that meet a clock that is set from one time to another, and some that need not."""
+    """Yields expressions for times that a change of the clock skips or repeats, and some for
+    others."""
     one, other = before.hour, after.hour
     both = f"{min(one, other)},{max(one, other)}"
     yield Line("*/15 * * * *", False, lambda wall: wall.minute % 15 == 0)
@@ -63,7 +66,7 @@ def lines(before: datetime, after: datetime) -> Iterator[Line]:
 
 
 def changes(zone: ZoneInfo, years: range = YEARS) -> list[datetime]:
-    """The minutes of UTC at which a zone's clock is set."""
+    """Yields the minutes of UTC at which a zone's clock is set."""
     found = []
     hour, end = (datetime(year, 1, 1, tzinfo=timezone.utc) for year in (years.start, years.stop))
     offset = hour.astimezone(zone).utcoffset()
@@ -79,8 +82,9 @@ def changes(zone: ZoneInfo, years: range = YEARS) -> list[datetime]:
 
 
 def brute_force(line: Line, minutes: list[datetime], walls: list[datetime]) -> list[datetime]:
-    """The minutes at which it is due: where the wall matches; of fixed times the first at which
-    the wall has reached, or passed, one that it has not before."""
+    """Yields the minutes at which it is due: when the wall clock matches. For fixed times: the
+    first minute at which the wall clock has reached or passed a time that it had not reached
+    before."""
     if not line.is_fixed:
         return [minute for minute, wall in zip(minutes, walls) if line.matches(wall)]
     found, reached = [], walls[0]
@@ -95,7 +99,7 @@ def brute_force(line: Line, minutes: list[datetime], walls: list[datetime]) -> l
 
 
 def check(zone: ZoneInfo, change: datetime, chance: random.Random) -> int:
-    """Raises an AssertionError; returns how many instants were asked for."""
+    """Raises an AssertionError if they differ. Returns how many instants it compared."""
     start = change - AROUND - BEFORE
     minutes = [start + number * MINUTE for number in range(int((BEFORE + 2 * AROUND) / MINUTE))]
     walls = [minute.astimezone(zone).replace(tzinfo=None) for minute in minutes]

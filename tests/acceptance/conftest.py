@@ -34,7 +34,7 @@ from tests.history import Message, messages
 from tests.rabbitmq import RabbitMQ
 
 APP = "tests.acceptance.app"
-#: A broker that is not there.
+#: The address of a broker that does not exist.
 NOBODY = "redis://127.0.0.1:1"
 
 
@@ -47,10 +47,10 @@ class Claim:
 
 
 class Site:
-    """Beats and workers of one app with a root of its own.
+    """Beats and workers of one app, with its own root.
 
-    `conf` may be changed before a process is started, and so may `app`, which is that of the beats
-    and of :meth:`console`, and `tree`: the working tree that they have their code from.
+    A test may change `conf` before a process is started. It may also change `app`, the app of the
+    beats and of :meth:`console`, and `tree`, the working tree from which they take their code.
     """
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack, conf: dict[str, Any]) -> None:
@@ -61,20 +61,20 @@ class Site:
         self._stack = stack
 
     def schedule(self, **periods: float) -> None:
-        """Entries of tasks that no worker need know, name to seconds."""
+        """Sets entries: seconds by name. No worker needs to know their tasks."""
         self.conf["beat_schedule"] = {
             name: {"task": name, "schedule": period} for name, period in periods.items()
         }
 
     def beat(self, name: str = "beat", *args: str, app: str = "", **conf: Any) -> Process:
-        """A beat that has been started; `conf` is its own part of the configuration."""
+        """Starts a beat. `conf` is its own part of the configuration."""
         env = self._env(name, conf)
         process = celery_beat(self.folder, name, app or self.app, env=env, args=args)
         process.cwd = self.tree
         return self._stack.enter_context(process).start()
 
     def pair(self) -> tuple[Process, Process]:
-        """Two beats: the first is master and has dispatched, the second is a standby."""
+        """Starts two beats: the first is master and has dispatched, the second is a standby."""
         one = self.beat("one")
         one.wait_for_log("elected: one is master", PATIENCE)
         two = self.beat("two")
@@ -89,7 +89,7 @@ class Site:
         return process
 
     def zk_beat(self, *args: str, **conf: Any) -> subprocess.CompletedProcess[str]:
-        """What ``celery zk-beat ARGS`` does, within this process; see also :meth:`console`."""
+        """Does what ``celery zk-beat ARGS`` does, in this process; see also :meth:`console`."""
         app = Celery("acceptance", set_as_current=False)
         app.config_from_object({"zk_beat_id": "asker", **self.conf, "broker_url": NOBODY, **conf})
         context = CLIContext(app=app, no_color=False, workdir=None)
@@ -102,7 +102,7 @@ class Site:
         return subprocess.CompletedProcess(args, exit_code, _text(out), _text(err))
 
     def console(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """What the real command does, in a process of its own. It takes a second."""
+        """Runs the real command in its own process. That takes a second."""
         return subprocess.run(
             [sys.executable, "-m", "celery", "-A", self.app, "zk-beat", *args],
             env={**os.environ, **self.env(broker_url=NOBODY)},
@@ -114,7 +114,8 @@ class Site:
         )
 
     def claimed(self) -> dict[str, Claim]:
-        """The last run of each entry that a master claimed, and perhaps did not publish."""
+        """Returns the last run of each entry that a master claimed, even if it did not publish
+        it."""
         told = json.loads(self.zk_beat("history", "--json", "--limit", "1000").stdout)
         newest_first = (run for run in told["runs"] if run["run"] is not None)
         claims: dict[str, Claim] = {}
@@ -123,14 +124,14 @@ class Site:
         return claims
 
     def env(self, **conf: Any) -> dict[str, str]:
-        """The environment of a process that asks."""
+        """Returns the environment for a process that uses the command line."""
         return self._env("asker", conf)
 
     def history(self) -> list[Message]:
         return messages(self.conf["broker_url"])
 
     def wait(self, condition: Callable[[list[Message]], Any], what: str) -> list[Message]:
-        """The history once it fulfils the condition."""
+        """Waits until the history fulfils the condition, and returns it."""
 
         def look() -> list[Message] | None:
             history = self.history()
@@ -139,8 +140,8 @@ class Site:
         return wait_until(look, PATIENCE, what)
 
     def wait_for_run(self, master: Process) -> list[Message]:
-        """The history once it holds a run that `master`, a beat of this site, dispatched from
-        now on."""
+        """Waits until `master`, a beat of this site, dispatches a run from now on. Returns the
+        history."""
         begun = len(self.history())
 
         def dispatched(history: list[Message]) -> bool:
@@ -190,7 +191,7 @@ def site(make_site: Callable[[str], Site], zookeeper: ZooKeeper) -> Site:
 
 @pytest.fixture
 def own_site(make_site: Callable[[str], Site], own_zookeeper: ZooKeeper) -> Site:
-    """Beats on a ZooKeeper of the test's own, which is not started yet."""
+    """Beats on their own ZooKeeper, which is not started yet."""
     site = make_site(own_zookeeper.hosts)
     site.schedule(often=0.2)
     return site
@@ -198,7 +199,7 @@ def own_site(make_site: Callable[[str], Site], own_zookeeper: ZooKeeper) -> Site
 
 @pytest.fixture(params=["redis_server", "rabbitmq"])
 def broker(request: pytest.FixtureRequest, site: Site) -> Redis | RabbitMQ:
-    """The site's broker: a test that asks for it runs with each that we support."""
+    """The broker of the site. A test that asks for it runs with each broker that we support."""
     server: Redis | RabbitMQ = request.getfixturevalue(request.param)
     site.conf["broker_url"] = server.url()
     return server

@@ -1,4 +1,4 @@
-"""The same app in a Django project, of which there is only the database."""
+"""The same app in a Django project that consists of a database only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 import django
 
-# Where PostgreSQL's triggers can see it.
+# So that PostgreSQL's triggers can see it.
 os.environ["PGAPPNAME"] = json.loads(os.environ["CONF"])["zk_beat_id"]
 django.setup()
 

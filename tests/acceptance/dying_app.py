@@ -1,4 +1,4 @@
-"""As app.py; SIGUSR1 ends its process with os._exit."""
+"""Like app.py, but SIGUSR1 ends its process with os._exit."""
 
 from __future__ import annotations
 

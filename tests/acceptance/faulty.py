@@ -1,5 +1,5 @@
-"""A scheduler that kills its process at the step that the environment variable FAULT names, when
-it dispatches for the second time."""
+"""A scheduler that kills its process when it dispatches for the second time, at the step that the
+environment variable FAULT names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The app of app.py, whose logging is its own: as LOGGING says,
+"""The app of app.py with its own logging. LOGGING is one of:
 
-- `names`: the logger `celery` alone is configured, and what else exists is disabled;
-- `kept`: the same, but it is not disabled;
+- `names`: only the logger `celery` is configured, and all other loggers that exist are disabled;
+- `kept`: the same, but they are not disabled;
 - `page`: as docs/logging.md prints it;
 - `json`: every record of `celery` is a line of JSON.
 """
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "logging.md"
 
 
 class AsJson(logging.Formatter):
-    """All that is not in every record, with the text."""
+    """Formats the text and all fields that not every record has."""
 
     _usual = vars(logging.makeLogRecord({})).keys()
 

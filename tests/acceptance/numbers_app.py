@@ -1,4 +1,4 @@
-"""An app of which the names of entries are numbers."""
+"""An app whose entries have numbers as names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app of app.py with the tasks that docs/integrations.md prints, which are queued once."""
+"""The app of app.py with the tasks that docs/integrations.md prints: each is queued only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An app with a scheduler class, and a class of entries, of its own."""
+"""An app with its own scheduler class and its own class of entries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ app.config_from_object(json.loads(os.environ.get("CONF", "{}")))
 
 
 class Thing(list):  # type: ignore[type-arg]
-    """May be an argument, and repr() shows its address."""
+    """An argument whose repr() shows its address."""
 
     __repr__ = object.__repr__
 

@@ -1,5 +1,5 @@
-"""The app of app.py with receivers of our signals: what they get goes to the file RECEIVED, as
-JSON lines. With HANG, another receiver hangs, or raises."""
+"""The app of app.py with receivers of our signals. They write what they get into the file RECEIVED,
+as JSON lines. With HANG, another receiver hangs or raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app of app.py, with every logger as talkative as it can be."""
+"""The app of app.py, where every logger logs as much as it can."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""An app that is watched by the tool that the environment variable TOOL names. What it would send
-away goes to the file RECEIVED, as JSON lines: with no network."""
+"""An app that the tool in the environment variable TOOL watches. What the tool would send away goes
+to the file RECEIVED, as JSON lines, without any network."""
 
 from __future__ import annotations
 

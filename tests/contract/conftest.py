@@ -1,4 +1,4 @@
-"""The same tests on a real server and on the simulated one."""
+"""Runs the same tests on a real server and on the simulated one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.simulation.world import Machine, Thread, World
 
 
 class Backend(Protocol):
-    #: Seconds between two of the server's looks at its sessions.
+    #: Seconds between two times at which the server checks its sessions.
     tick: float
 
     def session(self, timeout: float = ...) -> ZooKeeperSession:
@@ -33,7 +33,7 @@ class Backend(Protocol):
         ...
 
     def block(self, session: ZooKeeperSession) -> None:
-        """Nothing gets through, in either direction."""
+        """Lets nothing through, in both directions."""
         ...
 
     def open(self, session: ZooKeeperSession) -> None: ...
@@ -103,7 +103,8 @@ class Simulated:
         self._links[session].set()
 
     def run(self, test: Callable[[], object]) -> None:
-        """The test is a thread of the world, as it waits for what happens there."""
+        """Runs the test as a thread of the simulated world, because it waits for what happens
+        there."""
         machine = Machine(self.world, "test")
         with self.world.on(machine):
             thread = Thread(target=test)

@@ -1,5 +1,5 @@
-"""Schedulers that are turned by hand, on a real ZooKeeper and Redis, with a clock of the test's own
-where the hour matters."""
+"""Schedulers that a test turns step by step, on a real ZooKeeper and Redis. If the time matters,
+the test has its own clock."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def app(zookeeper: ZooKeeper, redis_server: Redis, root: str) -> Celery:
     app.conf.zk_beat_root = root
     app.conf.zk_beat_session_timeout = 4.0
     app.conf.result_expires = None  # no entry of Celery's own
-    app.conf.zk_beat_fast_takeover = False  # who would die is this process
+    app.conf.zk_beat_fast_takeover = False  # the guard would guard this process
     return app
 
 
 @pytest.fixture
 def make(app: Celery) -> Iterator[Make]:
-    """Makes schedulers that are turned by hand; the first becomes master."""
+    """Makes schedulers that the test turns. The first becomes master."""
     made: list[ZooKeeperScheduler] = []
 
     def make(**conf: Any) -> ZooKeeperScheduler:
@@ -55,28 +55,28 @@ def make(app: Celery) -> Iterator[Make]:
     yield make
     for scheduler in made:
         scheduler.close()
-        # On this thread, which opened it: a file of PersistentScheduler that is an SQLite (Python
-        # 3.13) can be closed by no other, such as one that collects garbage.
+        # On this thread, which opened it: no other thread, such as one that collects garbage, may
+        # close a file of PersistentScheduler that is an SQLite (Python 3.13).
         if scheduler._thread is None:
             scheduler._loop.source.close()
 
 
 def turn(scheduler: ZooKeeperScheduler) -> float:
-    """One turn as master, with every entry asked anew."""
+    """Does one turn as master, and looks at every entry again."""
     assert scheduler.election.wait(PATIENCE)
     scheduler._names.is_current = False
     return scheduler._loop.turn()
 
 
 def away(app: Celery) -> str:
-    """Has the broker be away; returns where it was."""
+    """Takes the broker away. Returns where it was."""
     good: str = app.conf.broker_url
     app.conf.broker_write_url = app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
     return good
 
 
 def back(app: Celery, good: str, scheduler: ZooKeeperScheduler) -> None:
-    """And be back, for a scheduler that need not wait before it tries again."""
+    """Brings the broker back, for a scheduler that need not wait before it tries again."""
     app.conf.broker_write_url = app.conf.broker_url = good
     scheduler._broker.drop()
     scheduler._loop.dispatcher.publisher.forget_failures()
@@ -87,14 +87,14 @@ def history(app: Celery) -> list[Message]:
 
 
 def state_of(scheduler: ZooKeeperScheduler, entry: str) -> RunState:
-    """The state that the master has of an entry which has one."""
+    """Returns the master's state of an entry that has one."""
     state: RunState | None = scheduler._loop.ledger.state(entry)
     assert state is not None
     return state
 
 
 def past_of(scheduler: ZooKeeperScheduler, entry: str) -> tuple[PastRun, ...]:
-    """The past runs of an entry, from its history and its state."""
+    """Returns the past runs of an entry, from its history and its state."""
     path = scheduler.election.paths.volume(volume_of(page_of(entry)))
     node = scheduler.election.session.read(path)
     pasts = {} if node is None else decode_volume(path, node.data)
@@ -109,7 +109,7 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
 
 class Again(schedule):
-    """Always due, and to be asked again in so many seconds."""
+    """Always due, and to be asked again after so many seconds."""
 
     def __init__(self, every: float, delay: Any) -> None:
         super().__init__(every)
@@ -120,7 +120,7 @@ class Again(schedule):
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """Stands still until the test moves it."""
 
     def __init__(self, local: str, zone: ZoneInfo = BERLIN) -> None:
         self.zone = zone
@@ -131,12 +131,12 @@ class Clock:
 
 
 def planner_of(scheduler: ZooKeeperScheduler) -> Planner:
-    """Which of its entries are due."""
+    """Returns what decides which of the entries are due."""
     assert isinstance(scheduler._loop.source, BeatSchedule)
     return scheduler._loop.source._planner
 
 
 def gated_of(scheduler: ZooKeeperScheduler) -> Gated | None:
-    """The other scheduler, behind this one; None where it is not master."""
+    """Returns the other scheduler behind this one; None if it is not master."""
     assert isinstance(scheduler._loop.source, GatedEntries)
     return scheduler._loop.source._opened

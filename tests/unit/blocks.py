@@ -1,9 +1,9 @@
-"""Runs blocks of Python, page by page, each page in a process of its own: `python -m
-tests.unit.blocks`, with {page: [[line, text], ...]} as JSON on its standard input. Prints what each
-raised, {page: {line: error}}.
+"""Runs blocks of Python, page by page, each page in its own process: `python -m tests.unit.blocks`.
+Reads {page: [[line, text], ...]} as JSON from standard input. Prints what each block raised: {page:
+{line: error}}.
 
-The blocks of a page run one after another, as a reader has them, in a module `proj` that has an
-`app`. What they make of its settings is checked as beat checks it at its start.
+The blocks of a page run one after another, as a reader would run them, in a module `proj` that has
+an `app`. If they change its settings, these are checked as beat checks them at its start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from celery import Celery
 
 from celery_zk_beat.settings import Settings
 
-#: Most for a block: on a busy machine the first one imports much.
+#: The longest time for a block: on a busy machine the first one imports much.
 SECONDS = 20
 
 
@@ -40,13 +40,13 @@ def run(blocks: list[tuple[int, str]], page: str) -> dict[int, str]:
     errors = {}
     signal.signal(signal.SIGALRM, too_long)
     for line, text in blocks:
-        # The lines of the page, in tracebacks.
+        # For tracebacks: the lines of the page.
         code = compile("\n" * line + text, page, "exec")
         signal.alarm(SECONDS)
         try:
             exec(code, module.__dict__)
             given = [name for name in module.__dict__ if name.startswith("CELERY_")]
-            if given:  # a settings module of Django
+            if given:  # Django's settings
                 module.app.config_from_object(module, namespace="CELERY", force=True)
             Settings.from_app(module.app)
         except BaseException as exc:
