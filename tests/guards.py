@@ -51,7 +51,7 @@ def children(pid: int) -> set[int]:
 
 
 def _processes() -> dict[int, tuple[int, list[str]]]:
-    """Yields each pid, its parent's pid, and the command."""
+    """Returns each pid, its parent's pid, and the command."""
     found = {}
     for process in Path("/proc").iterdir():
         if process.name.isdigit():

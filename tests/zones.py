@@ -66,7 +66,7 @@ def lines(before: datetime, after: datetime) -> Iterator[Line]:
 
 
 def changes(zone: ZoneInfo, years: range = YEARS) -> list[datetime]:
-    """Yields the minutes of UTC at which a zone's clock is set."""
+    """Returns the minutes of UTC at which a zone's clock is set."""
     found = []
     hour, end = (datetime(year, 1, 1, tzinfo=timezone.utc) for year in (years.start, years.stop))
     offset = hour.astimezone(zone).utcoffset()
@@ -82,7 +82,7 @@ def changes(zone: ZoneInfo, years: range = YEARS) -> list[datetime]:
 
 
 def brute_force(line: Line, minutes: list[datetime], walls: list[datetime]) -> list[datetime]:
-    """Yields the minutes at which it is due: when the wall clock matches. For fixed times: the
+    """Returns the minutes at which it is due: when the wall clock matches. For fixed times: the
     first minute at which the wall clock has reached or passed a time that it had not reached
     before."""
     if not line.is_fixed:

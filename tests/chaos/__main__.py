@@ -31,8 +31,8 @@ from .watch import watching
 
 
 def campaign(folder: Path, name: str, seed: int, minutes: float, *, common: bool = False) -> Path:
-    """Puts a contender to the test, with faults that are `common` to all of them or with all.
-    Returns the history, in `folder`."""
+    """Runs a campaign against a contender, with all faults or only with those `common` to all
+    contenders. Returns the history, in `folder`."""
     contender = CONTENDERS[name]
     path = folder / "history.jsonl"
     with contextlib.ExitStack() as stack:
@@ -48,7 +48,7 @@ def campaign(folder: Path, name: str, seed: int, minutes: float, *, common: bool
             patience=contender.patience,
             versions={package: version(package) for package in contender.packages},
         )
-        # In memory where that can be: a disk that others keep busy would be a fault of its own.
+        # In memory if possible: a disk that other programs keep busy would be a fault by itself.
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         directory = tempfile.TemporaryDirectory(prefix="chaos-", dir=memory)
         scratch = Path(stack.enter_context(directory))
@@ -63,7 +63,7 @@ def campaign(folder: Path, name: str, seed: int, minutes: float, *, common: bool
             record.write("healed")
             _take_turns(site)
             for beat in site.beats.values():
-                # Held to the very end, or it would be started again.
+                # Held to the very end: otherwise it would be started again.
                 stack.enter_context(site.lock(f"process {beat.name}"))
                 if beat.process.alive:
                     beat.process.terminate()
@@ -78,18 +78,18 @@ def _keep_logs(scratch: Path, folder: Path) -> None:
 
 
 def _take_turns(site: Site) -> None:
-    """Each beat is to be master once: kills the one that is, until none is left."""
+    """Makes each beat master once: kills the master until no beat is left."""
     with contextlib.ExitStack() as held:
         killed = []
         for _ in site.beats:
             sender = wait_for_sender(site, site.contender.patience)
             site.record.write("turn", beat=sender)
             if sender is not None:
-                # Held, or it would be started again.
+                # Held: otherwise it would be started again.
                 held.enter_context(site.lock(f"process {sender}"))
                 site.beats[sender].process.kill()
                 killed.append(sender)
-        # Whoever comes back publishes what the last one could not.
+        # A beat that comes back publishes what the last one could not.
         for name in killed:
             site.start_beat(site.beats[name])
         if killed:
@@ -107,8 +107,8 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, help="folder for the results; default: a new one")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order, with nothing left behind
-    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # our own road to ZooKeeper ends at will
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order, and leaves nothing behind
+    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # faults close our own connection, too
     again = f"--seed {options.seed} --minutes {options.minutes:g} --contender {options.contender}"
     again += " --common" if options.common else ""
     print(f"to do it again: python -m tests.chaos {again}")

@@ -1,5 +1,5 @@
-"""The app of the beats and workers under test: all of it comes from the environment variable CONF,
-as JSON, so that it runs with each contender's own packages."""
+"""The app of the beats and workers under test. All of it comes from the environment variable CONF,
+as JSON, so that it works with the packages of each contender."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ app.config_from_object(conf)
 
 
 def _work() -> None:
-    """What reached a worker is written down by `example_project.journal`."""
+    """Does nothing: `example_project.journal` records what a worker receives."""
 
 
 for name in conf["beat_schedule"]:

@@ -1,19 +1,19 @@
-"""Judges a campaign from its history alone.
+"""Judges a campaign by its history alone.
 
     python -m tests.chaos.checker HISTORY
 
-A run is one due execution of an entry, by the number in its message. Violations are:
+A run is one due execution of an entry, identified by the number in its message. Violations are:
 
-- lost: a run whose message never came and that is neither in the outbox nor noted as dropped at
-  the end; an entry that was silent for longer than its period and the faults explain;
-- repeated with another task id; repeated with the same one though neither was another master
-  elected nor the broker or the road to it hurt between the two;
-- backwards: an entry's number of runs; its `last_run_at`, but for what a clock has written that was
-  ahead;
-- overlap: a message of an epoch after one of a later epoch, unless it was held up on its way (its
-  sender stopped, the road to the broker or the broker itself hurt: for each such fault one, or as
-  many as left together), which is counted as late (docs/guarantees.md);
-- hand: a beat that ended by itself, or did not become master again when its turn came.
+- lost: a run whose message never came and that at the end is neither in the outbox nor recorded as
+  dropped; or an entry that was silent for longer than its period and the faults explain;
+- repeated with another task id; or repeated with the same id although between the two no other
+  master was elected, and neither the broker nor the connection to it had a fault;
+- backwards: an entry's number of runs went down; or its `last_run_at`, unless a clock that was
+  ahead had written it;
+- overlap: a message of an epoch came after one of a later epoch, unless it was delayed on its way
+  (its sender was stopped, or the broker or the connection to it had a fault; for each such fault
+  one message, or as many as left together). Those are counted as late (docs/guarantees.md);
+- hand: a beat ended by itself, or did not become master again when its turn came.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from celery_zk_beat.broker import MOST_TOGETHER
 
 from .record import Event, read
 
-#: Seconds that a machine with other things to do may take for what has no other bound: to notice
-#: that a session is over, elect, read the run states, connect again.
+#: Seconds that a busy machine may take for what has no other limit: to notice that a session is
+#: over, elect, read the run states, and connect again.
 RECOVERY = 3.0
-#: Seconds that beat gives a request to the broker, and the longest pause before the next.
+#: Seconds that beat allows for a request to the broker, and the longest pause before the next.
 BROKER_TIMEOUT, BACK_OFF = 5.0, 10.0
-#: How far a clock steps, seconds.
+#: How far a clock is set off, seconds.
 STEP = 5.0
 SLACK = 1.0
 
@@ -43,7 +43,7 @@ KINDS = ("lost", "other id", "repeated without cause", "backwards", "overlap", "
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault as it happened; seconds since 1970."""
+    """A fault as it happened. Times are seconds since 1970."""
 
     number: int
     verb: str
@@ -57,13 +57,13 @@ class Fault:
 
     @property
     def holds_up(self) -> bool:
-        """Whether a message that was on its way may arrive when it is over."""
+        """True if a message that was on its way may arrive when the fault is over."""
         return self.on == "broker" or (self.on == "broker road" and "cut" not in self.verb)
 
 
 @dataclass
 class Verdict:
-    """`violations` are sentences by kind; the rest are counts and seconds."""
+    """`violations` are sentences by kind. The rest are counts and seconds."""
 
     site: Event
     faults: list[Fault]
@@ -84,7 +84,7 @@ class Verdict:
 
 
 def check(history: Sequence[Event]) -> Verdict:
-    """The verdict on a whole history."""
+    """Judges a whole history."""
     by_kind: dict[str, list[Event]] = defaultdict(list)
     for event in history:
         by_kind[event["event"]].append(event)
@@ -111,7 +111,7 @@ def check(history: Sequence[Event]) -> Verdict:
 
 
 def faults_of(history: Iterable[Event]) -> list[Fault]:
-    """The faults; one that never ended lasts to the end of the history."""
+    """Returns the faults. A fault that never ended lasts to the end of the history."""
     events = list(history)
     ends: dict[int, float] = {
         e["number"]: e["at"] for e in events if e["event"] == "fault" and e["phase"] == "end"
@@ -132,8 +132,8 @@ def faults_of(history: Iterable[Event]) -> list[Fault]:
 
 
 def _check_runs(verdict: Verdict, entry: str, sent: Sequence[Event], last: Event | None) -> None:
-    """Every run up to the last that was claimed has come, or is known to be on its way or not to
-    come at all."""
+    """Checks that every run up to the last claimed one has come, or is known to be on its way, or
+    is known not to come at all."""
     numbers = {message["run"] for message in sent}
     verdict.runs += len(numbers)
     if last is None:
@@ -168,7 +168,7 @@ def _check_repeats(verdict: Verdict, entry: str, sent: Sequence[Event]) -> None:
 
 
 def _check_repeat(verdict: Verdict, entry: str, before: Event, message: Event) -> None:
-    """One that was repeated must have been repeated for a reason, and under its id."""
+    """Checks that a repeated run had a reason to be repeated, and has the same id."""
     text = f"{entry}: run {message['run']} of epoch {before['epoch']} came again, "
     text += f"{message['at'] - before['at']:.2f} s later, from epoch {message['epoch']}"
     if message["id"] != before["id"]:
@@ -185,8 +185,8 @@ def _check_repeat(verdict: Verdict, entry: str, before: Event, message: Event) -
 
 
 def _check_states(verdict: Verdict, entry: str, states: Sequence[Event]) -> None:
-    """In the order in which ZooKeeper took them, which is not that of reading where our own
-    session went to another server."""
+    """Checks the states in the order in which ZooKeeper accepted them. We may have read them in
+    another order, if our own session changed the server."""
     seen = sorted(
         (e["entries"][entry][3], *e["entries"][entry][:2]) for e in states if entry in e["entries"]
     )
@@ -198,7 +198,7 @@ def _check_states(verdict: Verdict, entry: str, states: Sequence[Event]) -> None
 
 
 def _was_ahead(verdict: Verdict, at: str, next_at: str) -> bool:
-    """Whether a beat whose clock was ahead may have written `at`, and another set it back."""
+    """True if a beat whose clock was ahead may have written `at`, and another beat set it back."""
     last, earlier = map(datetime.fromisoformat, (at, next_at))
     written = last.timestamp() - STEP - SLACK, last.timestamp() + SLACK
     return (last - earlier).total_seconds() <= STEP + SLACK and any(
@@ -207,7 +207,7 @@ def _was_ahead(verdict: Verdict, at: str, next_at: str) -> bool:
 
 
 def _check_order(verdict: Verdict, messages: Sequence[Event]) -> None:
-    """Messages of an older epoch after those of a newer one."""
+    """Checks for messages of an older epoch after those of a newer one."""
     newest: Event | None = None
     ids = Counter(message["id"] for message in messages)
     held: dict[int, list[Event]] = defaultdict(list)
@@ -219,7 +219,7 @@ def _check_order(verdict: Verdict, messages: Sequence[Event]) -> None:
         text += f"{message['beat']} came after one of epoch {newest['epoch']} from {newest['beat']}"
         text += f" ({'also' if ids[message['id']] > 1 else 'not'} sent by another master)"
         for fault in verdict.faults:
-            # A little more, for what it held up to arrive.
+            # A little longer, until what it delayed has arrived.
             near = fault.begin <= message["at"] <= fault.end + SLACK
             stopped = fault.on == "process" and "stop" in fault.verb
             hers = fault.beat in (message["beat"], None)
@@ -233,7 +233,7 @@ def _check_order(verdict: Verdict, messages: Sequence[Event]) -> None:
 
 
 def _left_with(message: Event, others: Sequence[Event]) -> bool:
-    """Whether it may have left together with these, of which there may be none."""
+    """True if it may have left together with these; there may be none of them."""
     fields = ("at", "beat", "epoch")
     return len(others) < MOST_TOGETHER and all(
         message[field] == other[field] for other in others for field in fields
@@ -242,7 +242,7 @@ def _left_with(message: Event, others: Sequence[Event]) -> bool:
 
 @dataclass(frozen=True)
 class Term:
-    """Of `beat`, or of nobody where it is None, as the samples show it."""
+    """The term of `beat`, as the samples show it; None: there was no master."""
 
     beat: str | None
     begin: float
@@ -250,22 +250,22 @@ class Term:
 
 
 def terms_of(history: Sequence[Event]) -> list[Term]:
-    """Who was master when."""
+    """Returns who was master when."""
     masters = [event for event in history if event["event"] == "master"]
     ends = [*(event["at"] for event in masters[1:]), history[-1]["at"]]
     return [Term(event["id"], event["at"], end) for event, end in zip(masters, ends)]
 
 
 def span_of(history: Sequence[Event]) -> tuple[float, float]:
-    """From the first message to the end of the faults and a while."""
+    """Returns the time from the first message to a while after the end of the faults."""
     first = next((e["at"] for e in history if e["event"] == "message"), history[0]["at"])
     healed = next((e["at"] for e in history if e["event"] == "healed"), history[-1]["at"])
     return first, healed
 
 
 def excuses(verdict: Verdict, terms: Sequence[Term], timeout: float) -> list[tuple[float, float]]:
-    """When nobody could have dispatched, or nobody had to yet: from the beginning of a fault to
-    the latest time at which all must be well again."""
+    """Returns the times in which nobody could dispatch, or nobody had to yet: from the beginning of
+    a fault to the latest time at which all must work again."""
     found = []
     for fault in verdict.faults:
         length = fault.end - fault.begin
@@ -289,7 +289,7 @@ def excuses(verdict: Verdict, terms: Sequence[Term], timeout: float) -> list[tup
 
 
 def _hits_master(fault: Fault, terms: Sequence[Term]) -> bool:
-    """Whether its victim was master at any time in it, as far as samples tell."""
+    """True if its victim was master at any time during it, as far as samples show."""
     return any(
         term.beat == fault.beat and fault.touches(term.begin - SLACK, term.end + SLACK)
         for term in terms
@@ -342,7 +342,7 @@ def _check_hands(verdict: Verdict, by_kind: dict[str, list[Event]]) -> None:
 
 
 def summary(verdict: Verdict) -> str:
-    """Plain text, to be pasted."""
+    """Returns a summary as plain text."""
     site = verdict.site
     verbs = Counter(fault.verb for fault in verdict.faults)
     versions = ", ".join(f"{name} {number}" for name, number in site["versions"].items())

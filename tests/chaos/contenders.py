@@ -1,7 +1,8 @@
-"""The schedulers that are put to the test: ours, and others to compare it with.
+"""The schedulers to test: ours, and others to compare it with.
 
-Each as its documentation says it is by default (`...-defaults`), and tuned to replace a dead master
-within two seconds or as fast as it can. The others need packages that `make contenders` installs.
+`...-defaults` have the defaults of their documentation. The others are tuned to replace a dead
+master within two seconds, or as fast as they can. Other packages than ours must be installed: `make
+contenders` does that.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Contender:
     Attributes:
         scheduler: as `celery beat -S` takes it.
         settings: what it needs besides the broker and the schedule.
-        url: name of the setting that takes the address of Redis, where it has a lock there.
-        packages: whose versions matter.
-        database: whether its schedule and states live in Django's database.
-        patience: seconds within which a dead master is to be replaced.
-        session_timeout: seconds, of ours in ZooKeeper; None where there is none.
+        url: the setting with the address of Redis, if it has a lock there.
+        packages: the packages whose versions matter.
+        database: True if its schedule and states are in Django's database.
+        patience: seconds within which a dead master must be replaced.
+        session_timeout: seconds, of ours in ZooKeeper; None if it has no session.
     """
 
     scheduler: str
@@ -52,9 +53,9 @@ class Contender:
         }
 
 
-#: Seconds; of those who are tuned to notice a dead master fast.
+#: Seconds, for those that are tuned to notice a dead master fast.
 SESSION_TIMEOUT = 2.0
-#: As ours has for requests to the broker; without, these wait for ever in a black hole.
+#: As ours has for requests to the broker. Without it, these wait for ever if no answer comes.
 _TIMEOUTS = {"socket_timeout": 5, "socket_connect_timeout": 5}
 _REDBEAT = ("celery", "celery-redbeat", "redis")
 _MULTIBEAT = ("celery", "celery-multibeat-scheduler", "django-celery-beat", "redis")

@@ -1,16 +1,16 @@
-"""Kills the beat that dispatches the entries of a store again and again, and judges what the broker
-got.
+"""Kills the beat that dispatches the entries of a store again and again. Then judges what the
+broker got.
 
     python -m tests.chaos.database_kills --times 100                  behind the election
     python -m tests.chaos.database_kills --times 100 --store mariadb
     python -m tests.chaos.database_kills --times 20 --plain           its scheduler by itself
 
 Stores: django-celery-beat on `postgresql` or `mariadb`, `redbeat`, `sqlalchemy` (on PostgreSQL).
-Three beats, of which two are standbys; 20 entries of one second and 5 of ten. A beat that was
-killed is started again at once, as the best of supervisors would. The session time-out is one
-second. Exit status 1 if a run was lost, made twice under another task id, or came too early.
+There are three beats, two of them standbys, with 20 entries of one second and 5 of ten. A killed
+beat is started again at once, as the best of supervisors would. The session time-out is one second.
+The exit status is 1 if a run was lost, made twice under another task id, or came too early.
 
-Too early is a run that comes within half a period of the one before; missed are the instants that
+A run is too early if it comes within half a period of the one before. Missed are instants that
 became one run with the next, because nobody dispatched.
 """
 
@@ -147,15 +147,15 @@ def _beat(folder: Path, name: str, store: Store, conf: dict[str, Any], *args: st
 
 
 def _wait_for_message(broker: Redis) -> None:
-    """For one that is sent from now on."""
+    """Waits for a message that is sent from now on."""
     with redis.Redis.from_url(broker.url()) as queue:
         sent = queue.llen("celery")
         wait_until(lambda: queue.llen("celery") > sent, PATIENCE, "a message")
 
 
 def _times(headers: list[dict[str, Any]]) -> tuple[int, str]:
-    """How many came too early; and in words what comes of the instants for which runs were due, or,
-    where they do not say it, at which they were sent."""
+    """Returns how many runs came too early; and, in words, what happened to the instants for which
+    runs were due or, if the messages do not say it, at which they were sent."""
     instants: dict[str, dict[str, float]] = defaultdict(dict)
     for each in headers:
         instants[each["task"]].setdefault(each["id"], _instant(each))

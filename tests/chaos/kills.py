@@ -1,13 +1,14 @@
-"""Hurts the master again and again, and then judges what the broker got.
+"""Kills or stops the master again and again. Then judges what the broker got.
 
     python -m tests.chaos.kills --times 200              SIGKILL at random instants
     python -m tests.chaos.kills --times 20 --pause       SIGSTOP for three session time-outs
     python -m tests.chaos.kills --times 20 --outage      no beat reaches the broker for ten seconds
     python -m tests.chaos.kills --times 1000 --starts    each beat starts, and is stopped or killed
 
-Three beats, fifty entries of one second, a session time-out of one second. Exit status 1 if a run
-was lost, or made twice under another task id, or a process or an ephemeral znode was left behind.
-Late is what a master that was stopped sent after its successor had.
+There are three beats, fifty entries of one second, and a session time-out of one second. The exit
+status is 1 if a run was lost or made twice under another task id, or if a process or an ephemeral
+znode was left behind. Late messages are those that a stopped master sent after its successor had
+sent some.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _IGNORED = re.compile(r"Exception ignored in(?s:.{0,2000})KeyboardInterrupt")
 
 
 def next_master(client: KazooClient, epoch: int) -> MasterRecord:
-    """Waits for one of a later epoch."""
+    """Waits for a master of a later epoch."""
 
     def look() -> MasterRecord | None:
         try:
@@ -58,7 +59,7 @@ def next_master(client: KazooClient, epoch: int) -> MasterRecord:
 
 
 def suffer_outage(road: Road, broker: Redis) -> None:
-    """The beats do not reach the broker for a while, and go on."""
+    """Cuts the beats off from the broker for a while. They must go on afterwards."""
     road.cut()
     time.sleep(OUTAGE)  # the outage itself
     road.open()
@@ -67,8 +68,8 @@ def suffer_outage(road: Road, broker: Redis) -> None:
 
 
 def start_and_end(beats: Sequence[Process], times: int, client: KazooClient) -> int:
-    """Each at a random instant of its life: while Python starts, before it connects, as master.
-    Returns the exit status."""
+    """Ends each beat at a random instant of its life: while Python starts, before it connects, as
+    master. Returns the exit status."""
     began = ignored = 0
     while began < times:
         for beat in beats:
@@ -84,7 +85,7 @@ def start_and_end(beats: Sequence[Process], times: int, client: KazooClient) -> 
             ignored += _end(beat, sent[beat])
         began += len(beats)
         print(f"{began} starts", end="\r", flush=True)
-    time.sleep(program._LASTS + 1)  # what guards may take
+    time.sleep(program._LASTS + 1)  # how long guards may take
     processes = [pid for pid, parent in guards().items() if parent not in _strangers()]
     znodes = [name for name in ("master", "members") if _is_left(client, name)]
     print(
@@ -95,8 +96,8 @@ def start_and_end(beats: Sequence[Process], times: int, client: KazooClient) -> 
 
 
 def _end(beat: Process, sent: signal.Signals) -> bool:
-    """Waits for the end of a beat. True if it needed a second signal: Python drops a
-    KeyboardInterrupt that is raised in a callback of its import locks, and says so."""
+    """Waits for the end of a beat. Returns True if it needed a second signal: Python drops a
+    KeyboardInterrupt that is raised in a callback of its import locks, and logs that."""
     try:
         beat.wait(PATIENCE)
     except TimeoutError as exc:
@@ -111,7 +112,7 @@ def _end(beat: Process, sent: signal.Signals) -> bool:
 
 
 def _strangers() -> set[int]:
-    """Parents of guards that are not of this program: other tests' beats, which live."""
+    """Returns parents of guards that do not belong to this program: living beats of other tests."""
     return {parent for parent in guards().values() if parent > 1 and _is_beat(parent)}
 
 
@@ -185,8 +186,8 @@ def main() -> int:
         for beat in beats.values():
             beat.terminate(PATIENCE)
         history = messages(broker.url())
-        # A stop may fall between the last look at the clock and the sending: one message each, of
-        # a run that its successor repeats with the same task id (docs/guarantees.md).
+        # A stop may fall between the last look at the clock and the sending. Then one message is
+        # late, of a run that its successor repeats with the same task id (docs/guarantees.md).
         repeats = check(history, most_late=options.times if options.pause else 0)
         print(
             f"{options.times} faults, {last.epoch} masters, {len(history)} messages: 0 lost, "

@@ -1,5 +1,6 @@
-"""The faults: each a verb that hurts something, waits, and makes it whole again. Which, when, for
-how long and whom comes from one seed; what is then going on at the time does not. Seconds."""
+"""The faults. Each is a verb that damages something, waits, and repairs it. One seed decides which
+faults come, when, for how long, and against what. It does not decide what goes on at that time.
+Times are seconds."""
 
 from __future__ import annotations
 
@@ -22,16 +23,16 @@ from .checker import STEP
 from .contenders import SESSION_TIMEOUT
 from .site import PATIENCE, Beat, Site, resize
 
-#: Mean time from the beginning of one fault to that of the next.
+#: Mean time from the beginning of one fault to the beginning of the next.
 EVERY = 4.0
-#: How many may be under way at the same time.
+#: How many faults may be under way at the same time.
 MOST = 4
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`at` is counted from the beginning; `beat` is a name, or "master" for who is it then, or None
-    where no beat is hurt itself; `argument` is the verb's own."""
+    """`at` counts from the beginning. `beat` is a name, or "master" for the beat that is master
+    then, or None if the fault does not hit a beat itself. `argument` belongs to the verb."""
 
     number: int
     at: float
@@ -43,7 +44,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Verb:
-    """`on` is what it hurts; `least` and `most` bound the seconds."""
+    """`on` is what it damages; `least` and `most` limit the seconds."""
 
     name: str
     on: str
@@ -57,7 +58,8 @@ class Verb:
 
 
 def plan(seed: int, seconds: float, verbs: Sequence[Verb]) -> list[Fault]:
-    """The faults of one campaign: every verb once, in random order, then all of them again."""
+    """Returns the faults of one campaign: every verb once, in random order, then all of them
+    again."""
     rng = random.Random(seed)
     faults: list[Fault] = []
     at = rng.uniform(1, EVERY)
@@ -65,7 +67,7 @@ def plan(seed: int, seconds: float, verbs: Sequence[Verb]) -> list[Fault]:
     while at < seconds:
         left = left or rng.sample(verbs, len(verbs))
         verb = left.pop()
-        # Half of them hit the master, for it is the one that has something to lose.
+        # Half of them hit the master, because it has something to lose.
         whom = rng.choice(["master", "master", "master", "one", "two", "three"])
         faults.append(
             Fault(
@@ -77,14 +79,14 @@ def plan(seed: int, seconds: float, verbs: Sequence[Verb]) -> list[Fault]:
                 round(rng.random(), 2),
             )
         )
-        # Some come together, which is where the trouble is.
+        # Some come together: that finds the most trouble.
         at += rng.uniform(0, 0.5) if rng.random() < 0.2 else rng.expovariate(1 / EVERY)
     return faults
 
 
 def run(site: Site, faults: Sequence[Fault], verbs: Sequence[Verb], seconds: float) -> None:
-    """Has the faults happen, each as soon after its time as what it hurts is whole; those for
-    which that is not before the end do not."""
+    """Runs the faults, each as soon after its time as nothing else damages the same thing. Leaves
+    out those for which that is not before the end."""
     begun = time.monotonic()
     by_name = {verb.name: verb for verb in verbs}
     pending = list(faults)
@@ -102,13 +104,13 @@ def run(site: Site, faults: Sequence[Fault], verbs: Sequence[Verb], seconds: flo
                 if held is not None:
                     pending.remove(fault)
                     running.append(pool.submit(_do, site, verb, fault, *held))
-            over.wait(0.05)  # until the next is due, or something is whole again
+            over.wait(0.05)  # until the next is due, or something is repaired
         for future in running:
             future.result()
 
 
 def _hold(site: Site, verb: Verb, fault: Fault) -> tuple[Beat | None, threading.Lock] | None:
-    """Whom the fault hits and the lock of it, which is held; None where all are taken."""
+    """Returns what the fault hits, and its lock, which is held. None if all are taken."""
     if not verb.of_a_beat:
         lock = site.lock(verb.on)
         return (None, lock) if lock.acquire(blocking=False) else None
@@ -152,7 +154,7 @@ def _kill(site: Site, beat: Beat, fault: Fault) -> Iterator[None]:
 @contextlib.contextmanager
 def _terminate(site: Site, beat: Beat, fault: Fault) -> Iterator[None]:
     code = beat.process.terminate(PATIENCE)
-    if code not in (0, -signal.SIGTERM):  # the latter while it was still starting
+    if code not in (0, -signal.SIGTERM):  # the latter if it was still starting
         site.record.write("ended", beat=beat.name, exit_code=code)
     yield
     site.start_beat(beat)
@@ -240,12 +242,12 @@ def _fill_disk(site: Site, beat: None, fault: Fault) -> Iterator[None]:
     assert site.disk is not None
     server = _servers(site)[-1]
     used = shutil.disk_usage(site.disk).used
-    if not resize(site.disk, str(used)):  # what was written meanwhile is in the way
+    if not resize(site.disk, str(used)):  # new data is in the way
         resize(site.disk, str(used + (1 << 16)))
     yield
     resize(site.disk, "1g")
-    # What ZooKeeper asks of whoever runs it: it ends when it cannot write, and does not start while
-    # there is a log that has not even a header.
+    # What ZooKeeper demands of operators: it ends if it cannot write, and it does not start while
+    # there is a log without a header.
     server.stop()
     for log in site.disk.glob("version-2/log.*"):
         with log.open("rb") as file:
@@ -298,8 +300,8 @@ _ORDERS = {
 
 
 def verbs(site: Site, common: bool = False) -> list[Verb]:
-    """All that can be done to this site here; says what cannot. Without those that only ours can
-    meet, if only the `common` ones are wanted."""
+    """Returns all verbs that this machine allows, and records those that it does not. `common`:
+    leaves out those that only our scheduler can meet."""
     found = [
         Verb("kill", "process", _kill, 0, 3),
         Verb("terminate", "process", _terminate, 0, 3),

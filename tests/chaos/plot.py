@@ -1,4 +1,4 @@
-"""A picture of a campaign, from its history alone: what was hurt, who was master, what was sent.
+"""Draws a campaign from its history alone: what was damaged, who was master, what was sent.
 
 python -m tests.chaos.plot HISTORY >timeline.svg
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from .checker import Fault, Term, check, faults_of, terms_of
 from .record import Event, read
 
-#: Seconds in one strip of the picture, pixels of a second, of the names at the left.
+#: Seconds in one strip of the picture; pixels of a second; pixels of the names on the left.
 STRIP, SECOND, LEFT = 120, 10, 90
 #: Pixels: of a row of faults, of the chart of messages, of a letter.
 ROW, CHART, LETTER = 13, 50, 5.0
@@ -31,7 +31,7 @@ FAULTS = {
 
 
 def plot(history: Sequence[Event]) -> str:
-    """The picture as SVG: strips of two minutes, one below the other."""
+    """Returns the picture as SVG: strips of two minutes, one below the other."""
     site = next(event for event in history if event["event"] == "site")
     colours = dict(zip(site["beats"], COLOURS))
     begin, end = history[0]["at"], history[-1]["at"]
@@ -57,7 +57,7 @@ def _legend(
     kinds = Counter(event["event"] for event in history)
     title = f"{site['contender']}, seed {site['seed']}: {kinds['fault'] // 2} faults, "
     title += f"{kinds['message']} messages"
-    if site["session_timeout"] is not None:  # or there are no runs to be judged by number
+    if site["session_timeout"] is not None:  # otherwise its runs have no numbers to be judged by
         verdict = check(history)
         texts = [f"{kind} {len(found)}" for kind, found in verdict.violations.items()]
         title += f"; {', '.join(texts)}, late {len(verdict.late)}"
@@ -89,7 +89,7 @@ def _strip(
     begin: float,
     y: float,
 ) -> float:
-    """One strip, from its upper edge at y; returns its lower edge."""
+    """Draws one strip from its upper edge at y. Returns its lower edge."""
     end = begin + STRIP
     top = y + 12
     for second in range(0, STRIP + 1, 10):
@@ -121,14 +121,14 @@ def _lane(fault: Fault) -> str:
 
 
 def _place(begin: float, end: float, zero: float) -> tuple[float, float]:
-    """Left edge and width, within the strip."""
+    """Returns the left edge and the width, within the strip."""
     left = max(0.0, begin - zero)
     right = min(float(STRIP), end - zero)
     return LEFT + left * SECOND, max(1.5, (right - left) * SECOND)
 
 
 def _bars(parts: list[str], faults: Iterable[Fault], begin: float, y: float) -> float:
-    """Each with its name, in as many rows as they need not to cover each other."""
+    """Draws bars with their names, in as many rows as they need so that none covers another."""
     rows: list[float] = [0.0]
     for fault in sorted(faults, key=lambda fault: fault.begin):
         label = fault.verb.replace(" to ZooKeeper", " → ZK").replace(" to the broker", " → broker")
@@ -154,7 +154,7 @@ def _chart(
     begin: float,
     y: float,
 ) -> float:
-    """Messages a second, by sender; below them what was repeated and what came late."""
+    """Draws messages a second, by sender; below them what was repeated and what came late."""
     ids: set[str] = set()
     newest = 0
     counts: dict[int, Counter[str]] = {}

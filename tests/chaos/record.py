@@ -1,24 +1,24 @@
-"""The history of a campaign: one file of JSON lines, which is all that the checker reads.
+"""The history of a campaign: one file of JSON lines. The checker reads nothing else.
 
 Every line has `event` and `at`, seconds since 1970 on the harness's own clock, which no fault
-touches. What the events are:
+changes. The events are:
 
-- `site`: what was set up: `contender`, `seed`, `minutes`, `entries` (name to period), `beats`,
+- `site`: what was set up: `contender`, `seed`, `minutes`, `entries` (period by name), `beats`,
   `session_timeout` and `patience` (seconds), `versions`.
-- `fault`: `number`, `phase` ("begin" or "end"), `verb`, `on` (what it hurts), `beat`, `seconds`,
+- `fault`: `number`, `phase` ("begin" or "end"), `verb`, `on` (what it damages), `beat`, `seconds`,
   `argument`.
-- `skipped`: a `verb` that cannot be done here, and `why`.
-- `started`: a process of `beat`, with its `pid`. `ended`: one that nobody had told to, with its
+- `skipped`: a `verb` that cannot be used here, and `why`.
+- `started`: a process of `beat`, with its `pid`. `ended`: a process that ended by itself, with its
   `exit_code`.
-- `message`: as the broker got it, in that order: `entry`, `id`, `beat` (whose process sent it),
-  `run`, `epoch`, `due` (None without the header).
-- `master`: who is master as ZooKeeper has it, `id` and `epoch`, when that changes; `id` None where
-  there is none.
-- `states`: `entries` (name to `[last_run_at, total_run_count, dropped, zxid]`), and `outbox`
-  (lists of entry and number).
-- `received`, `executed`: by the workers (`example_project.journal`).
-- `healed`: all faults are over. `turn`: after it, each beat in turn is to be master: `beat`, None
-  where nobody was within `patience` seconds.
+- `message`: a message in the order in which the broker got them: `entry`, `id`, `beat` (whose
+  process sent it), `run`, `epoch`, `due` (None without the header).
+- `master`: written when the master in ZooKeeper changes: `id` and `epoch`; `id` is None if there is
+  no master.
+- `states`: `entries` (`[last_run_at, total_run_count, dropped, zxid]` by name), and `outbox` (lists
+  of entry and number).
+- `received`, `executed`: written by the workers (`example_project.journal`).
+- `healed`: all faults are over. `turn`: afterwards each beat has to become master once: `beat`,
+  None if nobody did within `patience` seconds.
 - `end`: the broker's queues are empty and all messages are in this file.
 """
 
@@ -34,7 +34,7 @@ Event = dict[str, Any]
 
 
 class Record:
-    """Appends events. Thread-safe, and shared with other processes: one line is one write."""
+    """Appends events. Thread-safe, also between processes: one line is one write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,6 +49,6 @@ class Record:
 
 
 def read(path: Path) -> list[Event]:
-    """All events, by their time."""
+    """Returns all events, by their time."""
     with path.open() as lines:
         return sorted((json.loads(line) for line in lines), key=lambda event: event["at"])

@@ -1,5 +1,5 @@
-"""What is put to the test: an ensemble of three, a broker that forgets nothing, three beats, each
-on roads of its own, and two workers. Times are seconds."""
+"""What a campaign tests: an ensemble of three servers, a broker that keeps everything, three beats,
+each with its own connections through proxies, and two workers. Times are seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .contenders import Contender
 from .record import Record
 
 NAMES = ("one", "two", "three")
-#: The rare ones show which runs are lost: of the others, most outages make one of several.
+#: The rare entries show which runs are lost. Of the others, most outages make one run of several.
 PERIODS = {1.0: 10, 2.0: 10, 10.0: 10, 60.0: 2}
 ENTRIES = {f"e{period:g}-{n}": period for period, count in PERIODS.items() for n in range(count)}
 ROOT = "/chaos"
@@ -33,8 +33,8 @@ CLOCK = Path(__file__).with_name("clock.c")
 
 @dataclass
 class Beat:
-    """A beat, its roads to each ZooKeeper server and to the broker, and its clock: the file that
-    clock.c reads."""
+    """A beat, the proxies between it and each ZooKeeper server and the broker, and its clock: the
+    file that clock.c reads."""
 
     name: str
     process: Process
@@ -43,14 +43,14 @@ class Beat:
     clock: Path
 
     def step_clock(self, seconds: float) -> None:
-        """Its clock of day is so much off from now on; the monotonic ones are not."""
+        """Sets the clock of day so much off from now on. Monotonic clocks stay right."""
         with self.clock.open("r+b") as file:
             file.write(struct.pack("=q", int(seconds)))
 
 
 @dataclass
 class Site:
-    """`held` has a lock for each thing that one fault at a time may hurt."""
+    """All of it. `held` has a lock for each thing that only one fault at a time may damage."""
 
     contender: Contender
     record: Record
@@ -60,13 +60,13 @@ class Site:
     beats: dict[str, Beat] = field(default_factory=dict)
     workers: list[Process] = field(default_factory=list)
     held: dict[str, threading.Lock] = field(default_factory=dict)
-    #: Process number to name, for all processes of beats that ever were.
+    #: Names by pid, for all processes of beats that ever were.
     pids: dict[int, str] = field(default_factory=dict)
-    #: The beat that sent the last message: the master, as far as anybody but ZooKeeper can tell.
+    #: The beat that sent the last message. Without asking ZooKeeper, it is the master.
     last_sender: str | None = None
-    #: What makes clocks steppable, None where it cannot be had.
+    #: What makes clocks adjustable; None if this machine does not allow it.
     clock: Path | None = None
-    #: A small disk under the last server, where the machine lets us have one.
+    #: A small disk for the last server, if the machine allows it.
     disk: Path | None = None
 
     def lock(self, what: str) -> threading.Lock:
@@ -79,15 +79,15 @@ class Site:
 
 
 def build(stack: contextlib.ExitStack, folder: Path, contender: Contender, record: Record) -> Site:
-    """A site with all of its processes running, which ends with the stack."""
+    """Builds a site with all its processes. They end with the stack."""
     broker = Redis(folder)
-    # What it has accepted it still has after a SIGKILL: the append-only file, synced at each write.
+    # After a SIGKILL it still has what it has accepted: the append-only file, synced at each write.
     broker.args += ["--appendonly", "yes", "--appendfsync", "always"]
     site = Site(contender, record, folder, stack.enter_context(broker).start())
     site.clock = _compile_clock(folder / "clock.so")
     contender.prepare(folder)
     if contender.session_timeout is not None:
-        # Each transaction log is allocated in small steps, so that it has room on a small disk.
+        # Each transaction log is allocated in small steps, so that it fits on a small disk.
         ensemble = Ensemble(folder, config={"preAllocSize": 512})
         site.disk = _mount(stack, folder / ensemble.servers[-1].name)
         site.ensemble = stack.enter_context(ensemble).start()
@@ -118,7 +118,7 @@ def _mount(stack: contextlib.ExitStack, folder: Path) -> Path | None:
 
 
 def resize(disk: Path, size: str, *, new: bool = False) -> bool:
-    """Gives the small disk a size; False where that is not for us to do."""
+    """Sets the size of the small disk. Returns False if we may not do that."""
     kind = ["-t", "tmpfs", "-o", f"size={size}"] if new else ["-o", f"remount,size={size}"]
     command = ["mount", *kind, "chaos", str(disk)]
     with contextlib.suppress(OSError):
@@ -166,7 +166,7 @@ def _schedule() -> dict[str, Any]:
 
 
 def wait_for_sender(site: Site, timeout: float) -> str | None:
-    """The beat that sends the next message, None if none that lives does in time."""
+    """Returns the beat that sends the next message; None if no living beat does in time."""
 
     def living() -> str | None:
         name = site.last_sender

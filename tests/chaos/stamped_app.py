@@ -1,5 +1,5 @@
-"""An app whose messages say when they were sent, in seconds since 1970; on Django's database, where
-the environment names its settings."""
+"""An app whose messages say when they were sent, in seconds since 1970. It uses Django's database
+if the environment names Django's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half a minute of faults on real processes, with every part of the harness at work."""
+"""Half a minute of faults on real processes. It uses every part of the harness."""
 
 from __future__ import annotations
 

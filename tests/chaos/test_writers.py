@@ -1,4 +1,4 @@
-"""The short version of :mod:`.writers`, and that its judge bites."""
+"""The short version of :mod:`.writers`, and a test that its judge finds what is wrong."""
 
 from __future__ import annotations
 

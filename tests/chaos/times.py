@@ -1,12 +1,12 @@
-"""Judges a campaign by times alone, so that schedulers without run numbers can be compared.
+"""Judges a campaign by times alone, so that one can compare schedulers without run numbers.
 
     python -m tests.chaos.times HISTORY...      a table in Markdown
 
-An entry should send a message every period. An instant is missed when no message stands for it:
-two messages that are n periods apart miss n - 1. A message is one too many when it comes less than
-half a period after the one before, and no reason is seen why that one was late: 1.3 periods or more
-have passed since the one before it, or a clock was set meanwhile. Those that have the
-task id of an earlier one are told apart, because a receiver can tell them, too.
+An entry should send a message every period. An instant is missed if no message stands for it: two
+messages that are n periods apart miss n - 1. A message is one too many if it comes less than half a
+period after the one before, and there is no reason why that one was late. A reason is: 1.3 periods
+or more have passed since the one before it, or a clock was set in between. Messages with the task
+id of an earlier one are counted separately, because a receiver can recognize them, too.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from pathlib import Path
 from .checker import STEP, Fault, faults_of, span_of
 from .record import Event, read
 
-#: Seconds; most outages are shorter than the period of an entry that is not often due.
+#: Seconds; most outages are shorter than the period of an entry that is rarely due.
 OFTEN = 10.0
-#: Part of a period by which a message may be early or late.
+#: The part of a period by which a message may be early or late.
 PLAY = 0.1
 
 
 @dataclass
 class Times:
-    """`due` and `missed` count instants, for entries that are due `OFTEN` and for the rare ones:
-    of the former most outages skip some; of the latter a missed one is a run that is lost.
+    """The result for one campaign.
 
-    `same_id` of the messages that were too `many` repeat an earlier task id; `longest` gap is
-    in seconds, of entries that are due often; `ended` counts beats that ended by themselves, and
-    `turns` those that were master again, out of `beats`, after the faults."""
+    `due` and `missed` count instants, for entries that are due `OFTEN` and for rare ones. Most
+    outages skip some of the former. If one of the latter is missed, a run is lost.
+
+    Of the messages that were too `many`, `same_id` repeat an earlier task id. `longest` is the
+    longest gap in seconds, of entries that are due often. `ended` counts beats that ended by
+    themselves, and `turns` those that were master again after the faults, out of `beats`.
+    """
 
     site: Event
     faults: int = 0
@@ -50,7 +53,7 @@ class Times:
 
 
 def judge(history: Sequence[Event]) -> Times:
-    """The verdict by times on a whole history."""
+    """Judges a whole history by times."""
     site = next(event for event in history if event["event"] == "site")
     faults = faults_of(history)
     times = Times(site, faults=len(faults), beats=len(site["beats"]))
@@ -93,7 +96,7 @@ def _judge_too_many(
         ids.add(message["id"])
         close = len(in_place) > 1 and at - in_place[-1] < period / 2
         close = close and at - in_place[-2] < 1.3 * period
-        # A step is felt until the entry is due by the new clock.
+        # A step has an effect until the entry is due by the new clock.
         clock = any(fault.touches(at - STEP - 2 * period, at) for fault in clocks)
         if again or (close and not clock):
             times.many += 1
@@ -103,7 +106,7 @@ def _judge_too_many(
 
 
 def table(all_times: Sequence[Times]) -> str:
-    """Markdown."""
+    """Returns a table in Markdown."""
     head = (
         "contender",
         "seed",

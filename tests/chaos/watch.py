@@ -1,4 +1,4 @@
-"""Those who look on and write down: what the broker got, what ZooKeeper holds, who has died."""
+"""Watchers that record what the broker got, what ZooKeeper has, and which processes have ended."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from example_project.processes import wait_until
 from .record import Record
 from .site import PATIENCE, ROOT, Site
 
-#: Moves what the beats sent to the workers' queue, and keeps a copy with the time, all at once: a
-#: harness that loses its connection in the middle misses nothing and sees nothing twice.
+#: Moves what the beats sent to the workers' queue, and keeps a copy with the time, in one step. If
+#: the harness loses its connection in the middle, it misses nothing and sees nothing twice.
 _MOVE = """
 local now = redis.call('TIME')
 local message = redis.call('RPOP', 'celery')
@@ -36,7 +36,7 @@ end
 
 @contextlib.contextmanager
 def watching(site: Site) -> Iterator[Messages]:
-    """All watchers at work."""
+    """Runs all watchers."""
     over = threading.Event()
     messages = Messages(site)
     jobs = [(0.02, messages.look), (0.2, Nurse(site).look)]
@@ -63,18 +63,18 @@ def _repeat(over: threading.Event, every: float, look: Callable[[], object]) -> 
 
 
 class Messages:
-    """What the beats sent."""
+    """Records what the beats sent."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        # Without redis-py's own pauses before it tries again: the time of the move is what counts
-        # as the time of arrival.
+        # Without redis-py's own pauses before it tries again: the time of the move counts as the
+        # time of arrival.
         retry = Retry(NoBackoff(), 0)
         self._broker = redis.Redis(port=site.broker.port, socket_timeout=2, retry=retry)
         self._seen = 0
 
     def look(self) -> bool:
-        """Takes in what has come; False where the broker does not answer or refuses."""
+        """Takes what has come. Returns False if the broker does not answer or refuses."""
         try:
             self._broker.eval(_MOVE, 0)
             copies = self._broker.lrange("copies", self._seen, -1)
@@ -88,7 +88,7 @@ class Messages:
         return True
 
     def drain(self) -> None:
-        """Waits until the workers have taken all."""
+        """Waits until the workers have taken all messages."""
 
         def empty() -> bool:
             with contextlib.suppress(redis.RedisError):
@@ -99,7 +99,7 @@ class Messages:
 
     def _take(self, at: float, headers: dict[str, Any]) -> None:
         mark = headers.get("zk_beat") or {}
-        # Celery writes there the number of the process: gen4711@host.
+        # Celery writes the pid there: gen4711@host.
         sender = self._site.pids[int(headers["origin"].partition("@")[0][3:])]
         self._site.record.write(
             "message",
@@ -113,7 +113,8 @@ class Messages:
 
 
 class Znodes:
-    """What ZooKeeper holds, by a road of our own. What cannot be read now is read the next time."""
+    """Records what ZooKeeper has, through a connection of its own. What it cannot read now it reads
+    the next time."""
 
     def __init__(self, hosts: str, record: Record) -> None:
         self._client = KazooClient(hosts)
@@ -162,7 +163,8 @@ class Znodes:
 
 
 class Nurse:
-    """Starts again what ended by itself, as any supervisor would; of a beat it is written down."""
+    """Starts processes again that ended by themselves, as a supervisor would. Records it if it is a
+    beat."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -171,7 +173,7 @@ class Nurse:
         for beat in self._site.beats.values():
             lock = self._site.lock(f"process {beat.name}")
             if not lock.acquire(blocking=False):
-                continue  # its end is a fault of ours
+                continue  # one of our faults ended it
             try:
                 if not beat.process.alive:
                     code = beat.process.exit_code
@@ -180,5 +182,5 @@ class Nurse:
             finally:
                 lock.release()
         for worker in self._site.workers:
-            if not worker.alive:  # Celery's ends when the broker is full
+            if not worker.alive:  # Celery's worker ends when the broker is full
                 worker.start()

@@ -1,13 +1,13 @@
-"""Writers of live entries that get in each other's way, while ZooKeeper's leader, and writers
-themselves, are killed. Then judges what is left.
+"""Writers change the same live entries, while ZooKeeper's leader and the writers themselves are
+killed. Then this judges what is left.
 
     python -m tests.chaos.writers                     eight writers for a minute
     python -m tests.chaos.writers --seconds 10 --writers 4
 
 Some entries belong to all writers: each change adds its id to the arguments, if the entry still has
-the version that was read. Some lie in pairs, which one transaction changes. And each writer adds,
-changes and removes one of its own. Exit status 1 unless every change that was acknowledged is
-there, once; none is half there; and nothing is there that nobody asked for.
+the version that was read. Some are pairs, and one transaction changes both. And each writer adds,
+changes and removes one entry of its own. The exit status is 0 only if every acknowledged change is
+there, once, if no change is half there, and if nothing is there that nobody asked for.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from example_project.servers import Ensemble
 
 ROOT = "/writers"
 TASK = "shop.report"
-#: Entries, and pairs, of all writers.
+#: How many entries, and pairs, all writers share.
 SHARED, PAIRS = 6, 3
 #: Seconds.
 SESSION_TIMEOUT = 4.0
-#: Most ids in one entry: then its successor is used.
+#: The most ids in one entry. Then the writers use the next entry.
 MOST_IDS = 400
 
 
@@ -60,7 +60,7 @@ def entries_at(hosts: str, by: str) -> Entries:
 
 
 class Writer:
-    """Prints what it asks for, before, and what was acknowledged, after: a line of JSON each."""
+    """Prints what it asks for, before, and what was acknowledged, after: each as a line of JSON."""
 
     def __init__(self, entries: Entries, name: str) -> None:
         self._entries, self._name = entries, name
@@ -73,7 +73,7 @@ class Writer:
                 self._random.choice([self.append, self.append, self.both, self.own])()
 
     def append(self) -> None:
-        """To one that all change, by its version."""
+        """Adds its id to an entry that all change, if it still has the version that was read."""
         entry = f"shared-{self._random.randrange(SHARED)}"
         found, entry = self._room(entry)
         ids = [] if found is None else found.args
@@ -88,7 +88,7 @@ class Writer:
         self._done(id)
 
     def both(self) -> None:
-        """To both of a pair, or none."""
+        """Adds its id to both of a pair, or to none."""
         pair = self._random.randrange(PAIRS)
         _, left = self._room(f"left-{pair}")
         right = left.replace("left", "right")
@@ -105,7 +105,7 @@ class Writer:
         self._done(id)
 
     def own(self) -> None:
-        """Adds, changes or removes its own."""
+        """Adds, changes or removes its own entry."""
         entry = f"own-{self._name}"
         id = uuid.uuid4().hex[:6]
         if self._random.random() < 0.3:
@@ -142,8 +142,8 @@ class Writer:
 
 @dataclass
 class Told:
-    """What the writers said: by id which entries they asked to change, and what was acknowledged;
-    of each one's own entry what it may be."""
+    """What the writers said: by id, which entries they asked to change, and what was acknowledged;
+    of each writer's own entry, what it may be."""
 
     asked: dict[str, list[str]] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
@@ -159,7 +159,7 @@ class Told:
 
     def _add(self, line: Mapping[str, Any]) -> None:
         if "own" in line:
-            # What was asked for last may be there, or what was before that, until it is
+            # The last request may be in force, or what was there before it, until it is
             # acknowledged.
             may_be = self.own.setdefault(line["own"], [None])
             may_be.append(line["args"])
@@ -174,7 +174,7 @@ class Told:
 
 
 def judge(told: Told, found: Mapping[str, LiveEntry]) -> list[str]:
-    """What is wrong, a line each."""
+    """Returns what is wrong, a line each."""
     faults = []
     for name, may_be in told.own.items():
         is_there = found[name].args if name in found else None
@@ -220,7 +220,7 @@ def ended(writers: dict[str, subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def campaign(folder: Path, seconds: float, count: int, pause: float, seed: int) -> int:
-    """Prints what there was, and what is wrong. Returns the exit status."""
+    """Prints what happened and what is wrong. Returns the exit status."""
     rng = random.Random(seed)
     writers: dict[str, subprocess.Popen[bytes]] = {}
     kills = Counter[str]()
