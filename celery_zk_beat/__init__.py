@@ -24,6 +24,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .election.public import MasterElection
     from .live.public import Entries, EntryChange, EntryVersion, LiveEntry
+    from .outcomes.worker import ReportOutcomes
     from .schedulers import ZooKeeperScheduler
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "EntryVersion",
     "LiveEntry",
     "MasterElection",
+    "ReportOutcomes",
     "RootError",
     "SettingsError",
     "TooLarge",
@@ -49,6 +51,7 @@ __all__ = [
 _LARGE = {
     **dict.fromkeys(("Entries", "EntryChange", "EntryVersion", "LiveEntry"), ".live.public"),
     "MasterElection": ".election.public",
+    "ReportOutcomes": ".outcomes.worker",
     "ZooKeeperScheduler": ".schedulers",
 }
 

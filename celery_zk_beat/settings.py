@@ -54,6 +54,7 @@ class Settings:
         entries_acl: the rights on the znodes of live entries; None: as on all other znodes.
         outcomes: who says what became of runs: the "worker" or Celery's result "backend"; None:
             nobody.
+        outcomes_acl: the rights on the znodes that workers write; None: as on all other znodes.
         auth, sasl, tls, acl: see :class:`~.security.Access`.
         fast_takeover: a small process beside this beat ends its session if it dies.
         policies: how entries run, by patterns of their names: see :mod:`~.policies`.
@@ -81,6 +82,7 @@ class Settings:
     entries_tasks: tuple[str, ...] | None = None
     entries_acl: tuple[Grant, ...] | None = None
     outcomes: str | None = None
+    outcomes_acl: tuple[Grant, ...] | None = None
     #: Celery's own, which asks for what django-celery-results shows of a task.
     result_extended: bool = False
     #: Before the names of all settings, as the user writes them.
@@ -123,12 +125,14 @@ class Settings:
             entries_tasks=read("entries_tasks", check_patterns, None),
             entries_acl=read("entries_acl", check_acl, None),
             outcomes=read("outcomes", check_outcomes, None),
+            outcomes_acl=read("outcomes_acl", check_acl, None),
             app=app,
             result_extended=bool(conf.get("result_extended")),
             prefix=read.shown(_PREFIX),
         )
         settings.access.check()
         settings.access.check_acl("entries_acl", settings.entries_acl)
+        settings.access.check_acl("outcomes_acl", settings.outcomes_acl)
         if settings.scheduler is not None:
             try:
                 settings.policies.refuse_what_gated_cannot()

@@ -70,6 +70,7 @@ BAD = [
         for value in ("nightly-*", [""], [7], {"a": 1}, True)
     ],
     ("policies", {"a": {"jitter": "1 h"}}, "seconds or a timedelta"),
+    ("outcomes_acl", "worker", "'worker' is not scheme:id:rights"),
     ("entries_acl", "web", "'web' is not scheme:id:rights"),
     *[
         ("outcomes", value, "'worker', 'backend' or None")
@@ -177,6 +178,7 @@ def test_good_values() -> None:
         "CELERY_ZK_BEAT_ENTRIES_TASKS": ["shop.*"],
         "CELERY_ZK_BEAT_ENTRIES_ACL": "digest:web:x=:cdrw",
         "CELERY_ZK_BEAT_OUTCOMES": "backend",
+        "CELERY_ZK_BEAT_OUTCOMES_ACL": "digest:worker:x=:cdrw",
         "CELERY_RESULT_EXTENDED": True,
     }
     app.config_from_object(settings, namespace="CELERY")
@@ -198,6 +200,7 @@ def test_good_values() -> None:
         entries_tasks=("shop.*",),
         entries_acl=(Grant("digest", "web:x=", 15),),
         outcomes="backend",
+        outcomes_acl=(Grant("digest", "worker:x=", 15),),
         result_extended=True,
         prefix="CELERY_ZK_BEAT_",
     )
@@ -231,6 +234,7 @@ def test_defaults() -> None:
     assert settings.entries_tasks is None
     assert settings.entries_acl is None
     assert settings.outcomes is None
+    assert settings.outcomes_acl is None
     assert settings.id
 
 
