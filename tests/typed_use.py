@@ -19,6 +19,7 @@ from celery_zk_beat import (
     EntryVersion,
     LiveEntry,
     MasterElection,
+    ReportOutcomes,
     RootError,
     SettingsError,
     TooLarge,
@@ -101,6 +102,7 @@ def an_app() -> Celery:
         "nightly": {"task": "night", "schedule": cron("30 2 * * *", tz="Europe/Berlin")},
         "often": {"task": "often", "schedule": every(30, offset=timedelta(seconds=5))},
     }
+    app.steps["worker"].add(ReportOutcomes)
     return app
 
 
