@@ -220,3 +220,10 @@ def test_data(block: Block) -> None:
         [*yaml.safe_load_all(block.text)]
     else:
         pytest.fail("what is to be done with TOML?")
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "properties"], ids=str)
+def test_no_comment_after_a_value(block: Block) -> None:
+    """ZooKeeper would take it as part of the value, and not start."""
+    for line in block.text.splitlines():
+        assert re.fullmatch(r"#.*|[\w.]+=\S+", line), line
