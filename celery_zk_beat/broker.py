@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import hashlib
+import itertools
 import json
 import math
 import socket
@@ -15,13 +16,14 @@ from typing import Any
 import amqp
 from celery.beat import SchedulingError
 from celery.signals import after_task_publish
-from kombu.exceptions import OperationalError, SerializationError
+from kombu.exceptions import KombuError, OperationalError, SerializationError
 from kombu.serialization import dumps
 from kombu.utils.objects import cached_property
 
 from . import clock
 from .ledger import SAFE_PART
 from .log import get_logger
+from .templates import Command, Templates
 
 logger = get_logger(__name__)
 
@@ -33,9 +35,7 @@ _DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "s
 _PARTS_OF_ADDRESS = ("master_name", "global_keyprefix", "queue_name_prefix")
 #: Most messages that we hand to the broker together. They must all leave within the part of the
 #: session time-out that is left after the last look at the clock.
-MOST_TOGETHER = 100
-#: No limit to the commands that kombu collects: they leave when we say so, after that look.
-_UNBOUNDED = 2**31
+MOST_TOGETHER = 250
 #: Pauses after a failed publish, in seconds: the first; the longest while the broker is away (runs
 #: are so late when it is back); the longest if it is one entry's fault.
 _BACK_OFF, _LONGEST_AWAY, _LONGEST_FAULT = 0.1, 2.0, 10.0
@@ -106,6 +106,54 @@ def _declare_once(producer: Any) -> None:
         return maybe_declare(entity, *args, **kwargs)
 
     producer.maybe_declare = declare
+
+
+class BatchFailed(KombuError):
+    """Messages that were to leave together failed. Any number of them may have left."""
+
+
+class Batch:
+    """Messages that leave together. It is in the place of kombu's own batch for Redis, because we
+    need the commands, and send those for one queue as one."""
+
+    def __init__(self, channel: Any) -> None:
+        self.channel, self.is_open = channel, False
+        #: In the order in which they leave.
+        self.commands: list[Command] = []
+
+    def publish(self, message: Any, **kwargs: Any) -> Any:
+        """Adds what kombu has made. kombu calls this, and the channel then calls :meth:`add`."""
+        return self.channel.basic_publish(message, _publish_batch=self, **kwargs)
+
+    def add(self, name: str, *args: Any) -> None:
+        self.commands.append((name, args))
+
+    def flush(self) -> None:
+        """Sends all, once."""
+        commands, self.commands = self.commands, []
+        if not commands:
+            return
+        try:
+            with self.channel.conn_or_acquire() as client, client.pipeline(False) as pipeline:
+                for name, args in _joined(commands):
+                    getattr(pipeline, name)(*args)
+                pipeline.execute()
+        except Exception as exc:
+            raise BatchFailed("nobody knows which of these messages have left") from exc
+
+    def discard(self) -> None:
+        self.commands = []
+
+    close = discard
+
+
+def _joined(commands: Iterable[Command]) -> Iterator[Command]:
+    """Makes one command of several for the same queue: client and server then parse one."""
+    for (name, queue), group in itertools.groupby(commands, lambda each: (each[0], each[1][0])):
+        if name == "lpush":
+            yield name, (queue, *(value for _, args in group for value in args[1:]))
+        else:
+            yield from group
 
 
 class Fault(enum.Enum):
@@ -232,7 +280,7 @@ class Broker:
         self, app: Any, session_timeout: Callable[[], float], assure: Callable[[], object]
     ) -> None:
         self._app, self._session_timeout, self._assure = app, session_timeout, assure
-        self._gathering = False
+        self._batch: Batch | None = None
         #: Whether anything may have left since this was last set to False.
         self.may_have_left = False
         self._is_blocked = False
@@ -279,7 +327,7 @@ class Broker:
         producer._publish = _of_broker()(producer._publish)
 
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
-            if not self._gathering:
+            if "_publish_batch" not in kwargs:
                 self._begin(channel)
             result = publish(*args, **kwargs)
             self._handed += 1
@@ -291,6 +339,9 @@ class Broker:
         is_eager = self._app.conf.task_always_eager
         if getattr(producer, "supports_batch_publish", False) and not is_eager:
             self._takes_together = MOST_TOGETHER
+            self._batch = batch = Batch(channel)
+            channel.create_publish_batch = lambda max_size: batch
+            producer.templates = Templates(channel, batch)
         return producer
 
     def handed_over(self) -> int:
@@ -380,16 +431,21 @@ class Broker:
             due()
             yield
             return
-        with producer.batch(max_size=_UNBOUNDED) as batch:
-            self._gathering = True
-            try:
-                yield
-            finally:
-                self._gathering = False
-            due()
-            with _of_broker():
-                self._begin(producer.channel)
-                batch.flush()
+        batch = self._batch
+        assert batch is not None
+        try:
+            with producer.batch():
+                batch.is_open = True
+                try:
+                    yield
+                finally:
+                    batch.is_open = False
+                due()
+                with _of_broker():
+                    self._begin(producer.channel)
+                    batch.flush()
+        finally:
+            batch.discard()
 
     def _begin(self, channel: Any) -> None:
         """To be called before anything leaves. Where the connection is known to be lost, this is

@@ -117,22 +117,22 @@ class Sender:
         apply_async = apply_plainly if self._is_hooked else Scheduler.apply_async
         self._plain = messages.Sender(
             scheduler, producer, functools.partial(apply_async, scheduler)
-        ).send
+        )
 
     def send(self, attempt: Attempt) -> None:
         """Raises as :meth:`.messages.Sender.send`."""
         if attempt.before is not None:
-            self._plain(attempt.before.put_on(attempt.entry), attempt.until_due)
+            self._plain.send(attempt.before.put_on(attempt.entry), attempt.until_due)
         elif self._is_hooked:
             attempt.until_due()
             Call(attempt, self._scheduler, self._producer, self._send_plainly).through(
                 self._scheduler.apply_entry
             )
         else:
-            self._plain(attempt.entry, attempt.until_due)
+            self._plain.send_plain(attempt)
 
     def _send_plainly(self, entry: Any) -> None:
-        self._plain(entry, lambda: None)
+        self._plain.send(entry, lambda: None)
 
 
 class Call:

@@ -26,11 +26,13 @@ from celery.beat import (
     _evaluate_entry_args,
     _evaluate_entry_kwargs,
 )
-from celery.signals import after_task_publish, before_task_publish, task_prerun
+from celery.signals import after_task_publish, before_task_publish, task_prerun, task_sent
 from celery.utils.nodenames import anon_nodename
+from celery.utils.saferepr import saferepr
 
 from .log import get_logger, telling
 from .runs import milliseconds, to_json
+from .templates import Texts, as_bytes, key_of
 
 logger = get_logger(__name__)
 
@@ -200,7 +202,8 @@ class Attempt:
     """To send a run.
 
     Attributes:
-        entry: its entry, :func:`addressed`.
+        plain: its entry, as the schedule has it.
+        task_id, headers: those of the message.
         until_due: returns when the run is due. To be called before anything that could look at the
             clock, such as a lazy argument or a function of the user's.
         handed: how many messages have been handed to the broker's connection so far.
@@ -208,11 +211,18 @@ class Attempt:
         made: what they make of it at this one.
     """
 
-    entry: Any
+    plain: Any
+    task_id: str
+    headers: Mapping[str, Any]
     until_due: Callable[[], object]
     handed: Callable[[], int]
     before: Made | None = None
     made: Made | None = None
+
+    @functools.cached_property
+    def entry(self) -> Any:
+        """The entry, :func:`addressed`."""
+        return addressed(self.plain, self.task_id, self.headers)
 
 
 def apply_plainly(scheduler: Scheduler, entry: Any, producer: Any, advance: bool = False) -> Any:
@@ -253,7 +263,9 @@ class Sender:
         self._apply_async = apply_async
         self._is_short = _KNOWN and all(map(is_own, methods))
         self._has_routes = bool(app.amqp.routes)
-        self._is_watched = bool(before_task_publish.receivers or after_task_publish.receivers)
+        self._is_watched = bool(
+            before_task_publish.receivers or after_task_publish.receivers or task_sent.receivers
+        )
         self._is_eager = app.conf.task_always_eager
         #: Of every message.
         self._same = {
@@ -261,6 +273,70 @@ class Sender:
             "create_sent_event": app.conf.task_send_sent_event,
             "origin": anon_nodename(),
         }
+        #: What templates have to know of tasks, by name.
+        self._tasks: dict[str, _Task] = {}
+        self._templates = getattr(producer, "templates", None)
+        looked_at = self._has_routes or self._is_watched or self._is_eager
+        if not self._is_short or looked_at or app.conf.task_send_sent_event:
+            self._templates = None
+        if self._templates is not None:
+            amqp = app.amqp
+            makers = amqp.create_task_message, amqp.send_task_message, amqp.default_queue
+            self._templates.begin((*makers, *self._same.values()))
+
+    def send_plain(self, attempt: Attempt) -> None:
+        """Sends an entry that no hook is to see, from a template if there is one. Raises as
+        :meth:`send`."""
+        templates, entry = self._templates, attempt.plain
+        if templates is None or _is_lazy(entry):
+            self.send(attempt.entry, attempt.until_due)
+            return
+        task = self._tasks.get(entry.task) or self._task(entry.task)
+        key = key_of(task.options, entry.options, attempt.headers)
+        args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
+        # Of a task whose arguments are wrong Celery makes no message.
+        template = templates.get(key)
+        if template is not None and (task.takes is None or _takes(task.takes, args, kwargs)):
+            templates.add(template, self._texts(attempt, task, args, kwargs), args, kwargs)
+            return
+        begun = templates.count
+        self.send(attempt.entry, attempt.until_due)
+        if key is not None and templates.is_wanted(key):
+            texts = self._texts(attempt, task, args, kwargs)
+            templates.learn(key, begun, texts, args, kwargs, functools.partial(self._mark, entry))
+
+    def _texts(self, attempt: Attempt, task: _Task, args: Any, kwargs: Any) -> Texts:
+        amqp, levels = self._app.amqp, self._app.conf.task_repr_maxlevels
+        argsrepr, kwargsrepr = "()", "{}"
+        if args:
+            argsrepr = saferepr(args, amqp.argsrepr_maxsize, maxlevels=levels)
+        if kwargs:
+            kwargsrepr = saferepr(kwargs, amqp.kwargsrepr_maxsize, maxlevels=levels)
+        return Texts(task.name, attempt.task_id, argsrepr, kwargsrepr, attempt.headers)
+
+    def _task(self, name: str) -> _Task:
+        """Looks at a task, once for each group of messages."""
+        task = self._app.tasks.get(name)
+        found = _Task(name, b"", None)
+        if task is not None:
+            options = {**task._get_exec_options(), "ignore_result": task.ignore_result}
+            is_plain = self._is_plain(task)
+            has_check = task.typing and hasattr(task, "__header__")
+            takes = task.__header__ if has_check else None
+            found = _Task(task.name, as_bytes(options) if is_plain else None, takes)
+        self._tasks[name] = found
+        return found
+
+    def _mark(self, entry: Any, texts: Texts) -> str | None:
+        """Makes a message without arguments that has these texts. Returns the name of its
+        serializer; None if it cannot be made in the short way."""
+        task = self._app.tasks.get(entry.task)
+        options = self._plain_options(addressed(entry, texts.task_id, texts.headers), task)
+        if options is None:
+            return None
+        serializer: str = options.get("serializer") or self._app.conf.task_serializer
+        self._make(texts.task, task, (), {}, options, (texts.argsrepr, texts.kwargsrepr))
+        return serializer
 
     def send(self, entry: Any, until_due: Callable[[], object]) -> None:
         """Sends an entry that was :func:`addressed`; celery.beat.SchedulingError where it could not
@@ -286,14 +362,7 @@ class Sender:
         none, of its task."""
         if task is None:
             options = dict(entry.options)
-        elif (
-            self._is_eager
-            or task.__v2_compat__
-            or task._dump_pydantic_arguments
-            or task.soft_time_limit  # which Celery compares with the other
-            or not is_own(task.apply_async)
-            or not is_own(task.shadow_name)
-        ):
+        elif not self._is_plain(task):
             return None
         else:
             ignored = {"ignore_result": task.ignore_result}
@@ -302,11 +371,35 @@ class Sender:
                 del options["expires"]
         return options if options.keys() <= _PLAIN else None
 
+    def _is_plain(self, task: Any) -> bool:
+        return not (
+            self._is_eager
+            or task.__v2_compat__
+            or task._dump_pydantic_arguments
+            or task.soft_time_limit  # which Celery compares with the other
+            or not is_own(task.apply_async)
+            or not is_own(task.shadow_name)
+        )
+
     def _send(self, entry: Any, task: Any, options: dict[str, Any]) -> None:
-        app, name = self._app, entry.task if task is None else task.name
         args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
         if task is not None and task.typing and hasattr(task, "__header__"):
             task.__header__(*args, **kwargs)
+        # As Celery would find out by itself, more slowly.
+        reprs = None if args else "()", None if kwargs else "{}"
+        name = entry.task if task is None else task.name
+        self._make(name, task, args, kwargs, options, reprs)
+
+    def _make(
+        self,
+        name: str,
+        task: Any,
+        args: Any,
+        kwargs: Any,
+        options: dict[str, Any],
+        reprs: tuple[str | None, str | None],
+    ) -> None:
+        app = self._app
         options["headers"]["celery_beat_task"] = True
         task_id, ignored = options.pop("task_id"), options.pop("ignore_result", None)
         limits = options.pop("time_limit", None), options.pop("soft_time_limit", None)
@@ -323,15 +416,31 @@ class Sender:
             time_limit=limits[0],
             soft_time_limit=limits[1],
             ignore_result=ignored,
-            # As it would find out by itself, more slowly.
-            argsrepr=None if args else "()",
-            kwargsrepr=None if kwargs else "{}",
+            argsrepr=reprs[0],
+            kwargsrepr=reprs[1],
             **self._same,
             **options,
         )
         # Celery would tell the result backend now, and make a result object: see _without_result().
         with self._producer.connection._reraise_as_library_errors():
             app.amqp.send_task_message(self._producer, name, message, **options)
+
+
+class _Task(NamedTuple):
+    """What a template has to know of a task: its name, its options (None: its messages are made
+    without a template), and a function that raises if the task does not take the arguments."""
+
+    name: str
+    options: bytes | None
+    takes: Callable[..., object] | None
+
+
+def _takes(check: Callable[..., object], args: Any, kwargs: Any) -> bool:
+    try:
+        check(*args, **kwargs)
+    except Exception:
+        return False
+    return True
 
 
 def send_by_celery(apply_async: Callable[..., object], app: Any, producer: Any, entry: Any) -> None:

@@ -18,7 +18,7 @@ from .broker import BackOff, Broker, Fault, comes_from, unwrapped
 from .errors import ZkBeatError
 from .ledger import RunLedger
 from .log import Action, get_logger
-from .messages import Attempt, Made, addressed, headers_of
+from .messages import Attempt, Made, headers_of
 from .metrics import Metrics
 from .records import to_text
 from .runs import Run
@@ -320,13 +320,14 @@ class Publisher:
         header = _header(run, self._ledger, settings.id)
         headers = headers_of(header, is_extended=settings.result_extended)
         task_id = self._dispatcher.task_id(run)
-        entry = addressed(self._dispatcher.source.entry_of(run), task_id, headers)
+        entry = self._dispatcher.source.entry_of(run)
         if logger.isEnabledFor(logging.INFO):
             text = "Scheduler: Sending due task %s (%s), run %d"
             told = run.telling("sending", self._ledger.epoch, task_id)
             logger.info(text, run.entry, entry.task, run.number, extra=told)
         until_due = functools.partial(_wait_until_due, [run])
-        attempt = Attempt(entry, until_due, self._broker.handed_over, self._hooked.before(run))
+        handed, before = self._broker.handed_over, self._hooked.before(run)
+        attempt = Attempt(entry, task_id, headers, until_due, handed, before)
         try:
             send(run, attempt)
         finally:

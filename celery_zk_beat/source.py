@@ -17,12 +17,14 @@ from .dispatcher import Dispatcher
 from .due import (
     as_of,
     ask_at,
+    due_by_celery,
     is_ahead,
     last_run,
     leaves_of,
     missed_instant,
     next_free,
     next_run_of,
+    utc_of,
 )
 from .log import get_logger
 from .names import Entries
@@ -166,13 +168,17 @@ class Source(ABC):
         state = self._ledger.state(run.entry)
         if run.extra or state is None or at - run.planned < _LATE:
             return None
-        found = None
+        found = entry = None
         with only_logged(run.entry):
+            entry = self.entries[run.entry]
+            if utc_of(entry, entry.last_run_at) == state.last_run_at:
+                following = due_by_celery(entry)  # this costs less than to look closely
+                if following is not None and following > at:
+                    return None
             # Do not ask a class that does not tell when it was due: it will return it itself.
             found = self.missed(run.entry, state, at, ask=False)
         if found is None:
             return None
-        entry = self.entries[run.entry]
         last_run_at = last_run(entry, *found)
         self._set_clock(entry, last_run_at)
         return last_run_at

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from amqp.exceptions import MessageNacked
-from kombu import exceptions
 from kombu.transport import TRANSPORT_ALIASES, virtual
 
 from celery_zk_beat.records import from_text
@@ -164,31 +164,30 @@ class Broker:
             raise ConnectionResetError(f"simulated: {mood}")
 
 
-class Batch:
-    """As kombu's own for Redis."""
+class Pipeline:
+    """As one of redis-py."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+    def __init__(self) -> None:
         self._gathered: list[dict[str, Any]] = []
 
-    def publish(self, message: dict[str, Any], **kwargs: Any) -> None:
-        publish: Callable[..., object] = self.channel.basic_publish
-        publish(message, _publish_batch=self._gathered, **kwargs)
+    def __enter__(self) -> Pipeline:
+        return self
 
-    def flush(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        if not gathered:
-            return
-        try:
-            Broker.current.take(*gathered)
-        except OSError as exc:
-            raise exceptions.BatchPublishError("delivery is uncertain") from exc
-
-    def discard(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._gathered = []
 
-    def close(self) -> None:
-        pass
+    def lpush(self, queue: str, *messages: str) -> None:
+        self._gathered.extend(json.loads(message)["headers"] for message in messages)
+
+    def execute(self) -> None:
+        Broker.current.take(*self._gathered)
+
+
+class Client:
+    """As redis-py's."""
+
+    def pipeline(self, transaction: bool) -> Pipeline:
+        return Pipeline()
 
 
 class Channel(virtual.Channel):
@@ -196,21 +195,22 @@ class Channel(virtual.Channel):
     def supports_batch_publish(self) -> bool:
         return Broker.current.together
 
-    def create_publish_batch(self, max_size: int) -> Batch:
-        return Batch(self)
+    @contextlib.contextmanager
+    def conn_or_acquire(self) -> Iterator[Client]:
+        yield Client()
 
     def _put(
         self,
         queue: str,
         message: dict[str, Any],
-        _publish_batch: list[dict[str, Any]] | None = None,
+        _publish_batch: Any = None,
         **kwargs: Any,
     ) -> None:
-        headers = json.loads(json.dumps(message["headers"]))
+        text = json.dumps(message)
         if _publish_batch is None:
-            Broker.current.take(headers)
+            Broker.current.take(json.loads(text)["headers"])
         else:
-            _publish_batch.append(headers)
+            _publish_batch.add("lpush", queue, text)
 
     def _size(self, queue: str) -> int:
         return 0

@@ -92,7 +92,7 @@ WALLS = {
         "source.py",
     },
     "cronsim": {"schedules.py"},
-    "kombu": {"broker.py", "publishing.py"},
+    "kombu": {"broker.py", "publishing.py", "templates.py"},
     "amqp": {"broker.py"},
     "django": {"gate/stores.py"},
 }
