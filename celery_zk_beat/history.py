@@ -21,15 +21,15 @@ from .limits import Limits
 from .log import get_logger
 from .paths import Paths, page_of, volume_of
 from .records import FORMAT, decode, field
-from .runs import HISTORY, PastRun, RunState, decode_past, plain_past, to_json
+from .runs import HISTORY, PastRun, RunState, decode_past, in_order, plain_past, to_json
 from .zookeeper.operations import Create, Node, Operation, SetData
 
 logger = get_logger(__name__)
 
 #: Most past runs in one volume, as long as each entry has one.
 _HISTORY_OF_VOLUME = 200
-#: About the bytes of a past run that is written.
-_PAST_BYTES = 38
+#: About the bytes of a past run that is written, and of its outcome.
+_PAST_BYTES, _OUTCOME_BYTES = 38, 50
 
 #: Most volumes, and bytes of them, in one transaction.
 _AT_ONCE, _BYTES_AT_ONCE = 64, 200_000
@@ -65,6 +65,8 @@ def merged(
     kept = [amended.get(past.run, past) for past in old]
     there.update(kept)
     past = (*kept, *(past for past in new[taken:] if past not in there))
+    if any(each.outcome for each in new):
+        past = (*in_order(past),)  # an outcome may be of a run before the last
     return past[-most:] if most else ()
 
 
@@ -140,7 +142,9 @@ class Histories:
     def note_written(self, page: str, states: Mapping[str, RunState]) -> None:
         """Notes that a page was written, with these states."""
         cost = sum(
-            _PAST_BYTES + len(past.note or "") for state in states.values() for past in state.past
+            _PAST_BYTES + len(past.note or "") + (_OUTCOME_BYTES if past.outcome else 0)
+            for state in states.values()
+            for past in state.past
         )
         if not cost:
             return

@@ -31,7 +31,7 @@ from .names import in_order
 from .pages import OVERHEAD, Changes, Kept, Pages, size_of, too_large
 from .paths import is_page, page_of
 from .runs import LONGEST_MADE, PastRun, Run, RunState, bytes_of, decode_outbox, encode_outbox
-from .zookeeper.operations import Check, Create, Node, Operation, Pending, SetData
+from .zookeeper.operations import Check, Create, Delete, Node, Operation, Pending, SetData
 
 logger = get_logger(__name__)
 
@@ -401,6 +401,35 @@ class RunLedger:
             self._outbox_changed |= alone
             self.outbox, self._outbox_bytes = outbox, None
 
+    def fold(
+        self, outcomes: Mapping[str, Sequence[PastRun]], also: Mapping[str, Sequence[Operation]]
+    ) -> Iterator[list[str]]:
+        """Records what became of tracked runs, with as few transactions as it takes.
+
+        Args:
+            outcomes: by entry, its runs, each with its outcome. Each entry has a state.
+            also: by entry, what is part of its transaction.
+
+        Yields:
+            after each transaction, the entries whose outcomes it has recorded.
+
+        Raises:
+            Outdated: a znode of `also` is not as it was read. The ledger is as it was.
+        """
+        states: dict[str, RunState] = {}
+        for name, runs in outcomes.items():
+            state = self._pages.of(name).states[name]
+            for past in runs:
+                state = state.after_outcome(past)
+            states[name] = state
+        for batch in self._batches(states):
+            self._commit(batch, self.outbox, *(each for name in batch for each in also[name]))
+            yield [*batch]
+
+    def open_runs(self) -> dict[str, tuple[PastRun, ...]]:
+        """The runs that are tracked and have not ended, of all entries that have some."""
+        return self._pages.open_runs()
+
     def skip(
         self, entries: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
     ) -> None:
@@ -601,7 +630,7 @@ class RunLedger:
         size = sum(map(_bytes_of, operations))
         try:
             self._written_at = clock.boottime()
-            conditions = frozenset(each.path for each in also if isinstance(each, Check))
+            conditions = frozenset(each.path for each in also if isinstance(each, (Check, Delete)))
             pending = self._session.send(*operations)
             sent = _Sent(pending, confirmed, size, conditions, before, writes_outbox)
         except ZkBeatError as exc:

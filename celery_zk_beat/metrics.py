@@ -23,6 +23,7 @@ SKIPPED = {
     "resumed": "an operator resumed without catching up",
     "catch_up": "later than catch_up of zk_beat_policies",
     "limit": "more were missed than limit of zk_beat_policies",
+    "overlap": "the run before is still open",
 }
 #: Most entries with metrics of their own, and most characters of their names: each is a label.
 MOST_SELECTED, LONGEST_SELECTED = 100, 200

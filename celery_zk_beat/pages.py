@@ -17,14 +17,14 @@ from .limits import Limits
 from .log import get_logger
 from .paths import PAGES_OF_VOLUME, Paths, page_of
 from .records import to_text
-from .runs import LATEST, TOLERANCE, RunState, decode_page, encode_page
+from .runs import LATEST, TOLERANCE, PastRun, RunState, decode_page, encode_page
 
 logger = get_logger(__name__)
 
 #: How many times as long a page may become when it is written again.
 _MOST_LONGER = 5
 #: Bytes by which a state may grow that has no past: as it runs, and is named no longer.
-_GROWTH = 250
+_GROWTH = 350
 #: At least the bytes of a transaction, and of a run in the outbox, beside names and data.
 OVERHEAD = 300
 
@@ -192,6 +192,11 @@ class Pages:
     def names_by_key(self) -> dict[str, str]:
         states = (each for page in self._pages.values() for each in page.states.items())
         return {state.key: name for name, state in states if state.key is not None}
+
+    def open_runs(self) -> dict[str, tuple[PastRun, ...]]:
+        """See :meth:`.RunLedger.open_runs`."""
+        states = (each for page in self._pages.values() for each in page.states.items())
+        return {name: state.open for name, state in states if state.open}
 
     def change(self, states: Changes) -> dict[str, Page]:
         """Puts states onto their pages, or removes them. Returns the changed pages, by name."""

@@ -144,8 +144,12 @@ class _Applied:
             instants = instants_of(entry, due)
             if instants.is_fixed:
                 self._instants[name] = instants
-        ran, last_due = (0, None) if state is None else (state.ran, state.due)
-        return policy.decide(due, now, instants, ran, f"{self._root}/{name}", last_due)
+        seed = f"{self._root}/{name}"
+        if state is None:
+            return policy.decide(due, now, instants, 0, seed)
+        return policy.decide(
+            due, now, instants, state.ran, seed, state.due, is_open=bool(state.open)
+        )
 
 
 class Planner:
@@ -220,6 +224,12 @@ class Planner:
         if self.seen.remove(name):
             self._policies.forget(name)
             self._agenda.take_off(name)
+
+    def look_again(self, name: str) -> None:
+        """Looks at an entry at once, because its open run has ended."""
+        if name in self._names.get():
+            self._agenda.take_off(name)
+            self._agenda.put(name, 0.0)
 
     def _take(self, name: str, entry: Any, now: datetime, is_changed: bool) -> bool:
         """Puts an entry on the agenda. Returns False if its state says that it ran in the future:
@@ -314,14 +324,15 @@ class Planner:
             self._agenda.put(item.name, math.inf)
             return
         due, leaves = verdict.due, verdict.leaves
-        if verdict.skipped is not None:
-            assert verdict.clock is not None
-            plan.skipped.append(Skipped(item.name, due, verdict.clock, verdict.skipped))
-            entry.last_run_at = as_of(entry, verdict.clock)
+        # Jitter is not lateness: only the time after `leaves` counts.
+        claimed = verdict.clock or last_run(entry, due, now - (leaves - due))
+        if verdict.waits is not None:
+            self._agenda.put(item.name, verdict.waits.timestamp(), due)
+        elif verdict.skipped is not None:
+            plan.skipped.append(Skipped(item.name, due, claimed, verdict.skipped))
+            entry.last_run_at = as_of(entry, claimed)
             self._place(item.name, entry)
         elif self._is_time(item, due, leaves, now):
-            # Jitter is not lateness: only the time after `leaves` counts.
-            claimed = verdict.clock or last_run(entry, due, now - (leaves - due))
             run = Run(
                 item.name,
                 entry.total_run_count + 1,

@@ -17,6 +17,10 @@ from .errors import SettingsError
 
 #: Values of `coalesce`: one run for all that was missed, or each its own.
 ONE, ALL = "one", "all"
+#: Values of `overlap`: what becomes of an instant that comes while a run of the entry is open.
+ALLOW, SKIP, QUEUE = "allow", "skip", "queue"
+#: A wait that ends when the open run does, not by time.
+_FOREVER = datetime(9999, 1, 1, tzinfo=timezone.utc)
 #: So late a run may always be: claims, and clocks, are not exact.
 LEAST_CATCH_UP = timedelta(seconds=1)
 #: Most runs that "all" may have wait.
@@ -55,12 +59,14 @@ class Verdict(NamedTuple):
         skipped: why `due` is skipped, one of metrics.SKIPPED; None where it runs.
         clock: the `last_run_at` from which the entry's clock goes on, where that does not depend
             on when the run is claimed.
+        waits: when to decide again; None if it is decided.
     """
 
     due: datetime | None
     leaves: datetime
     skipped: str | None = None
     clock: datetime | None = None
+    waits: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,14 @@ class Policy:
         jitter: a run leaves up to so much later than it is due, but before it is due again.
         starts, ends: nothing that is due before, or after, runs; aware.
         runs: how many runs, in all.
+        track: record what becomes of each run.
+        overlap: what becomes of an instant that comes while a run is open: "allow" runs it too,
+            "skip" skips it, "queue" lets it wait until the open run has ended.
+        overlap_timeout: how long a run may be open before it counts as ended, though nobody has
+            reported that.
+        start_within, finish_within: how long after it is dispatched a run is to have begun, and
+            ended; None: without limit.
+        pause_after_failures: pause the entry once so many runs have failed in a row; None: never.
     """
 
     catch_up: timedelta | None = None
@@ -83,6 +97,23 @@ class Policy:
     starts: datetime | None = None
     ends: datetime | None = None
     runs: int | None = None
+    track: bool = False
+    overlap: str = ALLOW
+    overlap_timeout: timedelta = timedelta(days=1)
+    start_within: timedelta | None = None
+    finish_within: timedelta | None = None
+    pause_after_failures: int | None = None
+
+    @property
+    def is_tracked(self) -> bool:
+        """True if anything of it needs to know what becomes of runs."""
+        return bool(
+            self.track
+            or self.overlap != ALLOW
+            or self.start_within is not None
+            or self.finish_within is not None
+            or self.pause_after_failures
+        )
 
     def decide(
         self,
@@ -92,6 +123,7 @@ class Policy:
         ran: int,
         seed: str,
         last_due: datetime | None = None,
+        is_open: bool = False,
     ) -> Verdict:
         """What is to become of `due`, the first instant at which the entry is due after its last
         run, by `now`.
@@ -100,7 +132,26 @@ class Policy:
             ran: how many runs there were.
             seed: of the jitter; the same for an entry at each beat.
             last_due: the last instant that ran.
+            is_open: a run of the entry has not ended.
         """
+        verdict = self._decide(due, now, instants, ran, seed, last_due)
+        if not is_open or self.overlap == ALLOW or verdict.due is None or verdict.skipped:
+            return verdict
+        if now < verdict.leaves:  # the run may end until then
+            return verdict._replace(waits=verdict.leaves)
+        if self.overlap == SKIP:
+            return verdict._replace(skipped="overlap")
+        return verdict._replace(waits=_FOREVER)
+
+    def _decide(
+        self,
+        due: datetime,
+        now: datetime,
+        instants: Instants,
+        ran: int,
+        seed: str,
+        last_due: datetime | None,
+    ) -> Verdict:
         first = self._first(due, instants, last_due)
         if first is None or (self.runs is not None and ran >= self.runs):
             return Verdict(None, due)
@@ -163,7 +214,17 @@ class Policy:
 #: Keys of a policy that users write.
 _KEYS = (*(each.name for each in dataclasses.fields(Policy)), "once")
 #: Those that make sense where another scheduler decides what is due.
-_GATED_KEYS = ("catch_up", "jitter")
+_GATED_KEYS = (
+    *("catch_up", "jitter", "track", "start_within", "finish_within", "pause_after_failures"),
+)
+#: Those that need to know what becomes of runs, with the values that do not.
+_TRACKING_KEYS: dict[str, tuple[Any, ...]] = {
+    "track": (False,),
+    "overlap": (ALLOW,),
+    "start_within": (None,),
+    "finish_within": (None,),
+    "pause_after_failures": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -202,6 +263,13 @@ class Policies:
         """The patterns that match none of these."""
         names = list(names)
         return [pattern for pattern, _ in self.parts if not fnmatch.filter(names, pattern)]
+
+    def refuse_tracking(self, remedy: str) -> None:
+        """Raises SettingsError, which ends with `remedy`, if a policy needs to know what becomes of
+        runs."""
+        for pattern, keys in self.parts:
+            for key in needs_outcomes(keys):
+                raise SettingsError(f"{pattern!r}: {key!r}: {keys[key]!r} {remedy}")
 
     def refuse_what_gated_cannot(self) -> None:
         """Raises SettingsError where a policy has a key that makes no sense where another
@@ -277,21 +345,38 @@ def check_policy(keys: Mapping[Any, Any]) -> dict[str, Any]:
     return checked
 
 
+def needs_outcomes(keys: Mapping[str, Any]) -> list[str]:
+    """The keys of a checked policy that need to know what becomes of runs."""
+    return [key for key, free in _TRACKING_KEYS.items() if key in keys and keys[key] not in free]
+
+
+_SPANS = ("catch_up", "jitter", "overlap_timeout", "start_within", "finish_within")
+_CHOICES = {"coalesce": (ONE, ALL), "overlap": (ALLOW, SKIP, QUEUE)}
+_MOST = {"limit": _LARGEST_LIMIT, "runs": 10**9, "pause_after_failures": 1000}
+_MAY_BE_NONE = (
+    *("catch_up", "starts", "ends", "runs"),
+    *("start_within", "finish_within", "pause_after_failures"),
+)
+
+
 def _check(key: Any, value: Any) -> Any:
     if key not in _KEYS:
         raise SettingsError(f"{key!r} is not a key of a policy; expected one of {', '.join(_KEYS)}")
-    if value is None and key in ("catch_up", "starts", "ends", "runs"):
+    if value is None and key in _MAY_BE_NONE:
         return None
-    if key in ("catch_up", "jitter"):
+    if key in _SPANS:
         return _check_span(key, value)
     if key in ("starts", "ends"):
         return _check_instant(key, value)
-    if key == "coalesce" and value not in (ONE, ALL):
-        raise SettingsError(f"{key!r}: {value!r}: expected {ONE!r} or {ALL!r}")
-    if key == "once" and not isinstance(value, bool):
+    if key in _CHOICES and value not in _CHOICES[key]:
+        choices = [repr(each) for each in _CHOICES[key]]
+        raise SettingsError(
+            f"{key!r}: {value!r}: expected {', '.join(choices[:-1])} or {choices[-1]}"
+        )
+    if key in ("once", "track") and not isinstance(value, bool):
         raise SettingsError(f"{key!r}: {value!r}: expected True or False")
-    if key in ("limit", "runs"):
-        most = _LARGEST_LIMIT if key == "limit" else 10**9
+    if key in _MOST:
+        most = _MOST[key]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise SettingsError(f"{key!r}: {value!r}: expected a whole number, 1 to {most}")
     return value

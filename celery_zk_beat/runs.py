@@ -48,10 +48,52 @@ LONGEST_ERROR = 100
 LONGEST_MADE = 4_000
 #: Most characters of a note in the history.
 _LONGEST_NOTE = 200
+#: Most open runs of an entry; the oldest is forgotten first.
+MOST_OPEN = 20
+#: Most characters of a worker's name and of an exception's type.
+LONGEST_WORKER, LONGEST_TYPE = 100, 100
+#: Final states of a run's outcome: what was reported, and what the master concludes if nobody
+#: reports. A later report replaces such a conclusion.
+REPORTED = ("success", "failure", "revoked", "expired", "rejected", "ignored")
+LOST, UNKNOWN = "lost", "unknown"
+CONCLUDED = (LOST, UNKNOWN)
+#: What is said of a run that is still open, once.
+LATE_START, LATE_FINISH = "late_start", "late_finish"
+LATE = (LATE_START, LATE_FINISH)
+#: Outcomes that count for `pause_after_failures`.
+FAILURES = ("failure", LOST)
 #: The start of a dropped run's note.
 _DROPPED = "dropped: "
 #: Made once: making an encoder takes longer than using it.
 to_json = JSONEncoder(separators=(",", ":")).encode
+
+
+class Outcome(NamedTuple):
+    """What became of a run that was published.
+
+    Attributes:
+        state: one of REPORTED or CONCLUDED; of a run that is still open, one of LATE.
+        at_ms: when it was reported or concluded, by ZooKeeper's clock, in milliseconds since 1970.
+        runtime_ms: how long the task ran, in milliseconds, as its worker measured it.
+        worker: the name of the worker.
+        error: the type of the exception.
+    """
+
+    state: str
+    at_ms: int
+    runtime_ms: int | None = None
+    worker: str | None = None
+    error: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """True once the run is not open any more."""
+        return self.state not in LATE
+
+    @property
+    def at(self) -> datetime:
+        """See `at_ms`: aware, UTC."""
+        return NEVER + timedelta(milliseconds=self.at_ms)
 
 
 class PastRun(NamedTuple):
@@ -62,6 +104,7 @@ class PastRun(NamedTuple):
         due_ms, at_ms: :attr:`due` and :attr:`at`, in milliseconds since 1970.
         epoch: the epoch of the master that dispatched or skipped it.
         note: a remark, such as why it was skipped.
+        outcome: what became of it, if the run is tracked and that is known.
     """
 
     number: int | None
@@ -69,6 +112,7 @@ class PastRun(NamedTuple):
     at_ms: int
     epoch: int
     note: str | None = None
+    outcome: Outcome | None = None
 
     @classmethod
     def of(
@@ -123,6 +167,9 @@ class RunState:
         done: stretches that have run already, by a clock that was ahead. They must not run again.
             They are kept until they are past. Only for entries that run at fixed instants.
         ran: how many runs the entry's policy has counted, if it limits their number.
+        open: the tracked runs that are claimed and have not ended, oldest first, at most MOST_OPEN.
+            Their `at` is by ZooKeeper's clock.
+        failed: how many tracked runs have failed in a row.
     """
 
     last_run_at: datetime
@@ -137,6 +184,8 @@ class RunState:
     leaps: tuple[Stretch, ...] = ()
     done: tuple[Stretch, ...] = ()
     ran: int = 0
+    open: tuple[PastRun, ...] = ()
+    failed: int = 0
 
     @classmethod
     def first(
@@ -173,6 +222,9 @@ class RunState:
             "key": run.key,
             "ran": self.ran + run.counts,
         }
+        if run.tracked:
+            at_ms = past.at_ms - ahead // _MILLISECOND
+            changes["open"] = (*self.open, past._replace(at_ms=at_ms))[-MOST_OPEN:]
         if run.extra:
             return replace(self, **changes)
         return self.moved(run.due, run.claimed, ahead, due=run.due, ask=run.ask, **changes)
@@ -182,8 +234,30 @@ class RunState:
     ) -> RunState:
         """The state once a run is published later than its claim said: `past` is what happened,
         and the clock continues from another instant, if one is given."""
-        last = self.last_run_at
-        return self.moved(last, goes_on_from or last, ahead, past=self._with_amended(past))
+        last, at_ms = self.last_run_at, past.at_ms - ahead // _MILLISECOND
+        opened = tuple(
+            each._replace(at_ms=at_ms) if each.run == past.run else each for each in self.open
+        )
+        amended = self._with_amended(past)
+        return self.moved(last, goes_on_from or last, ahead, past=amended, open=opened)
+
+    def after_outcome(self, past: PastRun) -> RunState:
+        """The state once the outcome of a tracked run is known. The run is open no longer, unless
+        its outcome is not final: then it is, or is again."""
+        outcome = past.outcome
+        assert outcome is not None
+        others = tuple(each for each in self.open if each.run != past.run)
+        if not outcome.is_final:
+            return replace(self, open=tuple(in_order((*others, past)))[-MOST_OPEN:])
+        for each in self.past:
+            if each.run == past.run:
+                past = each._replace(outcome=outcome)
+        failed = self.failed
+        if outcome.state in FAILURES:
+            failed += 1
+        elif outcome.state == "success":
+            failed = 0
+        return replace(self, open=others, past=self._with_amended(past), failed=failed)
 
     def after_drop(self, run: Run, why: str) -> RunState:
         """The state once a run is dropped."""
@@ -191,7 +265,8 @@ class RunState:
         dropped = (*self.dropped, run.number)[-DROPS_REMEMBERED:]
         # A run that was claimed under another name has no past run here yet.
         note = self._with_amended if run.was is None else self._with_past
-        return replace(self, dropped=dropped, past=note(past))
+        opened = tuple(each for each in self.open if each.run != past.run)
+        return replace(self, dropped=dropped, past=note(past), open=opened)
 
     def after_skip(self, past: PastRun, at: datetime, ahead: timedelta) -> RunState:
         """The state once an instant is skipped and its clock goes on from `at`."""
@@ -209,7 +284,8 @@ class RunState:
         """The state of the same entry under another name, whose runs have been counted up to
         `number` and have this `past`: its own stays with the old name, for the task ids of its runs
         are of it."""
-        return replace(self, total_run_count=max(number, self.total_run_count), past=past)
+        number = max(number, self.total_run_count)
+        return replace(self, total_run_count=number, past=past, open=())
 
     def left_behind(self, now: datetime, ahead: timedelta) -> RunState:
         """The state that stays under the old name, for its history. It belongs to no entry."""
@@ -243,7 +319,15 @@ class RunState:
     def _with_amended(self, past: PastRun) -> tuple[PastRun, ...]:
         """With what is said of a run replaced, here or, where only that has it, in its history."""
         if any(each.run == past.run for each in self.past):
-            return tuple(past if each.run == past.run else each for each in self.past)
+            known = past.outcome is not None
+            return tuple(
+                (past if known else past._replace(outcome=each.outcome))
+                if each.run == past.run
+                else each
+                for each in self.past
+            )
+        if past.outcome is not None:  # perhaps of a run before the last
+            return tuple(in_order((*self.past, past)))[-HISTORY:]
         return self._with_past(past)
 
     def moved(self, since: datetime, at: datetime, ahead: timedelta, **changes: Any) -> RunState:
@@ -308,21 +392,29 @@ class RunState:
             more.append(f'"zone":{_quoted(self.zone)}')
         if self.ask is not None:
             more.append(f'"ask":{to_json(self.ask)}')
+        self._add_rarest(more)
+        return _with_more(text, more)
+
+    def _add_rarest(self, more: list[str]) -> None:
         if self.leaps:
             more.append(f'"leaps":{to_json(self.leaps)}')
         if self.done:
             more.append(f'"done":{to_json(self.done)}')
         if self.ran:
             more.append(f'"ran":{self.ran}')
-        return _with_more(text, more)
+        if self.open:
+            more.append(f'"open":{to_json(plain_past(self.open))}')
+        if self.failed:
+            more.append(f'"failed":{self.failed}')
 
     @property
     def bare(self) -> RunState:
-        """The state for a full page: without the past, all but the last drop, and the data that
-        would help after a clock was ahead."""
-        if not self.past and not self.leaps and len(self.dropped) < 2:
+        """The state for a full page: without the past, all but the last drop and the last open
+        run, and the data that would help after a clock was ahead."""
+        if not self.past and not self.leaps and len(self.dropped) < 2 and len(self.open) < 2:
             return self
-        return replace(self, past=(), leaps=(), dropped=self.dropped[-1:])
+        dropped, opened = self.dropped[-1:], self.open[-1:]
+        return replace(self, past=(), leaps=(), dropped=dropped, open=opened)
 
 
 @dataclass(frozen=True)
@@ -348,6 +440,7 @@ class Run:
         made: the headers that hooks put into the run, as JSON; None if hooks did not get it.
         leaves: when to publish it, if that is later than `due`.
         counts: its entry's policy counts it. Not in the outbox.
+        tracked: its entry's policy asks what becomes of it.
     """
 
     entry: str
@@ -365,6 +458,7 @@ class Run:
     made: str | None = dataclasses.field(default=None, compare=False)
     leaves: datetime | None = dataclasses.field(default=None, compare=False)
     counts: bool = dataclasses.field(default=False, compare=False)
+    tracked: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def note(self) -> str | None:
@@ -427,6 +521,8 @@ class Run:
             more.append(f'"made":{self.made}')
         if self.leaves is not None:
             more.append(f'"leaves":{microseconds(self.leaves)}')
+        if self.tracked:
+            more.append('"tracked":true')
         return _with_more(text, more)
 
 
@@ -483,6 +579,8 @@ def _decode_state(path: str, item: Any) -> RunState:
         _decode_stretches(more.get("done")),
         # No more than there were: it is the end of an entry.
         min(count(path, more, "ran"), number) if "ran" in more else 0,
+        decode_past(more.get("open"), MOST_OPEN),
+        count(path, more, "failed") if "failed" in more else 0,
     )
 
 
@@ -537,16 +635,21 @@ def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
     return tuple(number for number in numbers if type(number) is int and 0 <= number < _LATEST_MS)
 
 
+def in_order(past: Iterable[PastRun]) -> list[PastRun]:
+    """Sorts past runs by when they were dispatched."""
+    return sorted(past, key=lambda each: (each.at_ms, each.due_ms))
+
+
 def plain_past(past: Iterable[PastRun]) -> list[tuple[Any, ...]]:
     """Returns past runs as JSON data."""
-    return [each if each.note else each[:-1] for each in past]
+    return [each if each.outcome else each[: 5 if each.note else 4] for each in past]
 
 
-def decode_past(items: Any) -> tuple[PastRun, ...]:
+def decode_past(items: Any, most: int = HISTORY) -> tuple[PastRun, ...]:
     """Reads past runs, and leaves out damaged ones: nothing depends on them."""
     if not isinstance(items, list):
         return ()
-    return tuple(filter(None, map(_decode_past, items[-HISTORY:])))
+    return tuple(filter(None, map(_decode_past, items[-most:])))
 
 
 def _decode_past(item: Any) -> PastRun | None:
@@ -562,8 +665,29 @@ def _decode_past(item: Any) -> PastRun | None:
         and (type(epoch) is int and 0 <= epoch < _LATEST_MS)
     ):
         return None
-    text = note[0][:_LONGEST_NOTE] if note and isinstance(note[0], str) else None
-    return PastRun(number, due_ms, at_ms, epoch, text)
+    if not note:
+        return PastRun(number, due_ms, at_ms, epoch)
+    text = note[0][:_LONGEST_NOTE] if isinstance(note[0], str) else None
+    outcome = _decode_outcome(note[1]) if len(note) > 1 else None
+    return PastRun(number, due_ms, at_ms, epoch, text, outcome)
+
+
+def _decode_outcome(item: Any) -> Outcome | None:
+    try:
+        state, at_ms, runtime_ms, worker, error = item
+    except (TypeError, ValueError):
+        return None
+    if not (
+        isinstance(state, str)
+        and state in (*REPORTED, *CONCLUDED, *LATE)
+        and (type(at_ms) is int and 0 <= at_ms < _LATEST_MS)
+    ):
+        return None
+    if type(runtime_ms) is not int or not 0 <= runtime_ms < _LATEST_MS:
+        runtime_ms = None
+    worker = worker[:LONGEST_WORKER] if isinstance(worker, str) else None
+    error = error[:LONGEST_TYPE] if isinstance(error, str) else None
+    return Outcome(state, at_ms, runtime_ms, worker, error)
 
 
 def microseconds(instant: datetime) -> int:
@@ -621,6 +745,7 @@ def _decode_run(path: str, item: Any) -> Run:
         call=count(path, more, "call") if "call" in more else 0,
         made=_decode_made(more.get("made")),
         leaves=_instant(path, more, "leaves") if "leaves" in more else None,
+        tracked=more.get("tracked") is True,
     )
 
 

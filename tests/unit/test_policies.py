@@ -20,7 +20,7 @@ from celery_zk_beat.errors import SettingsError
 from celery_zk_beat.names import Entries
 from celery_zk_beat.planner import Plan, Planner
 from celery_zk_beat.policies import NO_POLICIES, Policies, Policy, check_policies
-from celery_zk_beat.runs import RunState
+from celery_zk_beat.runs import PastRun, RunState
 from celery_zk_beat.schedules import cron, every
 from celery_zk_beat.settings import Settings
 
@@ -59,6 +59,10 @@ class Known:
         return False
 
 
+#: The runs of an entry of which one has not ended.
+_OPEN = (PastRun.of(3, LAST, LAST, 7),)
+
+
 def plan(
     policies: Mapping[str, Any],
     when: Any,
@@ -66,6 +70,7 @@ def plan(
     now: datetime,
     ran: int = 0,
     deadline: float | None = None,
+    is_open: bool = False,
 ) -> Plan:
     """What is to be done at `now` with an entry that ran `last`. `deadline`: the setting
     beat_cron_starting_deadline."""
@@ -73,7 +78,7 @@ def plan(
     names = Entries(lambda: entries, False)
     planner = Planner(
         names,
-        Known(RunState(last, 3, due=last, ran=ran)),
+        Known(RunState(last, 3, due=last, ran=ran, open=_OPEN if is_open else ())),
         lambda entry: entry.is_due(),
         5.0,
         check_policies(policies),
@@ -100,9 +105,60 @@ class Case:
     again: datetime | None = None
     ran: int = 0
     deadline: float | None = None
+    is_open: bool = False
 
 
 CASES = [
+    Case("overlap", {"track": True}, HOURLY, LAST, at(0, seconds=1), due=at(0), is_open=True),
+    Case("none is open", {"overlap": "skip"}, HOURLY, LAST, at(0, seconds=1), due=at(0)),
+    Case(
+        "skip: not before it is due, for the other run may end until then",
+        {"overlap": "skip"},
+        HOURLY,
+        LAST,
+        at(0, seconds=-0.01),
+        again=at(0),
+        is_open=True,
+    ),
+    Case(
+        "skip: one for all that was missed",
+        {"overlap": "skip"},
+        HOURLY,
+        LAST,
+        at(2, seconds=1),
+        skipped=(at(0), "overlap"),
+        again=at(3),
+        is_open=True,
+    ),
+    Case(
+        "skip: an interval keeps its instants",
+        {"overlap": "skip"},
+        schedule(3600, app=APP),
+        at(-1),
+        at(0, seconds=0.01),
+        skipped=(at(0), "overlap"),
+        again=at(1),
+        is_open=True,
+    ),
+    Case(
+        "queue: it waits for the end of the other, not for an instant",
+        {"overlap": "queue"},
+        HOURLY,
+        LAST,
+        at(2, seconds=1),
+        again=datetime(9999, 1, 1, tzinfo=timezone.utc),
+        is_open=True,
+    ),
+    Case(
+        "queue: what is too late meanwhile is skipped",
+        {"overlap": "queue", "catch_up": 60},
+        HOURLY,
+        LAST,
+        at(0.5),
+        skipped=(at(0), "catch_up"),
+        again=at(1),
+        is_open=True,
+    ),
     Case("nothing is asked", {}, HOURLY, LAST, at(5.5), due=at(0)),
     Case("in time", {"catch_up": 60}, HOURLY, LAST, at(0, seconds=59), due=at(0)),
     Case(
@@ -284,7 +340,15 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_plan(case: Case) -> None:
-    found = plan({"*": case.policy}, case.every, case.last, case.now, case.ran, case.deadline)
+    found = plan(
+        {"*": case.policy},
+        case.every,
+        case.last,
+        case.now,
+        case.ran,
+        case.deadline,
+        case.is_open,
+    )
     assert [run.due for run in found.runs] == ([] if case.due is None else [case.due])
     assert [(each.due, each.reason) for each in found.skipped] == (
         [] if case.skipped is None else [case.skipped]
@@ -294,6 +358,14 @@ def test_plan(case: Case) -> None:
     if case.due is None:
         again = math.inf if case.again is None else case.again.timestamp()
         assert found.look_again == pytest.approx(again, abs=0.1)
+
+
+def test_each_missed_instant_is_skipped() -> None:
+    """An instant that comes while a run is open has its own line in the history."""
+    policy = {"overlap": "skip", "coalesce": "all"}
+    found = plan({"*": policy}, HOURLY, LAST, at(2, seconds=1), is_open=True)
+    assert [each.due for each in found.skipped] == [at(0), at(1), at(2)]
+    assert found.runs == []
 
 
 def test_runs_are_counted() -> None:
