@@ -61,6 +61,8 @@ class Backfilling:
         ledger = self._ledger
         if name in ledger.outbox or self._control.holds(name) or ledger.damaged(name):
             return True
+        if self._dispatcher.is_blocked(name):
+            return True
         self._source.look_at([name])
         entry, why = self._source.entries.get(name), ""
         if entry is None:
@@ -90,14 +92,15 @@ class Backfilling:
         is_last = _next(entry, after) is None
         changed = control.backfills.having(name, None if is_last else after)
         written = control.write_backfills(changed)
-        if not dispatcher.claim([run], control.unchanged, written):
+        claimed = dispatcher.claim([run], control.unchanged, written)
+        if not claimed:
             return  # there was no room for it in the outbox
         control.backfills_written(changed)
         self._next_at[name] = clock.boottime() + 1.0 / backfill.rate
         self._source.has_run_extra(name, number)
         if is_last:
             self._tell_end(name, after)
-        dispatcher.publisher.publish([run])
+        dispatcher.publisher.publish(claimed)
 
     def _end(self, name: str, backfill: Backfill) -> None:
         self._write(self._control.backfills.having(name, None))

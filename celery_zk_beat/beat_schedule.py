@@ -95,6 +95,9 @@ class BeatSchedule(Source):
             with no_collector():
                 self._build()
 
+    def look_again(self, name: str) -> None:
+        self._planner.look_again(name)
+
     def turn(self) -> float:
         """Claims what is due or will be in a moment, and publishes it when it is due.
 

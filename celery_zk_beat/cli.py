@@ -564,9 +564,14 @@ def _other_pauses(pauses: Pauses, entry: str | None) -> str:
 
 @zk_beat.command(cls=CeleryCommand)
 @_entry(required=True)
+@click.option(
+    "--overlap",
+    is_flag=True,
+    help="Even if a run of ENTRY is still open, and its policy forbids that two overlap.",
+)
 @timeout_option
 @click.pass_context
-def run(ctx: click.Context, entry: str, timeout: float) -> None:
+def run(ctx: click.Context, entry: str, overlap: bool, timeout: float) -> None:
     """Make the master dispatch ENTRY once, now.
 
     The extra run has the entry's own arguments and options. It does not change when ENTRY is due
@@ -579,7 +584,8 @@ def run(ctx: click.Context, entry: str, timeout: float) -> None:
     news, deadline = clock.Wakeup(), clock.boottime() + timeout
     with _site(ctx, timeout, news) as site:
         begun = clock.boottime()
-        answer, number = _ask(site, RUN, entry, "dispatched", news, deadline)
+        asked = replace(_request(RUN, entry), overlap=1 if overlap else None)
+        answer, number = _ask(site, asked, "dispatched", news, deadline)
         claimed = f"run {number} of {entry}, task id {answer.task_id}"
         if _until(lambda: _has_left(site, entry, number, news), news, deadline) is None:
             raise Failure(f"{claimed}: claimed, waits for the broker")
@@ -607,13 +613,13 @@ def drop(ctx: click.Context, entry: str, timeout: float) -> None:
     """
     news, deadline = clock.Wakeup(), clock.boottime() + timeout
     with _site(ctx, timeout, news) as site:
-        answer, number = _ask(site, DROP_RUN, entry, "dropped", news, deadline)
+        answer, number = _ask(site, _request(DROP_RUN, entry), "dropped", news, deadline)
     what = f"run {number} of {entry}, task id {answer.task_id}: dropped, {answer.text}"
     print_lines(ctx, [safe(what)])
 
 
 def _ask(
-    site: _Site, do: str, entry: str, done: str, news: clock.Wakeup, deadline: float
+    site: _Site, request: RequestRecord, done: str, news: clock.Wakeup, deadline: float
 ) -> tuple[Answer, int]:
     """Sends the master a request about one entry.
 
@@ -623,7 +629,8 @@ def _ask(
     Returns:
         the answer, and the number of the run.
     """
-    answer = _answered(site, _request(do, entry), done, f"history {entry}", news, deadline)
+    entry = request.entry or ""
+    answer = _answered(site, request, done, f"history {entry}", news, deadline)
     if answer.run is None:
         raise Failure(f"{entry}: {answer.text}: nothing was {done}")
     return answer, answer.run

@@ -188,6 +188,7 @@ class RequestRecord(Record):
         by: who asks, for the log and the history.
         since, until, rate: of a backfill, as in :class:`.backfills.Backfill`.
         most: refuse a backfill of more runs than this.
+        overlap: 1: run the entry even if a run of it is open and its policy forbids that.
     """
 
     do: str
@@ -199,6 +200,7 @@ class RequestRecord(Record):
     until: str | None = None
     rate: float | None = None
     most: int | None = None
+    overlap: int | None = None
 
 
 @dataclass(frozen=True)
@@ -334,6 +336,19 @@ class Control:
             written = SetData(self._paths.pauses, pauses.encode(), self._version)
             self._session.commit(Check(self._paths.epoch, epoch), written)
             self.pauses, self._version = pauses, self._version + 1
+
+    def pausing(self, entry: str, at: datetime, by: str) -> tuple[Operation, Pauses] | None:
+        """Returns an operation that pauses an entry, for a transaction, and what to give to
+        :meth:`paused` after it. None if there are too many pauses."""
+        pauses = self.pauses.pause(entry, at, by[:LONGEST_WHO])
+        data = pauses.encode()
+        if self.damage is not None or len(data) > LARGEST_PAUSES - _KEPT:
+            return None
+        return SetData(self._paths.pauses, data, self._version), pauses
+
+    def paused(self, pauses: Pauses) -> None:
+        """Notes that the pauses were written."""
+        self.pauses, self._version = pauses, self._version + 1
 
     def give_up(self, request: Request) -> None:
         """Ignores this request from now on."""

@@ -20,7 +20,7 @@ from .limits import LARGEST_OUTBOX, MOST_RUNS
 from .log import Action, get_logger, telling
 from .messages import run_id
 from .metrics import SKIPPED, Metrics
-from .policies import LEAST_CATCH_UP
+from .policies import ALLOW, LEAST_CATCH_UP
 from .publishing import Entries, Publisher
 from .records import to_text
 from .runs import NEVER, Run, bytes_of
@@ -58,6 +58,7 @@ class Dispatcher:
         wake: makes the loop turn; for any thread.
         policies: the entries' policies: those of the settings, and perhaps more from the source.
         is_closing: this beat is stopping.
+        has_opened: tracked runs were claimed since somebody set it to False.
     """
 
     source: Entries
@@ -78,7 +79,7 @@ class Dispatcher:
         self.ledger = RunLedger(election)
         self.control = Control(election.session, election.paths, wake)
         self.publisher = Publisher(self, broker, self.ledger)
-        self.is_closing = False
+        self.is_closing = self.has_opened = False
         #: Until when we may publish, by boottime().
         self._publish_until = math.inf
         #: When we last checked the held-back runs, by boottime().
@@ -172,6 +173,8 @@ class Dispatcher:
                 as it was.
         """
         begun = clock.boottime()
+        if self.policies and self.settings.outcomes is not None:
+            runs = [self._tracked(run) for run in runs]
         try:
             claimed = self.ledger.claim(
                 runs, *also, *self.source.conditions(runs), meanwhile=meanwhile
@@ -185,6 +188,19 @@ class Dispatcher:
         self.metrics.claim_seconds.observe(clock.boottime() - begun)
         self.metrics.claimed += len(claimed)
         return claimed
+
+    def _tracked(self, run: Run) -> Run:
+        policy = self.policies.of(run.entry)
+        if policy is None or not policy.is_tracked:
+            return run
+        self.has_opened = True
+        return replace(run, tracked=True)
+
+    def is_blocked(self, name: str) -> bool:
+        """True if a run of the entry is open, and its policy forbids that two overlap."""
+        policy, state = self.policies.of(name), self.ledger.state(name)
+        overlaps = policy is None or policy.overlap == ALLOW
+        return not overlaps and state is not None and bool(state.open)
 
     def publish_waiting(self) -> None:
         """Publishes the runs of the outbox that may be published now."""
@@ -290,6 +306,8 @@ class Dispatcher:
             for number, (name, (instant, _)) in enumerate(missed.items()):
                 due = to_text(instant)
                 level = logging.WARNING if number < MOST_LOGGED else logging.DEBUG
+                if reason == "overlap":  # as the policy asks for
+                    level = min(level, logging.INFO)
                 told = telling("skipped", entry=name, due=due, epoch=self.epoch)
                 logger.log(level, "%s: due %s, is skipped: %s", name, due, why, extra=told)
 

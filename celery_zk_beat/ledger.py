@@ -168,6 +168,11 @@ class RunLedger:
     def era(self) -> str:
         return self._loaded().era
 
+    @property
+    def inbox(self) -> str:
+        """The znode, chroot included, below which workers report."""
+        return self._paths.inbox
+
     def _loaded(self) -> Term:
         if self.term is None:
             raise NotMaster(f"{self._paths.root}: the run states are not loaded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from celery.beat import Scheduler
 
@@ -27,6 +28,9 @@ from .settings import DROP, Settings
 from .signals import Announcer
 from .source import Source, no_collector
 from .usefulness import Usefulness
+
+if TYPE_CHECKING:
+    from .outcomes.tracking import Tracking
 
 logger = get_logger(__name__)
 
@@ -76,6 +80,7 @@ class Loop:
         self.operators = Operators(self, dispatcher, self.source, self.backfilling)
         patterns = settings.metrics_entries
         self._by_entry = None if patterns is None else ByEntry(patterns, dispatcher, self.source)
+        self._tracking = self._make_tracking()
         self._usefulness = Usefulness(
             settings.publish_deadline,
             election,
@@ -90,6 +95,16 @@ class Loop:
         #: How many seconds the time of day was ahead of boottime() at the last turn.
         self._clock: float | None = None
         election.subscribe(self.wake)
+
+    def _make_tracking(self) -> Tracking | None:
+        if self._settings.outcomes is None:
+            return None
+        from .outcomes.inbox import Inbox  # which most have no use for
+        from .outcomes.tracking import Tracking
+
+        session, paths = self.election.session, self.election.paths
+        inbox = Inbox(session, paths, self._settings.outcomes_acl, self.wake)
+        return Tracking(self.dispatcher, self.source, inbox)
 
     def run(self) -> None:
         """Turns until it is closed.
@@ -167,9 +182,10 @@ class Loop:
             if not self.dispatcher.is_master:
                 return 0.0  # a request made it resign
         self.dispatcher.drop_held()
+        outcomes = math.inf if self._tracking is None else self._tracking.turn()
         left = self.source.turn()
         if left > 0:
-            left = min(left, self.backfilling.turn())
+            left = min(left, outcomes, self.backfilling.turn())
         self.ledger.confirm()
         self._metrics.outbox = len(self.ledger.outbox)
         self._metrics.writes = self.ledger.writes
@@ -308,5 +324,7 @@ class Loop:
         """Forgets the ledger: it must be loaded anew before anything is dispatched."""
         self.ledger.forget()
         self.source.close()
+        if self._tracking is not None:
+            self._tracking.forget()
         if self._by_entry is not None:
             self._by_entry.forget()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 #: Seconds.
 _LATENESS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_RUNTIMES = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 _CLAIMS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 #: Why a due instant has no run: as a label, and in words, for the history and the log.
@@ -122,6 +123,10 @@ class Metrics:
         outbox: runs that are claimed and not known to be published, on the master.
         by_source: how many entries this beat's schedule has, by where they come from: "code",
             "live" or "store".
+        outcomes: tracked runs that have ended, by their outcome.
+        runtime: seconds that their tasks ran.
+        late: tracked runs that did not start, or end, in time: "start" and "finish".
+        open: tracked runs that have not ended, on the master.
         by_entry: the numbers of selected entries; None on a standby, where none are asked for, and
             before they are known.
         selected: how many entries match what they are asked for of.
@@ -141,6 +146,10 @@ class Metrics:
     written_bytes: int = 0
     outbox: int = 0
     by_source: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    runtime: Histogram = field(default_factory=lambda: Histogram(_RUNTIMES))
+    late: dict[str, int] = field(default_factory=dict)
+    open: int = 0
     by_entry: list[EntryNumbers] | None = None
     selected: int = 0
     ticked: float = 0.0

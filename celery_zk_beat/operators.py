@@ -14,6 +14,7 @@ from .dispatcher import MOST_LOGGED, Dispatcher
 from .errors import Conflict, Outdated, ZooKeeperError
 from .log import get_logger, telling
 from .metrics import SKIPPED
+from .records import to_text
 from .runs import Run
 from .source import Source, only_logged
 
@@ -176,17 +177,21 @@ class Operators:
             return Answer(False, "its run state is missing or damaged: see the master's log")
         if self._ledger.full:
             return Answer(False, "too many runs wait for the broker")
+        if not request.record.overlap and dispatcher.is_blocked(name):
+            past = state.open[0]
+            text = f"run {past.number} is still open, since {to_text(past.at)}: --overlap runs "
+            return Answer(False, f"{text}the entry all the same")
         now = clock.now()
         number = state.total_run_count + 1
         run = Run(name, number, now, now, dispatcher.epoch, True, state.key)
         answer = Answer(True, "claimed", number, dispatcher.task_id(run))
         try:
-            dispatcher.claim([run], request.answer(answer))
+            claimed = dispatcher.claim([run], request.answer(answer))
         except Outdated:
             self._control.stale = True  # so that the request is read again
             return None
         self._source.has_run_extra(name, number)
-        dispatcher.publisher.publish([run])
+        dispatcher.publisher.publish(claimed)
         return answer
 
     def _drop_now(self, request: Request, name: str) -> Answer:

@@ -215,7 +215,8 @@ class Policy:
 _KEYS = (*(each.name for each in dataclasses.fields(Policy)), "once")
 #: Those that make sense where another scheduler decides what is due.
 _GATED_KEYS = (
-    *("catch_up", "jitter", "track", "start_within", "finish_within", "pause_after_failures"),
+    *("catch_up", "jitter", "track", "overlap", "overlap_timeout"),
+    *("start_within", "finish_within", "pause_after_failures"),
 )
 #: Those that need to know what becomes of runs, with the values that do not.
 _TRACKING_KEYS: dict[str, tuple[Any, ...]] = {
@@ -281,6 +282,11 @@ class Policies:
                         f"{pattern!r}: {key!r} does not work with zk_beat_scheduler, which decides "
                         f"what is due; expected one of {', '.join(_GATED_KEYS)}"
                     )
+            if keys.get("overlap") == QUEUE:
+                raise SettingsError(
+                    f"{pattern!r}: 'overlap': {QUEUE!r} does not work with zk_beat_scheduler, "
+                    f"which goes on to the next instant; expected {ALLOW!r} or {SKIP!r}"
+                )
 
 
 NO_POLICIES = Policies()

@@ -426,6 +426,8 @@ def _header(run: Run, ledger: RunLedger, master: str) -> dict[str, Any]:
     }
     if run.leaves is not None:
         header["leaves"] = to_text(run.leaves)
+    if run.tracked:
+        header["report"] = ledger.inbox
     return header
 
 

@@ -243,11 +243,10 @@ class RunState:
 
     def after_outcome(self, past: PastRun) -> RunState:
         """The state once the outcome of a tracked run is known. The run is open no longer, unless
-        its outcome is not final: then it is, or is again."""
+        its outcome is not final, or there is none after all: then it is, or is again."""
         outcome = past.outcome
-        assert outcome is not None
         others = tuple(each for each in self.open if each.run != past.run)
-        if not outcome.is_final:
+        if outcome is None or not outcome.is_final:
             return replace(self, open=tuple(in_order((*others, past)))[-MOST_OPEN:])
         for each in self.past:
             if each.run == past.run:

@@ -133,6 +133,12 @@ class Settings:
         settings.access.check()
         settings.access.check_acl("entries_acl", settings.entries_acl)
         settings.access.check_acl("outcomes_acl", settings.outcomes_acl)
+        if settings.outcomes is None:
+            remedy = f"needs {read.shown(_PREFIX + 'outcomes')} = 'worker' or 'backend'"
+            try:
+                settings.policies.refuse_tracking(remedy)
+            except SettingsError as exc:
+                raise SettingsError(f"{read.shown(_PREFIX + 'policies')} = {exc}") from None
         if settings.scheduler is not None:
             try:
                 settings.policies.refuse_what_gated_cannot()

@@ -28,7 +28,10 @@ from celery.utils.dispatch import Signal
 from . import clock
 from .log import get_logger
 
-__all__ = ["beat_demoted", "beat_elected", "entries_changed", "run_dropped", "run_published"]
+__all__ = [
+    *("beat_demoted", "beat_elected", "entries_changed"),
+    *("run_dropped", "run_finished", "run_late", "run_published", "run_started"),
+]
 
 logger = get_logger(__name__)
 
@@ -64,6 +67,41 @@ run_published = Signal(
 #: epoch (int): of the master that dropped it: this beat.
 #: reason (str): why, in words.
 run_dropped = Signal(name="run_dropped", providing_args={"entry", "run", "due", "epoch", "reason"})
+
+#: A worker began to execute a tracked run (docs/outcomes.md). Not sent for what began before this
+#: beat was elected.
+#:
+#: entry (str), run (int), due (datetime), task_id (str): as of run_published.
+#: epoch (int): of the master that learned of it: this beat.
+#: worker (str): the name of the worker.
+run_started = Signal(
+    name="run_started", providing_args={"entry", "run", "due", "epoch", "task_id", "worker"}
+)
+
+#: A tracked run has ended; the entry's history records that.
+#:
+#: entry (str), run (int), due (datetime), epoch (int), task_id (str): as of run_started.
+#: state (str): "success", "failure", "revoked", "expired", "rejected" or "ignored", as reported;
+#:     "lost" if its worker is gone; "unknown" if nobody reported its end in time.
+#: runtime (float or None): seconds that the task ran.
+#: worker (str or None): the name of the worker.
+#: error (str or None): the type of the exception.
+run_finished = Signal(
+    name="run_finished",
+    providing_args={
+        *("entry", "run", "due", "epoch", "task_id", "state", "runtime", "worker", "error")
+    },
+)
+
+#: A tracked run has not started, or not ended, as soon as its policy asks for. Sent once a run.
+#:
+#: entry (str), run (int), due (datetime), epoch (int), task_id (str): as of run_started.
+#: what (str): "start" or "finish".
+#: seconds (float): what the policy allows, from the dispatch.
+run_late = Signal(
+    name="run_late",
+    providing_args={"entry", "run", "due", "epoch", "task_id", "what", "seconds"},
+)
 
 #: The master goes by other live entries from now on. Not sent for what was changed before this
 #: beat was elected.

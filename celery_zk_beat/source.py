@@ -97,6 +97,9 @@ class Source(ABC):
     def look_at(self, names: list[str]) -> None:  # noqa: B027 - most need not
         """Reads these entries again, if the source keeps what it has read."""
 
+    def look_again(self, name: str) -> None:  # noqa: B027 - most need not
+        """Decides again about an entry whose instant waits until its open run has ended."""
+
     @abstractmethod
     def turn(self) -> float:
         """Claims due runs and publishes them. Returns the seconds until something may be due."""

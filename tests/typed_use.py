@@ -35,7 +35,10 @@ from celery_zk_beat.signals import (
     beat_elected,
     entries_changed,
     run_dropped,
+    run_finished,
+    run_late,
     run_published,
+    run_started,
 )
 from celery_zk_beat.testing import Missed, Timeline, Upcoming, timeline
 
@@ -183,5 +186,6 @@ def errors_of_live_entries() -> None:
 def receivers() -> None:
     def receiver(**more: Any) -> None: ...
 
-    for signal in (beat_elected, beat_demoted, run_published, run_dropped, entries_changed):
+    runs = (run_published, run_dropped, run_started, run_finished, run_late)
+    for signal in (beat_elected, beat_demoted, entries_changed, *runs):
         signal.connect(receiver, weak=False)

@@ -320,6 +320,9 @@ class GatedEntries(Source):
 
     def _by_policy(self, policy: Policy, run: Run, entry: Any) -> Run | None:
         """Returns the run as the entry's policy changes it; None if the policy skips it."""
+        if self._dispatcher.is_blocked(run.entry):
+            self._dispatcher.skip({run.entry: (run.due, run.claimed)}, "overlap")
+            return None
         now, seed = clock.now(), f"{self._election.paths.root}/{run.entry}"
         instants = instants_of(entry, run.due)
         verdict = policy.decide(run.due, now, instants, 0, seed)

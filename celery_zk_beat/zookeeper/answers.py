@@ -37,7 +37,10 @@ _UNCERTAIN = (
     exceptions.SessionExpiredError,
     exceptions.SessionMovedError,
 )
-_CONFLICTS = (exceptions.NodeExistsError, exceptions.NoNodeError, exceptions.BadVersionError)
+_CONFLICTS = (
+    *(exceptions.NodeExistsError, exceptions.NoNodeError, exceptions.BadVersionError),
+    exceptions.NotEmptyError,
+)
 _OVER_QUOTA = exceptions.EXCEPTIONS[-125]
 #: The last one is the answer of a server that demands credentials of all clients.
 _DENIALS = (exceptions.NoAuthError, exceptions.AuthFailedError, exceptions.EXCEPTIONS[-124])

@@ -1,0 +1,117 @@
+"""The inbox: what workers report, as the master reads it. The counterpart of the outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ..errors import AccessDenied, RootError, ZkBeatError
+from ..log import get_logger
+from ..paths import Paths
+from ..security import Grant
+from ..zookeeper.operations import Delete, Node
+from ..zookeeper.session import ZooKeeperSession
+from .deliveries import Deliveries, Delivery, Key
+from .reports import Report
+
+logger = get_logger(__name__)
+
+#: Most reports that are read at once; the others are read in the next turn.
+_AT_ONCE = 1000
+
+
+class Inbox(Deliveries):
+    """Reads the reports of workers. For one thread. Raises what
+    :meth:`.ZooKeeperSession.read` raises.
+
+    Args:
+        acl: the rights on the folders; None: as on all other znodes.
+        wake: is called on kazoo's thread when there is something new.
+    """
+
+    def __init__(
+        self,
+        session: ZooKeeperSession,
+        paths: Paths,
+        acl: tuple[Grant, ...] | None,
+        wake: Callable[[], None],
+    ) -> None:
+        self._session, self._paths, self._acl, self._wake = session, paths, acl, wake
+        self.forget()
+
+    def forget(self) -> None:
+        self._stale, self._is_there = True, False
+        self._known: dict[str, Delivery] = {}
+
+    @property
+    def stale(self) -> bool:
+        return self._stale
+
+    def read(self, open_runs: Iterable[Key] = ()) -> Mapping[str, Delivery]:
+        self._stale = False
+        try:
+            self._read()
+        except ZkBeatError:
+            self._stale = True
+            raise
+        return self._known
+
+    def outdated(self, name: str) -> None:
+        self._known.pop(name, None)
+        self._stale = True
+
+    def _read(self) -> None:
+        paths = self._paths
+        if not self._is_there:
+            for path in (paths.inbox, paths.inbox_reports, paths.inbox_running):
+                self._session.ensure(path, self._acl)
+            self._is_there = True
+        # In this order. A worker creates both znodes of a delivery at once, and writes the end and
+        # deletes the second at once. So if the second is missing, the report that is read
+        # afterwards says how it ended, or nobody is left to say it.
+        names = self._session.children(paths.inbox_reports, self._on_watch)
+        running = set(self._session.children(paths.inbox_running, self._on_watch))
+        known = self._known
+        for gone in known.keys() - set(names):
+            del known[gone]
+        wanted = [name for name in names if self._must_read(name, running)]
+        self._stale |= len(wanted) > _AT_ONCE
+        for name, node in self._nodes(wanted[:_AT_ONCE]):
+            if node is not None:
+                known[name] = self._delivery(name, node, name in running)
+
+    def _must_read(self, name: str, running: set[str]) -> bool:
+        known = self._known.get(name)
+        if known is None:
+            return True
+        if known.report is None or known.report.is_final:
+            return False
+        # The worker may go on although its session has expired, and write the end.
+        return name not in running or not known.is_running
+
+    def _nodes(self, names: Sequence[str]) -> Iterable[tuple[str, Node | None]]:
+        folder = self._paths.inbox_reports
+        try:
+            return zip(names, self._session.read_all([f"{folder}/{name}" for name in names]))
+        except AccessDenied:
+            return [(name, self._lenient(name)) for name in names]
+
+    def _lenient(self, name: str) -> Node | None:
+        """Reads one report. One that we may not read is as one that cannot be understood."""
+        try:
+            return self._session.read(f"{self._paths.inbox_reports}/{name}")
+        except AccessDenied as exc:
+            logger.warning("%s; it is ignored", exc)
+            return Node(b"", -1, 0)
+
+    def _delivery(self, name: str, node: Node, is_running: bool) -> Delivery:
+        path = f"{self._paths.inbox_reports}/{name}"
+        report: Report | None = None
+        try:
+            report = Report.decode(path, node.data)
+        except RootError as exc:
+            logger.warning("%s; it is ignored", exc)
+        return Delivery(name, report, node.mtime, is_running, Delete(path, node.version))
+
+    def _on_watch(self, event: object) -> None:
+        self._stale = True
+        self._wake()

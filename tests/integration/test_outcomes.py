@@ -1,0 +1,404 @@
+"""What becomes of tracked runs, on real masters. The reports are written as workers write them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab
+from kazoo.client import KazooClient
+from kazoo.security import make_digest_acl
+
+from celery_zk_beat import ZooKeeperScheduler, clock
+from celery_zk_beat.control import RUN, Answer, Asking, RequestRecord, change_pauses
+from celery_zk_beat.outcomes.reports import Report, delivery_of
+from celery_zk_beat.paths import Paths
+from celery_zk_beat.records import from_text, to_text
+from celery_zk_beat.runs import RunState
+from celery_zk_beat.signals import run_finished, run_late, run_started
+from celery_zk_beat.zookeeper.operations import Create, Delete, SetData
+from celery_zk_beat.zookeeper.session import ZooKeeperSession, connected
+from example_project.servers import ZooKeeper, wait_until
+from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.history import all_headers
+
+from .conftest import Make, every, past_of
+
+PERIOD = 0.5
+#: Not while a test lasts.
+YEARLY = crontab("0", "0", "*", "1", "1")
+
+
+class Worker:
+    """Reports as a worker does, with a session of its own."""
+
+    def __init__(self, session: ZooKeeperSession, paths: Paths, name: str) -> None:
+        self._session, self._paths, self.name, self._count = session, paths, name, 0
+
+    def begin(self, header: dict[str, Any], **more: Any) -> str:
+        """Begins to execute a message. Returns the delivery."""
+        self._count += 1
+        name = delivery_of(header["id"], self.name, self._count)
+        self._session.commit(*self._both(name, self._report(header, **more)))
+        return name
+
+    def end(self, name: str, header: dict[str, Any], state: str = "success", **more: Any) -> None:
+        """Ends it."""
+        report = self._report(header).ended(state, more.get("runtime", 0.25), more.get("error"))
+        self._session.commit(
+            SetData(f"{self._paths.inbox_reports}/{name}", report.encode()),
+            Delete(f"{self._paths.inbox_running}/{name}"),
+        )
+
+    def report(self, header: dict[str, Any], state: str) -> None:
+        """Reports a message that it does not execute."""
+        self._count += 1
+        name = delivery_of(header["id"], self.name, self._count)
+        data = self._report(header).ended(state, None, None).encode()
+        self._session.commit(Create(f"{self._paths.inbox_reports}/{name}", data))
+
+    def again(self, name: str, header: dict[str, Any]) -> None:
+        """Makes the znodes of a delivery again, as after the session has expired."""
+        self._session.commit(*self._both(name, self._report(header)))
+
+    def _report(self, header: dict[str, Any], **more: Any) -> Report:
+        return replace(Report.of(header["zk_beat"], header["id"], f"celery@{self.name}"), **more)
+
+    def _both(self, name: str, report: Report) -> list[Create]:
+        return [
+            Create(f"{self._paths.inbox_reports}/{name}", report.encode()),
+            Create(f"{self._paths.inbox_running}/{name}", b"", ephemeral=True),
+        ]
+
+    def die(self) -> None:
+        self._session.stop(PATIENCE)
+
+
+@pytest.fixture
+def hire(zookeeper: ZooKeeper, root: str) -> Iterator[Callable[[str], Worker]]:
+    """Makes workers."""
+    with contextlib.ExitStack() as stack:
+
+        def hire(name: str) -> Worker:
+            session = stack.enter_context(
+                connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, lambda: None)
+            )
+            return Worker(session, Paths(root), name)
+
+        yield hire
+
+
+@pytest.fixture
+def worker(hire: Callable[[str], Worker]) -> Worker:
+    return hire("00000001")
+
+
+@pytest.fixture(autouse=True)
+def settings(app: Celery) -> None:
+    app.conf.zk_beat_outcomes = "worker"
+
+
+def master(make: Make, policy: dict[str, Any], **schedule: Any) -> ZooKeeperScheduler:
+    app_schedule = schedule or {"e": every(PERIOD)}
+    beat = make(beat_schedule=app_schedule, zk_beat_policies={"*": policy})
+    assert beat.election.wait(PATIENCE)
+    beat._loop.turn()
+    return beat
+
+
+def go(beat: ZooKeeperScheduler, until: Callable[[], Any], what: str = "it to come") -> None:
+    wait_until(lambda: beat._loop.turn() is not None and until(), PATIENCE, what)
+
+
+def headers(app: Celery) -> list[dict[str, Any]]:
+    return all_headers(app.conf.broker_url)
+
+
+def sent(app: Celery, beat: ZooKeeperScheduler, count: int = 1) -> dict[str, Any]:
+    """Waits until so many messages were sent in all; returns the headers of the last."""
+    go(beat, lambda: len(headers(app)) >= count, "a message")
+    return headers(app)[count - 1]
+
+
+def state(beat: ZooKeeperScheduler, name: str = "e") -> RunState:
+    found = beat._loop.ledger.state(name)
+    assert found is not None
+    return found
+
+
+def folded(beat: ZooKeeperScheduler, name: str = "e") -> list[tuple[int | None, str]]:
+    """The outcomes in the history, with the numbers of their runs."""
+    found = past_of(beat, name)
+    return [(past.number, past.outcome.state) for past in found if past.outcome is not None]
+
+
+def skipped(beat: ZooKeeperScheduler) -> list[str | None]:
+    return [past.note for past in past_of(beat, "e") if past.number is None]
+
+
+def reports(client: KazooClient, root: str) -> list[str]:
+    return list(client.get_children(f"{root}/inbox/reports"))
+
+
+def for_a_while(beat: ZooKeeperScheduler, seconds: float) -> None:
+    until = clock.boottime() + seconds
+    go(beat, lambda: clock.boottime() > until)
+
+
+def ask(zookeeper: ZooKeeper, beat: ZooKeeperScheduler, **more: Any) -> Answer:
+    """Asks for a run of the entry, and returns the answer."""
+    news = clock.Wakeup()
+    with connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, news.set) as session:
+        record = RequestRecord(RUN, "e", None, to_text(datetime.now(timezone.utc)), "me", **more)
+        with Asking(session, beat.election.paths, record, lambda event: None) as asking:
+            go(beat, lambda: asking.answer() is not None, "an answer")
+            answer = asking.answer()
+            assert answer is not None
+            return answer
+
+
+def test_from_claim_to_outcome(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    """The run is open from its claim on, and its outcome is folded once."""
+    beat = master(make, {"track": True})
+    header = sent(app, beat)
+    assert header["zk_beat"]["report"] == f"{root}/inbox"
+    assert state(beat).open[0].number == 1
+    delivery = worker.begin(header)
+    for_a_while(beat, 0.1)
+    assert folded(beat) == []
+    worker.end(delivery, header)
+    go(beat, lambda: folded(beat) == [(1, "success")], "the outcome")
+    (outcome,) = [past.outcome for past in past_of(beat, "e") if past.outcome is not None]
+    assert (outcome.runtime_ms, outcome.worker) == (250, "celery@00000001")
+    assert all(past.number != 1 for past in state(beat).open)
+    go(beat, lambda: reports(client, root) == [], "the report to be deleted")
+    assert beat.metrics.outcomes == {"success": 1}
+
+
+def test_what_nobody_tracks(app: Celery, make: Make, client: KazooClient, root: str) -> None:
+    beat = master(make, {"catch_up": 60})
+    header = sent(app, beat, 2)
+    assert "report" not in header["zk_beat"]
+    assert state(beat).open == ()
+
+
+def test_overlap_skip(app: Celery, make: Make, worker: Worker) -> None:
+    """An instant that comes while a run is open is skipped, also while its message waits."""
+    beat = master(make, {"overlap": "skip"})
+    header = sent(app, beat)
+    go(beat, lambda: len(skipped(beat)) > 1, "skipped instants")
+    assert len(headers(app)) == 1
+    assert set(skipped(beat)) == {"skipped: the run before is still open"}
+    delivery = worker.begin(header)
+    count = len(skipped(beat))
+    go(beat, lambda: len(skipped(beat)) > count, "another one")
+    worker.end(delivery, header)
+    assert sent(app, beat, 2)["zk_beat"]["run"] == 2
+    assert folded(beat) == [(1, "success")]
+
+
+def test_overlap_queue(app: Celery, make: Make, worker: Worker) -> None:
+    """The first instant that was missed waits, and leaves when the open run has ended."""
+    beat = master(make, {"overlap": "queue"})
+    header = sent(app, beat)
+    delivery = worker.begin(header)
+    for_a_while(beat, 2.5 * PERIOD)
+    assert len(headers(app)) == 1
+    worker.end(delivery, header)
+    second = sent(app, beat, 2)
+    one, two = (from_text(each["zk_beat"]["due"]) for each in (header, second))
+    assert timedelta(seconds=PERIOD / 2) < two - one < timedelta(seconds=1.5 * PERIOD)
+    assert skipped(beat) == []
+
+
+def test_a_worker_that_dies(app: Celery, make: Make, worker: Worker) -> None:
+    """[I12] Its run is lost, and the entry goes on."""
+    beat = master(make, {"overlap": "skip"})
+    worker.begin(sent(app, beat))
+    for_a_while(beat, PERIOD)
+    worker.die()
+    sent(app, beat, 2)
+    assert folded(beat) == [(1, "lost")]
+
+
+def test_delivered_again(
+    app: Celery, make: Make, hire: Callable[[str], Worker], client: KazooClient, root: str
+) -> None:
+    """With acks_late a run is not lost with its worker: the message goes to another one."""
+    beat, one, two = master(make, {"overlap": "skip"}), hire("00000001"), hire("00000002")
+    header = sent(app, beat)
+    one.begin(header, again=True)
+    one.die()
+    go(beat, lambda: len(skipped(beat)) > 1, "skipped instants")
+    assert folded(beat) == []
+    delivery = two.begin(header, again=True)
+    count = len(skipped(beat))
+    go(beat, lambda: len(skipped(beat)) > count, "another one")
+    two.end(delivery, header)
+    sent(app, beat, 2)
+    assert folded(beat) == [(1, "success")]
+    go(beat, lambda: reports(client, root) == [], "the reports to be deleted")
+
+
+def test_reported_twice(app: Celery, make: Make, hire: Callable[[str], Worker]) -> None:
+    """The run is open as long as one delivery runs; the first outcome counts, once."""
+    beat, one, two = master(make, {"overlap": "skip"}), hire("00000001"), hire("00000002")
+    header = sent(app, beat)
+    first, second = one.begin(header), two.begin(header)
+    one.end(first, header)
+    go(beat, lambda: len(skipped(beat)) > 1, "skipped instants")
+    two.end(second, header, "failure")
+    sent(app, beat, 2)
+    assert folded(beat) == [(1, "success")]
+    two.report(header, "failure")
+    for_a_while(beat, 0.3)
+    assert folded(beat) == [(1, "success")]
+    assert beat.metrics.outcomes == {"success": 1}
+
+
+def test_a_worker_that_was_taken_for_dead(
+    app: Celery, make: Make, hire: Callable[[str], Worker]
+) -> None:
+    """Its session expired though it lives. Its run is open again, and what it reports counts."""
+    beat, one, two = master(make, {"overlap": "skip"}), hire("00000001"), hire("00000001")
+    header = sent(app, beat)
+    delivery = one.begin(header)
+    for_a_while(beat, 0.1)
+    one.die()
+    go(beat, lambda: folded(beat) == [(1, "lost")], "it to be lost")
+    two.again(delivery, header)
+    go(beat, lambda: any(past.number == 1 for past in state(beat).open), "it to be open again")
+    two.end(delivery, header)
+    go(beat, lambda: folded(beat)[:1] == [(1, "success")], "its outcome")
+
+
+def test_nobody_reports(app: Celery, make: Make) -> None:
+    beat = master(make, {"overlap": "skip", "overlap_timeout": 3 * PERIOD})
+    sent(app, beat)
+    second = sent(app, beat, 2)
+    assert folded(beat) == [(1, "unknown")]
+    assert 1 <= len(skipped(beat)) <= 4
+    assert second["zk_beat"]["run"] == 2
+
+
+def test_a_worker_that_is_alive_takes_its_time(app: Celery, make: Make, worker: Worker) -> None:
+    """`overlap_timeout` is for what nobody reports, not for what takes long."""
+    beat = master(make, {"overlap": "skip", "overlap_timeout": PERIOD})
+    worker.begin(sent(app, beat))
+    go(beat, lambda: len(skipped(beat)) > 3, "skipped instants")
+    assert folded(beat) == []
+
+
+def test_late(app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper) -> None:
+    """It is said once, whoever is master; and that it came after all."""
+    heard: list[tuple[str, int]] = []
+
+    def hear(signal: Any, run: int, **more: Any) -> None:
+        heard.append((more.get("what") or more.get("state") or "started", run))
+
+    signals = (run_late, run_started, run_finished)
+    for signal in signals:
+        signal.connect(hear)
+    try:
+        policy = {"start_within": 0.2, "finish_within": 1.0}
+        beat = master(make, policy, e={"task": "task", "schedule": YEARLY})
+        assert ask(zookeeper, beat).ok
+        header = sent(app, beat)
+        go(beat, lambda: beat.metrics.late == {"start": 1}, "it to be late")
+        beat.close()
+        two = make()
+        assert two.election.wait(PATIENCE)
+        delivery = worker.begin(header)
+        go(two, lambda: two.metrics.late == {"finish": 1}, "it to be late again")
+        worker.end(delivery, header)
+        go(two, lambda: folded(two) == [(1, "success")], "its outcome")
+        wait_until(lambda: len(heard) == 4, PATIENCE, "the signals")
+        assert heard == [("start", 1), ("started", 1), ("finish", 1), ("success", 1)]
+    finally:
+        for signal in signals:
+            signal.disconnect(hear)
+
+
+def test_failures_pause_the_entry(app: Celery, make: Make, worker: Worker) -> None:
+    beat = master(make, {"pause_after_failures": 2, "overlap": "skip"})
+    for number in (1, 2):
+        header = sent(app, beat, number)
+        worker.end(worker.begin(header), header, "failure", error="KeyError")
+    control = beat._loop.control
+    go(beat, lambda: control.pauses.since("e") is not None, "the pause")
+    by = control.pauses.of("e").by or ""
+    assert by.endswith(": 2 runs failed in a row, the last with KeyError")
+    for_a_while(beat, 2 * PERIOD)
+    assert len(headers(app)) == 2
+    now = datetime.now(timezone.utc)
+    resumed = lambda pauses: pauses.resume("e", now, True, "me")  # noqa: E731
+    change_pauses(beat.election.session, beat.election.paths, resumed)
+    header = sent(app, beat, 3)
+    worker.end(worker.begin(header), header, "failure")
+    header = sent(app, beat, 4)  # it takes two more to pause it again
+    assert control.pauses.since("e") is None
+
+
+def test_a_run_that_is_asked_for(
+    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
+) -> None:
+    beat = master(make, {"overlap": "skip"})
+    worker.begin(sent(app, beat))
+    refused = ask(zookeeper, beat)
+    assert not refused.ok
+    assert refused.text.startswith("run 1 is still open, since ")
+    assert refused.text.endswith(": --overlap runs the entry all the same")
+    assert ask(zookeeper, beat, overlap=1).ok
+    assert sent(app, beat, 2)["zk_beat"]["run"] == 2
+
+
+def test_reports_of_no_use(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    """[I12] Damaged, of runs that nobody knows, unreadable, or such that they cannot be deleted:
+    none holds up the others, and those that can be deleted are."""
+    beat = master(make, {"overlap": "skip"})
+    header = sent(app, beat)
+    folder = f"{root}/inbox/reports"
+    client.create(f"{folder}/damaged", b"\xff{")
+    client.create(f"{folder}/a.00000009-1", b'{"format":2,"entry":"e"}')
+    worker.report({**header, "zk_beat": {**header["zk_beat"], "run": 77}}, "success")
+    worker.report({**header, "zk_beat": {**header["zk_beat"], "entry": "nobody"}}, "success")
+    secret = make_digest_acl("somebody", "else", all=True)
+    client.create(f"{folder}/unreadable", b"", acl=[secret])
+    delivery = worker.begin(header)
+    client.create(f"{folder}/{delivery}/below")
+    worker.end(delivery, header)
+    second = sent(app, beat, 2)
+    assert folded(beat) == [(1, "success")]
+    go(beat, lambda: reports(client, root) == [delivery], "the others to be deleted")
+    other = worker.begin(second)
+    worker.end(other, second)
+    sent(app, beat, 3)
+    assert folded(beat) == [(1, "success"), (2, "success")]
+    assert beat.metrics.elections == 1
+
+
+def test_ended_while_nobody_was_master(app: Celery, make: Make, worker: Worker) -> None:
+    """[I6] The next master folds it, and a run whose worker died meanwhile is lost."""
+    entries = {name: every(PERIOD) for name in ("a", "b")}
+    beat = master(make, {"overlap": "skip"}, **entries)
+    go(beat, lambda: len(headers(app)) == 2, "a run of each")
+    one, two = headers(app)
+    first = worker.begin(one)
+    worker.begin(two)
+    beat.close()
+    worker.end(first, one)
+    worker.die()
+    after = make()
+    assert after.election.wait(PATIENCE)
+    go(after, lambda: len(headers(app)) >= 4, "the next of each")
+    assert folded(after, one["zk_beat"]["entry"])[:1] == [(1, "success")]
+    assert folded(after, two["zk_beat"]["entry"])[:1] == [(1, "lost")]
