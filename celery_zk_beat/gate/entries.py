@@ -31,16 +31,16 @@ from .trouble import Trouble
 
 logger = get_logger(__name__)
 
-#: Seconds until a held-back entry is asked again: the usual time, the time until there is room for
-#: its run, and the least.
+#: Seconds until a held-back entry is asked again: usually; while there is no room for its run; and
+#: at least.
 _HELD_FOR, _RETRY_AFTER, _SHORTEST_WAIT = 5.0, 1.0, 0.01
-#: Most runs that wait because they leave later than they are due: half of those that may wait.
+#: Most runs that wait because they leave later than they are due: half of all that may wait.
 _MOST_LATER = MOST_RUNS // 2
 
 
 class GatedEntries(Source):
-    """The entries of another scheduler while this beat is master; else none. `kind` is its class;
-    `arguments` are the arguments with which Celery makes a scheduler."""
+    """The entries of another scheduler while this beat is master; on a standby none. `kind` is its
+    class; `arguments` are the arguments with which Celery makes a scheduler."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class GatedEntries(Source):
             dispatcher.election, dispatcher.settings.scheduler or "", dispatcher.ledger
         )
         self._opened: Gated | None = None
-        #: Its entries when they were last read.
+        #: Its entries as they were last read.
         self._taken: Any = None
-        #: What its class dispatches at this very moment, and of which run that is.
+        #: What its class dispatches at this moment, and which run that is.
         self._given: Given | None = None
         self._dispatched: tuple[str, int] | None = None
-        #: True where there is no room for one more run.
+        #: True if there is no room for one more run.
         self._is_full = False
 
     @property
@@ -83,7 +83,7 @@ class GatedEntries(Source):
         self._opened = open_gate(self._kind, self, **self._arguments)
         self._scheduler.data = self._opened.entries
         self._names.look_anew()
-        self._rename()  # before anybody decides what becomes of a run that waits
+        self._rename()  # before anybody decides what happens to a waiting run
         if keeps and self.trouble.count == complaints:
             self.installed.note(self._ledger.epoch)
 
@@ -115,17 +115,17 @@ class GatedEntries(Source):
             self._gated.send(attempt, given)
 
     def _given_for(self, run: Run) -> Given | None:
-        """What is dispatched at this very moment, where that is the run."""
+        """Returns what is dispatched at this moment, if it is that run."""
         is_it = (run.entry, run.number) == self._dispatched
         return self._given if is_it else None
 
     def has_run_extra(self, name: str, number: int) -> None:
-        """Nothing: its count is its own."""
+        """Does nothing: the entry's own count is not changed."""
 
     def refresh(self) -> None:
         if not self._names.is_current:
             with no_collector():
-                self._names.is_current = True  # now, for an entry may be added meanwhile
+                self._names.is_current = True  # first, because an entry may be added in between
                 self._gated.read_anew()
                 self._take_entries()
                 self._note_ahead([name for name in self.entries if self._is_ahead(name)])
@@ -148,7 +148,7 @@ class GatedEntries(Source):
         if waiting:
             self.look_at(waiting)
         self._dispatcher.publish_waiting()
-        self.refresh()  # some run may stand for what has come due since
+        self.refresh()  # a run may stand for instants that have passed since
         self._is_full = self._dispatcher.room() <= 0
         gated, left = self._gated, 0.0
         if not self._control.pauses_stale:
@@ -159,7 +159,8 @@ class GatedEntries(Source):
         return min(left, self._showing.turn(self.entries, gated.adapter, began))
 
     def _knows_better(self, entry: Any, state: RunState) -> bool:
-        """It has run by its store alone, or was brought up to date: see gated.py."""
+        """True if its own store says that it has run, or if it was brought up to date: see
+        gated.py."""
         return state.due is None or utc_of(entry, entry.last_run_at or NEVER) >= state.last_run_at
 
     def _start_of(self, entry: Any) -> datetime | None:
@@ -173,7 +174,7 @@ class GatedEntries(Source):
         return self._by_policy_of(name, state, due)
 
     def _set_clock(self, entry: Any, last_run_at: datetime) -> None:
-        self.outdated()  # it is to know
+        self.outdated()  # so that it knows
 
     def _take_entries(self) -> None:
         gated = self._gated
@@ -183,11 +184,11 @@ class GatedEntries(Source):
         self._drop_lost({*gated.renamed.values()})
         self._rename()
         goes_on = {*gated.renamed.values()}
-        if goes_on:  # there was no room for some: no run of one is to be sent as another's
+        if goes_on:  # there was no room for some: do not send a run of one entry as another's
             self._drop_lost(goes_on - self.entries.keys())
         self._begin_clocks()
-        # The clock of an entry is its own. One that cannot be read was not disabled, nor one that
-        # is to have another name.
+        # The clock of an entry is its own. An entry that cannot be read was not disabled, nor was
+        # one that will get another name.
         hidden = {*gated.adapter.unreadable, *goes_on}
         self._note_named(anew=False, hidden=hidden)
 
@@ -208,7 +209,7 @@ class GatedEntries(Source):
         raw: dict[str, str] = {}
         for name, old in list(renamed.items()):
             new = self._names.text_of(name)
-            if new == old:  # it was not known yet what stands for that name
+            if new == old:  # it was not known yet which entry has that name
                 del renamed[name]
             elif not ledger.damaged(new) and ledger.state(old) is not None:
                 names[old], raw[old] = new, name
@@ -227,8 +228,8 @@ class GatedEntries(Source):
             logger.warning("%d entries were renamed in all", count)
 
     def _begin_clocks(self) -> None:
-        """Has the ledger know since when the clocks run of entries that are new, or enabled again:
-        until their first run that counts, however often the store is read."""
+        """Records in the ledger since when the clocks run of entries that are new or enabled again.
+        That counts until their first run, however often the store is read."""
         gated, ledger, now = self._gated, self._ledger, clock.now()
         unseen: dict[str, datetime] = {}
         anew: dict[str, datetime] = {}
@@ -238,7 +239,8 @@ class GatedEntries(Source):
             if (state is None and ledger.damaged(name)) or entry.name in gated.renamed:
                 continue
             if state is None or gated.begins_anew(entry, state):
-                # What a store says to have run in the future is no clock for anybody else.
+                # If a store says that an entry ran in the future, no other beat must take that as
+                # its clock.
                 since = min(utc_of(entry, entry.last_run_at or NEVER), now)
                 (unseen if state is None else anew)[name] = since
                 keys[name] = gated.adapter.key(entry)
@@ -278,7 +280,7 @@ class GatedEntries(Source):
 
     def dispatch(self, given: Given, due: datetime, claimed: datetime) -> None:
         entry = given.entry
-        if self._gated.entries is not self._taken:  # in this very turn it has read them anew
+        if self._gated.entries is not self._taken:  # it has read them again in this turn
             self._take_entries()
         name, ledger = self._names.text_of(entry.name), self._ledger
         key = self._gated.adapter.key(entry)
@@ -290,17 +292,17 @@ class GatedEntries(Source):
         state = ledger.state(name)
         is_others = key is not None and state is not None and state.key != key
         if state is None or is_others or entry.name in self._gated.renamed:
-            return  # the ledger has said why, or the name is another one's by now
+            return  # the ledger has logged why, or another entry has the name by now
         with at_one_instant(entry.schedule):
             free = next_free(entry, due, state)
         if free is None or free > max(due, claimed):
-            return  # it ran already, by a clock that was ahead
+            return  # it already ran, by a clock that was ahead
         if key is not None and state.total_run_count and free <= state.last_run_at:
-            # It was enabled again, and its start is what it ran for already.
+            # It was enabled again, and has already run for its start.
             free = claimed
         if key is None and state.due is not None and due < state.last_run_at - TOLERANCE:
-            # By a clock that was behind, and is right again. (A row of a database may be enabled
-            # again, to run as if it never had.)
+            # A clock that was behind is right again. (A row of a database may be enabled again, to
+            # run as if it never had.)
             return
         number, epoch = state.total_run_count + 1, self._dispatcher.epoch
         run = Run(name, number, free, claimed, epoch, key=key, call=given.call)
@@ -329,12 +331,13 @@ class GatedEntries(Source):
         if verdict.skipped is not None and verdict.clock is not None:
             self._dispatcher.skip({run.entry: (run.due, verdict.clock)}, verdict.skipped)
             due, state = instants.after(verdict.clock), self._ledger.state(run.entry)
-            if state is not None:  # by a clock that was ahead some have run already
+            if state is not None:  # some may already have run by a clock that was ahead
                 due = next_free(entry, due, state)
             if due is None or due > now:
                 return None
             verdict = policy.decide(due, now, instants, 0, seed)
         due = verdict.due or run.due
-        # It waits in the outbox, which must not be full of what waits so: others would starve.
+        # It waits in the outbox. That must not be full of runs that wait for this reason: others
+        # would starve.
         is_later = verdict.leaves > due and len(self._ledger.outbox) < _MOST_LATER
         return replace(run, due=due, leaves=verdict.leaves if is_later else None)

@@ -46,7 +46,7 @@ class SchedulerFailed(ZkBeatError):
 class Gate(Protocol):
     """The gating scheduler, as far as the gated one needs it."""
 
-    #: For what it complains of; and what was written into its store already.
+    #: Logs its trouble; and says which `beat_schedule` was already written into the store.
     trouble: Trouble
     installed: Installed
 
@@ -64,8 +64,8 @@ class Gate(Protocol):
         """Returns for how many seconds not to ask an entry whether it is due; None: ask it now."""
 
     def dispatch(self, given: Given, due: datetime, claimed: datetime) -> None:
-        """Claims a run, and publishes it now or later; ZkBeatError: it is not certain to be
-        claimed."""
+        """Claims a run, and publishes it now or later. Raises a ZkBeatError if it is not certain
+        that the run is claimed."""
 
     def waits(self, name: str) -> bool:
         """True while an entry, by its name in the ledger, has a run that may not have been sent."""
@@ -75,11 +75,11 @@ class Gate(Protocol):
 
 
 def scheduler_class(name: str, shown: str) -> type[Scheduler]:
-    """The class that `zk_beat_scheduler`, which the user writes as `shown`, names; SettingsError
-    where there is none, or it is no scheduler."""
+    """Returns the class that `zk_beat_scheduler` names; `shown` is how the user writes that
+    setting. Raises SettingsError if there is none, or if it is no scheduler."""
     try:
         found = symbol_by_name(name)
-    except Exception as exc:  # whatever its module raises
+    except Exception as exc:  # raised by its module
         raise SettingsError(
             f"{shown} = {name!r}: cannot be imported: {type(exc).__name__}: {exc}"
         ) from exc
@@ -89,11 +89,11 @@ def scheduler_class(name: str, shown: str) -> type[Scheduler]:
 
 
 def open_gate(scheduler: type[Scheduler], gate: Gate, **arguments: Any) -> Gated:
-    """Makes an instance of a scheduler, as Celery does with these arguments, behind a gate;
-    SchedulerFailed where its constructor raised."""
+    """Makes an instance of a scheduler behind a gate, with the arguments that Celery passes. Raises
+    SchedulerFailed if its constructor raised an error."""
     adapter = adapter_of(scheduler)
-    # The gate is an attribute of the class: the constructor takes Celery's arguments alone, and
-    # may tick, or ask for its schedule, before anybody could give it to the instance.
+    # The gate is an attribute of the class. The constructor takes Celery's arguments alone, and may
+    # tick, or ask for its schedule, before anybody could give the gate to the instance.
     names = {"gate": gate, "adapter_class": adapter, **adapter.overrides(scheduler)}
     bases = (Gated, Innermost) if scheduler is Scheduler else (Gated, scheduler, Innermost)
     kind = type(scheduler.__name__, bases, names)
@@ -125,18 +125,18 @@ class Gated(Giving):
 
     gate: Gate
     adapter_class: type[StoreAdapter]
-    #: The connection to the broker is that of the gating scheduler.
+    #: The connection to the broker belongs to the gating scheduler.
     producer = None
     #: The entries as they were last read, all that are known, by name.
     entries: dict[str, Any]
-    #: When the entries ran last, by name, of which their store says that this is still to come.
+    #: When entries ran last, by name, if their store says that this is in the future.
     ahead: dict[str, datetime]
     #: New name to old, of entries that the ledger knows by the old one.
     renamed: dict[str, str]
 
     _built_at = datetime.max.replace(tzinfo=timezone.utc)
     _is_open = _is_over = False
-    #: The entries while they are asked, for each look at the store may bring others.
+    #: The entries during a tick, because each look at the store may return others.
     _asked: Any = None
     _last_read: Any = None
     _last_reserved: Any = None
@@ -148,7 +148,7 @@ class Gated(Giving):
         self._being_read: Mapping[str, Any] = {}
         self._names_before: Mapping[str, str] | None = None
         self._unreadable: dict[str, str] = {}
-        #: Why entries could not tell when they are due, by name.
+        #: Why entries could not say when they are due, by name.
         self._undecided: dict[str, str] = {}
         self.adapter = self.adapter_class(self)
         began, since = clock.now(), clock.boottime()
@@ -170,9 +170,9 @@ class Gated(Giving):
         _ = self.schedule
 
     def turn(self) -> float:
-        """Dispatches what is due, or some of it; says after how many seconds to call again. Raises
-        SchedulerFailed where the scheduler raised something, ZkBeatError where a run is not certain
-        to be claimed."""
+        """Dispatches what is due, or some of it. Returns after how many seconds to call again.
+        Raises SchedulerFailed if the scheduler raised an error, and a ZkBeatError if it is not
+        certain that a run is claimed."""
         with _failing(type(self).__name__, self.gate.trouble):
             wait = self.tick()
         if self._failure is not None:
@@ -190,11 +190,11 @@ class Gated(Giving):
             self._take(self.adapter.look_at(names, self.entries))
 
     def has_lost(self, name: str, key: str | None) -> bool:
-        """True where the entry of a run is certainly deleted, or disabled, in a store that all
-        beats have: not merely out of sight, as a row may be that cannot be read. SchedulerFailed
-        where its store does not answer."""
+        """True if the entry of a run is certainly deleted or disabled, in a store that all beats
+        share, and not merely invisible, as a row that cannot be read. Raises SchedulerFailed if its
+        store does not answer."""
         with _failing(type(self).__name__, self.gate.trouble):
-            if name in self.entries:  # another one, perhaps; a run of our own scheduler has no key
+            if name in self.entries:  # perhaps another one; a run of our own scheduler has no key
                 return key is not None and self.adapter.key(self.entries[name]) not in (None, key)
             return self.adapter.has_lost(name, key)
 
@@ -214,7 +214,7 @@ class Gated(Giving):
         if self._asked is not None:
             return self._asked
         began, since = clock.now(), clock.boottime()
-        with no_collector():  # for it may read a whole table
+        with no_collector():  # because it may read a whole table
             entries = super().schedule
             if self._is_open and entries is not self._last_read:
                 self._last_read = entries
@@ -242,8 +242,8 @@ class Gated(Giving):
             return self._cannot_tell(entry, exc)
 
     def _cannot_tell(self, entry: Any, exc: Exception) -> Any:
-        """What an entry is taken to say that does not say whether it is due. It must not stop the
-        others, as with Celery before 5.7; that logs a traceback whenever it is asked."""
+        """What to assume of an entry that fails to say whether it is due. It must not stop the
+        others, as it would with Celery before 5.7; that logs a traceback whenever it asks."""
         if self.adapter.is_away(exc):
             raise exc
         why = f"{type(exc).__name__}: {exc}"
@@ -288,11 +288,11 @@ class Gated(Giving):
 
     def reserve(self, entry: Any) -> Any:
         self._last_reserved = new = super().reserve(entry)
-        # As Celery's own does. Where it is left out, as by database schedulers, an entry runs twice
-        # when all are asked anew.
+        # As Celery's own does. Without it, as in database schedulers, an entry runs twice when all
+        # are asked again.
         key = self.adapter.key
         for entries in (self._last_read, self.entries):
-            # Where all were read anew meanwhile another may have its name.
+            # If all were read again in between, another entry may have its name.
             if entries and entry.name in entries and key(entries[entry.name]) == key(new):
                 entries[entry.name] = new
         return new
@@ -302,13 +302,13 @@ class Gated(Giving):
         entry = given.entry
         if self._failure is not None or (advance and self._held_back(entry) is not None):
             return
-        # With `advance`, as RedBeat has it, the store is written by reserve(): not before the
-        # claim, for a crash in between would lose the run.
+        # With `advance`, as in RedBeat, reserve() writes the store. That must not be before the
+        # claim: a crash in between would lose the run.
         reserved = None if advance else self._last_reserved
         reserved = None if reserved is None or reserved.name != entry.name else reserved
         claimed = clock.now() if reserved is None else self.adapter.last_run_at(reserved)
         due = _due(entry, self.adapter.start(entry))
-        if claimed < due:  # the clock was set back since it was asked: it would be due again
+        if claimed < due:  # the clock was set back since: it would be due again
             claimed = due
             if reserved is not None:
                 reserved.last_run_at = as_of(entry, due)
@@ -335,8 +335,8 @@ class Gated(Giving):
     # What the ledger knows better ----------------------------------------------------------------
 
     def _bring_up_to_date(self, entries: Any, since: datetime) -> None:
-        """Has the scheduler know what the ledger knows and its store does not say. `since`: when
-        the entries were made, or before."""
+        """Tells the scheduler what the ledger knows and its store does not say. `since`: when the
+        entries were made, or before."""
         entries.update(self._known(entries, since))
         self._take(self.adapter.entries(entries, self.entries))
 
@@ -366,16 +366,16 @@ class Gated(Giving):
         return {name: entry for name, entry in found.items() if entry is not entries[name]}
 
     def _as_known(self, entry: Any, since: datetime, now: datetime) -> Any:
-        """An entry as it is by what its store says, and by what the ledger knows to have run: of
-        the two, the later counts. One that never ran has its clock run since it was first seen,
-        however often it is read."""
+        """Returns an entry as it is by its store and by the runs that the ledger knows: the later
+        of the two counts. If it never ran, its clock runs since it was first seen, however often it
+        is read."""
         if isinstance(entry, Unreadable):
             return entry
         adapter, state = self.adapter, self._state(entry)
         at, has_run = adapter.last_run_at(entry), adapter.has_run(entry, since)
         if has_run and not adapter.puts_off and is_ahead(at, now):
             self.ahead[entry.name] = at
-        # One that is ahead is not for its store, where it would have to be mended too.
+        # Do not give its store a time in the future: somebody would have to correct it there, too.
         if state is None or is_ahead(state.last_run_at, now):
             return entry
         ran = state.last_run_at
@@ -385,7 +385,7 @@ class Gated(Giving):
             start = adapter.start(entry)
             if start is not None and not counts_from_last_run(entry.schedule):
                 ran, start = max(ran, start - _SECOND), None
-            # With a start its class pretends that it ran long ago.
+            # If it has a start, its class pretends that it ran long ago.
             is_right = has_run or abs(at - ran) <= _ROUNDED or start is not None
             return entry if is_right else adapter.as_if_known(entry, ran, False)
         if not has_run:
@@ -418,8 +418,8 @@ class Gated(Giving):
         return state
 
     def begins_anew(self, entry: Any, state: RunState) -> bool:
-        """True where what the ledger knows of it is of its life before: it was enabled again, or is
-        another of the same name."""
+        """True if what the ledger knows of it is out of date: it was enabled again, or is another
+        entry of the same name."""
         key = self.adapter.key(entry)
         if key is None:
             return False
@@ -430,10 +430,10 @@ class Gated(Giving):
     def _begins_anew(self, entry: Any, state: RunState, has_run: bool) -> bool:
         adapter = self.adapter
         if state.unnamed_since is not None and state.key is not None:
-            return True  # it was gone from a store that all beats have
+            return True  # it was gone from a store that all beats share
         if has_run or state.due is None or not adapter.is_one_off(entry):
             return False
-        # It was disabled and enabled again between two looks, or while no beat looked.
+        # Somebody disabled and enabled it between two looks, or while no beat looked.
         changed = adapter.changed_at(entry)
         if changed is None or self.gate.waits(self.renamed.get(entry.name, entry.name)):
             return False  # it has not run yet
@@ -442,13 +442,13 @@ class Gated(Giving):
 
 
 def _earliest(began: datetime, since: float) -> datetime:
-    """An instant before all that happened since `began` by the clock of day, and `since` on
-    boottime(), also if the clock of day was set back in between."""
+    """Returns an instant before all that happened since `began` by the clock of day, and `since` on
+    boottime(), even if the clock of day was set back in between."""
     return min(began, clock.now() - timedelta(seconds=clock.boottime() - since))
 
 
 def _due(entry: Any, start: datetime | None) -> datetime:
     with at_one_instant(entry.schedule):
         due = due_instant(entry)
-    # With a start, database schedulers pretend a last run of 30 years before.
+    # If an entry has a start, database schedulers pretend a last run 30 years before it.
     return due if start is None else max(due, start)

@@ -17,9 +17,9 @@ logger = get_logger(__name__)
 
 
 class Given(NamedTuple):
-    """What a scheduler's class gave to ``apply_async``: an entry, as it has perhaps changed it, and
-    arguments of its own. `call`: how many runs its ``apply_entry`` has given before. `apply_entry`:
-    Celery's own, where something wraps that: it has not been called yet."""
+    """What a scheduler's class passed to ``apply_async``: an entry, which it may have changed, and
+    its own arguments. `call`: how many runs its ``apply_entry`` has passed before. `apply_entry`:
+    Celery's own, if a tool wraps that; it has not been called yet."""
 
     entry: Any
     arguments: Mapping[str, Any]
@@ -29,7 +29,8 @@ class Given(NamedTuple):
 
 @dataclass
 class _Again:
-    """A run that is given once more: the first that is for `call`, by what `attempt` says."""
+    """A run to send again, as `attempt` says. If the class passes several runs, number `call` is
+    the one."""
 
     attempt: Attempt
     call: int
@@ -47,8 +48,9 @@ class Sends(Protocol):
 
 
 class Innermost(Scheduler):
-    """Goes between a scheduler's class and Celery's own. What wraps that is to be called when a run
-    is claimed, and not when the class, which may make several of an entry, calls it."""
+    """Goes between a scheduler's class and Celery's own. A tool that wraps Celery's own must be
+    called when a run is claimed. It must not be called when the class calls it, which may make
+    several runs of an entry."""
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         apply_entry = super().apply_entry
@@ -57,7 +59,7 @@ class Innermost(Scheduler):
             return
         try:
             self.give_to_hooks(entry, apply_entry)
-        except Exception:  # as Celery does, which would call apply_async here
+        except Exception:  # as Celery does: it would call apply_async here
             logger.exception("%s: its run cannot be dispatched", entry.name)
 
     def give_to_hooks(self, entry: Any, apply_entry: Callable[..., object]) -> None:
@@ -65,17 +67,17 @@ class Innermost(Scheduler):
 
     @property
     def hooked_apply_entry(self) -> Callable[..., object] | None:
-        """Celery's own, where something wraps that."""
+        """Celery's own, if a tool wraps it."""
         apply_entry: Callable[..., object] = super().apply_entry
         return None if is_own(apply_entry) else apply_entry
 
 
 class Giving(Scheduler):
-    """Goes before a scheduler class among the bases of another."""
+    """Comes before a scheduler class among the bases of a class."""
 
     gate: Sends
     entries: dict[str, Any]
-    #: How many runs its ``apply_entry``, if that is at work, has given so far.
+    #: How many runs its ``apply_entry``, if that is running, has passed so far.
     _calls: int | None = None
     _again: _Again | None = None
 
@@ -89,8 +91,8 @@ class Giving(Scheduler):
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> None:
-        """What a class calls for each run: it is claimed. And what is between us and Celery's own
-        calls, when it is claimed: it is sent."""
+        """A class calls it for each run: this claims the run. Then the classes between us and
+        Celery's own call it, when the run is claimed: this sends it."""
         if (call := current_call()) is not None:
             apply_async = functools.partial(super().apply_async, **kwargs)
             call.give(entry, apply_async, is_hook=self.has_patched_apply_async)
@@ -106,8 +108,8 @@ class Giving(Scheduler):
         raise NotImplementedError
 
     def send(self, attempt: Attempt, given: Given) -> None:
-        """Sends what its class gave, in the manner of that, when it is due. Raises as Celery's
-        own."""
+        """Sends what its class passed, in the way of that class, when the run is due. Raises as
+        Celery's own."""
         attempt.until_due()
         apply_async = functools.partial(super().apply_async, **given.arguments)
         if self.has_patched_apply_async:
@@ -125,15 +127,17 @@ class Giving(Scheduler):
 
     @property
     def has_patched_apply_async(self) -> bool:
-        """A tool wraps it, as with RedBeat, which does without ``apply_entry``. It is to be called
-        once; what is of the class's own, again and again."""
+        """True if a tool wraps ``apply_async``, as with RedBeat, which does not use
+        ``apply_entry``. The tool must be called once; what belongs to the class may be called
+        again."""
         return is_patched(type(self), "apply_async", Giving)
 
     def send_again(self, attempt: Attempt, call: int, hooked: Callable[..., object] | None) -> None:
-        """The same for a run that is not given at this very moment: it waited, or an operator asks
-        for it. What an ``apply_entry`` of its class's own does to the entry, or around the call,
-        it does again; of the runs that it gives then, that of `call` is sent. LookupError where
-        there is none. `hooked`: Celery's ``apply_entry``, where something wraps that."""
+        """Does the same for a run that the class does not pass at this moment: it waited, or an
+        operator asks for it. If its class has its own ``apply_entry``, this calls it again, for
+        what that does to the entry or around the call. Of the runs that it passes then, the run of
+        `call` is sent. Raises LookupError if there is none. `hooked`: Celery's ``apply_entry``, if
+        a tool wraps that."""
         if is_own(super().apply_entry):
             self.send(attempt, Given(attempt.entry, {}, 0, hooked))
             return
@@ -164,7 +168,7 @@ class Giving(Scheduler):
         arguments: Mapping[str, Any],
         apply_entry: Callable[..., object] | None = None,
     ) -> Given | None:
-        """Returns what its class gives now; None if it gives it again and all is done."""
+        """Returns what its class passes now. None if it passes it once more and all is done."""
         given = Given(entry, arguments, self._calls or 0, apply_entry)
         if self._again is not None:
             self._give_again(self._again, given)

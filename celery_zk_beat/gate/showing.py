@@ -30,48 +30,48 @@ from .stores import StoreAdapter
 
 logger = get_logger(__name__)
 
-#: Seconds from one look at all entries to the next, between two writes, and before it is tried
-#: again what failed.
+#: Seconds from one look at all entries to the next; between two writes; and until we try again
+#: after a failure.
 LOOK_EVERY, _WRITE_EVERY, _RETRY_AFTER = 10.0, 1.0, 60.0
-#: Seconds that a slice of a look takes, at least and at most; in between it is a part of what the
-#: turn of the loop has taken without it: for each slice costs a turn, and with many entries a turn
-#: takes long. The rest between two; entries between two looks at the clock.
+#: The least and the most seconds of a slice of a look. In between, a slice takes a share of what
+#: the rest of the turn took: each slice costs a turn, and with many entries a turn takes long. Then
+#: the pause between two slices, and the entries between two looks at the clock.
 _SLICE, _LONGEST_SLICE, _PART, _REST, _AT_ONCE = 0.003, 0.25, 0.5, 0.01, 20
 #: Seconds until we check whether a write was answered.
 _LOOK_FOR_ANSWER = 0.5
-#: Least bytes of the pages of a write, however little the server takes; and those of a page beside
-#: its data.
+#: Least bytes of the pages of a write, even if the server accepts less; and the bytes of a page
+#: beside its data.
 _LEAST, _PAGE_OVERHEAD = 10_000, 100
-#: By how much the clock of an entry may be ahead of that of its state: stores round.
+#: How far the clock of an entry may be ahead of the clock of its state: stores round.
 _ROUNDED = timedelta(seconds=2)
 
 
 class _Told(NamedTuple):
-    """What was made of an entry, and of what."""
+    """What was written about an entry, and from what."""
 
     text: str
     schedule: Any
     task: Any
     is_disabled: bool
-    #: Of an entry whose next run only its class knows: its last.
+    #: Only for an entry whose next run only its class knows: its last run.
     last_run_at: datetime | None
 
 
 class Showing:
-    """Of one beat, for its dispatch loop's thread.
+    """Writes for one beat, in its dispatch loop's thread.
 
     Args:
-        scheduler: the name of the class, by which readers know whose entries these are.
+        scheduler: the name of the class. It tells readers whose entries these are.
     """
 
     def __init__(self, election: MasterElection, scheduler: str, ledger: RunLedger) -> None:
         self._session, self._paths = election.session, election.paths
         self._scheduler, self._ledger = scheduler, ledger
         #: Most bytes of a page, and of the pages of a write; and how many writes in a row got no
-        #: answer: a server hangs up on what is too large for it.
+        #: answer: a server closes the connection if a write is too large for it.
         self._most, self._lost = LARGEST, 0
         self._is_failing = False
-        #: On boottime(): when it is to be looked, and written, next.
+        #: On boottime(): when to look next, and when to write next.
         self._look_at = self._write_at = -math.inf
         self._pending: Pending | None = None
         self.forget()
@@ -82,26 +82,26 @@ class Showing:
         if pending is not None and pending.answered():
             with contextlib.suppress(ZkBeatError):
                 self._take_answer(pending)
-        #: The checksums of the pages as they are written, None: to be read; which pages there are;
-        #: and whether the index is as it should be.
+        #: The checksums of the pages as they were written, None: still to be read; which pages
+        #: exist; and whether the index is right.
         self._written: dict[str, int] | None = None
         self._there: set[str] = set()
         self._is_current = self._has_index = False
         self._look: Iterator[None] | None = None
-        #: What was told of each entry; the names on each page; and the pages that are to be
-        #: written, those without entries empty.
+        #: What was written about each entry; the names on each page; and the pages to write, empty
+        #: if they have no entries.
         self._told: dict[str, _Told] = {}
         self._names: dict[str, set[str]] = {}
         self._changed: dict[str, bytes] = {}
 
     def turn(self, entries: Mapping[str, Any], adapter: StoreAdapter, began: float) -> float:
-        """Does a little; returns the seconds after which to call it again. `began`: when this turn
-        of the loop did, on boottime()."""
+        """Does a part of the work. Returns the seconds after which to call it again. `began`: when
+        this turn of the loop began, on boottime()."""
         try:
             return self._turn(entries, adapter, began)
-        except Exception as exc:  # also those of entries of a class of the user's
+        except Exception as exc:  # also raised by a user's class of entries
             if not self._is_failing and not isinstance(exc, Conflict):
-                # With that another beat is master by now, as a rule.
+                # This usually means that another beat is master by now.
                 what = exc if isinstance(exc, ZkBeatError) else repr(exc)
                 logger.warning("%s; so `zk-beat status` does not know the entries", what)
                 self._is_failing = True
@@ -130,7 +130,7 @@ class Showing:
     # Looking --------------------------------------------------------------------------------------
 
     def _looks(self, entries: Mapping[str, Any], adapter: StoreAdapter) -> Iterator[None]:
-        """Goes through all entries, and pauses from time to time."""
+        """Goes through all entries, with pauses."""
         told, changed = self._told, set[str]()
         self._most = min(self._most, max(_LEAST, self._ledger.limits.most_bytes // 2))
         if self._written is None:
@@ -180,7 +180,7 @@ class Showing:
             shown = _shown(entry, is_disabled, adapter.start(entry), last_run_at)
             if adapter.puts_off and shown.since is not None:
                 shown = replace(shown, is_put_off=True)
-        except Exception as exc:  # of a class of the user's, which shows itself
+        except Exception as exc:  # raised by a user's class, which shows itself
             shown = ShownEntry(error=f"{type(exc).__name__}: {exc}")
         ran = None if shown.rule else last_run_at
         return _Told(shown.to_json(), schedule, entry.task, is_disabled, ran)
@@ -196,14 +196,14 @@ class Showing:
         node, index = self._session.read(self._paths.shown), None
         self._has_index = node is not None
         if node is not None:
-            with contextlib.suppress(RootError):  # it is written anew
+            with contextlib.suppress(RootError):  # it will be written again
                 index = Index.decode(self._paths.shown, node.data)
         self._is_current = index is not None and index.scheduler == self._scheduler
         pages = index.pages if index is not None and self._is_current else {}
         return {page: pages[page] for page in pages if page in self._there}
 
     def _write(self) -> None:
-        """Sends the next pages, as many as one write may hold, and the index that tells of them."""
+        """Sends the next pages, as many as fit into a write, and the index that lists them."""
         if self._written is None or (self._is_current and not self._changed):
             return
         paths, size, pages = self._paths, 0, list[Operation]()
@@ -224,7 +224,7 @@ class Showing:
             self._written[page] = zlib.crc32(data)
         data = Index(self._scheduler, self._written).encode()
         index = SetData(paths.shown, data) if self._has_index else Create(paths.shown, data)
-        # In this order: what is below it is made after it.
+        # In this order: the index must exist before the pages below it.
         self._pending = self._session.send(Check(paths.epoch, self._ledger.epoch), index, *pages)
         self._has_index = self._is_current = True
         self._write_at = clock.boottime() + _WRITE_EVERY
@@ -234,7 +234,7 @@ class Showing:
         try:
             pending.result()
         except Uncertain:
-            # Perhaps the server hung up on it, and this beat would have to connect again each time.
+            # Perhaps the server closed the connection because of it, and would do so each time.
             self._look_at = clock.boottime() + _RETRY_AFTER
             self._lost += 1
             if self._lost > 1:

@@ -22,8 +22,8 @@ from ..due import as_of, counts_from_last_run, to_utc, utc_of
 from ..live.coming import Newcomer
 from ..runs import NEVER, TOLERANCE
 
-#: Seconds between two readings of all that RedBeat has, at least, and what share of the time they
-#: take at most; how many entries are read together.
+#: Least seconds between two readings of all that RedBeat has; which share of the time they may
+#: take; how many entries are read together.
 _READ_EVERY, _READ_SHARE, _READ_TOGETHER = 5.0, 0.02, 500
 #: Seconds until we ask again whether a damaged entry is due.
 _ASK_AGAIN = 1.0
@@ -35,21 +35,24 @@ _HAS_RUN = "row_has_run"
 
 
 class StoreAdapter:
-    """The contract, and how it is kept for a scheduler that has no store that we know of: all
-    that its entries tell is what those of ``beat_schedule`` do. For the thread of its scheduler."""
+    """The contract. This class implements it for a scheduler without a store that we know: its
+    entries tell us what those of ``beat_schedule`` do. For the thread of its scheduler."""
 
-    #: Whether entries that code defines, and the scheduler has written into its store, are to be
-    #: left there as they are.
+    #: True if entries that the scheduler has written from code into its store stay there as they
+    #: are.
     keeps_installed: ClassVar = False
-    #: What is wrong with each entry that its class cannot decode, by name: none of :meth:`entries`.
+    #: What is wrong with each entry that its class cannot decode, by name. :meth:`entries` leaves
+    #: these out.
     unreadable: Mapping[str, str] = MappingProxyType({})
-    #: Entries that do not run and are none of :meth:`entries`, as far as they were read, by name.
+    #: Entries that do not run and that :meth:`entries` leaves out, as far as they were read, by
+    #: name.
     disabled: Mapping[str, Any] = MappingProxyType({})
-    #: Whether an entry is put off by a last run that is still to come: it is no mistake then.
+    #: True if the scheduler puts an entry off by a last run in the future: then that is no mistake.
     puts_off: ClassVar = False
 
     def __init__(self, scheduler: Scheduler) -> None:
-        #: A proxy, so that it is freed, with its connections, as soon as it is thrown away.
+        #: A proxy, so that the scheduler is freed, with its connections, as soon as it is
+        #: discarded.
         self._scheduler: Any = weakref.proxy(scheduler)
 
     @classmethod
@@ -63,9 +66,9 @@ class StoreAdapter:
         return False
 
     def to_install(self, entries: Mapping[str, Any], *, is_first: bool) -> Mapping[str, Any]:
-        """Of entries that code defines, and that were all in the store once, those that are to be
-        written into it again: what was deleted there, where it `is_first`, or nothing is left of
-        `beat_schedule`, for then the store was lost; and where there is no store, all."""
+        """Returns which entries to write into the store again, of those that code defines and that
+        were all in the store once: deleted ones, if it `is_first`; all if nothing of
+        `beat_schedule` is left, because then the store was lost; and all if there is no store."""
         if not self.keeps_installed:
             return entries
         code = self._scheduler.app.conf.beat_schedule
@@ -82,13 +85,14 @@ class StoreAdapter:
         """Called once, before the scheduler ticks."""
 
     def entries(self, read: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-        """All entries that the store has, by name. `read`: those of the scheduler's ``schedule``;
-        `known`: all, as they were before, returned itself where none has come or gone."""
+        """Returns all entries that the store has, by name. `read`: those of the scheduler's
+        ``schedule``; `known`: all, as they were before. Returns `known` itself if none has come or
+        gone."""
         return read
 
     def look_at(self, names: Iterable[str], known: dict[str, Any]) -> dict[str, Any]:
-        """As :meth:`entries`, once some are read anew, be they due or not; where none of it is
-        kept for longer than a look, that is not needed."""
+        """Does the same after reading some entries again, even if they are not due. A store of
+        which nothing is kept for longer than a look need not do that."""
         return known
 
     def key(self, entry: Any) -> str | None:
@@ -101,16 +105,16 @@ class StoreAdapter:
         return None
 
     def last_run_at(self, entry: Any) -> datetime:
-        """When an entry ran last, UTC; or since when its clock runs, if it never did. The first
-        instant of all where its store does not say."""
+        """Returns when an entry ran last, UTC; or since when its clock runs, if it never ran. The
+        first instant of all if its store does not say."""
         at = entry.last_run_at
         return datetime.min.replace(tzinfo=timezone.utc) if at is None else utc_of(entry, at)
 
     def has_run(self, entry: Any, since: datetime) -> bool:
-        """True where the store says that the entry ran at :meth:`last_run_at`; not, where that is
-        only since when its clock runs. `since`: when the entry was made, or before."""
-        # A time since it was made is not from the store; one that is to come is, by more than a
-        # clock may have been set back meanwhile.
+        """True if the store says that the entry ran at :meth:`last_run_at`. False if only its clock
+        runs since then. `since`: when the entry was made, or before."""
+        # A time after it was made did not come from the store. A time in the future did, if it is
+        # further ahead than a clock may have been set back in between.
         return not since <= self.last_run_at(entry) <= clock.now() + TOLERANCE
 
     def changed_at(self, entry: Any) -> datetime | None:
@@ -126,36 +130,36 @@ class StoreAdapter:
         return entry._next_instance(last_run_at=as_of(entry, at))
 
     def as_if_known(self, entry: Any, at: datetime, has_run: bool) -> Any:
-        """The entry as it would be, had its store known that its clock goes on from `at`, UTC,
-        since a run of it, where it `has_run`."""
+        """Returns the entry as if its store had known that its clock goes on from `at`, UTC; since
+        a run of it, if it `has_run`."""
         entry.last_run_at = as_of(entry, at)
         return entry
 
     @classmethod
     def reading(cls, scheduler: type[Scheduler]) -> dict[str, Any]:
-        """What the scheduler's class gets in the place of its own, by name, where its store is only
+        """Returns what replaces attributes of the scheduler's class, by name, if its store is only
         read."""
         return cls.overrides(scheduler)
 
     def everything(self) -> Iterator[tuple[Any, bool]]:
-        """For who leaves it: all entries that the store has, and whether each is enabled. Then
-        :attr:`unreadable` has the others."""
+        """For users who leave this scheduler: returns all entries that the store has, and whether
+        each is enabled. Then :attr:`unreadable` has the others."""
         raise NotImplementedError
 
     def newcomer(self, entry: Any, is_enabled: bool) -> Newcomer:
-        """An entry as others may have it."""
+        """Returns an entry in the form in which another scheduler can take it over."""
         return Newcomer(entry.name, entry, is_enabled, self.last_run_at(entry))
 
     def has_lost(self, name: str, key: str | None) -> bool:
-        """True where an entry that is not among :meth:`entries` is certainly deleted or disabled,
-        in a store that all beats have. `key`: what :meth:`key` said of it."""
+        """True if an entry that is not among :meth:`entries` is certainly deleted or disabled, in a
+        store that all beats share. `key`: what :meth:`key` returned for it."""
         return False
 
     def forget(self) -> None:
         """Stops the scheduler from writing anything more, before it is closed."""
         finalize = getattr(self._scheduler, "_finalize", None)
-        if isinstance(finalize, Finalize):  # as all have it that take after django-celery-beat
-            finalize.cancel()  # it would sync at the end of the process, and keeps it alive
+        if isinstance(finalize, Finalize):  # as in all forks of django-celery-beat
+            finalize.cancel()  # it would sync when the process ends, and keeps it alive
 
 
 class FileAdapter(StoreAdapter):
@@ -166,7 +170,7 @@ class FileAdapter(StoreAdapter):
         super().forget()
         store = self._scheduler._store
         if isinstance(store, shelve.Shelf):
-            vars(store)["cache"].clear()  # which closing it would write
+            vars(store)["cache"].clear()  # closing would write it
 
 
 class Unreadable:
@@ -179,21 +183,21 @@ class Unreadable:
         self.name, self.key, self.why = name, key, why
 
     def is_due(self) -> tuple[bool, float]:
-        # RedBeat asks Redis which one comes next, and may be told of this one alone.
+        # RedBeat asks Redis which entry comes next, and may get only this one.
         return False, _ASK_AGAIN
 
 
 class RedBeatAdapter(StoreAdapter):
-    """Entries are read from Redis at each look, and only those that are nearly due. All of them are
-    read now and then, and those that are looked at; decoded are those that have changed."""
+    """Entries are read from Redis at each look, but only those that are nearly due. All are read
+    now and then, and entries that somebody asks for. Only changed ones are decoded."""
 
     keeps_installed = True
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler)
-        #: By key: what Redis held of an entry, None where that is not known, and the entry.
+        #: By key: what Redis had of an entry, None if that is unknown, and the entry.
         self._read: dict[str, tuple[Any, Any]] = {}
-        #: On boottime(): when all are to be read.
+        #: On boottime(): when to read all of them.
         self._read_at = 0.0
         self.unreadable: dict[str, str] = {}
         self.disabled: dict[str, Any] = {}
@@ -205,7 +209,7 @@ class RedBeatAdapter(StoreAdapter):
         def from_key(entry_class: Any, key: str, app: Any = None) -> Any:
             try:
                 entry = own.from_key.__func__(entry_class, key, app=app)
-                entry.is_due()  # or its tick() would end with what this raises
+                entry.is_due()  # otherwise its tick() would end with what this raises
             except Exception as exc:
                 is_gone = isinstance(exc, KeyError) and exc.args == (key,)
                 if is_gone or cls.is_away(exc):
@@ -230,7 +234,7 @@ class RedBeatAdapter(StoreAdapter):
         return {name for name, text in zip(names, self._texts(keys)) if text is not None}
 
     def opened(self) -> None:
-        self._scheduler.lock_key = None  # who is master is decided elsewhere
+        self._scheduler.lock_key = None  # our election decides who is master
 
     def entries(self, read: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
         from redbeat.schedulers import get_redis
@@ -318,13 +322,13 @@ class RedBeatAdapter(StoreAdapter):
         return entry
 
     def has_lost(self, name: str, key: str | None) -> bool:
-        return name not in self.unreadable  # for its entries were just read, all of them
+        return name not in self.unreadable  # because all of its entries were just read
 
 
 class RowAdapter(StoreAdapter):
     """The store of a ``DatabaseScheduler``: each entry has a row of a table, its ``model``."""
 
-    #: The row's attribute that tells it from all others.
+    #: The row's attribute that distinguishes it from all others.
     key_name: ClassVar = "id"
 
     keeps_installed = True
@@ -339,7 +343,7 @@ class RowAdapter(StoreAdapter):
         unreadable: dict[str, str] = {}
 
         def make(entry: Any, model: Any, *args: Any, **kwargs: Any) -> None:
-            # Once it is made its row has a time in any case.
+            # Once it is made, its row has a time in any case.
             has_run = bool(model.last_run_at)
             setattr(entry, _HAS_RUN, has_run)
             try:
@@ -352,7 +356,7 @@ class RowAdapter(StoreAdapter):
                 if cls.is_away(exc):
                     raise
                 unreadable[model.name] = _told(exc)
-                raise ValueError(_told(exc)) from exc  # for which its class leaves the row out
+                raise ValueError(_told(exc)) from exc  # its class leaves such a row out
 
         def all_as_schedule(scheduler: Any) -> Any:
             unreadable.clear()
@@ -373,7 +377,7 @@ class RowAdapter(StoreAdapter):
         def disable(entry: Any, row: Any) -> None:
             raise ValueError("what it has for a schedule, or for arguments, cannot be understood")
 
-        found["Entry"]._disable = disable  # which writes it into the store
+        found["Entry"]._disable = disable  # it writes that into the store
         return found
 
     def everything(self) -> Iterator[tuple[Any, bool]]:
@@ -388,12 +392,12 @@ class RowAdapter(StoreAdapter):
                 yield entry, bool(entry.model.enabled)
 
     def _rows(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """Of each row its name, and what makes an entry of it."""
+        """Yields the name of each row, and what makes an entry from it."""
         raise NotImplementedError
 
     def newcomer(self, entry: Any, is_enabled: bool) -> Newcomer:
         row, options = entry.model, entry.options
-        # Its class adds it; and so does who sends the message of a live entry.
+        # Its class adds it. So does the code that sends the message of a live entry.
         for told in (options, options["headers"]):
             told.pop("periodic_task_name", None)
         return Newcomer(
@@ -411,13 +415,14 @@ class RowAdapter(StoreAdapter):
 
     @classmethod
     def begin(cls, entry: Any) -> None:
-        """Is called for an entry that never ran, when its class has said since when its clock
+        """Called for an entry that never ran, after its class has said since when its clock
         runs."""
 
     @classmethod
     def begin_at_start(cls, entry: Any) -> None:
-        """Has an entry that never ran, and has a start and instants of its own, wait for the first
-        of them: its class pretends that it ran long ago, as if it were due at its start."""
+        """Lets an entry that never ran, and that has a start and fixed instants, wait for the first
+        instant after its start. Its class pretends that it ran long ago, as if it were due at its
+        start."""
         changed = entry.model.date_changed
         since = to_utc(entry.model.start_time) - _SECOND
         if changed is not None:
@@ -436,7 +441,7 @@ class RowAdapter(StoreAdapter):
         return bool(getattr(entry, _HAS_RUN, True))
 
     def changed_at(self, entry: Any) -> datetime | None:
-        # What code defines its class writes anew at each start.
+        # Its class writes what code defines again at each start.
         if entry.name in self._scheduler.app.conf.beat_schedule:
             return None
         changed = entry.model.date_changed
@@ -444,14 +449,14 @@ class RowAdapter(StoreAdapter):
 
     @classmethod
     def _utc_of_row(cls, instant: datetime) -> datetime:
-        """Of an instant that the database layer has written of itself."""
+        """Returns the UTC of an instant that the database layer itself has written."""
         return to_utc(instant)
 
     def is_one_off(self, entry: Any) -> bool:
         return bool(entry.model.one_off)
 
     def as_if_run(self, entry: Any, at: datetime) -> Any:
-        # It takes no time as an argument; it asks itself for the present one, in a manner that
+        # It takes no time as an argument: it asks for the present time itself, in a way that
         # depends on its settings.
         zone = entry._default_now().tzinfo
         own = at.replace(tzinfo=None) if zone is None else at.astimezone(zone)
@@ -460,7 +465,7 @@ class RowAdapter(StoreAdapter):
         return self._scheduler.reserve(entry)
 
     def as_if_known(self, entry: Any, at: datetime, has_run: bool) -> Any:
-        if has_run:  # one that is to run once asks its row whether it did
+        if has_run:  # an entry that runs once asks its row whether it did
             return self.as_if_run(entry, at)
         entry.last_run_at = at.astimezone(self._scheduler.app.timezone)
         return entry
@@ -496,8 +501,8 @@ class DjangoAdapter(RowAdapter):
 
         if hasattr(scheduler, "enabled_models_qs"):
             found["enabled_models"] = enabled_models
-        # By itself it leaves out of its schedule what is not due for hours: operators could not ask
-        # for it, and what it missed, or has waiting, would have to wait for its hour.
+        # By itself it leaves entries out of its schedule that are not due for hours. Then operators
+        # could not ask for them, and what an entry missed, or has waiting, would wait for its hour.
         return {
             **found,
             "_get_crontab_exclude_query": lambda scheduler: _no_row(),
@@ -515,7 +520,7 @@ class DjangoAdapter(RowAdapter):
 
     @classmethod
     def begin(cls, entry: Any) -> None:
-        # It takes the time of the change for one of UTC, whichever that is.
+        # It treats the time of the change as UTC, whatever zone it is in.
         changed = entry.model.date_changed
         if changed is not None and changed.tzinfo is None:
             entry.last_run_at = as_of(entry, cls._utc_of_row(changed))
@@ -571,7 +576,7 @@ class SQLAlchemyAdapter(RowAdapter):
 
 
 def _told(exc: BaseException) -> str:
-    """On one line."""
+    """Returns the error's text in one line."""
     return " ".join(f"{type(exc).__name__}: {exc}".split())[:_LONGEST_WHY]
 
 
