@@ -166,6 +166,8 @@ class Pages:
         self._damaged: set[str] = set()
         #: Entries whose states cannot be kept.
         self._refused: set[str] = set()
+        #: Entries that may have open runs; None before anybody asks for these.
+        self._opened: set[str] | None = None
         #: The names of the schedule; None if they are not known.
         self._named: Container[str] | None = None
 
@@ -195,8 +197,13 @@ class Pages:
 
     def open_runs(self) -> dict[str, tuple[PastRun, ...]]:
         """See :meth:`.RunLedger.open_runs`."""
-        states = (each for page in self._pages.values() for each in page.states.items())
-        return {name: state.open for name, state in states if state.open}
+        opened = self._opened
+        if opened is None:
+            opened = {name for page in self._pages.values() for name in page.states}
+        states = ((name, self.of(name).states.get(name)) for name in opened)
+        found = {name: state.open for name, state in states if state is not None and state.open}
+        self._opened = set(found)
+        return found
 
     def change(self, states: Changes) -> dict[str, Page]:
         """Puts states onto their pages, or removes them. Returns the changed pages, by name."""
@@ -205,6 +212,8 @@ class Pages:
             name = page_of(entry)
             page = touched[name] = self._pages.setdefault(name, Page({}))
             page.change(entry, state)
+        if self._opened is not None:
+            self._opened.update(states)
         return touched
 
     def as_they_are(self, names: Iterable[str]) -> list[Kept]:
@@ -227,6 +236,8 @@ class Pages:
                     page.states[entry] = state
                 else:
                     page.states.pop(entry, None)
+            if self._opened is not None:
+                self._opened.update(states)
 
     def pasts(self, volume: str) -> Pasts | None:
         """Returns the past runs of all entries of a volume, as far as they are on the pages. None

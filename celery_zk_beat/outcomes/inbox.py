@@ -39,7 +39,7 @@ class Inbox(Deliveries):
         self.forget()
 
     def forget(self) -> None:
-        self._stale, self._is_there = True, False
+        self._stale, self._is_there, self._is_unsettled = True, False, False
         self._known: dict[str, Delivery] = {}
 
     @property
@@ -47,12 +47,13 @@ class Inbox(Deliveries):
         return self._stale
 
     def read(self, open_runs: Iterable[Key] = ()) -> Mapping[str, Delivery]:
-        self._stale = False
-        try:
-            self._read()
-        except ZkBeatError:
-            self._stale = True
-            raise
+        if self._stale or self._is_unsettled:
+            self._stale = False
+            try:
+                self._read()
+            except ZkBeatError:
+                self._stale = True
+                raise
         return self._known
 
     def outdated(self, name: str) -> None:
@@ -78,6 +79,8 @@ class Inbox(Deliveries):
         for name, node in self._nodes(wanted[:_AT_ONCE]):
             if node is not None:
                 known[name] = self._delivery(name, node, name in running)
+        # No watch tells what their workers may yet write.
+        self._is_unsettled = any(self._must_read(name, running) for name in known)
 
     def _must_read(self, name: str, running: set[str]) -> bool:
         known = self._known.get(name)
