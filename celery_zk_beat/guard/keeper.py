@@ -1,4 +1,5 @@
-"""The beat's side of its guard: starts it, tells it of each session, starts another if it ends."""
+"""The beat's side of its guard. It starts the guard, gives it each session, and starts another
+guard if it ends."""
 
 from __future__ import annotations
 
@@ -19,39 +20,39 @@ from . import program
 
 logger = get_logger(__name__)
 
-#: How a guard that knows the session is told of to others.
+#: What others see of a guard that knows the session.
 ON = "on"
-#: Seconds before another guard is made, where one has ended; twice as long each time.
+#: Seconds until another guard is started if one has ended; twice as long each time.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 
 
 class Guard:
-    """That of one beat. `access`: of its sessions. :meth:`tell` and :meth:`close` are for one
-    thread."""
+    """The guard of one beat. `access`: the credentials of its sessions. :meth:`tell` and
+    :meth:`close` are for one thread."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
         self._on_change: Callable[[], None] = lambda: None
-        #: The link to the guard that lives.
+        #: The link to the guard that is alive.
         self._link: socket.socket | None = None
-        #: The link, and the number of the connection, by which it was told of the session.
+        #: The link, and the number of the connection, with which it got the session.
         self._told: tuple[socket.socket | None, int] = (None, 0)
-        #: Why there is none.
+        #: Why there is no guard.
         self._trouble = "not started"
         self._wakeup = clock.Wakeup()
         self._closing = False
-        #: For tests and log lines; None while there is none.
+        #: For tests and log lines; None if there is no guard.
         self.pid: int | None = None
 
     @property
     def state(self) -> str:
-        """:data:`ON`, or why there is none. Any thread."""
+        """:data:`ON`, or why there is no guard. For any thread."""
         link = self._link
         return ON if link is not None and self._told[0] is link else self._trouble
 
     def start(self, on_change: Callable[[], None]) -> None:
-        """Begins, on a thread of its own; not before the last fork. `on_change` is called there
-        whenever :meth:`tell` is to be called."""
+        """Starts the guard, on a thread of its own. Call it after the last fork. That thread calls
+        `on_change` whenever somebody has to call :meth:`tell`."""
         self._on_change = on_change
         trouble = _missing()
         if trouble is not None:
@@ -62,8 +63,8 @@ class Guard:
         clock.thread(self._run, "zk-beat-guard").start()
 
     def tell(self, session: ZooKeeperSession) -> None:
-        """Has the guard know the session, and where the servers are. Does nothing where it does.
-        Never blocks."""
+        """Gives the guard the session, and the addresses of the servers, if it does not know them
+        yet. Never blocks."""
         link, connection = self._link, session.connection
         if link is None or self._told == (link, connection):
             return
@@ -79,8 +80,8 @@ class Guard:
         self._told = link, connection
 
     def close(self, *, ended: bool) -> None:
-        """Lets it go. `ended`: the session is; else the guard waits for the end of this process,
-        and then ends it. Never blocks."""
+        """Lets the guard go. `ended`: the session is over; otherwise the guard waits for the end of
+        this process, and then ends the session. Never blocks."""
         self._closing = True
         self._wakeup.set()
         link = self._link
@@ -119,14 +120,15 @@ class Guard:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _serve(self) -> int:
-        """Starts one; returns its exit code when it has ended."""
+        """Starts a guard. Returns its exit code when it has ended."""
         link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with link, theirs:
             link.settimeout(None)  # Celery's default is 30 s
             beat = os.pidfd_open(os.getpid())
             try:
-                # A session of its own, and none of the beat's files: what ends the beat, or a
-                # terminal, does not end it; and nothing that the beat closes stays open in it.
+                # It has its own session and none of the beat's files. So what ends the beat, or a
+                # terminal, does not end the guard; and what the beat closes does not stay open in
+                # it.
                 guard: subprocess.Popen[bytes] = subprocess.Popen(
                     [sys.executable, "-I", "-S", program.__file__, str(beat)],
                     stdin=theirs.fileno(),
@@ -141,18 +143,18 @@ class Guard:
             theirs.close()
             self.pid, self._link = guard.pid, link
             try:
-                if self._closing:  # too early for close() to have told it
+                if self._closing:  # close() was too early to tell it
                     link.send(program.FAREWELL)
                 self._on_change()
                 with contextlib.suppress(OSError):
-                    link.recv(1)  # it says nothing: this is its end
+                    link.recv(1)  # a guard says nothing: this is its end
             finally:
                 self.pid = self._link = None
             return guard.wait()
 
 
 def _missing() -> str | None:
-    """Returns what a guard would need and is not here; None: nothing."""
+    """Returns what a guard would need and is missing here. None: nothing."""
     if not hasattr(os, "pidfd_open"):
         return "Python has no os.pidfd_open here"
     if not sys.executable or getattr(sys, "frozen", False) or not os.path.isfile(program.__file__):

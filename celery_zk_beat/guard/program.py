@@ -1,10 +1,10 @@
-"""All that a guard runs: a bare Python, without the package, so that it is small.
+"""All that a guard runs: a bare Python without the package, so that it is small.
 
     python -I -S program.py BEAT        BEAT: a descriptor, the beat's pidfd; stdin: the link to it
 
-It waits until the kernel says that the beat is dead. Then it takes up the beat's session, by its id
-and password, and closes it, with which its ephemeral znodes are gone. That needs no right on any
-znode, so no credentials, and it can harm nobody else: what another session made stays.
+It waits until the kernel says that the beat is dead. Then it continues the beat's session, by its
+id and password, and closes it. That removes the session's ephemeral znodes. It needs no right on
+any znode, so no credentials, and it can harm nobody else: znodes of other sessions stay.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import sys
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
-#: The beat's last message where it has closed its session itself.
+#: The beat's last message if it has closed its session itself.
 FAREWELL = b"-"
 #: Bytes of the longest message.
 _LONGEST = 65536
 #: Seconds after which the guard of a dead beat ends, whatever ZooKeeper does.
 _LASTS = 5
-#: Seconds for which a server may be silent; and before all are tried again.
+#: Seconds for which a server may be silent; and until all are tried again.
 _ANSWERS_WITHIN, _AGAIN_AFTER = 1.0, 0.1
-#: What terminals and service managers send to all processes; the beat obeys.
+#: Terminals and service managers send these to all processes. The beat obeys them.
 _FOR_THE_BEAT = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGTSTP", "SIGUSR1", "SIGUSR2")
 
 
@@ -39,7 +39,7 @@ def main() -> int:
     beat, link = int(sys.argv[1]), socket.socket(fileno=0)
     said = last_words(events(beat, link))
     if said:
-        signal.alarm(_LASTS)  # ends this process: its default
+        signal.alarm(_LASTS)  # ends this process, by default
         end(json.loads(said))
     return 0
 
@@ -51,7 +51,7 @@ def events(beat: int, link: socket.socket) -> Iterator[bytes | None]:
     poll.register(link, select.POLLIN)
     while True:
         ready = {descriptor for descriptor, _ in poll.poll()}
-        if link.fileno() in ready:  # first: what a dead beat has said is still to be heard
+        if link.fileno() in ready:  # first: what a dead beat has sent is still to be read
             message = link.recv(_LONGEST)
             if not message:
                 poll.unregister(link)
@@ -61,11 +61,11 @@ def events(beat: int, link: socket.socket) -> Iterator[bytes | None]:
 
 
 def last_words(events: Iterable[bytes | None]) -> bytes:
-    """Returns what a beat said last, once it is dead; b"" where there is nothing to do."""
+    """Returns what a beat said last, when it is dead; b"" if there is nothing to do."""
     said = b""
     for event in events:
-        # Not the end of the link: who closes all files, or has a child that keeps them open, would
-        # be taken for dead, or for alive.
+        # Do not wait for the end of the link: a beat that closes all files would count as dead, and
+        # one with a child that keeps them open would count as alive.
         if event is None:
             return said
         if event == FAREWELL:
@@ -75,7 +75,7 @@ def last_words(events: Iterable[bytes | None]) -> bytes:
 
 
 def end(session: dict[str, Any]) -> None:
-    """Ends a session, given as keeper.py says. Tries for ever."""
+    """Ends a session, given in the form that keeper.py writes. Tries for ever."""
     while True:
         with contextlib.closing(_connections(session["servers"])) as connections:
             for connection, name in connections:
@@ -90,8 +90,8 @@ def end(session: dict[str, Any]) -> None:
 def _connections(
     servers: Iterable[tuple[str, str, int]],
 ) -> Generator[tuple[socket.socket, str], None, None]:
-    """Connects to all servers at once, so that one which is silent costs no time. Yields, with the
-    server's name, each connection when it is there, and closes it."""
+    """Connects to all servers at once, so that a silent server costs no time. Yields each
+    connection when it is there, with the server's name, and closes it."""
     poll, waiting = select.poll(), {}
     for name, address, port in servers:
         connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -117,10 +117,10 @@ def _connections(
 
 
 def _secured(connection: socket.socket, name: str, tls: dict[str, Any] | None) -> socket.socket:
-    """As :meth:`celery_zk_beat.security.Tls.context` has it."""
+    """As in :meth:`celery_zk_beat.security.Tls.context`."""
     if tls is None:
         return connection
-    import ssl  # only now: it is half as large as all the rest
+    import ssl  # only now: it needs half as much memory as all the rest
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -140,12 +140,12 @@ def _close(connection: socket.socket, session: dict[str, Any]) -> None:
     """Closes a session over a new connection, or finds that it is over.
 
     Raises:
-        OSError: the server does not answer, or hangs up, as one without a quorum does.
+        OSError: the server does not answer, or closes the connection, as one without a quorum does.
         ValueError, struct.error: it is no ZooKeeper.
     """
     password = bytes.fromhex(session["password"])
-    # Protocol 0; the transactions that we know of: none; the least time-out that is granted, should
-    # this fail half-way; the session; and no server that can only read.
+    # Protocol 0; the transactions that we know: none; the least time-out that is granted, in case
+    # this fails half-way; the session; and no server that can only read.
     request = struct.pack(">iqiqi", 0, 0, 1, session["id"], len(password)) + password + b"\0"
     _send(connection, request)
     _, granted = struct.unpack_from(">ii", _receive(connection))

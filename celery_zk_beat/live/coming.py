@@ -1,4 +1,4 @@
-"""What an entry of another scheduler is as a live entry, with its clock. Pure: no I/O, no clock."""
+"""Turns an entry of another scheduler into a live entry, with its clock. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..runs import NEVER, TOLERANCE, RunState, milliseconds
 from .definitions import LONGEST_NOTE, Coming, Content, Definition, Found, Timing, timing_of
 
 _MILLISECOND = timedelta(milliseconds=1)
-#: How often one is due, by its schedule, that its policy has run once, at a given instant.
+#: The interval, in seconds, of an entry that its policy lets run only once, at a given instant.
 _DAY = 86_400.0
-#: The fields of a line of cron, as crontab has them; and how many values each can have.
+#: The fields of a line of cron, in the order of crontab; and how many values each can have.
 _FIELDS = (
     ("minute", 60),
     ("hour", 24),
@@ -34,10 +34,10 @@ class Newcomer:
     """An entry as its own scheduler has it. Instants are aware, UTC.
 
     Attributes:
-        entry: of its own class.
-        last_run_at: None where it never ran, and so is due at once.
-        has_run: it ran at `last_run_at`; else that is only since when its clock runs.
-        starts, ends: nothing that is due before, or after, runs.
+        entry: an entry of that scheduler's class.
+        last_run_at: None if it never ran, and so is due at once.
+        has_run: True if it ran at `last_run_at`; otherwise its clock only runs since then.
+        starts, ends: it does not run for an instant before, or after.
         at: the one instant at which it runs.
     """
 
@@ -56,14 +56,15 @@ class Newcomer:
 def come_over(
     new: Newcomer, before: Found, state: RunState | None, now: datetime
 ) -> Coming | Content:
-    """What it is as a live entry, with its clock where that is not known here yet.
+    """Returns the live entry that it becomes, with its clock if that is not known here yet.
 
     Args:
-        before: the live entry of its name.
-        state: the run state of its name: of this entry, for an election may have run it already.
+        before: the live entry of the same name.
+        state: the run state of the same name. It belongs to this entry, because an election may
+            already have run it.
 
     Raises:
-        EntryError: what cannot be said in a live entry.
+        EntryError: a live entry cannot express something of it.
     """
     last = new.last_run_at
     if last is not None and new.has_run and last > now + TOLERANCE:
@@ -86,7 +87,7 @@ def come_over(
 
 
 def _is_news(new: Newcomer, before: Found, state: RunState | None, since: int) -> bool:
-    """True where the clock is to go on at `since`; else it is known already, or is past that."""
+    """True if the clock must go on at `since`. Otherwise it is already known, or is past that."""
     if not isinstance(before, Definition):
         return True
     if since <= before.since:
@@ -100,7 +101,7 @@ def _is_news(new: Newcomer, before: Found, state: RunState | None, since: int) -
 
 
 def _ceil(instant: datetime) -> int:
-    """Milliseconds since 1970, not before it: what ran then is not to run again."""
+    """Returns milliseconds since 1970, rounded up: what ran at that instant must not run again."""
     found = milliseconds(instant)
     return found if instant.microsecond % 1000 == 0 else found + 1
 
@@ -124,7 +125,7 @@ def _timing(
             known = before.content.schedule
             if known.every == every:
                 return known
-        # It is due at the instants at which it would have been.
+        # It is due at the same instants as before.
         begins = since if last is not None else milliseconds(now)
         if new.starts is not None and not new.has_run:
             begins = _ceil(new.starts)
@@ -135,18 +136,18 @@ def _timing(
 
 
 def _phase(at: int, every: float) -> float:
-    """Seconds, to the millisecond, from an instant of an interval to `at`."""
+    """Returns the seconds, to the millisecond, from an instant of an interval to `at`."""
     span = round(every * 1000)
     return at % span / 1000 if span else 0.0
 
 
 def _line(name: str, schedule: Any) -> Timing:
-    """The line of cron that is due at the same minutes."""
+    """Returns the line of cron that is due at the same minutes."""
     if len(schedule.day_of_month) < 31 and len(schedule.day_of_week) < 7:
         accepted = "either days of the month or of the week: a line of cron runs where one is right"
         raise EntryError(name, "schedule", str(schedule), accepted)
     zone = None
-    if type(schedule) is not crontab:  # of a zone of its own
+    if type(schedule) is not crontab:  # it has a zone of its own
         zone = getattr(schedule.tz, "key", None) or str(schedule.tz)
     text, numbers = [], []
     for field, many in _FIELDS:
@@ -174,7 +175,7 @@ def _options(new: Newcomer) -> dict[str, Any]:
     if isinstance(expires, timedelta):
         options["expires"] = expires.total_seconds()
     elif isinstance(expires, datetime) and new.ends is not None:
-        del options["expires"]  # which its policy has
+        del options["expires"]  # its policy has that
     if not options.get("headers"):
         options.pop("headers", None)
     return options

@@ -29,7 +29,7 @@ from .snapshot import Master, Member, RecentTerm
 TICKING_WITHIN = 120.0
 #: Most runs in `recent`.
 MOST_RECENT = 50
-#: Most characters of an id and the like.
+#: Most characters of an id and similar texts.
 _LONGEST_TEXT = 200
 
 D = TypeVar("D")
@@ -39,10 +39,10 @@ Past = tuple[PastRun, str]
 
 
 class LenientRecords:
-    """Decodes for one look what a mirror holds.
+    """Decodes, for one look, the records of a mirror.
 
     Attributes:
-        warnings: a line for each record that was asked for and cannot be understood.
+        warnings: a line for each requested record that cannot be parsed.
     """
 
     def __init__(self, mirror: Mirror, paths: Paths) -> None:
@@ -52,10 +52,10 @@ class LenientRecords:
         self.warnings: list[str] = []
 
     def app(self, expected: str | None) -> str | None:
-        """Whose root it is; None where that is not written.
+        """Returns the app to which the root belongs; None if the root does not say.
 
         Raises:
-            RootError: not that of `expected`, who asks.
+            RootError: it is another app than `expected`, the asker's.
         """
         path = self._paths.root
         node = self._node(path)
@@ -79,7 +79,7 @@ class LenientRecords:
         if node is None:
             return None
         outbox = self._node(self._paths.outbox)
-        # One that was elected just now may not have ticked yet.
+        # A master that was elected just now may not have ticked yet.
         alive_at = max(node.mtime, 0.0 if outbox is None else outbox.mtime)
         return _made(
             Master,
@@ -97,7 +97,7 @@ class LenientRecords:
         return sorted(members, key=lambda member: (member.state != "master", member.id))
 
     def masters(self) -> list[RecentTerm]:
-        """Newest first."""
+        """Returns the terms, newest first."""
         listed = self._record(self._paths.masters).get("masters")
         return [
             _made(RecentTerm, fields)
@@ -122,7 +122,7 @@ class LenientRecords:
     def _decoded(
         self, path: str, decoder: Callable[[str, bytes], D], otherwise: D, then: str = ""
     ) -> D:
-        """Has a znode decoded; returns `otherwise`, and perhaps warns, where it cannot be."""
+        """Decodes a znode. If that fails, returns `otherwise`, and perhaps warns."""
         node = self._node(path)
         try:
             return otherwise if node is None else decoder(path, node.data)
@@ -133,8 +133,8 @@ class LenientRecords:
 
 @dataclass(frozen=True)
 class PageContent:
-    """The run states of a page, and the newest of their past runs; `damage` says why they cannot
-    be understood."""
+    """The run states of a page, and the newest of their past runs. `damage` says why they cannot be
+    parsed."""
 
     states: dict[str, RunState]
     newest: list[Past]
@@ -152,7 +152,7 @@ class PageContent:
 
 @dataclass(frozen=True)
 class VolumeContent:
-    """The histories of a volume, by entry; the rest as in :class:`PageContent`."""
+    """The histories of a volume, by entry. The rest is as in :class:`PageContent`."""
 
     pasts: Pasts
     newest: list[Past]
@@ -173,10 +173,10 @@ def latest(limit: int, past: Iterable[Past]) -> list[Past]:
 
 
 def recent(pages: Iterable[PageContent], volumes: Iterable[VolumeContent]) -> list[Past]:
-    """The newest past runs of all, each once."""
+    """Returns the newest past runs of all entries, each once."""
     found: dict[Any, Past] = {}
     for newest in (*(each.newest for each in volumes), *(each.newest for each in pages)):
-        for run, name in newest:  # the states know better
+        for run, name in newest:  # the states are newer
             found[name, run if run.number is None else run.run] = run, name
     return latest(MOST_RECENT, found.values())
 
@@ -220,6 +220,6 @@ _KINDS: dict[Any, Callable[[Any], Any]] = {
 
 
 def _made(cls: type[T], fields: dict[str, Any], **others: Any) -> T:
-    """Makes a `cls` of a record's fields, except `others`."""
+    """Makes a `cls` from the fields of a record, except `others`."""
     kinds = {each.name: each.type for each in dataclass_fields(cls) if each.name not in others}
     return cls(**{name: _KINDS[kind](fields.get(name)) for name, kind in kinds.items()}, **others)

@@ -14,12 +14,12 @@ from ..zookeeper.session import ZooKeeperSession
 
 
 class Mirror:
-    """Keeps the znodes of an election as they were read last, and with watches asks only for what
-    has changed. For one thread at a time. `on_change` is as that of :class:`.reader.Reader`.
+    """Keeps the znodes of an election as they were last read. With watches it reads only what has
+    changed. For one thread at a time. `on_change` is as in :class:`.reader.Reader`.
 
     Attributes:
-        nodes: by path; None for what is missing and may come.
-        quota: the tightest that holds for the root.
+        nodes: by path; None for a znode that does not exist and may be created later.
+        quota: the tightest quota that applies to the root.
     """
 
     def __init__(
@@ -28,26 +28,26 @@ class Mirror:
         self._session = session
         self._paths = paths
         self._on_change = on_change
-        #: What is always looked at, and what may be missing and come.
+        #: The paths that are always read. Some may not exist yet.
         self._fixed = (
             *(paths.root, paths.master, paths.masters),
             *(paths.pauses, paths.backfills, paths.outbox),
         )
         self._parents = (paths.root, paths.members, paths.runs)
-        #: Paths that changed since they were read; None for all of them.
+        #: Paths that have changed since they were read; None stands for all of them.
         self._changed: clock.SimpleQueue[str | None] = clock.SimpleQueue()
         self._changed.put(None)
         self.nodes: dict[str, Node | None] = {}
         self.quota: Quota | None = None
 
     def refresh(self) -> None:
-        """Asks for what has changed.
+        """Reads what has changed.
 
         Raises:
             Uncertain: no answer.
             ZooKeeperError: refused.
 
-        After either of them the next one begins from nothing.
+        After either of them the next call reads everything again.
         """
         try:
             self._refresh()
@@ -56,7 +56,7 @@ class Mirror:
             raise
 
     def below(self, parent: str) -> Iterator[tuple[str, Node]]:
-        """The znodes of which `parent` is the parent, by path."""
+        """Yields the znodes below `parent`, with their paths."""
         for path, node in self.nodes.items():
             if node is not None and path.startswith(f"{parent}/"):
                 yield path, node
@@ -64,17 +64,18 @@ class Mirror:
     def _refresh(self) -> None:
         changed = self._take_changed()
         if not self._session.connected:
-            changed.add(None)  # so that it is said, though the watches have not told it yet
+            changed.add(None)  # to report it, even if the watches have not fired yet
         if not changed and self._on_change is not None:
             return
         everything = None in changed or self._on_change is None
         watch = self._watch
         wanted = {path for path in changed if path in self.nodes}
-        # What is missing has no watch of its own: the one on the root tells that it has come.
+        # A znode that does not exist has no watch of its own: the watch on the root reports its
+        # creation.
         something_came = everything or self._paths.root in changed
         if something_came:
             wanted.update(self._fixed)
-            # Whether there are children is not asked, and so not watched, of what is not there.
+            # We do not ask a znode that does not exist for its children, and so do not watch them.
             if watch is not None:
                 self._session.exists(self._paths.root, watch)
         for parent in self._parents:
@@ -84,15 +85,16 @@ class Mirror:
                     wanted |= self._follow(parent, names, everything)
         self.quota = quota_of(self._paths.root, self._session.read_all)
         wanted = {path for path in wanted if not self._is_history(path)}
-        # The outbox after the pages: what it says is then never older than what they say.
+        # Read the outbox after the pages: then it is never older than they are.
         self._read(sorted(wanted, key=lambda path: (path == self._paths.outbox, path)))
         self._refresh_histories(changed, something_came, everything)
 
     def _refresh_histories(
         self, changed: set[str | None], something_came: bool, everything: bool
     ) -> None:
-        """Asks for the histories, after the pages: with past runs that these have no more."""
-        for path in self._take_changed():  # meanwhile
+        """Reads the histories after the pages: they contain past runs that the pages no longer
+        have."""
+        for path in self._take_changed():  # in between
             if self._is_history(path):
                 changed.add(path)
             else:
@@ -112,7 +114,7 @@ class Mirror:
         return None if self._on_change is None else self._on_watch
 
     def _is_history(self, path: str | None) -> bool:
-        """True also for the parent of all."""
+        """True also for the parent of all histories."""
         return path is not None and path.startswith(self._paths.history)
 
     def _take_changed(self) -> set[str | None]:
@@ -123,7 +125,7 @@ class Mirror:
         return changed
 
     def _follow(self, parent: str, names: Iterable[str], everything: bool) -> set[str]:
-        """Forgets the znodes that are no longer below `parent`; returns those to be read."""
+        """Forgets the znodes that are no longer below `parent`. Returns those that must be read."""
         if parent == self._paths.runs:
             names = filter(is_page, names)
         elif parent == self._paths.history:

@@ -21,8 +21,8 @@ _UNTIL = "; tasks and schedules of entries are not known until the master writes
 
 @dataclass(frozen=True)
 class OtherEntry:
-    """As an entry of Celery's, as far as a look needs one. `schedule`: None where only its class
-    knows it."""
+    """An entry in the form of Celery's, as far as a look needs it. `schedule`: None if only its
+    class knows it."""
 
     name: str
     told: ShownEntry
@@ -34,7 +34,7 @@ class OtherEntry:
 
     @property
     def text(self) -> str | None:
-        """Its schedule."""
+        """The schedule as text."""
         rule = self.told.rule
         return self.told.schedule if rule is None else rule_text(rule, self.schedule)
 
@@ -42,7 +42,7 @@ class OtherEntry:
         return clock.now()
 
     def next_run_at(self, state: RunState) -> datetime | None:
-        """None where that cannot be told."""
+        """None if it is unknown."""
         told, due = self.told, self.told.next_run_at
         if told.is_disabled or told.error is not None:
             return None
@@ -50,21 +50,21 @@ class OtherEntry:
             last = max(state.last_run_at, told.since or state.last_run_at)
             due = next_free(self, next_run(self, last), state)
         elif due is not None and state.due is not None and due <= state.last_run_at:
-            return None  # the master has not told yet what comes after that run
+            return None  # the master has not written yet what comes after that run
         return due if due is None or told.start is None else max(due, told.start)
 
 
 class OtherEntries:
-    """Reads them, and with `on_change`, which is as that of :class:`.reader.Reader`, asks only for
-    what has changed. For one thread at a time.
+    """Reads the entries of another scheduler. With `on_change`, as in :class:`.reader.Reader`, it
+    reads only what has changed. For one thread at a time.
 
     Args:
-        scheduler: the name of the class whose entries are wanted, and no other's.
-        app: the asker's, in whose time zone a schedule is that tells none.
+        scheduler: the name of the class; entries of any other class are ignored.
+        app: the asker's app. Its time zone is the zone of a schedule without one.
 
     Attributes:
         entries: by name.
-        warnings: a line for each record that cannot be understood.
+        warnings: a line for each record that cannot be parsed.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class OtherEntries:
         self.warnings: list[str] = []
 
     def ahead(self, now: datetime) -> dict[str, datetime]:
-        """The entries that are held back because their store says that they ran at an instant to
-        come, and that."""
+        """Returns the entries that are held back because, according to their store, they ran in the
+        future; and when."""
         return {
             name: entry.told.since
             for name, entry in self.entries.items()
@@ -94,16 +94,16 @@ class OtherEntries:
         }
 
     def refresh(self) -> None:
-        """Asks for what has changed.
+        """Reads what has changed.
 
         Raises:
             Uncertain: no answer.
             ZooKeeperError: refused.
 
-        After either of them the next one begins from nothing.
+        After either of them the next call reads again.
         """
         if self._is_stale or self._on_change is None:
-            self._is_stale = False  # now, for a watch may tell of the next change at once
+            self._is_stale = False  # before reading: a watch may fire at once
             try:
                 self._refresh()
             except ZkBeatError:
@@ -113,7 +113,7 @@ class OtherEntries:
     def _refresh(self) -> None:
         path = self._paths.shown
         if self._on_change is not None:
-            self._session.exists(path, self._on_watch)  # what is missing has no other watch
+            self._session.exists(path, self._on_watch)  # also fires if it is created later
         node, damage, index = self._session.read(path), [], None
         try:
             index = None if node is None else Index.decode(path, node.data)
@@ -161,8 +161,8 @@ class OtherEntries:
 
 @dataclass(frozen=True)
 class _Page:
-    """The entries of one, and the checksum that it had in the index; `damage` says why they cannot
-    be understood."""
+    """The entries of a page, and the checksum that the page had in the index. `damage` says why
+    they cannot be parsed."""
 
     checksum: int
     entries: dict[str, OtherEntry]

@@ -44,8 +44,8 @@ from .snapshot import (
 )
 from .warnings import WAITS_QUIETLY, warnings_of
 
-#: How long after it is due a run is claimed, and after which the outbox is written again, at the
-#: latest, where nothing keeps the master from it.
+#: How long after it is due a run is claimed, and how often the outbox is written, at the latest, if
+#: nothing prevents the master from doing it.
 _CLAIMED_WITHIN, _WRITES_WITHIN = timedelta(seconds=5), timedelta(seconds=45)
 
 
@@ -56,14 +56,14 @@ class Schedule(AskersSchedule, Protocol):
     """The part of the reader's own scheduler that it needs."""
 
     def digest(self) -> str:
-        """Tells schedules apart."""
+        """Returns a digest that differs between schedules."""
 
     def task_id(self, entry: str, number: int, due: datetime) -> str:
         """Returns the task id with which a run is or was published."""
 
 
 class Basis(NamedTuple):
-    """By what the next runs of entries are told, as far as one look saw it; by name.
+    """What one needs to compute the next runs of entries, as of one look; by name.
 
     Attributes:
         entries: see :meth:`Reader.named`.
@@ -76,7 +76,7 @@ class Basis(NamedTuple):
 
 
 class Contents(Generic[C]):
-    """What the znodes below one parent hold, each decoded when it has changed."""
+    """What the znodes below one parent contain. Each is decoded again when it has changed."""
 
     def __init__(self, mirror: Mirror, parent: str, decode: Callable[[str, bytes], C]) -> None:
         self._mirror, self._parent, self._decode = mirror, parent, decode
@@ -129,10 +129,10 @@ class Reader:
         self._live: LiveEntries | None = None
         if settings.entries:
             self._live = LiveEntries(session, self._paths, settings, schedule, on_change)
-        #: What is on the pages, and in the volumes of histories.
+        #: The contents of the pages, and of the volumes of histories.
         self._pages = Contents(self._mirror, self._paths.runs, PageContent.of)
         self._volumes = Contents(self._mirror, self._paths.history, VolumeContent.of)
-        #: An entry as it was last shown, and what it was made of.
+        #: Entries as they were last shown, and from what they were made.
         self._shown: dict[str, tuple[tuple[Any, ...], Entry]] = {}
 
     def read(self) -> Snapshot:
@@ -151,34 +151,35 @@ class Reader:
         return self._snapshot(clock.now())
 
     def states(self) -> dict[str, RunState]:
-        """The run states, by entry, as far as the last :meth:`read` saw them."""
+        """Returns the run states, by entry, as of the last :meth:`read`."""
         return {name: state for page in self._pages for name, state in page.states.items()}
 
     def named(self) -> Mapping[str, Any]:
-        """The entries, by name: those of the asker's schedule and the live ones that are in force
-        or, with another scheduler, those of which the master told."""
+        """Returns the entries by name: those of the asker's schedule and the live ones that are in
+        force; with another scheduler, those that the master has written."""
         if self._live is not None:
             return self._live.merged()
         return self._schedule.entries if self._others is None else self._others.entries
 
     @property
     def settings(self) -> Settings:
-        """The asker's, with the policies of live entries."""
+        """The asker's settings, with the policies of live entries."""
         if self._live is None:
             return self._settings
         return replace(self._settings, policies=self._live.policies)
 
     def basis(self) -> Basis:
-        """For who tells the next runs, on whatever thread."""
+        """Returns what another thread needs to compute the next runs."""
         return Basis(self.named(), self.states(), self.settings)
 
     def changes(self, entry: str | None) -> tuple[Change, ...]:
-        """The last of a live entry, or of all, newest first, as the last :meth:`read` saw them."""
+        """Returns the last changes of a live entry, or of all, newest first, as of the last
+        :meth:`read`."""
         return () if self._live is None else self._live.changes(entry)
 
     def history(self, entry: str | None, limit: int) -> list[RecentRun]:
-        """The last runs, newest first, of one entry or of all, as far as the last :meth:`read`
-        saw them."""
+        """Returns the last runs of one entry, or of all, newest first, as of the last
+        :meth:`read`."""
         states = {name: state.past for page in self._pages for name, state in page.states.items()}
         pasts = self._pasts()
         names = {*states, *pasts} if entry is None else {entry}
@@ -303,7 +304,7 @@ class Reader:
         )
 
     def _ahead(self, pages: Iterable[PageContent], now: datetime) -> dict[str, datetime]:
-        """The entries here that ran last at an instant to come, and that."""
+        """Returns the entries here whose last run is in the future, and when that is."""
         return {
             name: state.last_run_at
             for page in pages
@@ -350,8 +351,8 @@ def _entry(
     in_schedule, gated = source is not None, source == STORE
     told = entry.told if isinstance(entry, OtherEntry) else None
     if gated and state is not None and state.unnamed_since is not None:
-        # That is written at once, and what is told of it some seconds later. The store may have it
-        # all the same.
+        # The state is written at once, and what the master shows of the entry some seconds later.
+        # The store may still have the entry.
         in_schedule = told is not None and (told.is_disabled or told.error is not None)
         entry, told = (entry, told) if in_schedule else (None, None)
     clock_of = state if live is None else begun(state, live)
@@ -406,14 +407,14 @@ def _schedule_text(entry: Any) -> str | None:
 def _last_ran(
     state: RunState | None, history: tuple[PastRun, ...]
 ) -> tuple[datetime | None, datetime | None]:
-    """When an entry ran last, and for which instant. Not `last_run_at` of the state, from which
-    the entry's clock runs: it is also set by a run that is skipped, and not by one that an operator
-    asks for."""
+    """Returns when an entry ran last, and for which instant. Does not use `last_run_at` of the
+    state, from which the entry's clock runs: a skipped run sets it, too, and a run that an operator
+    asks for does not."""
     if state is None:
         return None, None
     for past in (*reversed(state.past), *reversed(history)):
         if past.number is not None:
-            # Of its schedule's own instants to the microsecond.
+            # To the microsecond, if it is an instant of its own schedule.
             is_own = state.due is not None and milliseconds(state.due) == past.due_ms
             return past.at, state.due if is_own else past.due
     if state.due is None or not state.total_run_count:  # all of them were skipped
@@ -424,8 +425,8 @@ def _last_ran(
 def _is_stuck(
     master: Master, entries: Iterable[Entry], outbox: Iterable[WaitingRun], now: datetime
 ) -> bool:
-    """True where the master seems to be kept from writing: what is due is not claimed, or what
-    was published is not noted."""
+    """True if something seems to prevent the master from writing: due runs are not claimed, or
+    published runs are not confirmed."""
     quiet = timedelta(0) if master.ticked_at is None else now - master.ticked_at
     waits = quiet > WAITS_QUIETLY and any(
         now - run.claimed > WAITS_QUIETLY for run in outbox if run.waits_for == FOR_BROKER
