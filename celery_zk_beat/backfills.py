@@ -1,8 +1,8 @@
-"""What operators have the master run of the past: the record ``backfills``, of all that are under
-way. Pure: no I/O.
+"""The record ``backfills``: which runs of the past operators have asked for, and how far each
+backfill is. Pure: no I/O.
 
-How far each has come is written in the transaction that claims its next run, so that a failover in
-the middle of it leaves no gap and repeats nothing.
+The transaction that claims the next run of a backfill also writes how far the backfill is. So a
+failover in the middle leaves no gap and repeats nothing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .records import LARGEST_NUMBER, count, decode, encode, instant, shown, to_t
 from .records import field as _field
 from .runs import NEVER
 
-#: Most bytes of the record; and of one to which a backfill is added, for those in it grow.
+#: Most bytes of the record; and fewer if a backfill is added, because the others grow.
 LARGEST_BACKFILLS = 60_000
 MOST_BEGUN = LARGEST_BACKFILLS // 2
-#: Runs a second: unless the operator says otherwise, so few that workers hardly notice, and so slow
-#: that one who sees what was asked for can take it back; and most, each being a transaction.
+#: Runs a second. If the operator says nothing: so few that workers hardly notice, and that the
+#: operator has time to cancel. And the most, because each is a transaction.
 RATE, MOST_RATE = 1.0, 100.0
-#: Most runs, unless the operator says that so many are meant.
+#: Most runs, unless the operator allows more.
 MOST_UNASKED = 1000
-#: Most characters of who asks.
+#: Most characters of the name of the user who asks.
 _LONGEST_WHO = 200
 
 
@@ -35,11 +35,11 @@ class Backfill:
     aware, UTC.
 
     Attributes:
-        rate: so many a second, at most.
+        rate: runs a second, at most.
         by, at: who asked for it, and when.
         after: the last instant that was claimed; None before the first.
-        done: how many were.
-        total: how many there are; None where they are too many to be counted.
+        done: how many were claimed.
+        total: how many there are; None if there are too many to count.
     """
 
     since: datetime
@@ -52,7 +52,7 @@ class Backfill:
     total: int | None = None
 
     def after_claim(self, due: datetime) -> Backfill:
-        """What is left of it once the run of an instant is claimed."""
+        """Returns the backfill as it is when the run of an instant is claimed."""
         return replace(self, after=due, done=self.done + 1)
 
     def fields(self) -> dict[str, Any]:
@@ -61,7 +61,8 @@ class Backfill:
 
     @classmethod
     def of(cls, path: str, fields: Any) -> Backfill:
-        """RootError, which names `path`, where they are not those of one."""
+        """Makes a backfill from fields. Raises RootError, which names `path`, if they are not those
+        of one."""
         since, until = instant(path, fields, "since"), instant(path, fields, "until")
         rate, has_begun = fields.get("rate"), fields.get("after") is not None
         after = instant(path, fields, "after") if has_begun else None
@@ -80,7 +81,7 @@ class Backfill:
 
 @dataclass(frozen=True)
 class Backfills:
-    """All of one root, by the names of their entries: at most one of each."""
+    """All backfills of one root, by the names of their entries: at most one for each."""
 
     entries: Mapping[str, Backfill] = field(default_factory=dict)
 
@@ -88,7 +89,7 @@ class Backfills:
         return bool(self.entries)
 
     def having(self, entry: str, backfill: Backfill | None) -> Backfills:
-        """Returns them with another one of an entry, or with none."""
+        """Returns a copy with another backfill for an entry, or with none."""
         others = {name: each for name, each in self.entries.items() if name != entry}
         return Backfills(others if backfill is None else {**self.entries, entry: backfill})
 
@@ -97,10 +98,10 @@ class Backfills:
 
     @classmethod
     def decode(cls, path: str, data: bytes) -> Backfills:
-        """Empty `data` is none at all.
+        """Reads the record. Empty `data` means that there are none.
 
         Raises:
-            RootError: not to be understood.
+            RootError: it cannot be parsed.
         """
         if not data:
             return cls()

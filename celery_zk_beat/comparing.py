@@ -1,6 +1,6 @@
-"""What a master runs and what another configuration would: `zk-beat diff`.
+"""Compares what a master runs with another configuration: `zk-beat diff`.
 
-The master writes nothing of its entries for that: it is asked, and tells them in its answer.
+The master writes nothing about its entries for that. The command asks, and the master answers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .names import without_addresses
 from .runs import RunState
 
 ADDED, REMOVED, RENAMED, CHANGED = "added", "removed", "renamed", "changed"
-#: Most bytes that an answer unpacks to: what is more no master has made.
+#: Most bytes that an answer unpacks to. No master makes a larger one.
 _LARGEST = 200_000_000
 
 
 class Told(NamedTuple):
-    """An entry, as text. `plan`: of which a schedule can be made that is due at the same instants;
-    None: only its class knows. `arguments`: a checksum of args, kwargs and options."""
+    """An entry, as text. `plan`: from it one can make a schedule that is due at the same instants;
+    None: only its class knows them. `arguments`: a checksum of args, kwargs and options."""
 
     task: str
     schedule: str
@@ -46,16 +46,17 @@ def told(entry: Any) -> Told:
 
 
 def pack(entries: Mapping[str, Any]) -> str:
-    """Entries, as :func:`unpack` reads them."""
+    """Packs entries for :func:`unpack`."""
     rows = {name: told(entry) for name, entry in list(entries.items())}
     data = json.dumps(rows, separators=(",", ":")).encode()
     return base64.b85encode(zlib.compress(data, 1)).decode()
 
 
 def unpack(text: str) -> dict[str, Told]:
-    """
+    """Returns the packed entries.
+
     Raises:
-        RootError: it is none of what :func:`pack` makes.
+        RootError: :func:`pack` did not make it.
     """
     try:
         unpacking = zlib.decompressobj()
@@ -74,12 +75,12 @@ def unpack(text: str) -> dict[str, Told]:
 
 @dataclass(frozen=True)
 class Difference:
-    """One entry. Instants are UTC; None where nobody knows.
+    """A difference in one entry. Instants are UTC; None if unknown.
 
     Attributes:
-        kind: of ADDED, REMOVED, RENAMED (perhaps) or CHANGED.
-        was: its name before, of one that is renamed.
-        what: that is other, in words.
+        kind: ADDED, REMOVED, RENAMED (perhaps) or CHANGED.
+        was: its earlier name, if it is renamed.
+        what: what is different, in words.
         before, after: when it runs next, as things are, and with the other configuration from now
             on.
     """
@@ -99,7 +100,8 @@ def compare(
     app: Any,
     now: datetime,
 ) -> list[Difference]:
-    """What changes from `theirs`, which the master runs, to our entries; by name."""
+    """Returns what changes from `theirs`, the entries that the master runs, to our entries; by
+    name."""
 
     def before(name: str) -> datetime | None:
         schedule = schedule_of_plan(theirs[name].plan, app)
@@ -109,7 +111,7 @@ def compare(
 
     def _next(entry: Any, name: str) -> datetime | None:
         state = states.get(name)
-        if state is None or zone_of(entry) != state.zone:  # its clock begins now
+        if state is None or zone_of(entry) != state.zone:  # its clock starts now
             return next_run(entry, now)
         return next_free(entry, next_run(entry, state.last_run_at), state)
 
@@ -138,7 +140,7 @@ def compare(
 
 
 def _is_alike(one: Told, other: Told) -> bool:
-    """True where they differ in the name alone, and what it chooses."""
+    """True if they differ only in the name, and in what depends on the name."""
     alike = (one.task, one.schedule, one.arguments)
     return alike == (other.task, other.schedule, other.arguments)
 

@@ -1,4 +1,4 @@
-"""What will run: the planner of the master, with a clock that is told the time."""
+"""Computes what will run: the master's planner, with a clock that the caller sets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .settings import Settings
 from .status.reader import Basis
 from .status.snapshot import plain
 
-#: How often one instant is looked at before time goes on in any case: an entry may say that it is
-#: due whenever it is asked.
+#: How often we look at one instant before time goes on in any case: an entry may say that it is due
+#: whenever it is asked.
 _MOST_LOOKS = 1000
 _EVERYTHING = 2**31
 _MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -33,11 +33,11 @@ _MOST_OF_A_DAY = 50
 
 
 class Upcoming(NamedTuple):
-    """A run. Instants are aware, UTC.
+    """A run in the future. Instants are aware, UTC.
 
     Attributes:
         entry: the entry's name.
-        number: of the run.
+        number: the run's number.
         due: the instant that it is for.
         at: when its message leaves.
     """
@@ -49,12 +49,12 @@ class Upcoming(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """Instants without a run. Instants are aware, UTC.
+    """Instants that get no run. Instants are aware, UTC.
 
     Attributes:
         entry: the entry's name.
         due: the first of them.
-        until: from when the entry's clock goes on.
+        until: the instant from which the entry's clock goes on.
         reason: ``catch_up``, ``limit`` or ``deadline``.
     """
 
@@ -108,11 +108,11 @@ class Forecast:
         return copy
 
     def _begin(self) -> None:
-        """As a master that is elected now."""
+        """Does what a master does that is elected now."""
         self._planner.seen.replace_all(self._texts.items(), len(self._entries))
         self._planner.build(self.now, set(), self._deadline, self._is_own)
 
-    # What the planner goes by ---------------------------------------------------------------------
+    # What the planner uses ------------------------------------------------------------------------
 
     def state(self, name: str) -> RunState | None:
         return self._states.get(name)
@@ -129,7 +129,7 @@ class Forecast:
     # What is asked --------------------------------------------------------------------------------
 
     def until(self, end: datetime) -> Iterator[Upcoming | Missed]:
-        """What happens up to an instant, that included, in order."""
+        """Yields what happens up to and including an instant, in order."""
         looks = 0
         while self.now <= end:
             before = self.now
@@ -154,7 +154,7 @@ class Forecast:
                 self.now += timedelta(seconds=SHORTEST_WAIT)
 
     def outage(self, end: datetime) -> None:
-        """Nobody dispatches until then."""
+        """Lets nobody dispatch until then."""
         self.now = max(self.now, end)
         self._begin()
 
@@ -171,8 +171,8 @@ class Forecast:
 
 
 def moved_on(entry: Any, state: RunState, at: datetime) -> RunState:
-    """The state that an entry will have, or had, shortly before an instant, where it always runs as
-    it should: without a look at each of its runs."""
+    """Returns the state that an entry will have, or had, shortly before an instant, if it always
+    runs on time. Does not go through each of its runs."""
     last = at - timedelta(milliseconds=1)
     if is_interval(entry.schedule) and entry.schedule.run_every > timedelta():
         every = entry.schedule.run_every
@@ -224,7 +224,7 @@ class Outlook:
         self._states = {name: states.get(name) or RunState(now) for name in self._entries}
 
     def runs(self, at: datetime, until: datetime, entry: str | None = None) -> Iterator[NextRun]:
-        """What leaves from `at` to `until`, in order, of one entry or of all."""
+        """Yields what leaves from `at` to `until`, in order, of one entry or of all."""
         entries = self._entries
         if entry is not None:
             entries = {entry: entries[entry]} if entry in entries else {}
@@ -246,17 +246,17 @@ class Outlook:
         state = moved_on(entry, self._states[name], at)
         if policy is None or policy.runs is None or at < self._now:
             return state
-        # Those before then count.
+        # Runs before `at` count for policies, too.
         forecast = Forecast(self._scheduler, self._settings, self._now, self._states, {name: entry})
         gone = itertools.islice(forecast.until(at - _MINUTE / 1000), policy.runs)
         return replace(state, ran=state.ran + sum(not isinstance(each, Missed) for each in gone))
 
     def busy(self, at: datetime, until: datetime) -> dict[datetime, int]:
-        """How many runs leave in each minute in which any does, in order."""
+        """Returns how many runs leave in each minute with any, in order."""
         begin = at.replace(second=0, microsecond=0)
         policies, counts, others = self._settings.policies, Counter[datetime](), {}
         for name, entry in self._entries.items():
-            # A million runs of short intervals need not be looked at one by one.
+            # For short intervals we need not look at a million runs one by one.
             every = entry.schedule.run_every if is_interval(entry.schedule) else timedelta()
             if every > timedelta() and policies.of(name) is None:
                 last = self._state_at(name, entry, at).last_run_at

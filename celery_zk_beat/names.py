@@ -1,5 +1,5 @@
-"""The names of entries as text, the same in each process. Celery takes anything for a name, such as
-a number; ZooKeeper, the log and the commands need text."""
+"""The names of entries as text, the same in each process. Celery allows any object as a name, such
+as a number. ZooKeeper, the log and the commands need text."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ _ADDRESS = re.compile(f"{_SIGN}[0-9a-fA-F]+")
 
 
 def without_addresses(shown: str) -> str:
-    """Takes the addresses of objects, others in each process, out of what repr() made."""
+    """Removes the addresses of objects, which differ between processes, from a text that repr()
+    made."""
     return _ADDRESS.sub("", shown) if _SIGN in shown else shown
 
 
 def as_text(name: object) -> str:
-    """A name as it is shown. Raises whatever its class does."""
+    """Returns a name as we show it. Raises whatever its class raises."""
     if type(name) is str:
         return name
-    # Of a class derived from str, as of an enum, its value: what str() shows is not the same in all
+    # For a class derived from str, such as an enum, the value: what str() shows differs between
     # releases of Python.
     return str.__str__(name) if isinstance(name, str) else str(name)
 
 
 def in_order(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Changes of names, old to new, no two to the same, in an order in which each finds its new
-    name left already; those that take each other's names come together."""
+    """Orders changes of names, old to new, no two to the same new name. Each finds its new name
+    free. Changes that form a ring come together."""
     left = dict(names)
     while left:
         chain = [next(iter(left))]
@@ -47,14 +48,13 @@ def in_order(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 class NamedByText(MutableMapping[str, Any]):
-    """A schedule of which some names are no text, or show addresses, by texts that stand for them;
-    its entries are looked up in it.
+    """A schedule with names that are not text, or show addresses. This maps texts to its entries.
 
     Args:
-        schedule: name to entry.
+        schedule: entries by name.
 
     Attributes:
-        faults: one line for each name that has to be another.
+        faults: one line for each name that must be changed.
     """
 
     def __init__(self, schedule: MutableMapping[Any, Any]) -> None:
@@ -66,8 +66,8 @@ class NamedByText(MutableMapping[str, Any]):
         self._texts = {name: text for text, name in self._keys.items()}
 
     def _turn(self, name: Any) -> tuple[bool, bool, str]:
-        """Those that are text first: they keep their names whatever else there is. Those that
-        differ in addresses alone in an order that does not depend on these."""
+        """Sorts names that are text first: they keep their names in any case. Sorts names that
+        differ only in addresses in an order that does not depend on these."""
         with contextlib.suppress(Exception):
             if _SIGN in as_text(name):
                 of = self._schedule[name]
@@ -101,7 +101,7 @@ class NamedByText(MutableMapping[str, Any]):
         return next(each for each in itertools.chain([text], numbered) if each not in self._keys)
 
     def text_of(self, name: Any) -> str:
-        """The text that stands for a name of the schedule."""
+        """Returns the text for a name of the schedule."""
         return self._texts.get(name) or as_text(name)
 
     def __getitem__(self, text: str) -> Any:
@@ -121,21 +121,21 @@ class NamedByText(MutableMapping[str, Any]):
 
 
 def by_text(schedule: MutableMapping[Any, Any]) -> MutableMapping[str, Any]:
-    """The schedule itself, where all of its names are text, the same in each process."""
-    # A list, for other threads may add to it.
+    """Returns the schedule itself if all of its names are text and the same in each process."""
+    # A list, because other threads may add to it.
     if any(type(name) is not str or _SIGN in name for name in list(schedule)):
         return NamedByText(schedule)
     return schedule
 
 
 class Entries:
-    """The entries of a scheduler by names that are text: those of the ledger, the log and the
-    commands.
+    """The entries of a scheduler, by names that are text. The ledger, the log and the commands use
+    these names.
 
     Args:
-        schedule: the scheduler's, as it is now.
-        is_replaced: the schedule may be another at each look, as that of a database is.
-        tell: called with each entry and its name, when the schedule is looked at.
+        schedule: returns the scheduler's schedule as it is now.
+        is_replaced: the schedule may be another object at each look, as with a database.
+        tell: called with each entry and its name when the schedule is looked at.
     """
 
     def __init__(
@@ -145,18 +145,18 @@ class Entries:
         tell: Callable[[str, Any], None] | None = None,
     ) -> None:
         self._schedule, self._is_replaced, self._tell = schedule, is_replaced, tell
-        #: The schedule when it was looked at last.
+        #: The schedule when we last looked at it.
         self.known: Any = None
         self._by_text: MutableMapping[str, Any] = {}
-        #: False where the schedule may have changed since it was looked at.
+        #: False if the schedule may have changed since we looked at it.
         self.is_current = False
         #: No entry was made earlier.
         self.made_at = clock.now()
         self._said: set[str] = set()
 
     def get(self) -> MutableMapping[str, Any]:
-        """All of them; the schedule itself, where all of its names are text. Another schedule in
-        its place, and names that came, are seen after :meth:`look_anew`."""
+        """Returns all entries; the schedule itself if all of its names are text. It sees another
+        schedule, and new names, only after :meth:`look_anew`."""
         if self.known is None or self._is_replaced:
             schedule = self._schedule()
             if self.known is not schedule:
@@ -167,19 +167,19 @@ class Entries:
         return self._by_text
 
     def put(self, name: str, entry: Any) -> None:
-        """Puts one into the schedule, or in the place of another there; its name is text."""
+        """Puts an entry into the schedule, perhaps in place of another. Its name is text."""
         entries = self.get()
         if self._tell is not None:
             self._tell(name, entry)
         entries[name] = entry
 
     def text_of(self, name: Any) -> str:
-        """The name here of what has `name` in the schedule."""
+        """Returns the name here of the entry that has `name` in the schedule."""
         entries = self.get()
         return entries.text_of(name) if isinstance(entries, NamedByText) else as_text(name)
 
     def look_anew(self) -> None:
-        """Looks at the schedule again: names may have come that are no text."""
+        """Looks at the schedule again: there may be new names that are not text."""
         self.known = None
         for fault in getattr(self.get(), "faults", ()):
             self.warn_once(fault)

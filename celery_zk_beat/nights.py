@@ -1,5 +1,5 @@
-"""What entries do in the nights in which the clock of their time zone is set. Not guessed: their
-schedules are asked, as beat asks them."""
+"""What entries do in the nights in which the clock of their time zone is set. This asks their
+schedules, as beat does."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from .due import in_zone, next_run, zone_of
 from .schedules import changes
 
 _TICK = timedelta(microseconds=1)
-#: Most instants that are looked at; what is due more often is due often enough.
+#: Most instants to look at. What is due more often is due often enough.
 _MOST = 2000
 
 
 class Meeting(NamedTuple):
-    """An entry and such a night. `is_harmless`: it runs as if the clock were not set, or once."""
+    """An entry and such a night. `is_harmless`: it runs as if the clock were not set, or it runs
+    once."""
 
     text: str
     is_harmless: bool
 
 
 def meetings(entry: Any, since: datetime, until: datetime) -> Iterator[Meeting]:
-    """Those of an entry, in order; none where it does not run by the hours of a zone."""
+    """Yields the nights that an entry meets, in order; none if it does not run by the hours of a
+    zone."""
     if zone_of(entry) is None:
         return
     schedule = entry.schedule
@@ -35,11 +37,12 @@ def meetings(entry: Any, since: datetime, until: datetime) -> Iterator[Meeting]:
 
 
 class _Night:
-    """A schedule and one of them. A wall is the time on the clock of the zone, as if it were UTC.
+    """A schedule and one such night. A wall is the time on the clock of the zone, written as if it
+    were UTC.
 
     Args:
         at: when the clock is set.
-        before, after: its offsets from UTC.
+        before, after: the offsets from UTC.
     """
 
     def __init__(self, schedule: Any, at: datetime, before: timedelta, after: timedelta) -> None:
@@ -47,14 +50,14 @@ class _Night:
         #: The walls that are skipped, or that come twice.
         self._first, self._last = at + min(before, after), at + max(before, after)
         self._is_skip, self._span = after > before, abs(after - before)
-        #: The same schedule, where no clock is set.
+        #: The same schedule in a zone whose clock is never set.
         self._even = in_zone(schedule, timezone.utc)
 
     def meeting(self) -> Meeting | None:
         walls = _instants(self._even, self._first, self._last)
         if not walls:
             return None
-        # What runs in each such span anyhow need not run in this one.
+        # If it runs in each such span, it need not run in this one.
         is_often = all(
             _instants(self._even, start, start + self._span)
             for start in (self._first - self._span, self._last)
@@ -100,7 +103,7 @@ def _wall(at: datetime, zone: Any) -> datetime:
 
 
 def _instants(schedule: Any, since: datetime, until: datetime) -> list[datetime]:
-    """When it is due, from `since` on and before `until`."""
+    """Returns when it is due, from `since` on and before `until`."""
     found: list[datetime] = []
     entry = SimpleNamespace(schedule=schedule, default_now=schedule.now)
     at: datetime | None = since - _TICK

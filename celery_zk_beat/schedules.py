@@ -22,7 +22,7 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 from cronsim import CronSim, CronSimError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-#: For an instant that never comes.
+#: Stands for an instant that never comes.
 _NEVER = datetime(9999, 1, 1, tzinfo=timezone.utc)
 _LAST = datetime(9998, 12, 1)
 _TICK, _SECOND, _DAY = timedelta(microseconds=1), timedelta(seconds=1), timedelta(days=1)
@@ -85,7 +85,7 @@ class cron(crontab):
             raise ValueError(f"cron({self.expression!r}): there is no such day")
 
     def _choose(self, name: str | None) -> None:
-        """Has `~` be what the hash of `name` says."""
+        """Replaces `~` by what the hash of `name` gives."""
         self._name, texts = name, self.expression.split(" ")
         what = f"cron({self.expression!r})"
         if len(texts) != len(_FIELDS):
@@ -96,12 +96,12 @@ class cron(crontab):
         chosen = [_choose(index, text, name or "", what) for index, text in enumerate(texts)]
         self._sim = _parse(chosen, what)
         self._times = _times(frozenset(self._sim.minutes), frozenset(self._sim.hours))
-        #: Fixed times; as in Debian's cron.
+        #: True for fixed times; as in Debian's cron.
         self._is_fixed = not any(text.startswith("*") for text in chosen[:2])
         self._be_crontab(chosen)
 
     def _be_crontab(self, texts: list[str]) -> None:
-        """Has the attributes of Celery's class, of which other schedulers make their rows."""
+        """Sets the attributes of Celery's class, from which other schedulers make their rows."""
         sim, refusal = self._sim, self.why_no_row()
         days = {day % 7 for day in sim.weekdays if isinstance(day, int)}
         found = (sim.minutes, sim.hours, {day for day in sim.days if day > 0}, sim.months, days)
@@ -116,7 +116,8 @@ class cron(crontab):
             setattr(self, f"_orig_{name}", field)
 
     def why_no_row(self) -> str | None:
-        """Why a scheduler that keeps its entries as rows of Celery's crontabs refuses it."""
+        """Says why a scheduler refuses it that stores entries as rows of Celery's crontabs. None:
+        it does not."""
         sim, what = self._sim, f"cron({self.expression!r}) cannot be a row of this scheduler: "
         if min(sim.days) < 0 or not all(isinstance(day, int) for day in sim.weekdays):
             return f"{what}Celery's crontab has no L, LW or #"
@@ -128,7 +129,8 @@ class cron(crontab):
 
     @property
     def name(self) -> str | None:
-        """By which `~` is chosen; None where there is none, or nobody has told it."""
+        """The name that decides about `~`; None if there is no `~`, or if it does not know the
+        name."""
         return self._name if "~" in self.expression else None
 
     @property
@@ -136,7 +138,8 @@ class cron(crontab):
         return self.key is None and "~" in self.expression
 
     def named(self, name: str) -> cron:
-        """This one where an entry's name changes nothing; else a copy for which it is `name`."""
+        """Returns this schedule if an entry's name makes no difference; otherwise a copy with this
+        `name`."""
         if not self.needs_name or self._name == name:
             return self
         copied: Any = object.__new__(type(self))
@@ -146,11 +149,11 @@ class cron(crontab):
 
     @property
     def instants(self) -> Any:
-        """Equal where it is due at the same instants."""
+        """Equal for two schedules that are due at the same instants."""
         return self._args, self._name
 
     def following(self, after: datetime) -> datetime:
-        """The first instant after an aware one at which it is due, UTC; in the year 9999 where
+        """Returns the first instant after an aware one at which it is due, UTC. In the year 9999 if
         there is none."""
         if after.year > _LAST.year:
             return _NEVER
@@ -164,13 +167,13 @@ class cron(crontab):
             at, offset = change
             if not self._is_fixed:
                 wall = self._next_wall(at + offset - _TICK)
-            elif at + offset >= wall:  # the clock has leapt over it
+            elif at + offset >= wall:  # the clock has skipped it
                 return at.replace(tzinfo=timezone.utc)
         return _NEVER
 
     def _reached(self, zone: tzinfo, at: datetime, offset: timedelta) -> datetime:
-        """The time on the zone's clock after which to go on: of fixed times none is due again that
-        it had reached before it was set back."""
+        """Returns the time on the zone's clock after which to go on. A fixed time is not due again
+        if the clock had reached it before it was set back."""
         wall = at + offset
         if self._is_fixed:
             begun = at - _LONGEST_FOLD
@@ -181,11 +184,12 @@ class cron(crontab):
         return wall
 
     def _next_wall(self, wall: datetime) -> datetime | None:
-        """The next time after `wall`, without a zone; None where there is none in fifty years."""
+        """Returns the next time after `wall`, without a zone; None if there is none in fifty
+        years."""
         sim, times = self._sim, self._times
         day = wall.replace(hour=0, minute=0, second=0, microsecond=0)
         index = bisect_right(times, wall.hour * 60 + wall.minute)
-        # cronsim goes hour by hour to the end of the day; most are due today or tomorrow.
+        # cronsim goes hour by hour to the end of the day. Most schedules are due today or tomorrow.
         for _ in range(2):
             if index < len(times) and day.month in sim.months and sim.match_day(day):
                 return day + timedelta(minutes=times[index])
@@ -220,7 +224,7 @@ class cron(crontab):
         return type(self), self._args
 
     def __eq__(self, other: object) -> bool:
-        # Not of the entry's name: it is as it was defined.
+        # The entry's name does not count: two that are defined alike are equal.
         return isinstance(other, cron) and self._args == other._args
 
     __hash__ = None  # type: ignore[assignment]
@@ -258,14 +262,15 @@ class every(schedule):
 
     @property
     def run_every(self) -> timedelta:
-        """Of which other schedulers make their rows."""
+        """Other schedulers make their rows from it."""
         refusal = self.why_no_row()
         if refusal is not None:
             raise ValueError(refusal)
         return self.interval
 
     def why_no_row(self) -> str | None:
-        """Why a scheduler that keeps its entries as rows of intervals refuses it."""
+        """Says why a scheduler refuses it that stores entries as rows of intervals. None: it does
+        not."""
         knows = "cannot be a row of this scheduler, which has no offsets"
         return f"{self!r} {knows}" if self.offset else None
 
@@ -275,11 +280,11 @@ class every(schedule):
 
     @property
     def instants(self) -> Any:
-        """Equal where it is due at the same instants."""
+        """Equal for two schedules that are due at the same instants."""
         return self._args
 
     def following(self, after: datetime) -> datetime:
-        """The first instant after an aware one at which it is due, UTC."""
+        """Returns the first instant after an aware one at which it is due, UTC."""
         start = _EPOCH + self.offset
         try:
             return start + ((after - start) // self.interval + 1) * self.interval
@@ -312,9 +317,9 @@ class every(schedule):
 
 
 class FieldOfCron(frozenset):  # type: ignore[type-arg]
-    """A field as other schedulers see it that make rows of Celery's crontabs. Its text is what a
-    row has, or a ValueError where a row of it would be wrong. RedBeat, which keeps no time zones,
-    can make no JSON of it, and names this class."""
+    """A field, for other schedulers that make rows from Celery's crontabs. Its text is what a row
+    has. It raises a ValueError if a row of it would be wrong. RedBeat stores no time zones and
+    cannot make JSON from it: the error names this class."""
 
     text: str
     refusal: str | None
@@ -327,7 +332,7 @@ class FieldOfCron(frozenset):  # type: ignore[type-arg]
     def __repr__(self) -> str:
         return repr(self.text)
 
-    def __format__(self, spec: str) -> str:  # for who only shows it, such as Sentry
+    def __format__(self, spec: str) -> str:  # for code that only shows it, such as Sentry
         return self.text
 
 
@@ -337,7 +342,7 @@ def _left(that: Any, last_run_at: datetime) -> timedelta:
 
 
 def _state(that: Any, last_run_at: datetime, late: timedelta | None) -> Any:
-    """What is_due() says. `late`: by how much a run may start late."""
+    """Returns what is_due() returns. `late`: how late a run may start."""
     now, due = _now(that), that.following(that.maybe_make_aware(last_run_at))
     if due > now:
         return schedstate(False, (due - now).total_seconds())
@@ -385,7 +390,7 @@ def _parse(texts: list[str], what: str) -> CronSim:
             sim = CronSim(" ".join(alone), start)
             if not (sim.minutes and sim.hours and sim.days and sim.months and sim.weekdays):
                 raise CronSimError(name)
-        except Exception:  # of 31 in no month; it also has assertions and others
+        except Exception:  # a 31st in months without one; it has assertions and other errors, too
             raise ValueError(
                 f"{what}: {name} {texts[index]!r}: expected {low} to {high}{_ALSO.get(name, '')}, "
                 "ranges (a-b), lists (a,b), steps (*/5), * or a~b"
@@ -398,12 +403,12 @@ def _parse(texts: list[str], what: str) -> CronSim:
 
 @functools.lru_cache(1000)
 def _times(minutes: frozenset[int], hours: frozenset[int]) -> tuple[int, ...]:
-    """In minutes of a day, in order. Kept, for the same are in many schedules."""
+    """Returns minutes of a day, in order. Cached, because many schedules have the same."""
     return tuple(sorted(60 * hour + minute for hour in hours for minute in minutes))
 
 
 def _choose(index: int, text: str, name: str, what: str) -> str:
-    """A field with numbers in place of `~`."""
+    """Returns a field with numbers in place of `~`."""
     if "~" not in text:
         return text
     field, _, low, _, high = _FIELDS[index]
@@ -427,16 +432,16 @@ def _choose(index: int, text: str, name: str, what: str) -> str:
 
 
 def _offset(zone: tzinfo, at: datetime) -> timedelta:
-    """From UTC, at an instant that is UTC and naive, as all here. By way of the time there: not
-    every zone has an answer for a time that comes twice."""
+    """Returns the offset from UTC at an instant. The instant is UTC and naive, like all here.
+    Computed from the local time: not every zone can answer for a local time that comes twice."""
     return at.replace(tzinfo=timezone.utc).astimezone(zone).replace(tzinfo=None) - at
 
 
 def changes(
     zone: tzinfo, since: datetime, until: datetime
 ) -> Iterator[tuple[datetime, timedelta, timedelta]]:
-    """The instants (UTC) at which a zone's clock is set, after `since` and not after `until`, both
-    aware; with its offsets before and after."""
+    """Yields the instants (UTC) at which a zone's clock is set, after `since` and up to `until`,
+    both aware; with the offsets before and after."""
     at, end = (each.astimezone(timezone.utc).replace(tzinfo=None) for each in (since, until))
     before, change = _offset(zone, at), _first_change(zone, at, end)
     while change is not None:
@@ -448,8 +453,8 @@ def changes(
 def _first_change(
     zone: tzinfo, after: datetime, until: datetime
 ) -> tuple[datetime, timedelta] | None:
-    """The first instant after another, and not after a third, at which a zone's clock is set, and
-    its offset from then on; None where there is none."""
+    """Returns the first instant after `after` and up to `until` at which a zone's clock is set, and
+    its offset from then on; None if there is none."""
     of_year = _changes if isinstance(zone, Hashable) else _changes.__wrapped__
     for year in range(after.year, until.year + 1):
         for change in of_year(zone, year):
@@ -460,7 +465,8 @@ def _first_change(
 
 @functools.lru_cache(1000)
 def _changes(zone: tzinfo, year: int) -> tuple[tuple[datetime, timedelta], ...]:
-    """Those of a year of UTC. A zone that is set and set back within a day is not seen."""
+    """Returns the changes of one year of UTC. It does not see a zone that is set and set back
+    within a day."""
     found, day = [], datetime(year, 1, 1)
     before = _offset(zone, day - _SECOND)
     if _offset(zone, day) != before:

@@ -1,9 +1,9 @@
-"""What a master tells readers of the entries of another scheduler: the records below ``shown``.
-Pure: no I/O.
+"""What a master writes for readers about the entries of another scheduler: the records below
+``shown``. Pure: no I/O.
 
-A reader has no store at hand. It finds when an entry runs next by itself, from its run state and
-its :class:`Rule`, so that a run writes nothing here; only of what no rule describes the next run is
-written.
+A reader does not have the store. It computes the next run of an entry from its run state and its
+:class:`Rule`. So a run writes nothing here. The next run itself is written only if no rule
+describes the schedule.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .runs import LATEST, NEVER, from_milliseconds, milliseconds
 
 #: Most characters of a text; of a crontab; most seconds of an interval.
 _LONGEST, _LONGEST_CRON, _LONGEST_INTERVAL = 200, 300, 1e10
-#: Most bytes of a page: what is beyond is left out.
+#: Most bytes of a page. What does not fit is left out.
 LARGEST = 100_000
-#: Kept, for it takes longer to make than to use.
+#: Cached, because making it takes longer than using it.
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 _LATEST = from_milliseconds(1000 * LATEST)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A schedule of Celery's: of `every` so many seconds, `relative` as Celery has it; or the
-    fields of a `cron` line, in the time zone `zone`, None for that of the app."""
+    """A schedule of Celery's. Either `every` so many seconds, with `relative` as in Celery; or the
+    fields of a `cron` line, in the time zone `zone`, None for the app's zone."""
 
     every: float | None = None
     relative: bool = False
@@ -41,7 +41,7 @@ class Rule:
 
     @property
     def fits(self) -> bool:
-        """False where it is too large to be told."""
+        """False if it is too large to be written."""
         texts = (self.cron or "", self.zone or "")
         return (self.every or 0) < _LONGEST_INTERVAL and len(max(texts, key=len)) < _LONGEST_CRON
 
@@ -51,13 +51,13 @@ class ShownEntry:
     """An entry. All instants are UTC.
 
     Attributes:
-        schedule: as text, where it has no `rule`.
-        next_run_at: the same, as it was told when this was written.
-        start: before which it does not run.
-        since: from when its clock runs, where that is later than its run state has it.
-        is_put_off: it is so on purpose, where that is still to come: a last run that is, is how
-            its store puts entries off.
-        error: why its store's class cannot make an entry of it.
+        schedule: its text, if it has no `rule`.
+        next_run_at: its next run when this was written, if it has no `rule`.
+        start: the instant before which it does not run.
+        since: since when its clock runs, if that is later than in its run state.
+        is_put_off: if `since` is in the future, that is no mistake: this is how its store puts
+            entries off.
+        error: why its store's class cannot make an entry from it.
     """
 
     task: str | None = None
@@ -71,7 +71,7 @@ class ShownEntry:
     error: str | None = None
 
     def to_json(self) -> str:
-        """Without what is as most have it."""
+        """Writes it, without the fields that have their usual values."""
         told: dict[str, Any] = {}
         rule = self.rule
         if rule is not None:
@@ -102,7 +102,7 @@ _INSTANTS = ("next_run_at", "start", "since")
 @dataclass(frozen=True)
 class Index:
     """The record of ``shown`` itself: the class of the scheduler whose entries are below it, and
-    the checksum of each page, so that one watch tells all that changes."""
+    the checksum of each page. So one watch reports all changes."""
 
     scheduler: str
     pages: Mapping[str, int]
@@ -112,7 +112,7 @@ class Index:
 
     @classmethod
     def decode(cls, path: str, data: bytes) -> Index:
-        """RootError, which names `path`, where `data` is none."""
+        """Reads it. Raises RootError, which names `path`, if `data` is not one."""
         fields = decode(path, data)
         pages = field(path, fields, "pages", dict)
         for page in pages:
@@ -123,7 +123,7 @@ class Index:
 
 
 def page_shown(name: str) -> str:
-    """Names the page, ``"00"`` to ``"ff"``, on which an entry is shown, for ever."""
+    """Returns the page, ``"00"`` to ``"ff"``, on which an entry is shown. It never changes."""
     return page_of(name)[:2]
 
 
@@ -132,8 +132,8 @@ def is_page_shown(name: str) -> bool:
 
 
 def encode_shown(entries: Iterable[tuple[str, str]], most: int = LARGEST) -> bytes:
-    """Writes a page of names, which are text, each with its :meth:`ShownEntry.to_json`; those for
-    which there is no room, in `most` bytes, are left out."""
+    """Writes a page of entries: :meth:`ShownEntry.to_json` by name; names are text. Leaves out
+    those for which `most` bytes have no room."""
     texts, size = [], 0
     for name, told in sorted(entries):
         text = f"{_to_json(name)}:{told}"
@@ -144,7 +144,7 @@ def encode_shown(entries: Iterable[tuple[str, str]], most: int = LARGEST) -> byt
 
 
 def decode_shown(path: str, data: bytes) -> dict[str, ShownEntry]:
-    """Reads a page; RootError, which names `path`, where it cannot be understood."""
+    """Reads a page. Raises RootError, which names `path`, if it cannot be parsed."""
     entries = field(path, decode(path, data), "entries", dict)
     return {name: _decode(path, fields) for name, fields in entries.items()}
 

@@ -1,5 +1,5 @@
-"""A master that can do nothing makes way for one that can; as a standby it looks whether it can do
-something again."""
+"""A master that can do nothing resigns, so that another beat can try. As a standby it checks
+whether it can do something again."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ logger = get_logger(__name__)
 
 #: Why a master is useless.
 NO_BROKER, NO_SCHEDULER = "nothing could be published", "the scheduler failed"
-#: Seconds between two looks of a standby that was, whether it reaches the broker.
+#: Seconds between two checks of such a standby whether it reaches the broker.
 _PROBE_EVERY = 1.0
 
 
 class Usefulness:
-    """For the dispatch loop's thread.
+    """What makes this beat useless or useful as master. For the dispatch loop's thread.
 
     Args:
         deadline: seconds after which a master that can do nothing resigns; None: it stays.
-        make_broker: makes a connection to the broker that only this uses.
-        resign: hands over and resigns, for this reason, as useless.
-        is_over: true when nobody needs to know any more.
+        make_broker: makes a connection to the broker for this object alone.
+        resign: hands over and resigns, for the given reason, as useless.
+        is_over: returns True when nobody needs to know any more.
     """
 
     def __init__(
@@ -41,27 +41,28 @@ class Usefulness:
     ) -> None:
         self._deadline, self._election, self._metrics = deadline, election, metrics
         self._make_broker, self._resign, self._is_over = make_broker, resign, is_over
-        #: Why this beat was useless when it resigned last, and what it had published until then.
+        #: Why this beat was useless when it last resigned, and how much it had published until
+        #: then.
         self._lacked, self._published_before = "", 0
         #: On boottime(): when the gated scheduler began to fail.
         self._scheduler_fails_since: float | None = None
-        #: Looks for the broker, while this is a standby that did not reach it as master.
+        #: Checks the broker while this is a standby that did not reach it as master.
         self._prober: clock.Thread | None = None
 
     def term_is_over(self) -> None:
-        """This beat is a standby."""
+        """Notes that this beat is a standby."""
         self._scheduler_fails_since = None
         if self._election.useless is not None and self._lacked != NO_SCHEDULER:
             self._look_for_broker()
 
     def scheduler_failed(self) -> None:
-        """The gated scheduler raised something: resigns, if that goes on for long."""
+        """Notes that the gated scheduler raised an error. Resigns if that goes on for too long."""
         self._scheduler_fails_since = self._scheduler_fails_since or clock.boottime()
         self._resign_if_long(self._scheduler_fails_since, NO_SCHEDULER)
 
     def has_turned(self, publishing_fails_since: float | None) -> None:
-        """A turn as master was made. `publishing_fails_since`: on boottime(), None where it does
-        not fail."""
+        """Notes that the master has done a turn. `publishing_fails_since`: on boottime(); None if
+        publishing works."""
         self._scheduler_fails_since = None
         is_flagged = self._lacked or self._election.useless is not None
         if is_flagged and (
@@ -87,8 +88,8 @@ class Usefulness:
         self._resign(f"{what} for {deadline:g} s")
 
     def _look_for_broker(self) -> None:
-        """On a thread of its own: a broker may let one wait for long, and this beat is to stop, or
-        to take over, meanwhile."""
+        """Checks the broker on another thread: a broker may keep one waiting for long, and in that
+        time this beat may have to stop or take over."""
         if self._prober is None or not self._prober.is_alive():
             self._prober = clock.thread(self._probe, "zk-beat-probe")
             self._prober.start()
