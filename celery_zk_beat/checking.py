@@ -1,5 +1,5 @@
-"""What is wrong with a configuration, before it is deployed: without ZooKeeper, and without a
-broker. Nothing is run, and nothing of a lazy argument is computed."""
+"""Finds what is wrong with a configuration before it is deployed: without ZooKeeper, and without a
+broker. It runs nothing, and computes no lazy argument."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .settings import Settings, as_written
 ERROR, WARNING, NOTE = "error", "warning", "note"
 _YEAR = timedelta(days=366)
 _SECOND = timedelta(seconds=1)
-#: Kinds of stores that make rows of what `beat_schedule` has.
+#: Kinds of stores that make rows from the entries of `beat_schedule`.
 _WITH_ROWS = ("django_celery_beat", "sqlalchemy_celery_beat", "redbeat")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. An error does not work; a warning may; a note is to be known.
+    """One line. An error does not work; a warning may not work; a note is only for information.
 
     Attributes:
         kind: for programs: setting, entry, task, arguments, schedule, clocks, policy.
-        entry: its name; None where it is of no entry.
+        entry: its name; None if it is not about an entry.
     """
 
     level: str
@@ -47,7 +47,8 @@ class Finding:
 
 
 def made_of(app: Any, found: list[Finding]) -> dict[str, Any]:
-    """The entries of ``beat_schedule``, each made by itself; what cannot be made is an error."""
+    """Makes the entries of ``beat_schedule``, one by one. An entry that cannot be made is an
+    error."""
     scheduler, entries = Scheduler(app, lazy=True), {}
     for name, fields in by_text(dict(app.conf.beat_schedule)).items():
         try:
@@ -61,7 +62,7 @@ def made_of(app: Any, found: list[Finding]) -> dict[str, Any]:
 
 
 def check_names(conf: Mapping[str, Any]) -> Iterator[Finding]:
-    """Settings of beat that Celery does not know by the names that they have here."""
+    """Finds settings of beat that have a name which Celery does not know."""
     known = celery.app.defaults.DEFAULTS
     old = celery.app.defaults._OLD_DEFAULTS
     ours = [name for name in known if name.startswith("beat_")]
@@ -83,7 +84,7 @@ def check_names(conf: Mapping[str, Any]) -> Iterator[Finding]:
 def check(
     app: Any, entries: Mapping[str, Any], settings: Settings | None, now: datetime
 ) -> Iterator[Finding]:
-    """Looks at entries, each in turn; `settings`: None where they cannot be read."""
+    """Checks entries, one by one. `settings`: None if they cannot be read."""
     nights = _Nights(now)
     for name, entry in entries.items():
         checks: Iterable[Callable[[], Iterator[tuple[str, str, str]]]] = (
@@ -124,7 +125,7 @@ def _check_task(app: Any, entry: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def _known(value: Any) -> Any:
-    """Without what is computed for each run."""
+    """Returns what is known now, without what is computed for each run."""
     if isinstance(value, BeatLazyFunc):
         return None
     if isinstance(value, (list, tuple)):
@@ -143,7 +144,7 @@ def _check_schedule(entry: Any, now: datetime) -> Iterator[tuple[str, str, str]]
 
 
 class _Nights:
-    """Those of a year from now on. Many entries have the same schedules."""
+    """The nights of one year from now on. Cached: many entries have the same schedule."""
 
     def __init__(self, now: datetime) -> None:
         self._now = now

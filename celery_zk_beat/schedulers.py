@@ -51,9 +51,9 @@ logger = get_logger(__name__)
 
 OUR_SCHEDULER = "celery_zk_beat:ZooKeeperScheduler"
 
-#: Seconds that a stopping beat takes in all, with its notes of what was published.
+#: How many seconds a stopping beat takes in all, including what it records.
 _STOP_PATIENCE = 3.0
-#: Least seconds without progress, twice over, before the dispatch loop is taken for hung.
+#: Least seconds without progress, twice in a row, after which the dispatch loop counts as hung.
 _LEAST_PATIENCE = 60.0
 
 
@@ -72,7 +72,7 @@ class ZooKeeperScheduler(Hooked):
     """
 
     data: dict[str, Any]
-    #: RedBeat asks whoever is beat's scheduler whether it wants a lock.
+    #: RedBeat asks beat's scheduler whether it wants a lock.
     lock_key = None
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
@@ -81,12 +81,12 @@ class ZooKeeperScheduler(Hooked):
             self._gated_class = self._find_gated(kwargs.get("lazy", False))
         except SettingsError as exc:
             raise SystemExit(f"celery beat: {exc}") from None
-        #: With which Celery makes a scheduler.
+        #: The arguments with which Celery makes a scheduler.
         self._arguments = {"app": app, **kwargs, "lazy": False}
         is_gated = self._gated_class is not None
-        # What another scheduler runs nobody has told the names of entries.
+        # Nobody has given names to the entries that another scheduler runs.
         self._names = Entries(lambda: self.schedule, is_gated, None if is_gated else name_schedule)
-        #: What this beat has done so far; for any thread to read.
+        #: What this beat has done so far. Any thread may read it.
         self.metrics = Metrics()
         self._broker = Broker(app, self._session_timeout, lambda: self._loop.ledger.assure())
         self._announcer = Announcer(self)
@@ -96,12 +96,12 @@ class ZooKeeperScheduler(Hooked):
         self._thread: clock.Thread | None = None
         self._progress = clock.Wakeup()
         self._failure: BaseException | None = None
-        #: On boottime(): until when a stopping beat is waited for; None before it is stopped.
+        #: On boottime(): how long to wait for a stopping beat; None before it is stopped.
         self._patience_ends: float | None = None
         super().__init__(app, *args, **kwargs)
 
     def _find_gated(self, lazy: bool) -> type[Scheduler] | None:
-        """The class of the scheduler whose entries are dispatched instead of those of this one."""
+        """Returns the class of the scheduler whose entries are dispatched instead of our own."""
         name = self.settings.scheduler
         if name is None or lazy:
             return None
@@ -113,7 +113,7 @@ class ZooKeeperScheduler(Hooked):
 
     @property
     def info(self) -> str:
-        """For the start-up banner."""
+        """The lines for the start-up banner."""
         hosts, root, gated = self.settings.hosts, self.settings.root, self.settings.scheduler
         lines = [("zookeeper", hosts), ("root", root), ("id", self.settings.id)]
         lines += [] if gated is None else [("elected", gated)]
@@ -123,7 +123,7 @@ class ZooKeeperScheduler(Hooked):
 
     def setup_schedule(self) -> None:
         if self.settings.scheduler is not None:
-            return  # the gated one knows its entries, once there is one
+            return  # the gated one knows its entries, when there is one
         # In this order: Celery's own in-memory one merges last, and so loses the default entries.
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)
@@ -132,14 +132,14 @@ class ZooKeeperScheduler(Hooked):
         """Waits for progress of the dispatch loop, a few seconds at most. Returns 0.
 
         Raises:
-            SystemExit: the loop has ended, for a reason that does not go away by waiting, such as a
-                root that belongs to another app.
+            SystemExit: the loop has ended for a reason that waiting does not cure, such as a root
+                that belongs to another app.
         """
         if self._thread is None:
             _exit_on_sigterm()
             loop = self._loop
             if self._patience_ends is not None:
-                loop.close()  # a signal handler closed this when there was none yet
+                loop.close()  # a signal handler called close() before the loop existed
             self._serve_http()
             self._thread = clock.thread(self._run, "zk-beat-dispatch")
             self._thread.start()
@@ -157,7 +157,7 @@ class ZooKeeperScheduler(Hooked):
         if self._patience_ends is None:
             self._patience_ends = clock.boottime() + _STOP_PATIENCE
             self._unit.stopping()
-        # Not the attribute, which would make one.
+        # Not the property: it would make one.
         loop, thread = vars(self).get("_loop"), self._thread
         if loop is not None:
             loop.close()
@@ -224,7 +224,7 @@ class ZooKeeperScheduler(Hooked):
 
     @functools.cached_property
     def _loop(self) -> Loop:
-        """Made when it is first needed, by the first tick: the schedule is whole then."""
+        """The loop. The first tick makes it: only then is the schedule complete."""
         settings = self.settings
         election = MasterElection(
             settings.hosts,
@@ -255,14 +255,14 @@ class ZooKeeperScheduler(Hooked):
         )
 
     def _session_timeout(self) -> float:
-        """Seconds, as granted if that is known. Makes no loop for whoever connects before the first
-        tick: the schedule may not be whole yet."""
+        """In seconds, as granted if that is known. Makes no loop before the first tick: the
+        schedule may not be complete yet."""
         loop = vars(self).get("_loop")
         return self.settings.session_timeout if loop is None else loop.election.session.timeout
 
     def _make_source(self, dispatcher: Dispatcher) -> Source:
         if self.settings.entries:
-            from .live_schedule import LiveSchedule  # which most have no use for
+            from .live_schedule import LiveSchedule  # most do not need it
 
             return LiveSchedule(self, self._names, dispatcher)
         if self._gated_class is None:
@@ -282,7 +282,7 @@ class ZooKeeperScheduler(Hooked):
             self._progress.set()
 
     def _role(self) -> str:
-        """For systemd, in a few words."""
+        """The role in a few words, for systemd."""
         election = self._loop.election
         term, master = election.term, election.master
         if term is not None:
@@ -302,8 +302,8 @@ class ZooKeeperScheduler(Hooked):
         deadline = self.settings.publish_deadline
         patience = None if deadline is None else max(deadline, _LEAST_PATIENCE)
         if self.app.conf.task_always_eager:
-            patience = None  # a task that is executed here takes as long as it takes
-        for _ in range(2):  # twice, because after a suspend the first is over at once
+            patience = None  # a task that is executed here may take any time
+        for _ in range(2):  # twice, because after a suspend the first wait ends at once
             if self._progress.wait(patience):
                 return
         self._failure = ZkBeatError(
@@ -315,7 +315,7 @@ class ZooKeeperScheduler(Hooked):
     def _raise_failure(self) -> NoReturn:
         assert self._failure is not None
         if isinstance(self._failure, ZkBeatError):
-            raise SystemExit(1)  # not the error itself, of which Celery would show a traceback
+            raise SystemExit(1)  # not the error itself: Celery would show a traceback
         raise self._failure
 
     def _serve_http(self) -> None:
@@ -329,13 +329,13 @@ class ZooKeeperScheduler(Hooked):
             self._server = server.Server(beat, *self.settings.http)
         except SettingsError as exc:
             logger.critical("beat stops: %s", exc)
-            self._failure = exc  # for close(), because Celery takes a SystemExit here for a wish
+            self._failure = exc  # for close(): Celery treats a SystemExit here as a wish
             self._raise_failure()
 
 
 def _exit_on_sigterm() -> None:
-    """In the process that ``celery worker -B`` starts, SIGTERM ends Python on the spot, and the
-    session would have to expire: have it end in order there, as ``celery beat`` does."""
+    """In the process that ``celery worker -B`` starts, SIGTERM ends Python at once, and the session
+    would have to time out. Makes it end in order there, as in ``celery beat``."""
     if not clock.in_main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -347,8 +347,8 @@ def _exit_on_sigterm() -> None:
 
 
 def scheduler_of(app: Any) -> tuple[ZooKeeperScheduler, list[str]]:
-    """The scheduler as beat would make it, and what is to be said of it. Its schedule is wanted,
-    to which the app's modules may add, and a class of the app's own."""
+    """Returns the scheduler as beat would make it, and the lines about it. Commands need its
+    schedule, to which the app's modules may add, and a class of the app's own."""
     app.loader.import_default_modules()
     app.finalize()
     name, shown = app.conf.beat_scheduler, as_written(app.conf, "beat_scheduler")

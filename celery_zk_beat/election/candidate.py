@@ -74,15 +74,15 @@ class Candidate:
         self.master: MasterRecord | None = None
         self.is_decided = False
         self._past_terms = PastTerms(session, paths)
-        #: Until the first session there is nothing to make ready: nobody would answer.
+        #: Empty until the first session: before that nobody would answer.
         self._notes = SessionNotes(0, root_is_ready=True)
-        #: The connection on which what is read is no older than what this session has written.
+        #: The number of the connection on which reads are no older than this session's writes.
         self._caught_up = 0
         self._term: Term | None = None
         self._elected_epoch = 0
         #: The master znode as this candidate made it last, in this session or an earlier one.
         self._made: MasterRecord | None = None
-        #: On boottime(): until when nothing is asked, as it would be denied.
+        #: On boottime(): until when we ask nothing, because it would be denied.
         self._denied_until = 0.0
 
     @property
@@ -159,8 +159,9 @@ class Candidate:
             self._on_demoted(why)
 
     def elect(self, last: Node, *before: Operation) -> bool:
-        """Sends the one transaction that makes a master, after the `last` epoch; `before`, which is
-        part of it, makes room. True where it was not refused; :meth:`turn` reads if it worked."""
+        """Sends the one transaction that makes a master, after the `last` epoch. `before` is a part
+        of it that makes room. Returns True if it was not refused; :meth:`turn` reads whether it
+        worked."""
         made = epoch_record(self._paths.epoch, last)
         era = next_era("" if made is None else made.era, self._session.server_time)
         mine = self._identity.as_master(last.version + 1)
@@ -181,9 +182,9 @@ class Candidate:
 
     @property
     def _this_session(self) -> SessionNotes:
-        """The notes on the session of now; blank where it is another than it was."""
+        """Returns the notes on the present session; new ones if the session has changed."""
         session = self._session.id
-        if session not in (0, self._notes.id):  # 0: there is no connection just now
+        if session not in (0, self._notes.id):  # 0: no connection at the moment
             self._notes = SessionNotes(session)
         return self._notes
 
@@ -194,7 +195,7 @@ class Candidate:
         while not self._read_master():
             pause = self.restraint.seconds(clock.boottime(), self.membership.is_another_of_use)
             if pause > 0:
-                # Whoever is elected meanwhile may have this one for its successor.
+                # The next master may name this candidate as its successor.
                 if self._session.exists(self._paths.master, self._on_watch):
                     continue
                 self._announce()
@@ -221,8 +222,8 @@ class Candidate:
             self._notes.root_is_ready = False
             return _ASK_AGAIN_AFTER
         if isinstance(exc, ZooKeeperError):
-            # A master whose quota is used up is master all the same: it is its member znode that
-            # cannot be written.
+            # A master whose quota is used up is master all the same: it only cannot write its
+            # member znode.
             if not isinstance(exc, QuotaExceeded):
                 self.demote("denied by ZooKeeper" if isinstance(exc, AccessDenied) else str(exc))
             self._complaints.add(exc)
@@ -233,7 +234,7 @@ class Candidate:
                     self._renew_session()
             return RETRY_AFTER
         if isinstance(exc, RootError) and self.is_decided:
-            # Not a mistake of who started this beat, which has been fine.
+            # The user who started this beat made no mistake: it has worked before.
             self.demote(str(exc))
             logger.error("%s; looking again in %g s", exc, REMIND_EVERY)
             return REMIND_EVERY
@@ -243,7 +244,8 @@ class Candidate:
         """Reads who is master, and sets the watch. Returns False if nobody is master."""
         connection = self._session.connection
         if connection != self._caught_up:
-            # Else it might read that it is master, though it has resigned and not heard the answer.
+            # Otherwise it might read that it is master, although it has resigned and missed the
+            # answer.
             self._session.catch_up(self._paths.epoch)
             self._caught_up = connection
         node = self._session.read(self._paths.master, watch=self._on_watch)
@@ -268,12 +270,12 @@ class Candidate:
         return self._follow(node, seen)
 
     def _follow(self, node: Node, seen: MasterRecord) -> bool:
-        """Stands by, as another session made the master znode; takes over from it where it names
-        this candidate. False when nobody is master after that."""
+        """Stands by, because another session made the master znode. Takes over from it if it names
+        this candidate. Returns False if nobody is master afterwards."""
         successor, seen = seen.successor, replace(seen, successor=None)
         if self._this_session.made == seen:
-            # The handshake that named the session was garbled; with every other name we are
-            # never master, and keep others from it.
+            # The handshake that named the session was garbled. Under a wrong session id we can
+            # never be master, and keep others from it.
             logger.warning("%s, written by this session, has another owner", self._paths.master)
             self._renew_session()
             raise Uncertain(f"{self._paths.master}: this session has the wrong id")
@@ -281,15 +283,15 @@ class Candidate:
         if seen != self.master:
             self.membership.log_master(seen, node.owner, is_ours=self._made == seen)
         self.master = seen
-        # What was read may be old, and this be refused: then the watch that was armed tells.
+        # What was read may be old, and then this is refused: the watch that was set will report it.
         leave = Delete(self._paths.master, node.version)
         if successor == self._identity.id and self._contend(leave, of=seen.epoch):
             return self._read_master()
         return True
 
     def _begin(self, connection: int, seen: MasterRecord, version: int) -> None:
-        """Begins a term, as the master znode, at this version, is of our session, if the epoch is
-        ours too. If the znode names a successor, the time of that is over."""
+        """Begins a term, because the master znode, at this version, belongs to our session, if the
+        epoch is ours too. If the znode names a successor, its time is over."""
         node = self._session.read(self._paths.epoch)
         made = None if node is None else epoch_record(self._paths.epoch, node)
         if node is None or made is None or made.session != self._session_name():
@@ -324,7 +326,7 @@ class Candidate:
 
     def _contend(self, *before: Operation, of: int | None = None) -> bool:
         """Tries to become master, as :meth:`elect`. `of`: the epoch of the master that names this
-        successor; where that is over, nothing is tried."""
+        candidate as successor; if that term is over, does nothing."""
         epoch = self._session.read(self._paths.epoch)
         if epoch is None:
             raise Conflict(self._paths.epoch, "missing")

@@ -280,7 +280,7 @@ class MasterElection:
         return f"<MasterElection {self.id} {role} at {self.hosts} {self.paths.root}>"
 
     def _run(self) -> None:
-        """Turns the candidate, on the election's own thread, until it is to stop or fails."""
+        """Turns the candidate, on the election's own thread, until it must stop or fails."""
         try:
             if self._guard is not None:
                 self._guard.start(self.recheck)
@@ -329,7 +329,7 @@ class MasterElection:
             listener()
 
     def _wait_until(self, holds: Callable[[], bool], timeout: float | None) -> bool:
-        """Waits without a lock of Python's, so that a signal handler may interrupt it anywhere
+        """Waits without one of Python's locks, so that a signal handler may interrupt it anywhere
         and call :meth:`stop`."""
         news = clock.Wakeup()
         self.subscribe(news.set)
@@ -351,7 +351,7 @@ class MasterElection:
 
 
 class _Callbacks:
-    """Calls what users handed in, one after another, on a thread of its own."""
+    """Calls the functions that users passed, one after another, on a thread of its own."""
 
     def __init__(self, is_needed: object) -> None:
         self._calls: clock.SimpleQueue[Callable[[], object] | None] = clock.SimpleQueue()
@@ -366,7 +366,7 @@ class _Callbacks:
             self._calls.put(lambda: callback(argument))
 
     def end(self) -> None:
-        """Ends the thread when it has called what was to be called by now."""
+        """Ends the thread after all calls that are waiting now."""
         self._calls.put(None)
 
     def _run(self) -> None:
@@ -387,7 +387,7 @@ class _Resignation:
     also: tuple[Operation, ...]
     useless: bool
     reply: clock.SimpleQueue[bool]
-    #: Nobody waits for it any more.
+    #: True if nobody waits for it any more.
     withdrawn: bool = False
 
 

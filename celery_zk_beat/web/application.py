@@ -98,7 +98,7 @@ class Application:
     def _metrics(self, environ: dict[str, Any]) -> Response:
         state, answers = self._ask()
         if not answers:
-            return _probe(SILENT)  # so that Prometheus takes the beat for down
+            return _probe(SILENT)  # so that Prometheus counts the beat as down
         return Response(200, *exposition(state, self._pid, environ.get("HTTP_ACCEPT", "")))
 
     def _status(self, environ: dict[str, Any]) -> Response:
@@ -109,10 +109,10 @@ class Application:
         return Response(503, _JSON, json.dumps(found).encode())
 
     def _page(self, environ: dict[str, Any]) -> Response:
-        """Gives the page what it shows: of the entries, only some; and, unlike /status.json, the
-        last that is known where ZooKeeper does not answer."""
+        """Gives the page its data: only some of the entries; and, unlike /status.json, the last
+        known status if ZooKeeper does not answer."""
         reading, error = self._readings.get()
-        state, answers = self._ask()  # afterwards, for the status may take a while
+        state, answers = self._ask()  # afterwards, because the status may take a while
         head = {
             "beat": {
                 "id": state.id,
@@ -129,7 +129,7 @@ class Application:
         return Response(200, _JSON, body)
 
     def _day_of(self, environ: dict[str, Any]) -> Response:
-        """Gives the page the next day of one entry; null where nothing is known yet."""
+        """Gives the page the next day of one entry; null if nothing is known yet."""
         (name, *_) = parse_qs(environ.get("QUERY_STRING", "")).get("entry", [""])
         reading, _ = self._readings.get()
         runs = None

@@ -18,7 +18,8 @@ import waitress.wasyncore
 from .. import clock
 from ..errors import SettingsError
 
-#: Seconds that a connection lives, and how many may be open: more, and the oldest is closed.
+#: How many seconds a connection lives, and how many may be open. If there are more, the oldest is
+#: closed.
 _LIFETIME, _MOST_CONNECTIONS = 15.0, 128
 _THREADS = 4
 
@@ -62,7 +63,7 @@ class Listener:
     ) -> None:
         queue_log = logging.getLogger("waitress.queue")
         if queue_log.level == logging.NOTSET:
-            queue_log.setLevel(logging.ERROR)  # it tells of every request that has to wait
+            queue_log.setLevel(logging.ERROR)  # it logs every request that has to wait
         self._map: dict[int, Any] = {}
         settings = waitress.adjustments.Adjustments(
             sockets=sockets,
@@ -95,7 +96,7 @@ class Listener:
             self.turn()
 
     def turn(self) -> None:
-        """Does what there is to do, and waits for it, a second at most."""
+        """Does what there is to do, or waits for it: a second at most."""
         waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._map, count=1)
         self._close_old_connections()
 

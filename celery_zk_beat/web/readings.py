@@ -23,27 +23,29 @@ logger = get_logger(__name__)
 #: Seconds from one reading of ZooKeeper to the next. More if reading takes long: it may take only a
 #: part of the time.
 _EVERY, _PART = 2.0, 1 / 5
-#: Seconds for which a reading is given out, and after which reading ends if nobody asks.
+#: For how many seconds a reading is used; and after how many seconds without a request reading
+#: ends.
 _CURRENT, _IDLE = 10.0, 30.0
-#: Seconds that a request waits for a reading, and how many may: fewer than there are threads.
+#: How many seconds a request waits for a reading; and how many requests may wait: fewer than there
+#: are threads.
 _PATIENCE, _MOST_WAITING = 2.0, 2
 #: Most entries on the page.
 _MOST_SHOWN = 50
 
 
 class Look(Protocol):
-    """What reads: see :class:`.Reader`."""
+    """What reads ZooKeeper: see :class:`.Reader`."""
 
     def read(self) -> Snapshot:
         """Reads the status. Raises a ZkBeatError if that fails."""
 
     def basis(self) -> Basis:
-        """By what the next runs are told, as of the last :meth:`read`."""
+        """What one needs to compute the next runs, as of the last :meth:`read`."""
 
 
 class Reading:
-    """A snapshot, taken at `at` on boottime(), as JSON for all and for the page; and by what the
-    next runs are told."""
+    """A snapshot, taken at `at` on boottime(): as JSON for everybody, as JSON for the page, and
+    what one needs to compute the next runs."""
 
     def __init__(self, snapshot: Snapshot, basis: Basis, at: float) -> None:
         self.snapshot, self.basis = snapshot, basis
@@ -70,11 +72,11 @@ def _for_page(snapshot: Snapshot) -> bytes:
 
 
 class Readings:
-    """Reads the status for all who ask: every few seconds, as long as somebody asks.
+    """Reads the status for all requests: every few seconds, as long as there are requests.
 
     Args:
-        connect: how to come to what reads, within a ``with`` block; raises a ZkBeatError where
-            that fails.
+        connect: provides a :class:`Look` inside a ``with`` block; raises a ZkBeatError if that
+            fails.
     """
 
     def __init__(self, connect: Callable[[], contextlib.AbstractContextManager[Look]]) -> None:
@@ -85,13 +87,13 @@ class Readings:
         self._waiting = 0
         # All on boottime().
         self._asked = 0.0
-        #: When the last attempt to read ended, and since when the present one goes on.
+        #: When the last attempt to read ended, and since when the present one runs.
         self._ended, self._begun = -math.inf, math.inf
         self._at_work = False
 
     def get(self) -> tuple[Reading | None, str | None]:
-        """The last reading there is and, if that is not of these seconds, why. Any thread; waits
-        for as long as ``_PATIENCE`` where nobody has asked for a while."""
+        """Returns the last reading and, if it is older than some seconds, the reason. For any
+        thread. Waits up to ``_PATIENCE`` if there was no request for a while."""
         with self._news:
             self._asked = clock.boottime()
             if not self._at_work:

@@ -50,9 +50,9 @@ class Server:
         self._closing = False
         self._link, link = socket.socketpair()
         for end in (self._link, link):
-            end.settimeout(None)  # Celery's default is 30 s: nobody may have asked for so long
-        # Not a program of its own: what it needs of the app (settings, credentials, schedule) is
-        # here already, in memory that both share.
+            end.settimeout(None)  # Celery's default is 30 s, and there may be no request for longer
+        # Not a separate program: what it needs of the app (settings, credentials, schedule) is
+        # already here, in memory that both share.
         self.pid = os.fork()
         if self.pid == 0:
             self._link.close()
@@ -91,8 +91,8 @@ def _serve_until_the_beat_ends(
 ) -> NoReturn:
     """Runs in the child until the beat ends, in whatever way."""
     try:
-        # A terminal, systemd and others send these to all processes; the beat obeys, and is served
-        # until then.
+        # A terminal, systemd and others send these to all processes. The beat obeys them, and is
+        # served until it ends.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         _leave_connections(keep={link.fileno(), *(each.fileno() for each in sockets)})
@@ -111,9 +111,9 @@ def _serve_until_the_beat_ends(
 
 
 def _leave_connections(keep: set[int]) -> None:
-    """Lets go of the sockets that were open when this process was forked, so that a connection of
-    the beat's (that of Celery's remote control, a database's) ends when the beat closes it. Not by
-    closing them: Python objects that are still there would close what gets the number next."""
+    """Releases the sockets that were open when this process was forked. So a connection of the
+    beat's (of Celery's remote control, or to a database) ends when the beat closes it. Does not
+    close them: Python objects that still exist would close whatever gets the number next."""
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for name in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):

@@ -23,13 +23,14 @@ Day = Callable[[str, Basis, Collection[str]], "list[Any]"]
 
 @dataclass(frozen=True)
 class Beat:
-    """All of a beat that is served. For any thread."""
+    """All of a beat that HTTP shows. For any thread."""
 
     settings: Settings
     election: MasterElection
     metrics: Metrics
     schedule: Schedule
-    #: Tells what of an entry runs on the next day; also by the names of those that are held back.
+    #: Says what of an entry runs on the next day. It also gets the names of entries that are held
+    #: back.
     day: Day
 
 
@@ -60,7 +61,7 @@ class State:
 
     @classmethod
     def of(cls, beat: Beat, began: float) -> State:
-        """Takes it down, now. Any thread."""
+        """Makes it from the beat as it is now. For any thread."""
         election = beat.election
         session, epoch, master = election.session, election.epoch, election.master
         return cls(
@@ -80,7 +81,7 @@ class State:
         )
 
     def encode(self) -> bytes:
-        """One line."""
+        """Writes it as one line."""
         return json.dumps(vars(self), default=vars).encode() + b"\n"
 
     @classmethod
@@ -96,7 +97,7 @@ class State:
 
 
 class Report(NamedTuple):
-    """The newest State; `answers` is True where it is of this second."""
+    """The newest State. `answers`: True if it is not older than a second."""
 
     state: State
     answers: bool

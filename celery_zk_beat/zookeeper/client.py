@@ -28,7 +28,7 @@ from .servers import Servers, TlsError, tls_refusal
 
 #: Longest pause between two attempts to connect, seconds. kazoo's own default grows to a minute.
 _RECONNECT_PAUSE = 1.0
-#: Seconds: a longer session time-out is granted only to who asks for it.
+#: Seconds: a longer session time-out is granted only if the setting asks for it.
 _LONGEST_GRANTED = 300.0
 
 logger = get_logger(__name__)
@@ -37,8 +37,8 @@ _kazoo_log = logging.getLogger(f"{LOGGERS}.kazoo")
 
 
 def _hide_secrets(record: logging.LogRecord) -> bool:
-    """kazoo logs each request in DEBUG, and below that each answer; credentials and the password of
-    the session are among them."""
+    """Hides secrets: at DEBUG kazoo logs each request, and below that each answer. Credentials and
+    the password of the session are among them."""
     if isinstance(record.args, tuple):
         record.args = tuple(
             f"{type(arg).__name__}(***)" if isinstance(arg, (Auth, Connect, SASL)) else arg
@@ -48,21 +48,21 @@ def _hide_secrets(record: logging.LogRecord) -> bool:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """For a logging.Filter: the exception that kazoo tells of becomes part of the line."""
+    """For a logging.Filter: puts the exception that kazoo logs into the line."""
     if record.exc_info:
         record.msg, record.args = "%s (%r)", (record.getMessage(), record.exc_info[1])
         record.exc_info = None
     return True
 
 
-# In this order: what is made one line of text is no longer to be known for a secret.
+# In this order: in a line of text one cannot recognize a secret any more.
 _kazoo_log.addFilter(_hide_secrets)
 _kazoo_log.addFilter(_without_traceback)
 get_logger(f"{__package__.partition('.')[0]}.kazoo")
 
 
 def acl_of(grants: tuple[Grant, ...] | None) -> list[ACL] | None:
-    """As kazoo has it; None: by default."""
+    """Returns an ACL in kazoo's form; None stands for kazoo's default."""
     if grants is None:
         return None
     return [ACL(grant.rights, Id(grant.scheme, grant.id)) for grant in grants]
@@ -108,9 +108,9 @@ class Client:
         self._on_refusal = on_refusal
         self._stopped = False
         self._authenticated = not access.authenticates
-        #: Of the credentials that were shown to ZooKeeper last.
+        #: The fingerprint of the credentials that ZooKeeper last got.
         self._fingerprint: bytes | None = None
-        #: Since when servers hang up on us, on boottime(); None while they do not.
+        #: Since when servers close our connections, on boottime(); None if they do not.
         self._refused_since: float | None = None
         self._servers = servers
         self._handler = Handler(servers, access)
@@ -119,7 +119,7 @@ class Client:
             timeout=asked,
             handler=self._handler,
             read_only=False,
-            # None: all for the world, kazoo's own default.
+            # None: all rights for everybody, kazoo's own default.
             default_acl=None if access.open_by_default else acl_of(access.grants),
             connection_retry=KazooRetry(max_tries=-1, delay=0.1, max_delay=_RECONNECT_PAUSE),
             # Unused: a fenced write must never be repeated blindly, least of all after expiry.
@@ -140,9 +140,9 @@ class Client:
         self.kazoo.start_async()
 
     def stop(self, timeout: float) -> bool:
-        """Ends the session within so many seconds, whatever ZooKeeper does (kazoo's own stop joins
-        threads without a bound, kazoo#582). Nothing that it says from then on is heard. True where
-        the session has been ended, as far as is known."""
+        """Ends the session within so many seconds, whatever ZooKeeper does (kazoo's own stop may
+        join threads for ever, kazoo#582). Afterwards we ignore all that kazoo reports. Returns True
+        if the session has been ended, as far as we know."""
         self._stopped = True
         connected = self.connected
         closer = clock.thread(self._close, "zk-beat-close")
@@ -160,7 +160,7 @@ class Client:
     @property
     def connected(self) -> bool:
         """True if kazoo last saw a connection. Uses no network."""
-        # kazoo says that it is connected before it has told who it is (kazoo#594).
+        # kazoo says that it is connected before it has authenticated (kazoo#594).
         return bool(self.kazoo.connected and self._authenticated)
 
     @property
@@ -171,7 +171,7 @@ class Client:
 
     @property
     def handle(self) -> Handle | None:
-        """Of the session; None without a connection."""
+        """What one needs to continue or end the session; None without a connection."""
         found = self.kazoo.client_id
         return Handle(int(found[0]), bytes(found[1]), self._servers.known) if found else None
 
@@ -200,10 +200,11 @@ class Client:
         return self._servers.addresses(self.kazoo.hosts, min(self._asked, self.timeout))
 
     def _shake_hands(self, timeout: float, request: Any, xid: int | None = None) -> Any:
-        """Notes what a server grants; and begins anew where servers hang up."""
+        """Notes what a server grants. If servers keep closing our connections, forgets how much we
+        have seen."""
         if not isinstance(request, Connect):
             return self._invoke(timeout, request, xid)
-        # kazoo's own is for as many servers as there are names.
+        # kazoo's own value assumes one server for each name.
         timeout = min(timeout, self._servers.patience)
         try:
             answer = self._invoke(timeout, request, xid)
@@ -211,9 +212,9 @@ class Client:
             now = clock.boottime()
             self._refused_since = self._refused_since or now
             if now - self._refused_since > self.timeout:
-                # A server hangs up on who has seen more than it has, which would be for ever
-                # where its data was lost, or a garbled answer made us believe so. We can bear
-                # to read what is old: every write says what it has read.
+                # A server closes the connection if we have seen more than it has. If its data was
+                # lost, or a garbled answer made us believe so, it would do that for ever. We can
+                # bear to read old data: every write says what it is based on.
                 self.kazoo.last_zxid = 0
             raise
         self._refused_since = None
@@ -226,8 +227,8 @@ class Client:
         return answer
 
     def _connect_as_somebody(self, host: str, address: str, port: int) -> Any:
-        """Has each attempt to connect take the credentials as they are then, and a refusal be
-        nothing but another failed attempt: kazoo itself would end its loop, and the session."""
+        """Makes each attempt to connect use the credentials as they are then, and treats a refusal
+        as one more failed attempt: kazoo itself would end its loop, and the session."""
         kazoo, connection, access = self.kazoo, self.kazoo._connection, self._access
         self._authenticated = not access.authenticates
         self._handler.server_name = host
@@ -258,24 +259,24 @@ class Client:
 
 
 class Handler(SequentialThreadingHandler):  # type: ignore[misc]
-    """kazoo waits a whole session time-out for one silent server; ours leaves time for the
-    others.
+    """kazoo waits a whole session time-out for one silent server. This leaves time for the others.
 
-    TLS is ours: kazoo trusts the system's CAs beside the given one, checks no host name unless it
-    is told to, and 2.10 never does."""
+    TLS is ours, too: kazoo trusts the system's CAs in addition to the given one, checks host names
+    only on request, and 2.10 never does.
+    """
 
     def __init__(self, servers: Servers, access: Access) -> None:
         super().__init__()
         self._servers = servers
         self._access = access
-        #: As the setting names it; kazoo 2.10 tells only the address.
+        #: The names as the setting has them; kazoo 2.10 passes only the address.
         self.server_name = ""
 
     def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def loop() -> None:
             try:
                 func(*args, **kwargs)
-            except Exception:  # over an answer that it cannot parse: kazoo has logged it
+            except Exception:  # an answer that kazoo cannot parse: kazoo has logged it
                 logger.debug("kazoo's loop has ended", exc_info=True)
 
         return super().spawn(loop)
@@ -307,7 +308,7 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
             raise TlsError(tls_refusal(self._access, server, exc), certain) from None
 
     def select(self, *args: Any, **kwargs: Any) -> Any:
-        """TLS may have read from the socket already what kazoo waits for."""
+        """TLS may already have read from the socket what kazoo waits for."""
         ready = [each for each in args[0] if isinstance(each, ssl.SSLSocket) and each.pending() > 0]
         if not ready:
             return super().select(*args, **kwargs)

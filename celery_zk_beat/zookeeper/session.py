@@ -53,16 +53,17 @@ class ZooKeeperSession:
         self._on_change = on_change
         self.access = access or Access()
         self._client: Client | None = None
-        #: Where they are, and why none is connected: what is known since the last start.
+        #: The servers: where they are, and why we are connected to none. Known since the last
+        #: start.
         self.servers = Servers(timeout, self.access)
-        #: The session time-out that was granted last, while there is no client.
+        #: The session time-out that was last granted; used while there is no client.
         self._granted = timeout
-        #: Changes whenever the connection comes or goes: what was learned under another number
-        #: must be read again. It changes on the way down too, so that there is no instant at
-        #: which the next connection is up and still bears the number of the last.
+        #: Changes whenever the connection comes or goes: what was learned under another number must
+        #: be read again. It changes on the way down too: so the next connection is never up while
+        #: this still has the number of the last.
         self.connection = 0
-        #: Seconds by which this machine's clock is at least ahead of (or, below 0, behind) the
-        #: server's, by the last write; 0 as long as none shows it.
+        #: By how many seconds at least this machine's clock is ahead of the server's (negative:
+        #: behind), by the last write; 0 if no write has shown it.
         self.clock_offset = 0.0
         #: What the server's clock said at the last write, and when that was, on boottime().
         self._server_clock: tuple[float, float] | None = None
@@ -84,7 +85,8 @@ class ZooKeeperSession:
 
     @property
     def timeout(self) -> float:
-        """The session time-out that the server granted, seconds; what is asked for, before."""
+        """The session time-out that the server granted, in seconds; before that the one to ask
+        for."""
         client = self._client
         return self._granted if client is None else client.timeout
 
@@ -108,7 +110,7 @@ class ZooKeeperSession:
 
     @property
     def handle(self) -> Handle | None:
-        """Of the session; None without a connection."""
+        """What one needs to continue or end the session; None without a connection."""
         client = self._client
         return None if client is None else client.handle
 
@@ -137,7 +139,7 @@ class ZooKeeperSession:
 
     def stop(self, timeout: float) -> bool:
         """Ends the session, which deletes its ephemeral znodes at once. Returns within `timeout`
-        seconds, whatever ZooKeeper does: True where there is none any more."""
+        seconds, whatever ZooKeeper does: True if there is no session any more."""
         client = self._client
         if client is None:
             return True
@@ -185,10 +187,11 @@ class ZooKeeperSession:
         return Node(data or b"", stat.version, stat.ephemeralOwner, stat.mtime / 1000)
 
     def catch_up(self, path: str) -> None:
-        """Waits until the server has all that was written before, or will ever be by an earlier
-        connection of this session: what is read from then on is no older. (A server that one comes
-        to anew may be behind: ZooKeeper Programmer's Guide, consistency guarantees. It is a write,
-        of nothing, because ``sync`` is none.) `path`: any. Raises as :meth:`read`."""
+        """Waits until the server has everything that an earlier connection of this session has
+        written or may still write: what we read from then on is no older. (After a reconnect
+        another server may be behind: ZooKeeper Programmer's Guide, consistency guarantees. This
+        writes nothing in particular, because ``sync`` is no write.) `path`: any. Raises as
+        :meth:`read`."""
         with contextlib.suppress(Conflict):
             self.commit(Check(path, -1))
 
@@ -206,7 +209,7 @@ class ZooKeeperSession:
             names = self._answer(path, result)
         except Conflict:
             return []
-        # Not what garbled answers may hold, and no path is made of.
+        # Ignore names that only a garbled answer can contain: no path can be made of them.
         return [name for name in names if name and "/" not in name and name not in (".", "..")]
 
     def ensure(self, path: str, acl: tuple[Grant, ...] | None = None) -> None:
@@ -241,7 +244,7 @@ class ZooKeeperSession:
         return self.send(*operations).result()
 
     def send(self, *operations: Operation) -> Pending:
-        """Sends what :meth:`commit` does, and does not wait."""
+        """Sends what :meth:`commit` sends, but does not wait."""
         kazoo = self._kazoo(operations[0].path)
         transaction = kazoo.transaction()
         for op in operations:
@@ -271,8 +274,8 @@ class ZooKeeperSession:
         return versions
 
     def _compare_clocks(self, before: float, server: float, after: float) -> None:
-        """Notes the time at which the server made a write, between two of this machine's; all in
-        seconds since 1970. Warns, once, of a difference that matters."""
+        """Compares the time at which the server made a write with two times of this machine, before
+        and after; all in seconds since 1970. Warns, once, of a difference that matters."""
         self._server_clock = server, clock.boottime()
         was_off = abs(self.clock_offset) > CLOCK_TOLERANCE
         # The server's clock is read in milliseconds.
@@ -308,7 +311,7 @@ class ZooKeeperSession:
             return result.get(timeout=self.timeout)
         except (KazooException, KazooTimeoutError) as exc:
             raise self._error(path, exc) from None
-        except Exception as exc:  # what kazoo's own reading of garbled bytes came to
+        except Exception as exc:  # kazoo may raise anything if it reads garbled bytes
             raise Uncertain(f"{path}: an answer that cannot be understood ({exc!r})") from None
 
     def _error(self, path: str, exc: Exception) -> ZkBeatError:
@@ -326,8 +329,8 @@ def connected(
     """Provides a connected session inside the block.
 
     Args:
-        hosts: ZooKeeper connection string; a chroot in it is ignored, for paths are absolute.
-        session_timeout, on_change, access: as those of :class:`ZooKeeperSession`.
+        hosts: ZooKeeper connection string. A chroot in it is ignored, because paths are absolute.
+        session_timeout, on_change, access: as for :class:`ZooKeeperSession`.
         timeout: seconds to wait for ZooKeeper.
 
     Raises:
@@ -355,7 +358,7 @@ def wait_for_connection(
     """Waits until a session that was started is connected.
 
     Args:
-        hosts: as the user has it, for the error.
+        hosts: the user's text, for the error.
         deadline: on boottime().
         news: is set when the session's state changes.
 
