@@ -1,36 +1,38 @@
-"""What became of tracked runs: the master folds what workers report into the run states.
-
-Each outcome is folded once. The transaction that records it in the entry's state also closes the
-run there and deletes the report. So a master that is killed leaves either both or neither.
-"""
+"""Decides what became of tracked runs, by what is reported of them, and by what is not."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 from .. import clock
 from ..dispatcher import Dispatcher
-from ..errors import AccessDenied, Conflict, Outdated, QuotaExceeded, RootError
+from ..errors import AccessDenied, Outdated, QuotaExceeded, RootError
 from ..history import decode_volume
 from ..log import get_logger
 from ..paths import page_of, volume_of
 from ..policies import Policy
 from ..records import from_text
-from ..runs import CONCLUDED, LATE, LATE_FINISH, LATE_START, LOST, UNKNOWN, Outcome, PastRun
+from ..runs import (
+    CONCLUDED,
+    LATE,
+    LATE_FINISH,
+    LATE_START,
+    LOST,
+    UNKNOWN,
+    Outcome,
+    PastRun,
+    milliseconds,
+)
 from ..source import Source
-from ..zookeeper.operations import Check, Operation
 from .deliveries import Deliveries, Delivery, Key
+from .folding import Folding
 from .reporting import Reporting
 
 logger = get_logger(__name__)
 
-#: Most runs whose outcomes are folded in a turn, and most reports that are deleted at once.
-_AT_ONCE, _DELETED_AT_ONCE = 200, 200
 #: Least seconds between two looks.
 _REST = 0.02
 #: Seconds until the next look: if a worker may yet report though it is gone; after a report changed
@@ -38,16 +40,11 @@ _REST = 0.02
 _LOOK_EVERY, _AGAIN_AFTER, _RETRY_AFTER = 5.0, 0.05, 10.0
 #: Seconds until the next look at a deadline of a run that waits for the broker.
 _WAITING_EVERY = 1.0
+#: Most histories that are read in a turn, for reports of runs that are not open.
+_MOST_READS = 20
+#: Seconds after which it is odd that no worker has reported anything.
+_SILENT_FOR = 60.0
 _NO_POLICY = Policy()
-
-
-@dataclass
-class _Folded:
-    """What is to be recorded of an entry: its runs, each with its outcome, and what belongs into
-    the same transaction."""
-
-    runs: list[PastRun] = field(default_factory=list)
-    also: list[Operation] = field(default_factory=list)
 
 
 class Tracking:
@@ -59,10 +56,11 @@ class Tracking:
     """
 
     def __init__(self, dispatcher: Dispatcher, source: Source, deliveries: Deliveries) -> None:
-        self._dispatcher, self._source, self._deliveries = dispatcher, source, deliveries
-        self._ledger, self._control = dispatcher.ledger, dispatcher.control
+        self._dispatcher, self._deliveries = dispatcher, deliveries
+        self._ledger = dispatcher.ledger
         self._election, self._metrics = dispatcher.election, dispatcher.metrics
         self._reporting = Reporting(dispatcher)
+        self._folding = Folding(dispatcher, source, self._reporting)
         self.forget()
 
     def forget(self) -> None:
@@ -70,14 +68,17 @@ class Tracking:
         self._deliveries.forget()
         #: The tracked runs that have not ended, and those that are open again.
         self._open: dict[Key, PastRun] = {}
-        #: Deliveries that somebody has changed in such a way that they cannot be deleted.
-        self._stuck: set[str] = set()
-        #: The last delivery because of which a transaction was refused.
-        self._refused = ""
+        self._folding.forget()
         #: Runs of which it is known that a worker began to execute them.
         self._started: set[Key] = set()
-        #: When to look again, and when we last looked, by boottime().
-        self._look_at = self._looked_at = -math.inf
+        #: Runs that are not open, of which no report changes anything.
+        self._strange: set[Key] = set()
+        #: How many histories may still be read in this turn.
+        self._reads_left = 0
+        #: When to look again, and until when not to, by boottime().
+        self._look_at = self._rests_until = -math.inf
+        #: No report was ever read in this term.
+        self._is_silent = True
         self._metrics.open = 0
 
     def turn(self) -> float:
@@ -85,22 +86,19 @@ class Tracking:
         is more to do."""
         now = clock.boottime()
         if self._deliveries.stale or self._dispatcher.has_opened:
-            self._look_at = min(self._look_at, self._looked_at + _REST)
-        if now < self._look_at:
-            return self._look_at - now
-        self._looked_at = now
+            self._look_in(0.0)
+        if now < max(self._look_at, self._rests_until):
+            return max(self._look_at, self._rests_until) - now
         self._dispatcher.has_opened = False
-        self._look_at = math.inf
+        self._look_at, self._rests_until = math.inf, now + _REST
         try:
             self._turn()
         except Outdated as exc:
-            self._note_refused(exc.path)
-        except (AccessDenied, QuotaExceeded) as exc:
-            if self._ledger.term is None:  # the ledger's own write was refused
-                raise
-            logger.error("what becomes of runs cannot be recorded: %s", exc)
-            self._look_in(_RETRY_AFTER)
-        return max(0.0, self._look_at - clock.boottime())
+            # A report has changed meanwhile.
+            self._deliveries.outdated(self._folding.refused(exc.path))
+            self._look_in(0.0)
+            self._rests_until = clock.boottime() + _AGAIN_AFTER
+        return max(0.0, max(self._look_at, self._rests_until) - clock.boottime())
 
     def _turn(self) -> None:
         opened = self._ledger.open_runs()
@@ -108,34 +106,82 @@ class Tracking:
         self._metrics.open = len(self._open)
         found: dict[Key, list[Delivery]] = {}
         useless: list[Delivery] = []
-        for each in self._deliveries.read(self._open).values():
+        for each in self._read():
             if each.key is None:
                 useless.append(each)
             else:
                 found.setdefault(each.key, []).append(each)
         self._started &= self._open.keys()
-        folded: dict[str, _Folded] = {}
+        self._reads_left = _MOST_READS
+        folding = self._folding
+        folding.clear()
         for key, deliveries in found.items():
-            useless += self._judge(key, deliveries, folded)
-        self._look_at_deadlines(found, folded)
-        self._fold(folded)
-        self._delete(useless)
+            self._confirm(key, deliveries)
+            useless += self._judge(key, deliveries)
+        self._look_at_deadlines(found)
+        is_done = folding.fold()
+        if not folding.delete(useless) or not is_done:
+            self._look_in(0.0)
+
+    def _read(self) -> Iterable[Delivery]:
+        """Reads the deliveries. If that is refused, open runs still end by `overlap_timeout`."""
+        try:
+            found = self._deliveries.read(self._open).values()
+        except (AccessDenied, QuotaExceeded) as exc:
+            logger.error("what becomes of runs is not known: %s", exc)
+            self._rests_until = clock.boottime() + _RETRY_AFTER
+            return ()
+        self._warn_if_silent(bool(found))
+        return found
+
+    def _warn_if_silent(self, is_heard: bool) -> None:
+        """Warns once if nobody reports anything: the app's workers may not be set up for it."""
+        self._is_silent = self._is_silent and not is_heard
+        if not self._is_silent or not self._open:
+            return
+        age = self._server_time - min(past.at.timestamp() for past in self._open.values())
+        if age < _SILENT_FOR:
+            self._look_in(_SILENT_FOR - age)
+            return
+        self._is_silent = False
+        logger.warning(
+            "nobody has reported what became of a run in this term, though %d are open, the oldest "
+            "for %d s: docs/outcomes.md says what workers, or the result backend, need for it",
+            len(self._open),
+            age,
+        )
+
+    def _confirm(self, key: Key, deliveries: Sequence[Delivery]) -> None:
+        """Does not let a run be sent again that a worker already has. An earlier master sent it, or
+        this one did not hear from the broker."""
+        waiting = self._ledger.outbox.get(key[0])
+        if waiting is None or (waiting.number, milliseconds(waiting.due)) != key[1]:
+            return
+        if not self._dispatcher.publisher.is_unsent(waiting):
+            ahead = self._election.session.clock_offset
+            at = min(each.at for each in deliveries) + ahead
+            self._ledger.published(waiting, datetime.fromtimestamp(at, timezone.utc))
+            told = self._dispatcher.telling(waiting, "recovered")
+            text = "%s: run %d was published: a worker has it"
+            logger.info(text, waiting.entry, waiting.number, extra=told)
 
     # What the reports say -------------------------------------------------------------------------
 
-    def _judge(
-        self, key: Key, deliveries: list[Delivery], folded: dict[str, _Folded]
-    ) -> list[Delivery]:
+    def _judge(self, key: Key, deliveries: list[Delivery]) -> list[Delivery]:
         """Decides what becomes of a run, by all of its deliveries. Returns those that say nothing
         new."""
         past = self._open.get(key)
-        if past is None:
+        if past is None and key not in self._strange:
+            if not self._reads_left:
+                self._look_in(0.0)
+                return []
             past = self._find(key, deliveries)
-            if past is None:
-                return [each for each in deliveries if not each.is_running]
+        if past is None:
+            self._strange.add(key)
+            return [each for each in deliveries if not each.is_running]
         running = [each for each in deliveries if each.is_running]
         if running:
-            self._note_running(key, past, running[-1], folded)
+            self._note_running(key, past, running[-1])
             return []
         ended = sorted((each for each in deliveries if each.outcome), key=lambda each: each.at)
         last = max(deliveries, key=lambda each: each.at)
@@ -149,7 +195,7 @@ class Tracking:
             outcome = Outcome(LOST, self._server_ms, None, worker)
         if last.is_started or ended:
             self._note_started(key, past, last)
-        self._add(folded, key[0], past._replace(outcome=outcome), deliveries)
+        self._folding.add(key[0], past._replace(outcome=outcome), deliveries)
         return []
 
     def _find(self, key: Key, deliveries: list[Delivery]) -> PastRun | None:
@@ -161,6 +207,7 @@ class Tracking:
             return None
         known = [past for past in state.past if past.run == run]
         if not known:
+            self._reads_left -= 1
             path = self._election.paths.volume(volume_of(page_of(name)))
             node = self._election.session.read(path)
             with contextlib.suppress(RootError):
@@ -171,13 +218,11 @@ class Tracking:
                 return past
         return None
 
-    def _note_running(
-        self, key: Key, past: PastRun, delivery: Delivery, folded: dict[str, _Folded]
-    ) -> None:
+    def _note_running(self, key: Key, past: PastRun, delivery: Delivery) -> None:
         self._note_started(key, past, delivery)
         if key not in self._open:
             logger.warning("%s: run %s is running after all", key[0], past.number)
-            folded.setdefault(key[0], _Folded()).runs.append(past._replace(outcome=None))
+            self._folding.add(key[0], past._replace(outcome=None))
 
     def _note_started(self, key: Key, past: PastRun, delivery: Delivery) -> None:
         if key in self._started:
@@ -191,15 +236,13 @@ class Tracking:
 
     # What nobody reports --------------------------------------------------------------------------
 
-    def _look_at_deadlines(
-        self, found: Mapping[Key, Sequence[Delivery]], folded: dict[str, _Folded]
-    ) -> None:
+    def _look_at_deadlines(self, found: Mapping[Key, Sequence[Delivery]]) -> None:
         now, outbox = self._server_time, self._ledger.outbox
         for key, past in self._open.items():
             name, (number, _) = key
             waiting = outbox.get(name)
             is_waiting = waiting is not None and waiting.number == number
-            if name in folded and any(each.run == past.run for each in folded[name].runs):
+            if self._folding.has(name, past):
                 continue
             deliveries = found.get(key, ())
             is_running = any(each.is_running for each in deliveries)
@@ -212,7 +255,7 @@ class Tracking:
                     continue
                 ends = deliveries if state == UNKNOWN else ()
                 at_ms = self._server_ms
-                self._add(folded, name, past._replace(outcome=Outcome(state, at_ms)), ends)
+                self._folding.add(name, past._replace(outcome=Outcome(state, at_ms)), ends)
                 break
 
     def _deadlines(
@@ -226,101 +269,6 @@ class Tracking:
             yield LATE_FINISH, policy.finish_within
         if policy.start_within is not None and said not in LATE and key not in self._started:
             yield LATE_START, policy.start_within
-
-    # Writing --------------------------------------------------------------------------------------
-
-    def _add(
-        self,
-        folded: dict[str, _Folded],
-        name: str,
-        past: PastRun,
-        deliveries: Iterable[Delivery],
-    ) -> None:
-        each = folded.setdefault(name, _Folded())
-        each.runs.append(past)
-        each.also += self._deletes(deliveries)
-
-    def _deletes(self, deliveries: Iterable[Delivery]) -> list[Operation]:
-        return [
-            each.delete
-            for each in deliveries
-            if each.delete is not None and each.name not in self._stuck
-        ]
-
-    def _fold(self, folded: dict[str, _Folded]) -> None:
-        known = {name: each for name, each in folded.items() if self._ledger.state(name)}
-        if len(known) > _AT_ONCE:
-            known = dict(itertools.islice(known.items(), _AT_ONCE))
-            self._look_at = 0.0
-        pausing = {name: each for name, each in known.items() if self._must_pause(name, each)}
-        for name, each in pausing.items():
-            del known[name]
-            self._fold_and_pause(name, each)
-        outcomes = {name: each.runs for name, each in known.items()}
-        also = {name: each.also for name, each in known.items()}
-        for names in self._ledger.fold(outcomes, also):
-            for name in names:
-                self._folded(name, known[name])
-
-    def _must_pause(self, name: str, folded: _Folded) -> bool:
-        """True if these outcomes are the last that it takes to pause the entry."""
-        policy, before = self._dispatcher.policies.of(name), self._ledger.state(name)
-        if policy is None or policy.pause_after_failures is None or before is None:
-            return False
-        after, most = before, policy.pause_after_failures
-        for past in folded.runs:
-            after = after.after_outcome(past)
-        is_paused = self._control.pauses.of(name).since is not None
-        return after.failed // most > before.failed // most and not is_paused
-
-    def _fold_and_pause(self, name: str, folded: _Folded) -> None:
-        policy = self._dispatcher.policies.of(name)
-        assert policy is not None
-        error = next((each.outcome.error for each in reversed(folded.runs) if each.outcome), None)
-        why = f"beat {self._dispatcher.settings.id}: {policy.pause_after_failures} runs failed in a"
-        why += f" row, the last with {error}" if error else " row"
-        pausing = self._control.pausing(name, clock.now(), why)
-        also = [*folded.also, *([] if pausing is None else [pausing[0]])]
-        for _ in self._ledger.fold({name: folded.runs}, {name: also}):
-            if pausing is not None:
-                self._control.paused(pausing[1])
-                logger.error("%s: paused by %s", name, why)
-            self._folded(name, folded)
-
-    def _delete(self, deliveries: Iterable[Delivery]) -> None:
-        """Deletes reports that say nothing new, such as those of runs that nobody tracks."""
-        operations = self._deletes(deliveries)[:_DELETED_AT_ONCE]
-        if not operations:
-            return
-        epoch = Check(self._election.paths.epoch, self._dispatcher.epoch)
-        try:
-            self._election.session.commit(epoch, *operations)
-        except Conflict as exc:
-            if exc.path == self._election.paths.epoch:
-                raise
-            raise Outdated(exc.path, "not as it was read") from None
-
-    def _note_refused(self, path: str) -> None:
-        """A report has changed while it was folded, or cannot be deleted. If that happens to the
-        same one again and again, it stays."""
-        name = path.rpartition("/")[2]
-        if name == self._refused:
-            self._stuck.add(name)
-        self._refused = name
-        self._deliveries.outdated(name)
-        self._look_in(_AGAIN_AFTER)
-
-    def _folded(self, name: str, folded: _Folded) -> None:
-        for past in folded.runs:
-            if past.outcome is None:
-                continue
-            if past.outcome.is_final:
-                self._reporting.ended(name, past, past.outcome)
-            else:
-                self._reporting.late(name, past, past.outcome)
-        state = self._ledger.state(name)
-        if state is not None and not state.open:
-            self._source.look_again(name)
 
     # Time -----------------------------------------------------------------------------------------
 

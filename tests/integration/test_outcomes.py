@@ -386,6 +386,42 @@ def test_reports_of_no_use(
     assert beat.metrics.elections == 1
 
 
+def test_a_worker_has_what_was_perhaps_not_sent(
+    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
+) -> None:
+    """[I3] A master that dies before it confirms a run leaves the next one in doubt. It does not
+    send the run again if a worker has it."""
+    beat = master(make, {"track": True}, e={"task": "task", "schedule": YEARLY})
+    beat._loop.ledger.confirm = lambda: None  # type: ignore[method-assign]
+    assert ask(zookeeper, beat).ok
+    header = sent(app, beat)
+    delivery = worker.begin(header)
+    beat.election.stop()
+    two = make()
+    assert two.election.wait(PATIENCE)
+    two._loop.turn()
+    assert two._loop.ledger.outbox == {}
+    worker.end(delivery, header)
+    go(two, lambda: folded(two) == [(1, "success")], "the outcome")
+    assert len(headers(app)) == 1
+
+
+def test_a_source_that_cannot_be_read(
+    app: Celery, make: Make, client: KazooClient, root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[I12] Runs go on, and open ones end by `overlap_timeout`."""
+    secret = make_digest_acl("somebody", "else", all=True)
+    client.create(f"{root}/inbox/reports", makepath=True)
+    client.create(f"{root}/inbox/running", acl=[secret])
+    client.set_acls(f"{root}/inbox/reports", [secret])
+    beat = master(make, {"overlap": "skip", "overlap_timeout": PERIOD})
+    sent(app, beat, 2)
+    assert folded(beat)[0] == (1, "unknown")
+    errors = [each for each in caplog.records if "is not known" in each.getMessage()]
+    assert 1 <= len(errors) < 4
+    assert beat.metrics.elections == 1
+
+
 def test_ended_while_nobody_was_master(app: Celery, make: Make, worker: Worker) -> None:
     """[I6] The next master folds it, and a run whose worker died meanwhile is lost."""
     entries = {name: every(PERIOD) for name in ("a", "b")}
