@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -35,12 +36,15 @@ class Agenda:
         self._heap: list[Item] = []
         #: Items whose time has come. The last one comes off first.
         self._come: list[Item] = []
+        #: Items of entries whose times have yet to be computed.
+        self._later: deque[Item] = deque()
         #: Names that were removed: items of a lower order are gone.
         self._gone: dict[str, int] = {}
         self._count_gone = 0
 
     def clear(self) -> None:
         self._heap, self._come, self._gone, self._count_gone = [], [], {}, 0
+        self._later.clear()
 
     def put(self, name: str, at: float, due: datetime | None = None) -> None:
         heapq.heappush(self._heap, Item(at, next(self._order), name, due))
@@ -53,11 +57,29 @@ class Agenda:
             self._heap = [item for item in self._heap if not self._is_gone(item)]
             heapq.heapify(self._heap)
             self._come = [item for item in self._come if not self._is_gone(item)]
+            self._later = deque(item for item in self._later if not self._is_gone(item))
             self._gone.clear()
             self._count_gone = 0
 
     def _is_gone(self, item: Item) -> bool:
         return item.order < self._gone.get(item.name, 0)
+
+    def put_later(self, name: str) -> None:
+        """Keeps an entry until :meth:`pop_later`: its time is yet to be computed."""
+        self._later.append(Item(-math.inf, next(self._order), name, None))
+
+    def pop_later(self) -> str | None:
+        """Takes off the entry that was first put later; None if there is none."""
+        while self._later:
+            item = self._later.popleft()
+            if not self._is_gone(item):
+                return item.name
+        return None
+
+    @property
+    def has_later(self) -> bool:
+        """True if there may be an entry whose time is yet to be computed."""
+        return bool(self._later)
 
     def put_back(self, items: Iterable[Item]) -> None:
         """Puts back items that were popped. The first of them comes off next."""

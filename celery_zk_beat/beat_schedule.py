@@ -27,6 +27,9 @@ logger = get_logger(__name__)
 
 #: Seconds until we look again at a faulty entry whose last run waits.
 _RETRY_AFTER = 1.0
+#: Most entries per turn whose next instants are computed after their runs: when nothing else is
+#: due, and when something is.
+_PLACED, _PLACED_IN_BURST = 50, 5
 #: Looking for entries that a program has changed: most entries per turn; the part of the time that
 #: this may take; looks shorter than this many seconds are not limited; the longest pause between
 #: looks, in seconds.
@@ -122,7 +125,10 @@ class BeatSchedule(Source):
             look_again = self._planner.note_claimed(claimed, clock.now())
         if not plan.runs or look_again > now.timestamp():
             dispatcher.publish_waiting()  # else it is published during the next claim
-        if not self._names.is_current:
+            look_again = self._planner.place_later(_PLACED)
+        else:
+            look_again = self._planner.place_later(_PLACED_IN_BURST)
+        if not self._names.is_current or self._planner.has_later:
             return 0.0
         left = look_again - clock.timestamp() if dispatcher.room() > 0 else math.inf
         if left > 0 and self._planner.seen.is_midway:

@@ -41,6 +41,9 @@ _CRON = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 _WINTER, _SUMMER = datetime(2025, 1, 1), datetime(2025, 7, 1)
 #: What is not due for so long never is.
 _NEVER = timedelta(days=36525)
+#: Next instants of crontabs, by what they depend on, and how many are kept.
+_known: dict[tuple[Any, ...], datetime] = {}
+_MOST_KNOWN = 1000
 #: So late an interval may be and still keep its rhythm.
 _LITTLE = timedelta(seconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -64,7 +67,37 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
         return None
 
 
+def is_slow(schedule: Any) -> bool:
+    """True if it takes long to compute when it is due next, and that is a minute away or more."""
+    return isinstance(schedule, crontab)
+
+
 def _next_of_steady(schedule: Any, last_run_at: datetime) -> datetime | None:
+    """Many entries have the same crontab, and have run at the same time: then it is computed
+    once."""
+    if type(schedule) is every:
+        return _computed(schedule, last_run_at)
+    if is_slow(schedule):
+        with contextlib.suppress(TypeError):  # not hashable, such as a time zone of dateutil
+            key = (*_key_of(schedule), schedule.tz, last_run_at)
+            found = _known.get(key)
+            if found is None and (found := _computed(schedule, last_run_at)) is not None:
+                if len(_known) >= _MOST_KNOWN:
+                    _known.clear()
+                _known[key] = found
+            return found
+    return _computed(schedule, last_run_at)
+
+
+def _key_of(schedule: Any) -> tuple[Any, ...]:
+    """Returns what a crontab's instants depend on, beside its time zone."""
+    if type(schedule) is cron:
+        return (schedule.instants,)
+    fields = (frozenset(getattr(schedule, name)) for name in _CRON)
+    return (*fields, schedule._orig_day_of_month == "*", schedule._orig_month_of_year == "*")
+
+
+def _computed(schedule: Any, last_run_at: datetime) -> datetime | None:
     try:
         if type(schedule) in _OURS:
             return to_utc(schedule.following(last_run_at))

@@ -143,7 +143,8 @@ class Forecast:
                 if at <= end:
                     yield Upcoming(run.entry, run.number, run.due, at)
             if plan.runs:
-                again = self._planner.note_claimed(plan.runs, self.now)
+                self._planner.note_claimed(plan.runs, self.now)
+                again = self._planner.place_later(len(plan.runs))
             if math.isinf(again) and again > 0:
                 self.now = max(end, self.now) + timedelta(microseconds=1)
                 return

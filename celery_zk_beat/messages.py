@@ -282,7 +282,8 @@ class Sender:
         if self._templates is not None:
             amqp = app.amqp
             makers = amqp.create_task_message, amqp.send_task_message, amqp.default_queue
-            self._templates.begin((*makers, *self._same.values()))
+            sizes = amqp.argsrepr_maxsize, amqp.kwargsrepr_maxsize, app.conf.task_repr_maxlevels
+            self._templates.begin((*makers, *sizes, *self._same.values()))
 
     def send_plain(self, attempt: Attempt) -> None:
         """Sends an entry that no hook is to see, from a template if there is one. Raises as
@@ -296,23 +297,24 @@ class Sender:
         args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
         # Of a task whose arguments are wrong Celery makes no message.
         template = templates.get(key)
+        texts = Texts(task.name, attempt.task_id, attempt.headers)
         if template is not None and (task.takes is None or _takes(task.takes, args, kwargs)):
-            templates.add(template, self._texts(attempt, task, args, kwargs), args, kwargs)
+            templates.add(template, texts, args, kwargs, self._show)
             return
         begun = templates.count
         self.send(attempt.entry, attempt.until_due)
         if key is not None and templates.is_wanted(key):
-            texts = self._texts(attempt, task, args, kwargs)
-            templates.learn(key, begun, texts, args, kwargs, functools.partial(self._mark, entry))
+            mark = functools.partial(self._mark, entry)
+            templates.learn(key, begun, texts, args, kwargs, self._show, mark)
 
-    def _texts(self, attempt: Attempt, task: _Task, args: Any, kwargs: Any) -> Texts:
+    def _show(self, args: Any, kwargs: Any) -> tuple[str, str]:
         amqp, levels = self._app.amqp, self._app.conf.task_repr_maxlevels
         argsrepr, kwargsrepr = "()", "{}"
         if args:
             argsrepr = saferepr(args, amqp.argsrepr_maxsize, maxlevels=levels)
         if kwargs:
             kwargsrepr = saferepr(kwargs, amqp.kwargsrepr_maxsize, maxlevels=levels)
-        return Texts(task.name, attempt.task_id, argsrepr, kwargsrepr, attempt.headers)
+        return argsrepr, kwargsrepr
 
     def _task(self, name: str) -> _Task:
         """Looks at a task, once for each group of messages."""
@@ -327,15 +329,14 @@ class Sender:
         self._tasks[name] = found
         return found
 
-    def _mark(self, entry: Any, texts: Texts) -> str | None:
-        """Makes a message without arguments that has these texts. Returns the name of its
-        serializer; None if it cannot be made in the short way."""
+    def _mark(self, entry: Any, texts: Texts, argsrepr: str, kwargsrepr: str) -> str | None:
+        """Makes a message without arguments: see :meth:`.Templates.learn`."""
         task = self._app.tasks.get(entry.task)
         options = self._plain_options(addressed(entry, texts.task_id, texts.headers), task)
         if options is None:
             return None
         serializer: str = options.get("serializer") or self._app.conf.task_serializer
-        self._make(texts.task, task, (), {}, options, (texts.argsrepr, texts.kwargsrepr))
+        self._make(texts.task, task, (), {}, options, (argsrepr, kwargsrepr))
         return serializer
 
     def send(self, entry: Any, until_due: Callable[[], object]) -> None:

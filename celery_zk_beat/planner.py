@@ -23,6 +23,7 @@ from .due import (
     is_ahead,
     is_free,
     is_interval,
+    is_slow,
     last_run,
     next_free,
     next_run,
@@ -387,7 +388,9 @@ class Planner:
             at = now if free is None else free
             self._ask_later(item.name, (at - now).total_seconds() or None, now)
             return
-        plan.runs.append(replace(run, due=free, ask=self._ask_again(entry, delay, claimed)))
+        plan.runs.append(
+            replace(run, due=free, ask=_ask_again(entry, delay, claimed, self._is_own))
+        )
         self._planned[item.name] = item, _Asked(following, delay)
 
     def _too_late(self, entry: Any) -> tuple[datetime, datetime] | None:
@@ -401,20 +404,9 @@ class Planner:
         entry.last_run_at = as_of(entry, at)
         return missed, at
 
-    def _ask_again(self, entry: Any, delay: Any, claimed: datetime) -> tuple[int, int] | None:
-        """When to ask an entry again that was due and returned `delay`, for its state: in
-        milliseconds since 1970, with a checksum of its schedule. It is counted from the entry's
-        `last_run_at`, so that both use the same clock and are set back together."""
-        if not (is_free(entry) or self._is_own):
-            return None
-        seconds = _seconds(delay)
-        if seconds is None or seconds <= 0:
-            return None
-        at = claimed.timestamp() + min(seconds, _LONGEST_DELAY)
-        return int(at * 1000), checksum(entry.schedule)
-
     def note_claimed(self, claimed: list[Run], now: datetime) -> float:
         """Moves the clocks of the entries whose runs were claimed. Other planned entries stay due.
+        Entries whose next instant is slow to compute wait for :meth:`place_later`.
 
         Returns:
             when something may be due, as :attr:`Plan.look_again`.
@@ -426,6 +418,31 @@ class Planner:
         self._planned.clear()
         return self._agenda.next_at
 
+    @property
+    def has_later(self) -> bool:
+        """True if entries wait for :meth:`place_later`."""
+        return self._agenda.has_later
+
+    def place_later(self, most: int) -> float:
+        """Puts entries on the agenda whose clocks were moved, at most so many. To be called when
+        their runs have left: to compute the next instant of a crontab takes as long as to send
+        several messages.
+
+        Returns:
+            when something may be due, as :attr:`Plan.look_again`.
+        """
+        entries = self._names.get()
+        for _ in range(most):
+            name = self._agenda.pop_later()
+            if name is None:
+                break
+            entry = entries.get(name)
+            if entry is None or not self.seen.is_same(name, entry):
+                self._names.is_current = False
+            else:
+                self._place(name, entry)
+        return self._agenda.next_at
+
     def _move_clock(self, run: Run, asked: _Asked | None, now: datetime) -> None:
         entries = self._names.get()
         entry = entries.get(run.entry)
@@ -433,7 +450,10 @@ class Planner:
             self._names.is_current = False  # it was just replaced or removed
         elif asked is None:
             entry.last_run_at, entry.total_run_count = as_of(entry, run.claimed), run.number
-            self._place(run.entry, entry)
+            if is_slow(entry.schedule):
+                self._agenda.put_later(run.entry)
+            else:
+                self._place(run.entry, entry)
         else:
             entries[run.entry] = asked.following
             self._ask_later(run.entry, asked.delay, now)
@@ -460,6 +480,19 @@ class Planner:
         seconds = _seconds(delay)
         seconds = self.max_interval if seconds is None else seconds
         self._agenda.put(name, now.timestamp() + seconds)
+
+
+def _ask_again(entry: Any, delay: Any, claimed: datetime, is_own: bool) -> tuple[int, int] | None:
+    """When to ask an entry again that was due and returned `delay`, for its state: in
+    milliseconds since 1970, with a checksum of its schedule. It is counted from the entry's
+    `last_run_at`, so that both use the same clock and are set back together."""
+    if not (is_free(entry) or is_own):
+        return None
+    seconds = _seconds(delay)
+    if seconds is None or seconds <= 0:
+        return None
+    at = claimed.timestamp() + min(seconds, _LONGEST_DELAY)
+    return int(at * 1000), checksum(entry.schedule)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ seen with the next message. Nothing is made ahead of time, so nothing can be out
 
 from __future__ import annotations
 
+import itertools
 import json
 import marshal
 import uuid
@@ -28,20 +29,27 @@ _MOST = 500
 #: A template is made when so many messages could have used it: making one takes as long as making
 #: two messages.
 _MADE_AFTER = 3
+#: Most bytes of arguments that are kept, and about how many each takes beside its texts.
+_MOST_BYTES, _OVERHEAD = 32_000_000, 400
 #: What a body has beside the arguments, of a task that nothing is chained to.
 _EMBEDDED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 #: How kombu writes a header.
 _to_json = json.JSONEncoder().encode
 
 
+class Arguments(NamedTuple):
+    """What a message says of its arguments, as JSON: what Celery shows of them, and the body."""
+
+    args: str
+    kwargs: str
+    body: str
+
+
 class Texts(NamedTuple):
-    """What differs from message to message. `argsrepr` and `kwargsrepr` are what Celery shows of
-    the arguments."""
+    """What differs from message to message, beside its arguments."""
 
     task: str
     task_id: str
-    argsrepr: str
-    kwargsrepr: str
     headers: Mapping[str, Any]
 
 
@@ -54,37 +62,49 @@ class Gathered(Protocol):
 
 
 class Template(NamedTuple):
-    """A message with gaps. `serializer` is that of its body; `plain` is a body without arguments,
-    as JSON."""
+    """A message with gaps. `serializer` is that of its body; `plain` is for a message that has no
+    arguments."""
 
     command: str
     queue: str
     text: str
     serializer: str
-    plain: str
+    plain: Arguments
 
-    def fill(self, texts: Texts, body: str, tag: str) -> Command:
-        """Returns the command that sends the message. `body` is JSON; `tag` is the delivery tag."""
+    def fill(self, texts: Texts, arguments: Arguments, tag: str) -> Command:
+        """Returns the command that sends the message. `tag` is the delivery tag."""
         values = {
-            "body": body,
+            "body": arguments.body,
+            "args": arguments.args,
+            "kwargs": arguments.kwargs,
             "tag": _quoted(tag),
             "task": _quoted(texts.task),
             "task_id": _quoted(texts.task_id),
-            "argsrepr": _quoted(texts.argsrepr),
-            "kwargsrepr": _quoted(texts.kwargsrepr),
         }
         for name, value in texts.headers.items():
             values[name] = _to_json(value)
         return self.command, (self.queue, self.text % values)
 
-    def body(self, channel: Any, args: Any, kwargs: Any) -> str:
-        """Returns the JSON of the body of a message with these arguments."""
-        return self.written(channel, args, kwargs) if args or kwargs else self.plain
 
-    def written(self, channel: Any, args: Any, kwargs: Any) -> str:
-        """Does what :meth:`body` does, by the serializer in any case."""
-        _, _, body = dumps((args or (), kwargs or {}, _EMBEDDED), self.serializer)
-        return _to_json(channel.encode_body(body, channel.body_encoding)[0])
+class _Cache:
+    """What was last used of :class:`Arguments`, by their bytes. It takes about 32 MB at most."""
+
+    def __init__(self) -> None:
+        self._new: dict[bytes, Arguments] = {}
+        self._old: dict[bytes, Arguments] = {}
+        self._bytes = 0
+
+    def get(self, key: bytes) -> Arguments | None:
+        found = self._new.get(key)
+        if found is None and (found := self._old.get(key)) is not None:
+            self.put(key, found)
+        return found
+
+    def put(self, key: bytes, arguments: Arguments) -> None:
+        self._new[key] = arguments
+        self._bytes += _OVERHEAD + len(key) + sum(map(len, arguments))
+        if self._bytes > _MOST_BYTES // 2:
+            self._old, self._new, self._bytes = self._new, {}, 0
 
 
 class Templates:
@@ -96,6 +116,10 @@ class Templates:
 
     def __init__(self, channel: Any, gathered: Gathered) -> None:
         self._channel, self._gathered = channel, gathered
+        self._arguments = _Cache()
+        #: As kombu's delivery tags: no two are the same. Random bytes for each would cost a tenth
+        #: of the time of a message.
+        self._tag, self._tags = str(uuid.uuid4())[:24], itertools.count()
         self._by_key: dict[Key, Template | None] = {}
         self._asked: dict[Key, int] = {}
         self._same: object = None
@@ -106,6 +130,7 @@ class Templates:
         if same != self._same:
             self._by_key.clear()
             self._asked.clear()
+            self._arguments = _Cache()
             self._same = same
 
     @property
@@ -117,11 +142,30 @@ class Templates:
         """Returns the template for messages of a key, if there is one and messages are gathered."""
         return self._by_key.get(key) if key is not None and self._gathered.is_open else None
 
-    def add(self, template: Template, texts: Texts, args: Any, kwargs: Any) -> None:
-        """Adds a message to those that leave together."""
-        body = template.body(self._channel, args, kwargs)
-        tag = self._channel._next_delivery_tag()
-        self._gathered.commands.append(template.fill(texts, body, tag))
+    def add(self, template: Template, texts: Texts, args: Any, kwargs: Any, show: Show) -> None:
+        """Adds a message to those that leave together. `show` returns what Celery shows of the
+        arguments."""
+        arguments, tag = template.plain, f"{self._tag}{next(self._tags):012x}"
+        if args or kwargs:
+            arguments = self._arguments_of(template.serializer, args, kwargs, show)
+        self._gathered.commands.append(template.fill(texts, arguments, tag))
+
+    def _arguments_of(self, serializer: str, args: Any, kwargs: Any, show: Show) -> Arguments:
+        key = as_bytes((serializer, args, kwargs))
+        if key is None:
+            return self._written(serializer, args, kwargs, *show(args, kwargs))
+        found = self._arguments.get(key)
+        if found is None:
+            found = self._written(serializer, args, kwargs, *show(args, kwargs))
+            self._arguments.put(key, found)
+        return found
+
+    def _written(
+        self, serializer: str, args: Any, kwargs: Any, argsrepr: str, kwargsrepr: str
+    ) -> Arguments:
+        _, _, body = dumps((args or (), kwargs or {}, _EMBEDDED), serializer)
+        encoded = self._channel.encode_body(body, self._channel.body_encoding)[0]
+        return Arguments(_quoted(argsrepr), _quoted(kwargsrepr), _to_json(encoded))
 
     def is_wanted(self, key: Key) -> bool:
         """True if a template is to be made with the next message of this key."""
@@ -133,43 +177,47 @@ class Templates:
         self._asked[key] = asked = self._asked.get(key, 0) + 1
         return asked >= _MADE_AFTER
 
-    def learn(self, key: Key, since: int, texts: Texts, args: Any, kwargs: Any, mark: Mark) -> None:
+    def learn(
+        self, key: Key, since: int, texts: Texts, args: Any, kwargs: Any, show: Show, mark: Mark
+    ) -> None:
         """Makes a template for messages of a key. If it does not give the very message that Celery
         has made, there is none.
 
         Args:
             since: how many commands there were before that message.
             texts, args, kwargs: of that message.
+            show: returns what Celery shows of the arguments.
             mark: makes another one, without arguments.
         """
-        commands, marks, template = self._gathered.commands, _marks_of(texts), None
+        commands, template = self._gathered.commands, None
         made, end = commands[since:], len(commands)
         try:
-            serializer = mark(marks)
+            marks, shown = _marks_of(texts), (uuid.uuid4().hex, uuid.uuid4().hex)
+            serializer = mark(marks, *shown)
             if serializer is not None:
-                template = _template_of(commands[end:], serializer, marks)
-            if template is not None and not self._gives(template, made, texts, args, kwargs):
-                template = None
+                written = self._written(serializer, args, kwargs, *show(args, kwargs))
+                plain = self._written(serializer, (), {}, "()", "{}")
+                found = _template_of(commands[end:], serializer, marks, shown, plain)
+                is_same = found is not None and _gives(found, made, texts, written)
+                template = found if is_same else None
         except Exception:
             template = None
         finally:
             del commands[end:]
         self._by_key[key] = template
 
-    def _gives(
-        self, template: Template, made: Sequence[Command], texts: Texts, args: Any, kwargs: Any
-    ) -> bool:
-        """True if the template gives the message that Celery and kombu have made, and nothing but
-        the serializer made its body."""
-        tag = json.loads(made[0][1][1])["properties"]["delivery_tag"]
-        body = template.body(self._channel, args, kwargs)
-        is_written = template.written(self._channel, (), {}) == template.plain
-        return is_written and [template.fill(texts, body, tag)] == made
+
+def _gives(template: Template, made: Sequence[Command], texts: Texts, arguments: Arguments) -> bool:
+    """True if the template gives the message that Celery and kombu have made."""
+    tag = json.loads(made[0][1][1])["properties"]["delivery_tag"]
+    return [template.fill(texts, arguments, tag)] == made
 
 
-#: Has Celery make a message without arguments, with these texts. Returns its serializer; None if it
-#: made none.
-Mark = Callable[[Texts], Optional[str]]
+#: Returns what Celery shows of positional and keyword arguments.
+Show = Callable[[Any, Any], tuple[str, str]]
+#: Has Celery make a message without arguments, with these texts, in which these are shown for the
+#: arguments. Returns its serializer; None if it made none.
+Mark = Callable[[Texts, str, str], Optional[str]]
 
 
 def key_of(
@@ -192,25 +240,30 @@ def as_bytes(value: Any) -> bytes | None:
 
 def _marks_of(texts: Texts) -> Texts:
     """Returns texts that are in no other message."""
-    task, task_id, argsrepr, kwargsrepr = (uuid.uuid4().hex for _ in range(4))
     headers = {name: uuid.uuid4().hex for name in texts.headers}
-    return Texts(task, task_id, argsrepr, kwargsrepr, headers)
+    return Texts(uuid.uuid4().hex, uuid.uuid4().hex, headers)
 
 
-def _template_of(commands: Sequence[Command], serializer: str, marks: Texts) -> Template | None:
-    """Makes a template of a message with marks in it. None if it is no such message."""
+def _template_of(
+    commands: Sequence[Command],
+    serializer: str,
+    marks: Texts,
+    shown: tuple[str, str],
+    plain: Arguments,
+) -> Template | None:
+    """Makes a template of a message with marks in it. None if it is no such message, or something
+    else than the serializer made its body."""
     if len(commands) != 1 or commands[0][0] != "lpush" or len(commands[0][1]) != 2:
         return None
     command, (queue, text) = commands[0]
-    message = json.loads(text)
-    body, tag = _to_json(message["body"]), message["properties"]["delivery_tag"]
+    gaps = {"task": marks.task, "task_id": marks.task_id, **marks.headers}
+    gaps.update(zip(("args", "kwargs"), shown))
+    gaps["tag"] = json.loads(text)["properties"]["delivery_tag"]
     text = text.replace("%", "%%")
-    gaps = {**marks._asdict(), **marks.headers, "tag": tag}
-    del gaps["headers"]
     for name, mark in gaps.items():
         text = text.replace(_quoted(mark), f"%({name})s")
-    beginning = '{"body": '
-    if not text.startswith(beginning + body):
+    beginning = f'{{"body": {plain.body},'
+    if not text.startswith(beginning):
         return None
-    text = f"{beginning}%(body)s{text[len(beginning + body) :]}"
-    return Template(command, queue, text, serializer, body)
+    text = f'{{"body": %(body)s,{text[len(beginning) :]}'
+    return Template(command, queue, text, serializer, plain)

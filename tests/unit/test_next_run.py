@@ -247,3 +247,29 @@ def test_what_says_by_itself_when_it_is_due() -> None:
     assert all(map(is_free, map(made, (Odd(1), Bare(), Named()))))
     assert checksum(Odd(1)) == checksum(Odd(1)) != checksum(Odd(2))
     assert checksum(Bare()) == checksum(Bare()) != checksum(Named()) == checksum(Named())
+
+
+def test_what_is_computed_once_for_many_crontabs() -> None:
+    """It differs with each field, with the day of the month that stands for all, with the zone, and
+    after a change in place."""
+    at, app, berlin = datetime(2026, 6, 4, 10, 20, tzinfo=timezone.utc), APPS["UTC"], APPS[ZONES[1]]
+    fields: list[dict[str, Any]] = [
+        {},
+        {"minute": 10},
+        {"hour": 9},
+        {"day_of_week": "fri"},
+        {"day_of_month": 1},
+        {"month_of_year": 8},
+        {"minute": 0, "hour": 0},
+    ]
+    for each in fields * 2:
+        for of in (app, berlin):
+            that = entry(crontab(**each), of)
+            left = that.schedule.remaining_estimate(at)
+            told = next_run(that, at)
+            assert told is not None
+            assert abs(told - (datetime.now(timezone.utc) + left)) < timedelta(seconds=5)
+    that = entry(crontab(minute=10), app)
+    assert next_run(that, at) == at.replace(hour=11, minute=10)
+    that.schedule.minute = {25}
+    assert next_run(that, at) == at.replace(minute=25)

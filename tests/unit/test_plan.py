@@ -249,3 +249,36 @@ def test_one_that_ran_in_the_future_has_no_place() -> None:
     planner = planner_of(Case("", {"a": (MINUTELY, -3600)}))
     assert not planner.put("a", planner._names.get()["a"], NOON)
     assert planner.plan(NOON + timedelta(seconds=200), 100).runs == []
+
+
+def test_the_next_instant_of_a_crontab_is_computed_later() -> None:
+    """Whoever is due at once is sent first."""
+    hourly = crontab(minute="0", app=APP)
+    planner = planner_of(Case("", {"a": (hourly, 3600), "b": (hourly, 3600), "c": (hourly, 3600)}))
+    first = planner.plan(NOON, 2).runs
+    assert len(first) == 2
+    assert seconds_until(planner.note_claimed(first, NOON)) is None  # the third is due
+    assert planner.has_later
+    (last,) = planner.plan(NOON, 2).runs
+    planner.note_claimed([last], NOON)
+    assert planner.plan(NOON, 100).runs == []
+    assert seconds_until(planner.place_later(2)) == pytest.approx(3600, abs=0.05)
+    assert planner.has_later
+    planner.place_later(2)
+    assert not planner.has_later
+    again = planner.plan(NOON + timedelta(hours=1), 100).runs
+    assert {run.due for run in again} == {NOON + timedelta(hours=1)}
+    assert len(again) == 3
+
+
+def test_one_that_is_removed_is_not_computed_later() -> None:
+    hourly = crontab(minute="0", app=APP)
+    planner = planner_of(Case("", {"a": (hourly, 3600), "b": (hourly, 3600)}))
+    planner.note_claimed(planner.plan(NOON, 2).runs, NOON)
+    names = planner._names
+    names.is_current = True
+    del names.get()["a"]
+    planner.remove("a")
+    planner.place_later(10)
+    assert names.is_current
+    assert [run.entry for run in planner.plan(NOON + timedelta(hours=1), 9).runs] == ["b"]
