@@ -498,9 +498,11 @@ def celery_worker(
 ) -> Process:
     """Makes a ``celery worker`` that runs one task at a time. Does not start it.
 
-    If an option is there twice, Celery takes the last. So `args` may say ``--pool prefork``.
+    `args` may say ``-P prefork``.
     """
-    command = ["-A", app, "worker", "-n", f"{name}@%h", "--pool", "solo", "-l", "INFO"]
+    command = ["-A", app, "worker", "-n", f"{name}@%h", "-l", "INFO"]
+    # Not both: gevent's patches are made for the first, and the pool is the last.
+    command += [] if {"-P", "--pool"} & {*args} else ["--pool", "solo"]
     command += ["--without-mingle", "--without-gossip", *args]
     return _celery(folder, name, command, env)
 

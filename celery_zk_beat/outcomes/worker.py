@@ -52,7 +52,15 @@ class ReportOutcomes(bootsteps.StartStopStep):  # type: ignore[misc]
             SettingsError: a setting cannot work.
         """
         settings = Settings.from_app(worker.app)
-        if settings.outcomes == WORKER:
+        if settings.outcomes != WORKER:
+            return
+        if getattr(worker.pool, "is_green", False):
+            logger.error(
+                "this worker reports no outcomes: with gevent and eventlet the threads that write "
+                "to ZooKeeper do not run reliably: have another pool run tracked tasks, such as "
+                "prefork or threads"
+            )
+        else:
             self._watch = Watch(worker, Sender(settings))
             self._watch.start()
 

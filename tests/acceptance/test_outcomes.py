@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
+import time
 from collections import defaultdict
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Optional
 
 import kombu
@@ -13,11 +16,15 @@ import pytest
 from celery import Celery
 from celery.utils import uuid
 from kazoo.client import KazooClient
+from kazoo.exceptions import NoAuthError
+from kazoo.security import make_digest_acl, make_digest_acl_credential
 
 from celery_zk_beat.outcomes.reports import Report
+from celery_zk_beat.outcomes.sending import BEGIN_WITHIN, END_WITHIN
 from celery_zk_beat.paths import Paths
-from example_project.servers import Process, Redis, wait_until
-from tests.conftest import PATIENCE
+from example_project.servers import Process, Redis, ZooKeeper, wait_until
+from tests.conftest import PATIENCE, kazoo_client
+from tests.faults import Road
 from tests.rabbitmq import RabbitMQ
 
 from .conftest import Site
@@ -107,7 +114,7 @@ def outcomes(site: Site, broker: Redis | RabbitMQ, client: KazooClient) -> Runs:
 
 def worker_of(outcomes: Runs, pool: str, **conf: Any) -> Process:
     """A worker of a queue that is called as its pool."""
-    return outcomes.site.worker(pool, "-P", pool, "-c", "4", "-Q", pool, app=APP, **conf)
+    return outcomes.site.worker(pool, "-P", pool, "-c", "8", "-Q", pool, app=APP, **conf)
 
 
 Outcomes = dict[str, list[tuple[str, Optional[str]]]]
@@ -166,17 +173,170 @@ def send_all(outcomes: Runs, pool: str) -> Outcomes:
     return expected
 
 
-def test_every_way_to_end(outcomes: Runs) -> None:
-    """What was reported is right, and of what has ended no znode says that it is running."""
+def test_what_workers_report(outcomes: Runs) -> None:
     workers = [worker_of(outcomes, pool) for pool in (PREFORK, THREADS)]
+    every_way_to_end(outcomes)
+    for worker in workers:
+        assert "report" not in worker.log().replace('"report"', "").replace("'report'", "")
+    workers_that_are_killed(outcomes, workers)
+    if not outcomes.app.conf.broker_url.startswith("redis"):
+        # With Redis that takes `visibility_timeout`, an hour.
+        what_comes_again(outcomes)
+
+
+def every_way_to_end(outcomes: Runs) -> None:
+    """What is reported is right, and of what has ended no znode says that it is running."""
     expected = {**send_all(outcomes, PREFORK), **send_all(outcomes, THREADS)}
     terminated = outcomes.send("terminated", "works", 60, queue=PREFORK)
     outcomes.wait_for("terminated", "started")
     outcomes.revoke(terminated, terminate=True)
     expected["terminated"] = [("revoked", None)]
     with contextlib.suppress(TimeoutError):  # then the next line says which
-        wait_until(lambda: outcomes.states() == expected, 15, "all reports")
+        wait_until(lambda: outcomes.states() == expected, PATIENCE, "all reports")
     assert outcomes.states() == expected
     assert outcomes.running() == []
+
+
+#: Entries whose runs last until a file is there.
+WAITING = {f"{pool} waits {when}" for pool in (PREFORK, THREADS) for when in ("early", "late")}
+
+
+def workers_that_are_killed(outcomes: Runs, workers: list[Process]) -> None:
+    """The end of its session tells what it executed."""
+    release = str(outcomes.site.folder / "release")
+    for pool in (PREFORK, THREADS):
+        outcomes.send(f"{pool} waits early", "waits", release, queue=pool)
+        outcomes.send(f"{pool} waits late", "waits_late", release, queue=pool)
+    wait_until(lambda: outcomes.reports().keys() >= WAITING, PATIENCE, "all to begin")
+    assert len(outcomes.running()) == 4
     for worker in workers:
-        assert "report" not in worker.log().replace('"report"', "").replace("'report'", "")
+        worker.kill()
+    wait_until(lambda: outcomes.running() == [], PATIENCE, "the end of the sessions")
+    reports = outcomes.reports()
+    assert {entry: [(each.state, each.again) for each in reports[entry]] for entry in WAITING} == {
+        entry: [("started", entry.endswith("late"))] for entry in WAITING
+    }
+
+
+def what_comes_again(outcomes: Runs) -> None:
+    """What was not acknowledged is told of by its next worker. A cold shutdown tells what it
+    ends; a warm one waits."""
+    cold, warm = (worker_of(outcomes, pool) for pool in (PREFORK, THREADS))
+    for pool in (PREFORK, THREADS):
+        outcomes.wait_for(f"{pool} waits late", "started", "started")
+    warm.send(signal.SIGTERM)
+    release = outcomes.site.folder / "release"
+    outcomes.send("cold", "waits", str(release), queue=PREFORK)
+    outcomes.wait_for("cold", "started")
+    cold.send(signal.SIGQUIT)
+    cold.wait(PATIENCE)
+    states = outcomes.states()
+    assert states["cold"] == [("failure", "Terminated")]
+    assert states["prefork waits late"] == [("started", None), ("requeued", "Terminated")]
+    release.touch()
+    warm.wait(PATIENCE)
+    assert outcomes.states()["threads waits late"] == [("started", None), *SUCCESS]
+    assert outcomes.running() == []
+
+
+def test_zookeeper_is_away(site: Site, client: KazooClient, road: Road) -> None:
+    """The worker's session ends while it lives: it goes on, tells again what it executes, and how
+    ended what ended meanwhile. Its pool forks all the time."""
+    site.conf.update(zk_beat_outcomes="worker", zk_beat_hosts=road.hosts, beat_schedule={})
+    outcomes = Runs(site, client)
+    worker = worker_of(outcomes, PREFORK, worker_max_tasks_per_child=1)
+    release = site.folder / "release"
+    outcomes.send("long", "waits", str(release), queue=PREFORK)
+    outcomes.wait_for("long", "started")
+    [running] = outcomes.running()
+    road.block()
+    begun = time.monotonic()
+    ids = [outcomes.send(f"short {number}", "works", queue=PREFORK) for number in range(6)]
+    for id in ids:
+        worker.wait_for_log(f"[{id}] succeeded", PATIENCE)
+    assert time.monotonic() - begun < 5 * BEGIN_WITHIN, "it waits once, not for each"
+    wait_until(lambda: outcomes.running() == [], PATIENCE, "the end of the session")
+    assert {*outcomes.states()} == {"long"}
+    road.open()
+    for number in range(6):
+        outcomes.wait_for(f"short {number}", "success")
+    wait_until(lambda: outcomes.running() == [running], PATIENCE, "it to run again")
+    assert outcomes.states()["long"] == [("started", None)]
+    # The beats took it for lost, and threw its report away.
+    client.delete(f"{outcomes.paths.inbox_reports}/{running}")
+    release.touch()
+    outcomes.wait_for("long", "success")
+    assert outcomes.running() == []
+    assert worker.terminate() == 0
+
+
+def test_a_worker_may_write_below_the_inbox_alone(
+    site: Site, client: KazooClient, zookeeper: ZooKeeper
+) -> None:
+    """And where it is told to write elsewhere, or what a header says of a run cannot be, it runs
+    the task and reports nothing."""
+    beat, worker = "beat:sesame", "worker:open"
+    hashed = [make_digest_acl_credential(*user.split(":")) for user in (beat, worker)]
+    granted = ",".join(f"digest:{each}:cdrw" for each in hashed)
+    site.conf.update(zk_beat_outcomes="worker", zk_beat_outcomes_acl=granted, beat_schedule={})
+    root = site.conf["zk_beat_root"]
+    with kazoo_client(zookeeper.hosts) as master:
+        master.add_auth("digest", beat)
+        only_beats = [make_digest_acl(*beat.split(":"), all=True)]
+        for path in ("", "/runs", "/pauses", "/other", "/other/inbox", "/other/inbox/reports"):
+            master.create(f"{root}{path}", b"", only_beats)
+        both = [make_digest_acl(*user.split(":"), all=True) for user in (beat, worker)]
+        for path in ("/inbox", "/inbox/reports", "/inbox/running"):
+            master.create(f"{root}{path}", b"", both)
+        outcomes = Runs(site, master)
+        process = site.worker("worker", "-Q", "solo", app=APP, zk_beat_auth=worker)
+        release = str(site.folder / "release")
+        outcomes.send("good", "waits", release, queue="solo")
+        outcomes.wait_for("good", "started")
+        client.add_auth("digest", worker)
+        for path in (root, f"{root}/runs", f"{root}/pauses"):
+            with pytest.raises(NoAuthError):
+                client.set(path, b"")
+            with pytest.raises(NoAuthError):
+                client.create(f"{path}/mine", b"")
+            with pytest.raises(NoAuthError):
+                client.get(path)
+        Path(release).touch()
+        outcomes.wait_for("good", "success")
+        strange: list[dict[str, Any]] = [
+            {"report": f"{root}/other/inbox"},
+            {"run": 10**30},
+            {"due": "yesterday"},
+            {"entry": "x" * 100_000},
+            {"report": ["inbox"]},
+        ]
+        ids = [outcomes.send("bad", "works", queue="solo", header=each) for each in strange]
+        ids.append(str(outcomes.app.send_task(f"{APP}.works", queue="solo").id))
+        for id in ids:
+            process.wait_for_log(f"[{id}] succeeded", PATIENCE)
+        outcomes.send("last", "works", queue="solo")
+        outcomes.wait_for("last", "success")
+        assert {*outcomes.states()} == {"good", "last"}
+        assert master.get_children(f"{root}/other/inbox/reports") == []
+        assert process.log().count("outcome is not reported") == 1
+        for report in master.get_children(outcomes.paths.inbox_reports):
+            acl, _ = master.get_acls(f"{outcomes.paths.inbox_reports}/{report}")
+            assert {each.id.id for each in acl} == {"beat:x", "worker:x"}  # no hash for strangers
+
+
+def test_no_right_to_report(site: Site, client: KazooClient) -> None:
+    """Nor is there, for a worker with green threads, a way to. Tasks run as ever."""
+    site.conf.update(zk_beat_outcomes="worker", zk_beat_auth="worker:open", beat_schedule={})
+    outcomes = Runs(site, client)
+    for path in (outcomes.paths.inbox_reports, outcomes.paths.inbox_running):
+        client.set_acls(path, [make_digest_acl("beat", "sesame", all=True)])
+    workers = [site.worker(pool, "-P", pool, "-Q", pool, app=APP) for pool in ("solo", "gevent")]
+    for worker in workers:
+        id = outcomes.send("any", "works", queue=worker.name)
+        worker.wait_for_log(f"[{id}] succeeded", PATIENCE)
+    workers[0].wait_for_log("inbox/reports: denied by ZooKeeper (NoAuth)", PATIENCE)
+    workers[1].wait_for_log("this worker reports no outcomes: with gevent", PATIENCE)
+    begun = time.monotonic()
+    assert workers[0].terminate(PATIENCE) == 0
+    assert time.monotonic() - begun < END_WITHIN + 3
+    workers[0].wait_for_log("1 runs have ended and ZooKeeper", PATIENCE)
