@@ -919,9 +919,9 @@ def history(
     """Show past runs of ENTRY or of all entries, and past masters.
 
     For each due instant it shows when it was dispatched, how late, by which beat, and the task id;
-    or why it was skipped. Several missed instants become one run: that of the first. ZooKeeper
-    keeps up to 20 runs of each entry, and the last 50 masters. Of live entries it also shows the
-    last 10 changes of each: who changed what.
+    or why it was skipped. Of tracked runs it also shows what became of them. Several missed
+    instants become one run: that of the first. ZooKeeper keeps up to 20 runs of each entry, and the
+    last 50 masters. Of live entries it also shows the last 10 changes of each: who changed what.
 
     \b
     Examples:
@@ -941,7 +941,7 @@ def history(
         click.echo(json.dumps(told))
         return
     now, style = snapshot.read_at, _style(ctx)
-    print_lines(ctx, terminal.history(runs, style, _width(), entry is None, changes))
+    print_lines(ctx, terminal.history(runs, now, style, _width(), entry is None, changes))
     if entry is None:
         print_lines(ctx, ["", *terminal.masters(masters, now, style, _width())])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from ..runs import PastRun, Run, RunState, decode_outbox, decode_page
 from ..zookeeper.operations import Node
 from .mirror import Mirror
 from .snapshot import Master, Member, RecentTerm
+from .tracked import OpenRuns, open_of
 
 #: A master counts as not ticking if it has not written the outbox for so many seconds. It writes it
 #: at least every 30 s.
@@ -133,12 +134,13 @@ class LenientRecords:
 
 @dataclass(frozen=True)
 class PageContent:
-    """The run states of a page, and the newest of their past runs. `damage` says why they cannot be
-    parsed."""
+    """The run states of a page, the newest of their past runs, and the open ones; `damage` says why
+    they cannot be parsed."""
 
     states: dict[str, RunState]
     newest: list[Past]
     damage: str = ""
+    opened: OpenRuns = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: str, data: bytes) -> PageContent:
@@ -147,7 +149,8 @@ class PageContent:
         except RootError as exc:
             return cls({}, [], f"{exc}; the entries on this page do not run until then")
         past = ((run, name) for name, state in states.items() for run in state.past)
-        return cls(states, latest(MOST_RECENT, past))
+        opened = open_of({name: state for name, state in states.items() if state.open})
+        return cls(states, latest(MOST_RECENT, past), opened=opened)
 
 
 @dataclass(frozen=True)

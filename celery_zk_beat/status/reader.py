@@ -19,9 +19,10 @@ from ..live.merging import Live
 from ..metrics import select
 from ..paths import Paths
 from ..runs import PastRun, Run, RunState, from_milliseconds, milliseconds
-from ..settings import Settings
+from ..settings import WORKER, Settings
 from ..zookeeper.operations import Node
 from ..zookeeper.session import ZooKeeperSession
+from .executing import Executing, Execution
 from .lenient import LenientRecords, PageContent, VolumeContent, latest, recent
 from .live import AskersSchedule, LiveEntries, begun, text_of
 from .mirror import Mirror
@@ -42,6 +43,7 @@ from .snapshot import (
     Snapshot,
     WaitingRun,
 )
+from .tracked import OpenRuns, outcome_of, tracked_of
 from .warnings import WAITS_QUIETLY, warnings_of
 
 #: How long after it is due a run is claimed, and how often the outbox is written, at the latest, if
@@ -129,6 +131,11 @@ class Reader:
         self._live: LiveEntries | None = None
         if settings.entries:
             self._live = LiveEntries(session, self._paths, settings, schedule, on_change)
+        self._executing: Executing | None = None
+        if settings.outcomes == WORKER:
+            self._executing = Executing(session, self._paths, on_change)
+        #: Who executes open runs, by their task ids.
+        self._executions: Mapping[str, Execution] = {}
         #: The contents of the pages, and of the volumes of histories.
         self._pages = Contents(self._mirror, self._paths.runs, PageContent.of)
         self._volumes = Contents(self._mirror, self._paths.history, VolumeContent.of)
@@ -183,10 +190,13 @@ class Reader:
         states = {name: state.past for page in self._pages for name, state in page.states.items()}
         pasts = self._pasts()
         names = {*states, *pasts} if entry is None else {entry}
+        opened = self._open_runs()
         past = (
             (run, name)
             for name in names
-            for run in merged(pasts.get(name, ()), states.get(name, ()))
+            for run in _with_open(
+                merged(pasts.get(name, ()), states.get(name, ())), opened.get(name, {})
+            )
         )
         masters = LenientRecords(self._mirror, self._paths).masters()
         return self._recent(latest(limit, past), masters)
@@ -198,6 +208,13 @@ class Reader:
         members = records.members()
         runs = records.outbox()
         pages, volumes = self._pages.read(), self._volumes.read()
+        if self._executing is not None:
+            self._executions = self._executing.read(
+                self._schedule.task_id(name, past.number, past.due)
+                for name, opened in self._open_runs().items()
+                for past in opened.values()
+                if past.number is not None
+            )
         damages = (*(page.damage for page in pages), *(volume.damage for volume in volumes))
         records.warnings += filter(None, damages)
         masters = records.masters()
@@ -296,6 +313,9 @@ class Reader:
         at = leaves_of(entry, shown.next_run_at, policy, state, seed)
         return replace(shown, next_run_at=at)
 
+    def _open_runs(self) -> OpenRuns:
+        return {name: runs for page in self._pages for name, runs in page.opened.items()}
+
     def _is_named(self, name: str, state: RunState) -> bool:
         if self._others is not None:
             return state.unnamed_since is None
@@ -316,23 +336,37 @@ class Reader:
         self, past: Iterable[tuple[PastRun, str]], masters: Iterable[RecentTerm]
     ) -> list[RecentRun]:
         ids = {master.epoch: master.id for master in masters}
-        return [
-            RecentRun(
-                entry=name,
-                run=run.number,
-                due=run.due,
-                at=run.at,
-                epoch=run.epoch,
-                by=ids.get(run.epoch),
-                task_id=(
-                    None
-                    if run.number is None
-                    else self._schedule.task_id(name, run.number, run.due)
-                ),
-                note=run.note,
-            )
-            for run, name in past
-        ]
+        opened = self._open_runs()
+        return [self._recent_run(run, name, ids, opened) for run, name in past]
+
+    def _recent_run(
+        self, run: PastRun, name: str, ids: Mapping[int, str], opened: OpenRuns
+    ) -> RecentRun:
+        task_id = None
+        if run.number is not None:
+            task_id = self._schedule.task_id(name, run.number, run.due)
+        execution = None if task_id is None else self._executions.get(task_id)
+        return RecentRun(
+            entry=name,
+            run=run.number,
+            due=run.due,
+            at=run.at,
+            epoch=run.epoch,
+            by=ids.get(run.epoch),
+            task_id=task_id,
+            note=run.note,
+            outcome=outcome_of(run, opened.get(name, {}).get(run.run), execution),
+        )
+
+
+def _with_open(
+    past: tuple[PastRun, ...], opened: Mapping[tuple[int | None, int], PastRun]
+) -> Iterator[PastRun]:
+    """Adds the open runs that are not remembered any more."""
+    yield from past
+    if opened:
+        known = {each.run for each in past}
+        yield from (each for run, each in opened.items() if run not in known)
 
 
 def _entry(
@@ -371,6 +405,7 @@ def _entry(
         disabled=told is not None and told.is_disabled,
         error=None if told is None else told.error,
         source=source if in_schedule else None,
+        tracked=tracked_of(state, history),
     )
     return shown if live is None else _with_definition(shown, live)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -58,6 +59,57 @@ class Member:
     guard: str | None = None
 
 
+#: The state of a tracked run that has not ended.
+OPEN = "open"
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What became of a tracked run.
+
+    Attributes:
+        state: OPEN, or how it ended: one of :data:`.runs.REPORTED` or :data:`.runs.CONCLUDED`.
+        at: when its end was reported or concluded; None while it is open.
+        runtime: how many seconds the task ran.
+        error: the type of the exception.
+        late: "start" or "finish", if it is open, and its policy asked for that by now.
+        running_since: when `worker` began to execute it, if it is open and that is known.
+    """
+
+    state: str
+    at: datetime | None
+    runtime: float | None = None
+    worker: str | None = None
+    error: str | None = None
+    late: str | None = None
+    running_since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What is known of the tracked runs of an entry: of the open ones, and of those that are
+    remembered.
+
+    Attributes:
+        open: how many have not ended.
+        open_since: when the oldest of these was dispatched.
+        late: the worst :attr:`RunOutcome.late` of these.
+        last: what became of the last one that has ended.
+        failed_in_a_row: how many have failed since the last success.
+        outcomes: how many remembered runs ended how.
+        runtime_median, runtime_longest: of the remembered runs, in seconds.
+    """
+
+    open: int
+    open_since: datetime | None
+    late: str | None
+    last: RunOutcome | None
+    failed_in_a_row: int
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    runtime_median: float | None = None
+    runtime_longest: float | None = None
+
+
 @dataclass(frozen=True)
 class Entry:
     """An entry of the asker's schedule; or, if not `in_schedule`, one that only ZooKeeper knows.
@@ -74,6 +126,7 @@ class Entry:
         source: where it comes from: CODE, LIVE or STORE; None if it is not in the schedule.
         version, changed_at, changed_by: only of a live entry: its version, when it was changed
             last, and by whom.
+        tracked: what became of its runs; None if none of them is tracked.
     """
 
     name: str
@@ -93,6 +146,7 @@ class Entry:
     version: int | None = None
     changed_at: datetime | None = None
     changed_by: str | None = None
+    tracked: Tracked | None = None
 
 
 #: Where an entry comes from: `beat_schedule`, ZooKeeper, or the store of another scheduler.
@@ -144,6 +198,7 @@ class RecentRun:
     Attributes:
         at: when it was dispatched, or when the skip was recorded.
         by: the id of the master of `epoch`, if it is still known.
+        outcome: what became of it; None if it is not tracked.
     """
 
     entry: str
@@ -154,6 +209,7 @@ class RecentRun:
     by: str | None
     task_id: str | None
     note: str | None
+    outcome: RunOutcome | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +284,8 @@ def plain(value: Any) -> Any:
         return to_text(value)
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
     if fields := getattr(value, "__dataclass_fields__", None):
         return {name: plain(getattr(value, name)) for name in fields}
     return value

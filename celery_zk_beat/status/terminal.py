@@ -11,8 +11,20 @@ from datetime import datetime
 from typing import Any, Callable, Generic, TypeVar
 
 from ..log import safe
-from ..runs import BACKFILLED
-from .snapshot import LIVE, Change, Entry, Member, RecentRun, RecentTerm, RunningBackfill, Snapshot
+from ..runs import BACKFILLED, FAILURES
+from .snapshot import (
+    LIVE,
+    OPEN,
+    Change,
+    Entry,
+    Member,
+    RecentRun,
+    RecentTerm,
+    RunningBackfill,
+    RunOutcome,
+    Snapshot,
+    Tracked,
+)
 
 #: Gives a text a colour, by name; None for no colour.
 Style = Callable[[str, str], str]
@@ -76,6 +88,7 @@ def status(
 
 def history(
     runs: Iterable[RecentRun],
+    now: datetime,
     style: Style,
     width: float,
     with_entry: bool,
@@ -92,6 +105,9 @@ def history(
         Column("RUN", lambda row: str(_of_run(row, "run")), right=True),
         Column("EPOCH", lambda row: str(_of_run(row, "epoch")), right=True, drop=2),
         Column("BY", lambda row: row.by or "?"),
+        Column("OUTCOME", lambda row: _outcome(row, now), needed=False),
+        Column("RUNTIME", _runtime, right=True, drop=5, needed=False),
+        Column("WORKER", _worker, drop=4, needed=False),
         Column("TASK ID", lambda row: str(_of_run(row, "task_id")), drop=3),
         *([Column[Any]("ENTRY", lambda row: row.entry)] if with_entry else []),
         Column("NOTE", _note, needed=False),
@@ -117,9 +133,47 @@ def _note(row: RecentRun | Change) -> str:
     return row.note or ""
 
 
+def _outcome(row: RecentRun | Change, now: datetime) -> str:
+    if isinstance(row, Change) or row.outcome is None:
+        return ""
+    outcome = row.outcome
+    if outcome.state != OPEN:
+        return outcome.state if outcome.error is None else f"{outcome.state}: {outcome.error}"
+    if outcome.running_since is not None:
+        text = f"running for {_span(outcome.running_since, now)}"
+    else:
+        text = f"open for {_span(row.at, now)}"
+    return f"{text}, {_late_words(outcome.late)}" if outcome.late else text
+
+
+def _span(since: datetime, now: datetime) -> str:
+    return duration(max(0.0, (now - since).total_seconds()))
+
+
+def _late_words(late: str) -> str:
+    return f"late to {late}"
+
+
+def _runtime(row: RecentRun | Change) -> str:
+    runtime = None if isinstance(row, Change) or row.outcome is None else row.outcome.runtime
+    return "" if runtime is None else duration(runtime)
+
+
+def _worker(row: RecentRun | Change) -> str:
+    return "" if isinstance(row, Change) or row.outcome is None else row.outcome.worker or ""
+
+
+def _is_bad(outcome: RunOutcome | None) -> bool:
+    return outcome is not None and outcome.state in FAILURES
+
+
 def _colour(row: RecentRun | Change) -> str:
     if isinstance(row, Change):
         return "cyan"
+    if _is_bad(row.outcome):
+        return "red"
+    if row.outcome is not None and row.outcome.late:
+        return "yellow"
     return "yellow" if row.note or _late(row) > _LATE else ""
 
 
@@ -232,12 +286,53 @@ def _entries(entries: Iterable[Entry], now: datetime, style: Style, width: float
         Column("RUNS", lambda entry: str(entry.total_run_count), right=True),
         Column("SCHEDULE", lambda entry: entry.schedule or "-"),
         Column("STATE", lambda entry: ", ".join(_notes(entry, now)), needed=False),
+        Column("LAST OUTCOME", lambda entry: _last(entry.tracked, now), needed=False),
+        Column("OPEN", lambda entry: _open(entry.tracked, now), needed=False),
+        Column("SUCCESS", lambda entry: _rate(entry.tracked), drop=6, needed=False),
+        Column("RUNTIME", lambda entry: _runtimes(entry.tracked), drop=5, needed=False),
         Column("CHANGED", lambda entry: _changed(entry, now), drop=3, needed=False),
         Column("FROM", _source, drop=4, needed=False),
         Column("ENTRY", lambda entry: entry.name),
     ]
-    shown = [(entry, "yellow" if _notes(entry, now) else "") for entry in entries]
+    shown = [(entry, _colour_of(entry, now)) for entry in entries]
     return table(columns, shown, style, width)
+
+
+def _colour_of(entry: Entry, now: datetime) -> str:
+    tracked = entry.tracked
+    if tracked is not None and _is_bad(tracked.last):
+        return "red"
+    is_late = tracked is not None and tracked.late is not None
+    return "yellow" if is_late or _notes(entry, now) else ""
+
+
+def _last(tracked: Tracked | None, now: datetime) -> str:
+    if tracked is None or tracked.last is None:
+        return ""
+    last = tracked.last
+    what = last.state if last.error is None else f"{last.state}: {last.error}"
+    return f"{what}, {age(last.at, now)}"
+
+
+def _open(tracked: Tracked | None, now: datetime) -> str:
+    if tracked is None or tracked.open_since is None:
+        return ""
+    text = f"{tracked.open}, for {_span(tracked.open_since, now)}"
+    return f"{text}, {_late_words(tracked.late)}" if tracked.late else text
+
+
+def _rate(tracked: Tracked | None) -> str:
+    if tracked is None or not tracked.outcomes:
+        return ""
+    return f"{tracked.outcomes.get('success', 0)} of {sum(tracked.outcomes.values())}"
+
+
+def _runtimes(tracked: Tracked | None) -> str:
+    if tracked is None or tracked.runtime_median is None or tracked.runtime_longest is None:
+        return ""
+    if sum(tracked.outcomes.values()) == 1:
+        return duration(tracked.runtime_longest)
+    return f"{duration(tracked.runtime_median)}, at most {duration(tracked.runtime_longest)}"
 
 
 def _source(entry: Entry) -> str:

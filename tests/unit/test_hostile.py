@@ -306,7 +306,7 @@ def test_what_is_shown(scheduler: ZooKeeperScheduler, tree: dict[str, bytes], mt
         lines = [
             *terminal.status(seen, seen.read_at, lambda message, colour: message, width, 100),
             *terminal.history(
-                reader.history(None, 50), lambda message, colour: message, width, True
+                reader.history(None, 50), NOW, lambda message, colour: message, width, True
             ),
             *terminal.masters(seen.masters, NOW, lambda message, colour: message, width),
         ]
