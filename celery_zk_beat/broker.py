@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import hashlib
 import itertools
 import json
@@ -21,6 +22,7 @@ from kombu.serialization import dumps
 from kombu.utils.objects import cached_property
 
 from . import clock
+from .confirms import Blocked, Confirms, Returned
 from .ledger import SAFE_PART
 from .log import get_logger
 from .templates import Command, Templates
@@ -253,20 +255,6 @@ def _takes_nothing(exc: BaseException) -> bool:
     )
 
 
-def _nacked() -> Exception:
-    """py-amqp's own has no text."""
-    text = "RabbitMQ does not take the message (basic.nack), perhaps because its queue is full"
-    nacked: Exception = amqp.exceptions.MessageNacked(text)
-    return nacked
-
-
-class Blocked(Exception):
-    """RabbitMQ has an alarm (memory or disk): it reads nothing more from this connection."""
-
-    def __init__(self) -> None:
-        super().__init__("RabbitMQ has an alarm and blocks this connection")
-
-
 class Broker:
     """The connection to the broker. It opens on first use, and again after :meth:`drop`. For one
     thread at a time.
@@ -283,12 +271,8 @@ class Broker:
         self._batch: Batch | None = None
         #: Whether anything may have left since this was last set to False.
         self.may_have_left = False
-        self._is_blocked = False
-        #: Whether a message is on its way that RabbitMQ will take when its alarm ends.
-        self.is_on_its_way = False
-        #: How many messages this channel has sent; whether the broker took the last.
-        self._sent = 0
-        self._is_taken: bool | None = None
+        #: With RabbitMQ: what it answers.
+        self._confirms: Confirms | None = None
         #: How many messages it takes together; one until we know.
         self._takes_together = 1
         self._handed = 0
@@ -312,22 +296,23 @@ class Broker:
             connection.ensure_connection(max_retries=len(connection.alt), interval_start=0)
             producer = self._app.amqp.Producer(connection, auto_declare=False)
             channel = producer.channel  # opened now, not between that look and the sending
-        publish = channel.basic_publish
+        publish, confirms = channel.basic_publish, None
         if hasattr(channel, "connection") and isinstance(channel.connection, amqp.Connection):
-            publish = self._heeding_alarms(channel)
-            _publish = producer._publish
+            with _of_broker(), _as_absent():
+                confirms = Confirms(channel, functools.partial(self._begin, channel))
+            self._confirms, _publish = confirms, producer._publish
+            publish = self._numbered(confirms.publish)
 
             def publish_unless_blocked(*args: Any, **kwargs: Any) -> Any:
-                self._hear(channel.connection)
-                if self._is_blocked:
-                    raise Blocked
+                if not confirms.is_gathering:
+                    confirms.check()
                 return _publish(*args, **kwargs)
 
             producer._publish = publish_unless_blocked
         producer._publish = _of_broker()(producer._publish)
 
         def publish_if_master(*args: Any, **kwargs: Any) -> Any:
-            if "_publish_batch" not in kwargs:
+            if confirms is None and "_publish_batch" not in kwargs:
                 self._begin(channel)
             result = publish(*args, **kwargs)
             self._handed += 1
@@ -335,14 +320,19 @@ class Broker:
 
         channel.basic_publish = publish_if_master
         _declare_once(producer)
-        # kombu has it since 5.7, for Redis. Eager tasks run here, one by one.
-        is_eager = self._app.conf.task_always_eager
-        if getattr(producer, "supports_batch_publish", False) and not is_eager:
+        if self._app.conf.task_always_eager:  # they run here, one by one
+            return producer
+        if confirms is not None:
+            self._takes_together = MOST_TOGETHER if confirms.are_on else 1
+        elif getattr(producer, "supports_batch_publish", False):  # kombu 5.7, for Redis
             self._takes_together = MOST_TOGETHER
             self._batch = batch = Batch(channel)
             channel.create_publish_batch = lambda max_size: batch
             producer.templates = Templates(channel, batch)
         return producer
+
+    def _numbered(self, publish: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args, **kwargs: publish(self._handed, *args, **kwargs)
 
     def handed_over(self) -> int:
         """Returns how many messages the connection has been given; some may not have left yet."""
@@ -355,81 +345,60 @@ class Broker:
         alone."""
         return 1 if after_task_publish.receivers else self._takes_together
 
-    # Six simple functions that share the state of one channel.
-    def _heeding_alarms(self, channel: Any) -> Callable[..., Any]:  # noqa: C901
-        """Returns a publish function that does not wait for an alarm to end. RabbitMQ reports an
-        alarm when we publish, and takes that message once the alarm ends. So we must not send a
-        copy over another connection: both would arrive."""
-        publish, send_method = channel.basic_publish, channel.send_method
-        confirms = channel.connection.confirm_publish
+    @property
+    def are_on_their_way(self) -> bool:
+        """True if messages are on their way that RabbitMQ will take when its alarm ends."""
+        return self._confirms is not None and self._confirms.are_on_their_way
 
-        def note_sent(method: Any, *args: Any, **kwargs: Any) -> Any:
-            result = send_method(method, *args, **kwargs)
-            if method == amqp.spec.Basic.Publish:
-                self._sent += 1
-            return result
+    def late_answers(self) -> bool:
+        """True if RabbitMQ has answered for all messages that were on their way. Raises what
+        :meth:`fault` judges if the connection is lost."""
+        if self._confirms is not None:
+            with _of_broker():
+                self._confirms.hear()
+        return not self.are_on_their_way
 
-        def blocked(reason: str) -> None:
-            self._is_blocked = True
-            if amqp.spec.Basic.Ack in channel._pending:  # else we would wait until the time-out
-                raise Blocked
+    def has_left(self, messages: range) -> bool:
+        """True if any of these messages of the last :meth:`together` may have left. They are
+        counted as :meth:`handed_over` does."""
+        if self._confirms is None:
+            return self.may_have_left
+        return not self._confirms.written.isdisjoint(messages)
 
-        def unblocked() -> None:
-            self._is_blocked = False
+    def has_taken(self, messages: range) -> bool:
+        """True if the broker has said of each of these messages that it has taken it."""
+        return self._confirms is not None and self._confirms.taken.issuperset(messages)
 
-        def answered(taken: bool) -> None:
-            self._is_taken = taken
-
-        def publish_heeding_alarms(*args: Any, **kwargs: Any) -> Any:
-            sent, self._is_taken = self._sent, None
-            try:
-                return publish(*args, **kwargs)
-            except (Blocked, socket.timeout, TimeoutError):
-                if not self._is_blocked:
-                    raise
-                self.is_on_its_way = confirms and self._sent > sent and self._is_taken is None
-                raise Blocked from None
-            except amqp.exceptions.MessageNacked:
-                raise _nacked() from None
-
-        channel.connection.on_blocked = blocked
-        channel.connection.on_unblocked = unblocked
-        channel.events["basic_ack"].add(lambda tag, multiple: answered(True))
-        channel.events["basic_nack"].add(lambda tag, multiple: answered(False))
-        channel.send_method = note_sent
-        return publish_heeding_alarms
-
-    def _hear(self, connection: Any) -> None:
-        """Reads what RabbitMQ says by itself."""
-        with contextlib.suppress(socket.timeout, TimeoutError):
-            while not self.is_on_its_way or self._is_taken is None:
-                connection.drain_events(timeout=0)
-
-    def late_answer(self) -> bool:
-        """True where RabbitMQ has taken the message that is on its way; False: it says nothing yet.
-        Where it refuses it, or the connection is lost, raises what :meth:`fault` judges."""
-        with _of_broker():
-            try:
-                self._hear(self.producer.channel.connection)
-            except Exception:
-                self.is_on_its_way = False
-                raise
-            if self._is_taken is None:
-                return False
-            self.is_on_its_way = False
-            if not self._is_taken:
-                raise _nacked()
-            return True
+    def refusal(self, messages: range) -> Exception | None:
+        """Returns why the broker has refused one of these messages; None if it has not."""
+        refused = self._confirms.refused if self._confirms is not None else {}
+        for number in messages:
+            if number in refused:
+                vars(refused[number])[_OF_BROKER] = True
+                return refused[number]
+        return None
 
     @contextlib.contextmanager
-    def together(self, due: Callable[[], object]) -> Iterator[None]:
-        """Messages that are made within leave together, or none does. Where the broker does not
-        take them so, a single one leaves by itself. `due` is called before anything leaves, and
-        returns when it may."""
-        producer = self.producer
+    def together(self, due: Callable[[], object], answered: Callable[[], object]) -> Iterator[None]:
+        """Messages that are made within leave together. With Redis all of them do, or none; with
+        RabbitMQ each has its answer. If the broker does not take several, a single one leaves by
+        itself. `due` is called before anything leaves, and returns when it may. `answered` is
+        called when the broker has answered for some, before more leave."""
+        producer, confirms = self.producer, self._confirms
+        if confirms is not None:
+            confirms.clear()
         if self.most_together == 1:
             due()
             yield
+            return
+        if confirms is not None:
+            with _of_broker():
+                confirms.check()  # else we would wait if we declared anything under an alarm
+            with confirms.gathering():
+                yield
+                due()
+                with _of_broker():
+                    confirms.flush(answered)
             return
         batch = self._batch
         assert batch is not None
@@ -464,12 +433,12 @@ class Broker:
         self.__dict__.pop("producer", None)
         self._takes_together = 1
         connection = self.__dict__.pop("connection", None)
-        if connection is not None and self._is_blocked:
+        confirms, self._confirms = self._confirms, None
+        if connection is not None and confirms is not None and confirms.is_blocked:
             connection.collect()  # it would not answer
         elif connection is not None:
             with contextlib.suppress(*connection.connection_errors, *connection.channel_errors):
                 connection.release()
-        self._is_blocked = self.is_on_its_way = False
 
     def fault(self, exc: Exception) -> Fault:
         """Returns whose fault an exception is that was raised while sending a message."""
@@ -519,7 +488,7 @@ class Broker:
     def is_lost(self, exc: Exception) -> bool:
         """True if the connection cannot be used after this exception."""
         raised = list(_causes(_raised_by_broker(exc)))
-        harmless = (Blocked, amqp.exceptions.MessageNacked)
+        harmless = (Blocked, Returned, amqp.exceptions.MessageNacked)
         is_harmless = any(isinstance(each, harmless) for each in raised)
         return bool(raised) and not is_harmless and self.fault(exc) is not Fault.LASTING
 

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
 from typing import Any, Protocol
@@ -42,6 +43,64 @@ _LONGEST_WHY = 150
 
 
 Send = Callable[[Run, Attempt], None]
+
+
+@dataclass
+class _Together:
+    """Runs whose messages leave together.
+
+    Attributes:
+        begun: when we began with them, by boottime().
+        left: when they left.
+        messages: for each entry whose message is made, the numbers of its messages.
+        refused: for each entry whose message cannot be made, or that the broker refuses, the error.
+        making: the run whose message was being made when an error ended all.
+    """
+
+    runs: list[Run]
+    begun: float
+    left: datetime
+    messages: dict[str, range] = field(default_factory=dict)
+    refused: dict[str, Exception] = field(default_factory=dict)
+    making: Run | None = None
+
+    def wait(self) -> None:
+        """Returns when all are due."""
+        _wait_until_due(self.runs)
+        self.left = clock.now()
+
+    def sort(self, broker: Broker, *, is_ended: bool) -> tuple[list[Run], list[Run]]:
+        """Returns the runs whose messages the broker has taken, and those of which it did not say
+        so before all ended. Puts those that it has refused into `refused`."""
+        taken: list[Run] = []
+        rest: list[Run] = []
+        for run in self.runs:
+            messages = self.messages.get(run.entry)
+            if run.entry in self.refused:
+                continue
+            if messages is None or run is self.making:
+                rest.append(run)
+            elif (refusal := broker.refusal(messages)) is not None:
+                self.refused[run.entry] = refusal
+            elif not is_ended or broker.has_taken(messages):
+                taken.append(run)
+            else:
+                rest.append(run)
+        return taken, rest
+
+    def blame(self, rest: list[Run], broker: Broker, exc: Exception) -> tuple[list[Run], list[Run]]:
+        """Returns which of the rest may have left, and which of it `exc` concerns: all if the
+        broker is away. Otherwise what has not left waits for nothing."""
+        left = [run for run in rest if broker.has_left(self.messages.get(run.entry, range(0)))]
+        if broker.fault(exc) is Fault.AWAY:
+            return left, rest
+        return left, [self.making] if self.making is not None else left or rest
+
+    def keep_waiting(self, outbox: Mapping[str, Run]) -> None:
+        """Forgets runs that do not wait any more."""
+        numbers = {run.entry: (run.number, run.due) for run in self.runs}
+        waiting = (outbox[entry] for entry in numbers if entry in outbox)
+        self.runs = [run for run in waiting if (run.number, run.due) == numbers[run.entry]]
 
 
 class Entries(Protocol):
@@ -115,8 +174,8 @@ class Publisher:
         self._unreached: dict[str, int] = {}
         #: Entry to a run that cannot be published, with the reason.
         self._impossible: dict[str, tuple[Run, str]] = {}
-        #: The run whose message is on its way, while the broker is blocked.
-        self._on_its_way: Run | None = None
+        #: Runs whose messages are on their way, while the broker is blocked.
+        self._on_their_way: _Together | None = None
 
     def forget_failures(self) -> None:
         """Forgets past failures, so that no run has to wait because of them."""
@@ -144,9 +203,6 @@ class Publisher:
         ):
             self._failing_since = None
         return self._failing_since
-
-    def _is_in_doubt(self, run: Run) -> bool:
-        return self._in_doubt.get(run.entry) == run.number
 
     def is_unsent(self, run: Run) -> bool:
         """True if a run certainly has not left before. If it may have left, its task may be done
@@ -184,9 +240,9 @@ class Publisher:
     def publish(self, runs: Iterable[Run]) -> None:
         """Publishes the runs that may be published now or in a moment. In the second case it makes
         their messages now and sends them when they are due."""
-        if self._on_its_way is not None and not self._is_answered(self._on_its_way):
+        if self._on_their_way is not None and not self._are_answered(self._on_their_way):
             return
-        good, at_fault = self._by_fault(runs)
+        good, at_fault = _by_fault(runs, self.is_at_fault)
         for wait, due in self._by_instant(good):
             if wait <= 0:
                 self._publish_all(due)
@@ -195,27 +251,30 @@ class Publisher:
             if wait <= 0:
                 self._publish_all(due, until)
 
-    def _is_answered(self, run: Run) -> bool:
-        """True if the broker has answered for the run whose message is on its way, or the answer
-        does not matter any more. Until then we publish nothing else: the broker would not read
-        it."""
-        begun, waiting = clock.boottime(), self._ledger.outbox.get(run.entry)
-        if waiting is None or (waiting.number, waiting.due) != (run.number, run.due):
+    def _are_answered(self, sent: _Together) -> bool:
+        """True if the broker has answered for the runs whose messages are on their way, or the
+        answers do not matter any more. Until then we publish nothing else: the broker would not
+        read it."""
+        sent.begun, error = clock.boottime(), None
+        sent.keep_waiting(self._ledger.outbox)
+        if not sent.runs:
             self._broker.drop()
-        elif self._broker.is_on_its_way:
-            if self._back_off.left([run.entry]) > 0:
+        elif self._broker.are_on_their_way:
+            if self._back_off.left(sent.messages) > 0:
                 return False
             try:
-                if not self._broker.late_answer():
-                    self._failing_since = self._failing_since or begun
+                if not self._broker.late_answers():
+                    self._failing_since = self._failing_since or sent.begun
                     self._back_off.punish(None)
                     return False
             except Exception as exc:
-                self._note_failed([waiting], exc, begun)
-            else:
-                self._in_doubt.pop(run.entry, None)  # it was sent once
-                self._note_published([waiting], clock.now())
-        self._on_its_way = None
+                error = exc
+            for run in sent.runs:
+                if self._broker.has_taken(sent.messages[run.entry]):
+                    self._in_doubt.pop(run.entry, None)  # it was sent once
+            sent.left = clock.now()
+            self._note_all(sent, error)
+        self._on_their_way = None
         return True
 
     def publish_soon(self, runs: Iterable[Run], seconds: float = math.inf) -> None:
@@ -223,37 +282,15 @@ class Publisher:
         they were left to the next master, it could not know that they were not published. After so
         many seconds it starts nothing more. It does nothing if the broker is away."""
         until = clock.boottime() + seconds
-        if self.failing_since is None and self._on_its_way is None:
-            for each in self._by_fault(runs):
+        if self.failing_since is None and self._on_their_way is None:
+            for each in _by_fault(runs, self.is_at_fault):
                 for _, due in self._by_instant(each):
                     self._publish_all(due, until)
 
-    def _by_fault(self, runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
-        """Returns the runs that have not failed through their own fault, and those that have. The
-        second come last and get little time, so that no other run waits for them."""
-        good: list[Run] = []
-        at_fault: list[Run] = []
-        for run in runs:
-            (at_fault if self.is_at_fault(run.entry) or run.error else good).append(run)
-        return good, at_fault
-
     def _by_instant(self, runs: Iterable[Run]) -> list[tuple[float, list[Run]]]:
-        """Groups the runs that may be published: those that are due, then those due at nearly the
-        same instant. Returns each group with the seconds until we must start with it."""
-        now = clock.now()
-        groups: dict[float, list[Run]] = {}
-        waits = [(early(run, now), run) for run in runs if self._dispatcher.may_publish(run)]
-        first = 0.0
-        for wait, run in sorted(waits, key=itemgetter(0)):
-            if wait > first + (_SAME_INSTANT if first else 0.0):
-                first = wait
-            groups.setdefault(first, []).append(run)
-        return [(left - self._made_ahead(len(due)), due) for left, due in groups.items()]
-
-    def _made_ahead(self, count: int) -> float:
-        """Returns how many seconds early we must start to make so many messages."""
-        most = self._broker.most_together
-        return _MAKE_AHEAD + _MAKE_ONE * min(count, most) if most > 1 else 0.0
+        """Groups the runs that may be published, as :func:`_by_instant`."""
+        may_publish = filter(self._dispatcher.may_publish, runs)
+        return _by_instant(may_publish, self._broker.most_together)
 
     def _publish_all(self, runs: list[Run], until: float = math.inf) -> None:
         """Publishes runs together, as many as the broker takes at once. A run in doubt goes alone:
@@ -261,7 +298,7 @@ class Publisher:
         self._impossible.clear()
         together: list[Run] = []
         for run in runs:
-            if self._is_in_doubt(run):
+            if self._in_doubt.get(run.entry) == run.number:
                 self._publish_together([run], until)
                 continue
             together.append(run)
@@ -280,40 +317,40 @@ class Publisher:
             self._dispatcher.drop(runs, why, level=logging.ERROR)  # as of Celery's own beat
 
     def _publish_together(self, runs: list[Run], until: float) -> None:
-        runs = [run for run in runs if self.back_off(run.entry) <= 0]
-        if not runs or clock.boottime() > until or not self._dispatcher.may_publish_now():
-            return
+        """Publishes runs together. If one of them alone ends all, the others leave after it."""
+        while runs := [run for run in runs if self.back_off(run.entry) <= 0]:
+            if clock.boottime() > until or not self._dispatcher.may_publish_now():
+                return
+            runs = self._publish_once(runs)
+
+    def _publish_once(self, runs: list[Run]) -> list[Run]:
+        """Publishes runs together. Returns those that have not left, through another's fault."""
         self._ledger.assure()
-        begun, self._broker.may_have_left = clock.boottime(), False
-        made: list[Run] = []
-        failed: list[tuple[Run, Exception]] = []
-        left = clock.now()
-
-        def until_due() -> None:
-            nonlocal left
-            _wait_until_due(runs)
-            left = clock.now()
-
+        self._broker.may_have_left = False
+        together = _Together(runs, clock.boottime(), clock.now())
         try:
-            with self._broker.together(until_due):
-                send = self._dispatcher.source.sender()
-                for run in runs:
-                    try:
-                        self._send(run, send)
-                    except Exception as exc:
-                        ends_all = comes_from(exc, [ZkBeatError]) or self._broker.is_lost(exc)
-                        if len(runs) == 1 or ends_all:
-                            raise
-                        failed.append((run, exc))
-                    else:
-                        made.append(run)
-                    self._dispatcher.show_progress()
+            with self._broker.together(together.wait, lambda: self._note_taken(together)):
+                self._make(together)
         except Exception as exc:
-            self._note_all_failed(runs, exc, begun)
-        else:
-            self._note_published(made, left)
-            for run, error in failed:
-                self._note_failed([run], error, begun)
+            return self._note_all(together, exc)
+        return self._note_all(together)
+
+    def _make(self, together: _Together) -> None:
+        """Makes messages, which leave later. Raises only what concerns all of them."""
+        send = self._dispatcher.source.sender()
+        for run in together.runs:
+            first, more = self._broker.handed_over(), 0
+            try:
+                self._send(run, send)
+            except Exception as exc:
+                ends_all = comes_from(exc, [ZkBeatError]) or self._broker.is_lost(exc)
+                if len(together.runs) == 1 or ends_all:
+                    together.making, more = run, 1
+                    raise
+                together.refused[run.entry] = exc
+            finally:
+                together.messages[run.entry] = range(first, self._broker.handed_over() + more)
+            self._dispatcher.show_progress()
 
     def _send(self, run: Run, send: Send) -> None:
         settings = self._dispatcher.settings
@@ -356,17 +393,47 @@ class Publisher:
         self._dispatcher.tell_published(runs)
         self._ledger.confirm()
 
-    def _note_all_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
-        """Records that runs which should have left together failed. If the check of the election
-        failed, raises its error."""
+    def _note_taken(self, together: _Together, *, is_ended: bool = True) -> list[Run]:
+        """Records which messages the broker has taken so far: before the next look at the clock,
+        after which the ledger may not be loaded. Returns the runs of which it did not say so."""
+        taken, rest = together.sort(self._broker, is_ended=is_ended)
+        entries = {run.entry for run in taken}
+        together.runs = [run for run in together.runs if run.entry not in entries]
+        self._note_published(taken, together.left)
+        self._dispatcher.show_progress()
+        return rest
+
+    def _note_all(self, together: _Together, exc: Exception | None = None) -> list[Run]:
+        """Records what became of runs. `exc` ended all before each had its answer: raises it if it
+        comes from the check of the election. Returns the runs to which it does not matter."""
+        rest = self._note_taken(together, is_ended=exc is not None)
+        if exc is None:
+            self._note_refused(together)
+            return []
         error = exc.__context__ if isinstance(exc.__context__, ZkBeatError) else exc
         if isinstance(error, ZkBeatError):
             raise error from None  # Celery may have wrapped it
+        broker = self._broker
+        left, blamed = together.blame(rest, broker, exc)
         # Redis may take some of several messages and refuse others; so may the queues of one.
-        is_refused = len(runs) == 1 and self._broker.has_wholly_refused(exc)
-        if self._broker.may_have_left and not is_refused:
-            self._may_have_left.update({run.entry: run.number for run in runs})
-        self._note_failed(runs, exc, begun)
+        if len(blamed) > 1 or not broker.has_wholly_refused(exc):
+            self._may_have_left.update({run.entry: run.number for run in left})
+        self._note_refused(together)
+        if blamed:
+            self._note_failed(blamed, exc, together.begun)
+        elif broker.is_lost(exc):
+            broker.drop()
+        if broker.are_on_their_way:
+            self._on_their_way = _Together(left, together.begun, together.left, together.messages)
+        entries = {run.entry for run in blamed}
+        return [run for run in rest if run.entry not in entries]
+
+    def _note_refused(self, together: _Together) -> None:
+        for run in together.runs:
+            if (error := together.refused.get(run.entry)) is not None:
+                if together.messages.get(run.entry) and not self._broker.has_wholly_refused(error):
+                    self._may_have_left[run.entry] = run.number
+                self._note_failed([run], error, together.begun)
 
     def _note_failed(self, runs: list[Run], exc: Exception, begun: float) -> None:
         """Records a failure. Any number of these runs may have been published."""
@@ -386,8 +453,6 @@ class Publisher:
             self._broker.drop()
         if fault is Fault.AWAY or len(runs) > 1:
             self._in_doubt.update({run.entry: run.number for run in runs})
-        if self._broker.is_on_its_way:
-            (self._on_its_way,) = runs
         own = fault is not Fault.AWAY and len(runs) == 1
         if own and fault is Fault.LASTING and self._ledger.state(run.entry) is not None:
             why = f"{type(error).__name__}: {error}"[:_LONGEST_WHY]
@@ -472,6 +537,35 @@ def early(run: Run, now: datetime) -> float:
         later = (run.leaves - run.due).total_seconds()
         left, furthest = left + later, furthest + later
     return left if 0 < left <= furthest else 0.0
+
+
+def _by_fault(
+    runs: Iterable[Run], is_at_fault: Callable[[str], bool]
+) -> tuple[list[Run], list[Run]]:
+    """Returns the runs that have not failed through their own fault, and those that have. The
+    second come last and get little time, so that no other run waits for them."""
+    good: list[Run] = []
+    at_fault: list[Run] = []
+    for run in runs:
+        (at_fault if is_at_fault(run.entry) or run.error else good).append(run)
+    return good, at_fault
+
+
+def _by_instant(runs: Iterable[Run], most_together: int) -> list[tuple[float, list[Run]]]:
+    """Groups runs: those that are due, then those due at nearly the same instant. Returns each
+    group with the seconds until we must start with it, to make the messages that leave together."""
+    now, first = clock.now(), 0.0
+    groups: dict[float, list[Run]] = {}
+    for wait, run in sorted(((early(run, now), run) for run in runs), key=itemgetter(0)):
+        if wait > first + (_SAME_INSTANT if first else 0.0):
+            first = wait
+        groups.setdefault(first, []).append(run)
+    if most_together == 1:
+        return list(groups.items())
+    return [
+        (wait - _MAKE_AHEAD - _MAKE_ONE * min(len(due), most_together), due)
+        for wait, due in groups.items()
+    ]
 
 
 def _wait_until_due(runs: list[Run]) -> None:

@@ -100,6 +100,8 @@ class RabbitMQ(Process):
         self.wait_for_log("alarm set", START_TIMEOUT, since=since)
 
     def clear_alarm(self) -> None:
+        if not self._alarm.exists():
+            return
         since = len(self.log())
         self._alarm.unlink()
         self.wait_for_log("alarm clear", START_TIMEOUT, since=since)

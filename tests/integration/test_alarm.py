@@ -95,7 +95,7 @@ def test_it_dies_meanwhile(app: Celery, make: Make, rabbitmq: RabbitMQ) -> None:
     one = make(beat_schedule={name: every(36000, name, last_run_at=LONG_AGO) for name in ENTRIES})
     rabbitmq.set_alarm()
     turn(one)
-    assert one._loop.dispatcher.publisher._on_its_way is not None
+    assert one._loop.dispatcher.publisher._on_their_way is not None
     rabbitmq.kill()
     rabbitmq.start()  # without the alarm
     turn_until(one, lambda: not one._loop.ledger.outbox)

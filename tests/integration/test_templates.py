@@ -48,7 +48,7 @@ class Site:
             taken.extend(batch.commands)
             batch.commands = []
 
-        with self.broker.together(take):
+        with self.broker.together(take, lambda: None):
             sender = Sender(self.scheduler, self.broker.producer)
             for entry in entries:
                 self.number += not plainly

@@ -93,7 +93,7 @@ WALLS = {
     },
     "cronsim": {"schedules.py"},
     "kombu": {"broker.py", "publishing.py", "templates.py"},
-    "amqp": {"broker.py"},
+    "amqp": {"broker.py", "confirms.py"},
     "django": {"gate/stores.py"},
 }
 
