@@ -527,10 +527,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.compare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("case", nargs="+", choices=("all", *CASES))
-    parser.add_argument("--quick", action="store_true", help="less of all, for development")
-    parser.add_argument("--contenders", help=f"of {','.join(CONTENDERS)}; default: all installed")
+    parser.add_argument("--quick", action="store_true", help="measure less, for development")
+    parser.add_argument("--contenders", help=f"{','.join(CONTENDERS)}; default: all installed")
     parser.add_argument("--n", help="how many entries, such as 100,1000")
-    parser.add_argument("--seconds", type=float, help="of spread (at most 60) and drift")
+    parser.add_argument("--seconds", type=float, help="length of spread (at most 60) and drift")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()

@@ -59,8 +59,8 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("signal", choices=("kill", "stop", "expire", "term", "resign"))
     parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--entries", type=int, default=1, help="kill: how many")
-    parser.add_argument("--load", type=int, default=0, help="kill: processes that keep it busy")
+    parser.add_argument("--entries", type=int, default=1, help="kill: how many entries")
+    parser.add_argument("--load", type=int, default=0, help="kill: how many busy processes")
     args = parser.parse_args()
     if args.signal in ("kill", "stop"):
         many = args.entries > 1
@@ -108,7 +108,7 @@ def measure(cluster: Cluster, number: signal.Signals, times: int) -> tuple[list[
             faults.append(f"turn {turn}: exit status {code}")
         beat.start()
     arrivals = cluster.arrivals
-    print(f"\n{len(arrivals.all)} messages, {arrivals.repeats} of them a run once more")
+    print(f"\n{len(arrivals.all)} messages, {arrivals.repeats} of them repeat a run")
     killed = number == signal.SIGKILL
     if arrivals.repeats and not killed:
         faults.append("a run was repeated although every master ended in order")
@@ -182,7 +182,7 @@ def measure_resigning(cluster: Cluster, times: int) -> tuple[list[Row], list[str
                 f"{resumed[-1]:.3f} s, {late[-1]:.3f} s after it was due",
                 flush=True,
             )
-    print(f"\n{len(cluster.arrivals.all)} messages, {cluster.arrivals.repeats} a run once more")
+    print(f"\n{len(cluster.arrivals.all)} messages, {cluster.arrivals.repeats} repeat a run")
     faults = changed + cluster.arrivals.faults()
     if cluster.arrivals.repeats:
         faults.append("a run was repeated although every master resigned in order")

@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.herd", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--standbys", type=int, default=50)
-    parser.add_argument("--times", type=int, default=3, help="of each signal")
+    parser.add_argument("--times", type=int, default=3, help="how often to send each signal")
     args = parser.parse_args()
     with (
         scratch() as folder,

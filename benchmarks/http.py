@@ -29,11 +29,11 @@ BOUND = 1.2
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=20)
-    parser.add_argument("--period", type=float, default=1.0, help="seconds, of each")
-    parser.add_argument("--spread", action="store_true", help="not all entries at once")
+    parser.add_argument("--period", type=float, default=1.0, help="of each entry, in seconds")
+    parser.add_argument("--spread", action="store_true", help="entries due one after another")
     parser.add_argument("--rate", type=int, default=200, help="requests a second")
-    parser.add_argument("--rounds", type=int, default=8, help="of each kind")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a round")
+    parser.add_argument("--rounds", type=int, default=8, help="with requests, and as many without")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long a round takes")
     options = parser.parse_args()
     port = free_port()
     env = {"BENCHMARK_ENTRIES": str(options.entries), "BENCHMARK_HTTP": str(port)}

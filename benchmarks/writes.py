@@ -77,8 +77,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.writes", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--entries", default="100,1000,10000,100000", help="how many, with commas")
-    parser.add_argument("--seconds", type=float, default=30.0, help="for which to watch, each")
-    parser.add_argument("--period", type=float, help="of the entries; default 60, of many 600")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch each")
+    parser.add_argument("--period", type=float, help="of the entries; default 60, with many 600")
     args = parser.parse_args()
     ledger_module.HISTORIES_WITHIN = 0.0  # here; not in the beat
     found: list[Measured] = []

@@ -93,7 +93,7 @@ class DjangoDemo(Play):
 
     def _start_database(self) -> None:
         if missing := missing_postgresql():
-            self._show.event(f"SQLite, for want of {missing}")
+            self._show.event(f"uses SQLite, because something is missing. {missing}")
             self._env["SHOP_DATABASE"] = str(self._folder / "shop.sqlite3")
         else:
             server = PostgreSQL(self._folder)
