@@ -17,8 +17,9 @@ from .broker import why_not_encoded
 from .due import interval_of, is_free, name_schedule, schedule_text, timing, why_never, why_no_row
 from .names import by_text
 from .nights import Meeting, meetings
+from .outcomes.backend import why_not_told
 from .policies import Policies, Policy
-from .settings import Settings, as_written
+from .settings import BACKEND, Settings, as_written
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 _YEAR = timedelta(days=366)
@@ -92,6 +93,7 @@ def check(
             lambda entry=entry: _check_schedule(entry, now),  # type: ignore[misc]
             lambda entry=entry: nights.of(entry),  # type: ignore[misc]
             lambda name=name, entry=entry: _check_policy(name, entry, settings, now),  # type: ignore[misc]
+            lambda name=name, entry=entry: _check_outcomes(app, name, entry, settings),  # type: ignore[misc]
         )
         for each in checks:
             for level, kind, text in each():
@@ -172,6 +174,17 @@ def _check_policy(
             yield ERROR, "policy", "'ends' is before 'starts' in its policy: it never runs"
         elif policy.ends < now:
             yield WARNING, "policy", f"its policy has ended: {policy.ends.isoformat()}"
+
+
+def _check_outcomes(
+    app: Any, name: str, entry: Any, settings: Settings | None
+) -> Iterator[tuple[str, str, str]]:
+    """What nobody can tell of its runs."""
+    policy = None if settings is None else settings.policies.of(name)
+    if settings is None or settings.outcomes != BACKEND or policy is None or not policy.is_tracked:
+        return
+    for text in why_not_told(app, entry, policy.start_within is not None):
+        yield WARNING, "policy", text
 
 
 def _check_together(entries: Mapping[str, Any], settings: Settings) -> Iterator[Finding]:

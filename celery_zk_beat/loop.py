@@ -24,12 +24,13 @@ from .operators import LAST_PUBLISHING, Operators
 from .paths import page_of
 from .records import to_text
 from .runs import TOLERANCE
-from .settings import DROP, Settings
+from .settings import BACKEND, DROP, Settings
 from .signals import Announcer
 from .source import Source, no_collector
 from .usefulness import Usefulness
 
 if TYPE_CHECKING:
+    from .outcomes.deliveries import Deliveries
     from .outcomes.tracking import Tracking
 
 logger = get_logger(__name__)
@@ -99,12 +100,19 @@ class Loop:
     def _make_tracking(self) -> Tracking | None:
         if self._settings.outcomes is None:
             return None
-        from .outcomes.inbox import Inbox  # which most have no use for
-        from .outcomes.tracking import Tracking
+        from .outcomes.tracking import Tracking  # which most have no use for
+
+        return Tracking(self.dispatcher, self.source, self._make_deliveries())
+
+    def _make_deliveries(self) -> Deliveries:
+        if self._settings.outcomes == BACKEND:
+            from .outcomes.backend import BackendDeliveries
+
+            return BackendDeliveries(self._scheduler.app, self.dispatcher)
+        from .outcomes.inbox import Inbox
 
         session, paths = self.election.session, self.election.paths
-        inbox = Inbox(session, paths, self._settings.outcomes_acl, self.wake)
-        return Tracking(self.dispatcher, self.source, inbox)
+        return Inbox(session, paths, self._settings.outcomes_acl, self.wake)
 
     def run(self) -> None:
         """Turns until it is closed.

@@ -39,7 +39,7 @@ from .messages import run_id
 from .metrics import Metrics
 from .names import Entries
 from .paths import Paths
-from .settings import Settings, as_written
+from .settings import BACKEND, Settings, as_written
 from .signals import Announcer, beat_demoted, beat_elected
 from .source import Source
 from .systemd import Unit
@@ -79,6 +79,10 @@ class ZooKeeperScheduler(Hooked):
         try:
             self.settings = Settings.from_app(app)
             self._gated_class = self._find_gated(kwargs.get("lazy", False))
+            if self.settings.outcomes == BACKEND:
+                from .outcomes.backend import check_backend  # which most have no use for
+
+                check_backend(app, self.settings)
         except SettingsError as exc:
             raise SystemExit(f"celery beat: {exc}") from None
         #: The arguments with which Celery makes a scheduler.

@@ -50,7 +50,7 @@ class Delivery:
             return None
         runtime_ms = None if report.runtime is None else round(report.runtime * 1000)
         at_ms = max(0, int(self.at * 1000))
-        return Outcome(report.state, at_ms, runtime_ms, report.worker, report.error)
+        return Outcome(report.state, at_ms, runtime_ms, report.worker or None, report.error)
 
     @property
     def comes_again(self) -> bool:

@@ -188,6 +188,8 @@ class Tracking:
         if ended:
             outcome = ended[0].outcome
         elif last.comes_again:
+            if last.is_started:
+                self._note_started(key, past, last)
             self._look_in(_LOOK_EVERY)
             return [each for each in deliveries if each is not last]
         else:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, states
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
 from celery.schedules import crontab
 from kazoo.client import KazooClient
 from kazoo.security import make_digest_acl
@@ -23,7 +27,7 @@ from celery_zk_beat.runs import RunState
 from celery_zk_beat.signals import run_finished, run_late, run_started
 from celery_zk_beat.zookeeper.operations import Create, Delete, SetData
 from celery_zk_beat.zookeeper.session import ZooKeeperSession, connected
-from example_project.servers import ZooKeeper, wait_until
+from example_project.servers import Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
 from tests.history import all_headers
 
@@ -101,6 +105,51 @@ def worker(hire: Callable[[str], Worker]) -> Worker:
 @pytest.fixture(autouse=True)
 def settings(app: Celery) -> None:
     app.conf.zk_beat_outcomes = "worker"
+
+
+class Results:
+    """Does as a :class:`Worker`, with the app's result backend."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app, self.name = app, "00000001"
+        app.conf.update(zk_beat_outcomes="backend", result_extended=True)
+
+    def begin(self, header: dict[str, Any], **more: Any) -> str:
+        """As with task_track_started."""
+        self._store(header, {"pid": 1, "hostname": f"celery@{self.name}"}, states.STARTED)
+        return str(header["id"])
+
+    def end(self, name: str, header: dict[str, Any], state: str = "success", **more: Any) -> None:
+        if state == "failure":
+            error = getattr(builtins, more.get("error", "ValueError"))("secret")
+            self._store(header, error, states.FAILURE)
+        elif state == "success":
+            self._store(header, None, states.SUCCESS)
+        else:  # as Celery has both
+            self._store(header, TaskRevokedError(state), states.REVOKED)
+
+    def _store(self, header: dict[str, Any], result: Any, state: str) -> None:
+        id = header["id"]
+        request = Context(id=id, hostname=f"celery@{self.name}", delivery_info={})
+        self._app.backend.store_result(id, result, state, request=request)
+
+
+@pytest.fixture(params=["worker", "redis", "json", "sqlite"])
+def reporter(
+    request: pytest.FixtureRequest, app: Celery, redis_server: Redis, tmp_path: Path
+) -> Worker | Results:
+    """Each source of outcomes. A test that asks for it runs with each."""
+    if request.param == "worker":
+        worker: Worker = request.getfixturevalue("worker")
+        return worker
+    if request.param == "sqlite":
+        pytest.importorskip("sqlalchemy")
+        app.conf.result_backend = f"db+sqlite:///{tmp_path}/results"
+    else:
+        app.conf.result_backend = redis_server.url(1)
+        app.conf.result_serializer = "json" if request.param == "json" else "pickle"
+        app.conf.accept_content = ["json", "pickle"]
+    return Results(app)
 
 
 def master(make: Make, policy: dict[str, Any], **schedule: Any) -> ZooKeeperScheduler:
@@ -189,29 +238,29 @@ def test_what_nobody_tracks(app: Celery, make: Make, client: KazooClient, root: 
     assert state(beat).open == ()
 
 
-def test_overlap_skip(app: Celery, make: Make, worker: Worker) -> None:
+def test_overlap_skip(app: Celery, make: Make, reporter: Worker | Results) -> None:
     """An instant that comes while a run is open is skipped, also while its message waits."""
     beat = master(make, {"overlap": "skip"})
     header = sent(app, beat)
     go(beat, lambda: len(skipped(beat)) > 1, "skipped instants")
     assert len(headers(app)) == 1
     assert set(skipped(beat)) == {"skipped: the run before is still open"}
-    delivery = worker.begin(header)
+    delivery = reporter.begin(header)
     count = len(skipped(beat))
     go(beat, lambda: len(skipped(beat)) > count, "another one")
-    worker.end(delivery, header)
+    reporter.end(delivery, header)
     assert sent(app, beat, 2)["zk_beat"]["run"] == 2
     assert folded(beat) == [(1, "success")]
 
 
-def test_overlap_queue(app: Celery, make: Make, worker: Worker) -> None:
+def test_overlap_queue(app: Celery, make: Make, reporter: Worker | Results) -> None:
     """The first instant that was missed waits, and leaves when the open run has ended."""
     beat = master(make, {"overlap": "queue"})
     header = sent(app, beat)
-    delivery = worker.begin(header)
+    delivery = reporter.begin(header)
     for_a_while(beat, 2.5 * PERIOD)
     assert len(headers(app)) == 1
-    worker.end(delivery, header)
+    reporter.end(delivery, header)
     second = sent(app, beat, 2)
     one, two = (from_text(each["zk_beat"]["due"]) for each in (header, second))
     assert timedelta(seconds=PERIOD / 2) < two - one < timedelta(seconds=1.5 * PERIOD)
@@ -296,7 +345,7 @@ def test_a_worker_that_is_alive_takes_its_time(app: Celery, make: Make, worker: 
     assert folded(beat) == []
 
 
-def test_late(app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper) -> None:
+def test_late(app: Celery, make: Make, reporter: Worker | Results, zookeeper: ZooKeeper) -> None:
     """It is said once, whoever is master; and that it came after all."""
     heard: list[tuple[str, int]] = []
 
@@ -315,9 +364,9 @@ def test_late(app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper) -> 
         beat.close()
         two = make()
         assert two.election.wait(PATIENCE)
-        delivery = worker.begin(header)
+        delivery = reporter.begin(header)
         go(two, lambda: two.metrics.late == {"finish": 1}, "it to be late again")
-        worker.end(delivery, header)
+        reporter.end(delivery, header)
         go(two, lambda: folded(two) == [(1, "success")], "its outcome")
         wait_until(lambda: len(heard) == 4, PATIENCE, "the signals")
         assert heard == [("start", 1), ("started", 1), ("finish", 1), ("success", 1)]
@@ -326,11 +375,11 @@ def test_late(app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper) -> 
             signal.disconnect(hear)
 
 
-def test_failures_pause_the_entry(app: Celery, make: Make, worker: Worker) -> None:
+def test_failures_pause_the_entry(app: Celery, make: Make, reporter: Worker | Results) -> None:
     beat = master(make, {"pause_after_failures": 2, "overlap": "skip"})
     for number in (1, 2):
         header = sent(app, beat, number)
-        worker.end(worker.begin(header), header, "failure", error="KeyError")
+        reporter.end(reporter.begin(header), header, "failure", error="KeyError")
     control = beat._loop.control
     go(beat, lambda: control.pauses.since("e") is not None, "the pause")
     by = control.pauses.of("e").by or ""
@@ -341,16 +390,16 @@ def test_failures_pause_the_entry(app: Celery, make: Make, worker: Worker) -> No
     resumed = lambda pauses: pauses.resume("e", now, True, "me")  # noqa: E731
     change_pauses(beat.election.session, beat.election.paths, resumed)
     header = sent(app, beat, 3)
-    worker.end(worker.begin(header), header, "failure")
+    reporter.end(reporter.begin(header), header, "failure")
     header = sent(app, beat, 4)  # it takes two more to pause it again
     assert control.pauses.since("e") is None
 
 
 def test_a_run_that_is_asked_for(
-    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
+    app: Celery, make: Make, reporter: Worker | Results, zookeeper: ZooKeeper
 ) -> None:
     beat = master(make, {"overlap": "skip"})
-    worker.begin(sent(app, beat))
+    reporter.begin(sent(app, beat))
     refused = ask(zookeeper, beat)
     assert not refused.ok
     assert refused.text.startswith("run 1 is still open, since ")

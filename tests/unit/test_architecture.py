@@ -84,6 +84,7 @@ WALLS = {
         "live_schedule.py",
         "loop.py",
         "messages.py",
+        "outcomes/backend.py",
         "outcomes/worker.py",
         "planner.py",
         "schedulers.py",

@@ -69,6 +69,7 @@ def test_nothing_is_wrong() -> None:
     assert _findings(app)[1] == 5
 
 
+BACKEND = {"zk_beat_outcomes": "backend", "result_backend": "redis://127.0.0.1:1"}
 #: An app, and a line for all that is wrong with it.
 FINDINGS: dict[str, tuple[Callable[[], Celery], str]] = {
     "task": (
@@ -163,6 +164,27 @@ FINDINGS: dict[str, tuple[Callable[[], Celery], str]] = {
     "own class": (
         lambda: app_of(one(Own(60)), zk_beat_policies={"a": {"jitter": 3}}),
         "warning: a: its policy is not applied: a class of yours says when it is due",
+    ),
+    "no backend": (
+        lambda: app_of(one(), zk_beat_outcomes="backend"),
+        "error: beat does not start: celery beat: zk_beat_outcomes = 'backend' needs "
+        "result_backend, which is not set",
+    ),
+    "no start": (
+        lambda: app_of(one(), **BACKEND, zk_beat_policies={"a": {"start_within": 3}}),
+        "warning: a: 'start_within' needs task_track_started, or add counts as started only when",
+    ),
+    "no result": (
+        lambda: app_of(
+            one(options={"ignore_result": True}), **BACKEND, zk_beat_policies={"a": {"track": True}}
+        ),
+        "warning: a: the results of add are ignored, so what becomes of its runs is unknown",
+    ),
+    "one task id": (
+        lambda: app_of(
+            one(options={"task_id": "x"}), **BACKEND, zk_beat_policies={"a": {"track": True}}
+        ),
+        "warning: a: its runs have one task id, so what becomes of each is unknown",
     ),
 }
 
