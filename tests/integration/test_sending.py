@@ -177,6 +177,16 @@ def test_the_end_of_the_worker(
     assert inbox.reports()["c"] == "started"
 
 
+def test_a_znode_of_an_older_session(make: Callable[..., Sender], inbox: Inbox) -> None:
+    """It would go when that session ends, and the run would be taken for lost."""
+    path = f"{inbox.paths.inbox_running}/a"
+    inbox.client.create(path, ephemeral=True)
+    make().begin("a", STARTED)
+    inbox.wait_for({"a": "started"}, {"a"})
+    owner = inbox.client.get(path)[1].ephemeralOwner
+    assert owner != inbox.client.client_id[0]
+
+
 def test_many_at_once(make: Callable[..., Sender], inbox: Inbox) -> None:
     """More than are on their way together."""
     sender = make()
