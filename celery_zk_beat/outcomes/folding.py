@@ -122,6 +122,8 @@ class Folding:
                 self._control.paused(pausing[1])
                 logger.error("%s: paused by %s", name, why)
             self._tell(name, folded)
+        self._source.outdated()
+        self._source.refresh()  # before this turn claims the entry's next run
 
     def delete(self, deliveries: Iterable[Delivery]) -> bool:
         """Deletes reports that say nothing new, such as those of runs that nobody tracks. Returns

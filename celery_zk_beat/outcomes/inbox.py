@@ -113,6 +113,8 @@ class Inbox(Deliveries):
             report = Report.decode(path, node.data)
         except RootError as exc:
             logger.warning("%s; it is ignored", exc)
+        if report is not None and report.is_final:
+            is_running = False  # it ended after the list of those that run was read
         return Delivery(name, report, node.mtime, is_running, Delete(path, node.version))
 
     def _on_watch(self, event: object) -> None:

@@ -20,6 +20,7 @@ from kazoo.security import make_digest_acl
 
 from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.control import RUN, Answer, Asking, RequestRecord, change_pauses
+from celery_zk_beat.outcomes.inbox import Inbox
 from celery_zk_beat.outcomes.reports import Report, delivery_of
 from celery_zk_beat.paths import Paths
 from celery_zk_beat.records import from_text, to_text
@@ -328,6 +329,50 @@ def test_a_worker_that_was_taken_for_dead(
     go(beat, lambda: folded(beat)[:1] == [(1, "success")], "its outcome")
 
 
+def test_an_outcome_of_a_paused_entry(app: Celery, make: Make, worker: Worker) -> None:
+    """[I7] The entry is not claimed because of it."""
+    beat = master(make, {"overlap": "queue"})
+    header = sent(app, beat)
+    delivery = worker.begin(header)
+    now = datetime.now(timezone.utc)
+    paused = lambda pauses: pauses.pause("e", now, "me")  # noqa: E731
+    change_pauses(beat.election.session, beat.election.paths, paused)
+    go(beat, lambda: beat._loop.control.pauses.since("e") is not None, "the pause")
+    worker.end(delivery, header)
+    go(beat, lambda: folded(beat) == [(1, "success")], "the outcome")
+    for_a_while(beat, 2 * PERIOD)
+    assert state(beat).total_run_count == 1
+
+
+def test_a_run_that_ends_while_the_inbox_is_read(
+    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper, root: str
+) -> None:
+    """[I12] After the list of what is executed was read, and before its report is."""
+    header = sent(app, master(make, {"track": True}))
+    delivery = worker.begin(header)
+
+    class Session(ZooKeeperSession):
+        def read_all(self, paths: Any, watch: Any = None) -> Any:
+            if not ended:
+                ended.append(delivery)
+                worker.end(delivery, header)
+            return super().read_all(paths, watch)
+
+    ended: list[str] = []
+    session = Session(zookeeper.hosts, SESSION_TIMEOUT, lambda: None)
+    session.start()
+    try:
+        wait_until(lambda: session.connected, PATIENCE, "a connection")
+        inbox = Inbox(session, Paths(root), None, lambda: None)
+        for _ in range(2):
+            found = inbox.read()[delivery]
+            assert found.outcome is not None
+            assert not found.is_running
+            inbox.outdated("")
+    finally:
+        session.stop(PATIENCE)
+
+
 def test_nobody_reports(app: Celery, make: Make) -> None:
     beat = master(make, {"overlap": "skip", "overlap_timeout": 3 * PERIOD})
     sent(app, beat)
@@ -385,7 +430,7 @@ def test_failures_pause_the_entry(app: Celery, make: Make, reporter: Worker | Re
     by = control.pauses.of("e").by or ""
     assert by.endswith(": 2 runs failed in a row, the last with KeyError")
     for_a_while(beat, 2 * PERIOD)
-    assert len(headers(app)) == 2
+    assert len(headers(app)) == state(beat).total_run_count == 2
     now = datetime.now(timezone.utc)
     resumed = lambda pauses: pauses.resume("e", now, True, "me")  # noqa: E731
     change_pauses(beat.election.session, beat.election.paths, resumed)
