@@ -148,6 +148,23 @@ def test_a_watch_fires_once(backend: Backend, root: str, change: SetData | Delet
     assert len(events) == 1
 
 
+def test_a_watch_of_children(backend: Backend, root: str) -> None:
+    """It tells once that one was made or deleted, and not that one was changed."""
+    one, two = backend.session(), backend.session()
+    one.commit(Create(root, b""), Create(f"{root}/a", b""))
+    events: list[object] = []
+    changes: tuple[Operation, ...] = (Create(f"{root}/b", b""), Delete(f"{root}/b"))
+    for number, change in enumerate(changes, 1):
+        two.catch_up(root)
+        two.children(root, events.append)
+        one.commit(SetData(f"{root}/a", b"x"), SetData(root, b"x"))
+        one.commit(change)
+        one.commit(Create(f"{root}/c{number}", b""))
+        two.catch_up(root)
+        backend.until(lambda: len(events) >= number)  # noqa: B023
+        assert [event.path for event in events] == [root] * number  # type: ignore[attr-defined]
+
+
 def test_no_watch_on_what_is_not_there(backend: Backend, root: str) -> None:
     """So whoever finds nothing has to look again, or create it."""
     one, two = backend.session(), backend.session()

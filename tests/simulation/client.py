@@ -11,7 +11,7 @@ from kazoo.client import KazooClient
 from kazoo.exceptions import ConnectionDropped, SessionExpiredError, SessionMovedError
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 from kazoo.handlers.utils import AsyncResult
-from kazoo.protocol.serialization import Close, Connect
+from kazoo.protocol.serialization import Close, Connect, GetChildren
 from kazoo.protocol.states import Callback, KeeperState, WatchedEvent
 
 from .ensemble import PING, Connection, Ensemble, Link
@@ -220,14 +220,19 @@ class ClientConnection:
         else:
             result.set(answer)
             if getattr(request, "watcher", None):
-                self.client._data_watchers[request.path].add(request.watcher)
+                self._watchers_of(isinstance(request, GetChildren))[request.path].add(
+                    request.watcher
+                )
 
     def on_event(self, server: Connection, path: str, kind: str) -> None:
         if self._server is not server:
             return
         event = WatchedEvent(kind, self.client._state, path)
-        for watcher in self.client._data_watchers.pop(path, ()):
+        for watcher in self._watchers_of(kind == "CHILD").pop(path, ()):
             self.client.handler.dispatch_callback(Callback("watch", watcher, (event,)))
+
+    def _watchers_of(self, are_children: bool) -> Any:
+        return self.client._child_watchers if are_children else self.client._data_watchers
 
     def on_closed(self, server: Connection) -> None:
         if self._server is server:

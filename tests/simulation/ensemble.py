@@ -316,6 +316,8 @@ class Replica:
         for connection in list(self.connections):
             for path, kind in events:
                 connection.tell(path, kind)
+                if kind != "CHANGED":
+                    connection.tell_of_child(path.rpartition("/")[0] or "/")
         if write.connection is not None and write.connection in self.connections:
             write.connection.answer(write.result, write.zxid)
         for connection in list(self.connections):
@@ -338,6 +340,8 @@ class Connection:
         self._client = client
         self._link = link
         self._watched: set[str] = set()
+        #: Whose children are watched.
+        self._parents: set[str] = set()
         self._requests: deque[Any] = deque()
         self._busy = False
         #: What goes to the client, and comes from it.
@@ -396,6 +400,11 @@ class Connection:
             self._watched.discard(path)
             self._send(lambda: self._client.on_event(self, path, kind))
 
+    def tell_of_child(self, parent: str) -> None:
+        if parent in self._parents:
+            self._parents.discard(parent)
+            self._send(lambda: self._client.on_event(self, parent, "CHILD"))
+
     def _touch(self) -> None:
         session = self.ensemble.sessions.get(self.session)
         if session is not None and self.ensemble.up:
@@ -420,6 +429,8 @@ class Connection:
         if isinstance(request, GetChildren):
             found = node is not None
             result = _children(self.replica.tree, request.path) if found else NoNodeError()
+            if request.watcher and found:
+                self._parents.add(request.path)
         elif isinstance(request, MultiRead):
             nodes = map(self.replica.tree.get, request.paths)
             result = [NoNodeError() if each is None else (each.data, each.stat()) for each in nodes]
