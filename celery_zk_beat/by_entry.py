@@ -70,6 +70,8 @@ class ByEntry:
         self._unreadable: set[str] = set()
         self._pasts: Pasts = {}
         self._known: dict[str, _Known] = {}
+        #: Tracked runs that were open at the last look.
+        self._open: dict[str, tuple[PastRun, ...]] = {}
 
     def turn(self) -> float:
         """Looks at some entries, where it is time; returns the seconds after which to go on."""
@@ -127,11 +129,22 @@ class ByEntry:
         pasts = merged(self._pasts.get(name, ()), state.past)
         runs, due = {past.number for past in pasts}, {past.due_ms for past in pasts}
         has_run = state.total_run_count in runs or not state.total_run_count
-        if not (has_run and (state.due is None or milliseconds(state.due) in due)):
+        has_due = state.due is None or milliseconds(state.due) in due
+        has_outcomes = self._has_outcomes(name, state, pasts)
+        if not (has_run and has_due and has_outcomes):
             self._read({volume_of(page_of(name))})  # which has taken it over since the last look
             pasts = merged(self._pasts.get(name, ()), state.past)
         self._pasts[name] = pasts
         return pasts
+
+    def _has_outcomes(self, name: str, state: RunState, pasts: Sequence[PastRun]) -> bool:
+        """False if a run was open at the last look, is not now, and its outcome is not among
+        `pasts`."""
+        before = self._open.pop(name, ())
+        if state.open:
+            self._open[name] = state.open
+        ended = {past.run for past in before} - {past.run for past in state.open}
+        return not ended or ended <= {past.run for past in pasts if past.outcome is not None}
 
     def _look(self, name: str, now: float) -> None:
         entry, state = self._source.entries.get(name), self._ledger.state(name)
@@ -145,7 +158,7 @@ class ByEntry:
             or now - known.at > _LOOK_ANEW_AFTER
             or any(a is not b for a, b in zip(known.made_of, made_of))
         ):
-            before = {} if known is None else known.numbers.skipped
+            before = None if known is None else known.numbers
             numbers = self._numbers(name, state, waiting, held, before)
             self._known[name] = _Known(numbers, made_of, now)
 
@@ -155,8 +168,9 @@ class ByEntry:
         state: RunState | None,
         waiting: Run | None,
         is_held: bool,
-        skipped: dict[str, float],
+        before: EntryNumbers | None,
     ) -> EntryNumbers:
+        skipped = {} if before is None else before.skipped
         if state is None:
             return EntryNumbers(name, 0.0, None, None, skipped)
         pasts = self._past(name, state)
@@ -167,7 +181,8 @@ class ByEntry:
             if past.number is None
         }
         next_run = self._next_run(name, state, waiting, is_held)
-        return EntryNumbers(name, last_run, lateness, next_run, {**skipped, **found})
+        numbers = EntryNumbers(name, last_run, lateness, next_run, {**skipped, **found})
+        return numbers._replace(**_outcomes(pasts, state, before))
 
     def _next_run(
         self, name: str, state: RunState, waiting: Run | None, is_held: bool
@@ -185,6 +200,32 @@ class ByEntry:
     def _show(self) -> None:
         known = self._known
         self._metrics.by_entry = [known[name].numbers for name in self._names if name in known]
+
+
+def _outcomes(
+    pasts: Sequence[PastRun], state: RunState, before: EntryNumbers | None
+) -> dict[str, Any]:
+    """What is known of the entry's tracked runs, as fields of EntryNumbers."""
+    opened = {past.run for past in state.open}
+    ended = [
+        (past, past.outcome)
+        for past in pasts
+        if past.outcome is not None and past.outcome.is_final and past.run not in opened
+    ]
+    if not ended and not opened:
+        return {}
+    good = [outcome.at_ms / 1000 for _, outcome in ended if outcome.state == "success"]
+    if before is not None and before.succeeded is not None:
+        good.append(before.succeeded)
+    oldest = min(past.at_ms / 1000 for past in (*(past for past, _ in ended), *state.open))
+    found: dict[str, Any] = {"succeeded": max(good, default=oldest)}
+    if state.open:
+        found["open_since"] = state.open[0].at_ms / 1000
+    if ended:
+        last = ended[-1][1]
+        runtime = None if last.runtime_ms is None else last.runtime_ms / 1000
+        found.update(outcome=last.state, ended=last.at_ms / 1000, runtime=runtime)
+    return found
 
 
 def _last_run(

@@ -74,6 +74,11 @@ class EntryNumbers(NamedTuple):
         next_run: the instant of its next run, or of the one that waits to be published; None where
             it is paused, or its schedule cannot tell.
         skipped: by reason, when an instant of it was skipped last.
+        outcome, ended, runtime: of its last tracked run that has ended: how, when, and after how
+            many seconds of work. None if that is not known.
+        succeeded: when its last tracked run that succeeded has ended. If none is remembered, when
+            the oldest tracked run that is was dispatched; None if there is none.
+        open_since: when the oldest of its open runs was dispatched; None if none is open.
     """
 
     name: str
@@ -81,6 +86,11 @@ class EntryNumbers(NamedTuple):
     lateness: float | None
     next_run: float | None
     skipped: dict[str, float]
+    outcome: str | None = None
+    ended: float | None = None
+    runtime: float | None = None
+    succeeded: float | None = None
+    open_since: float | None = None
 
 
 @dataclass
@@ -127,6 +137,7 @@ class Metrics:
         runtime: seconds that their tasks ran.
         late: tracked runs that did not start, or end, in time: "start" and "finish".
         open: tracked runs that have not ended, on the master.
+        tracks: runs are tracked where a policy asks for it: without, these four mean nothing.
         by_entry: the numbers of selected entries; None on a standby, where none are asked for, and
             before they are known.
         selected: how many entries match what they are asked for of.
@@ -150,6 +161,7 @@ class Metrics:
     runtime: Histogram = field(default_factory=lambda: Histogram(_RUNTIMES))
     late: dict[str, int] = field(default_factory=dict)
     open: int = 0
+    tracks: bool = False
     by_entry: list[EntryNumbers] | None = None
     selected: int = 0
     ticked: float = 0.0

@@ -20,6 +20,7 @@ class Reporting:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher, self._metrics = dispatcher, dispatcher.metrics
+        self._metrics.tracks = True
 
     def started(self, name: str, past: PastRun, worker: str) -> None:
         """Reports that a worker began to execute a run."""

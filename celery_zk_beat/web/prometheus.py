@@ -16,7 +16,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from .. import clock
-from ..metrics import EntryNumbers, Histogram
+from ..metrics import EntryNumbers, Histogram, Metrics
+from ..runs import CONCLUDED, REPORTED
 from ..version import __version__
 from .state import State
 
@@ -106,16 +107,47 @@ class _Collector(Collector):
             "How long claims took, of one run or many at once.",
             metrics.claim_seconds,
         )
+        if metrics.tracks:
+            yield from _outcomes(metrics)
         if metrics.by_entry is not None:
             yield GaugeMetricFamily(
                 "celery_zk_beat_entries_selected",
                 "Entries that match zk_beat_metrics_entries; on the master alone.",
                 metrics.selected,
             )
-            yield from _by_entry(metrics.by_entry)
+            yield from _by_entry(metrics.by_entry, metrics.tracks)
 
 
-def _by_entry(numbers: Iterable[EntryNumbers]) -> Iterator[Metric]:
+def _outcomes(metrics: Metrics) -> Iterator[Metric]:
+    """What became of tracked runs. All states from the beginning: Prometheus does not see that a
+    counter grows if it appears with its first value."""
+    family = CounterMetricFamily(
+        "celery_zk_beat_run_outcomes",
+        "Tracked runs of which this beat recorded that they have ended.",
+        labels=["state"],
+    )
+    for state in (*REPORTED, *CONCLUDED):
+        family.add_metric([state], metrics.outcomes.get(state, 0))
+    yield family
+    yield _histogram(
+        "run_runtime_seconds", "How long the tasks of tracked runs ran.", metrics.runtime
+    )
+    family = CounterMetricFamily(
+        "celery_zk_beat_runs_late",
+        "Tracked runs that did not start, or finish, in the time that their policy gives them.",
+        labels=["what"],
+    )
+    for what in ("start", "finish"):
+        family.add_metric([what], metrics.late.get(what, 0))
+    yield family
+    yield GaugeMetricFamily(
+        "celery_zk_beat_open_runs",
+        "Tracked runs that have not ended; 0 on a standby.",
+        metrics.open,
+    )
+
+
+def _by_entry(numbers: Iterable[EntryNumbers], with_outcomes: bool) -> Iterator[Metric]:
     def family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"celery_zk_beat_entry_{name}", text, labels=["entry", *labels])
 
@@ -127,6 +159,21 @@ def _by_entry(numbers: Iterable[EntryNumbers]) -> Iterator[Metric]:
     last_skip = family(
         "last_skip_timestamp_seconds", "When an instant of the entry was skipped last.", "reason"
     )
+    outcome = family(
+        "last_outcome_timestamp_seconds", "When its last run that has ended has ended.", "state"
+    )
+    success = family(
+        "last_success_timestamp_seconds", "When its last run that succeeded has ended."
+    )
+    runtime = family("last_runtime_seconds", "How long its last run that has ended ran.")
+    open_since = family(
+        "open_since_timestamp_seconds", "When its oldest run that has not ended was dispatched."
+    )
+    tracked = (
+        (success, "succeeded"),
+        (runtime, "runtime"),
+        (open_since, "open_since"),
+    )
     for each in numbers:
         name = each.name.encode(errors="backslashreplace").decode()
         last_run.add_metric([name], each.last_run)
@@ -136,7 +183,15 @@ def _by_entry(numbers: Iterable[EntryNumbers]) -> Iterator[Metric]:
             next_run.add_metric([name], each.next_run)
         for reason, at in each.skipped.items():
             last_skip.add_metric([name, reason], at)
+        if each.outcome is not None and each.ended is not None:
+            outcome.add_metric([name, each.outcome], each.ended)
+        for metric, field in tracked:
+            value = getattr(each, field)
+            if value is not None:
+                metric.add_metric([name], value)
     yield from (last_run, lateness, next_run, last_skip)
+    if with_outcomes:
+        yield from (outcome, success, runtime, open_since)
 
 
 def _entries(counts: Mapping[str, int]) -> Metric:

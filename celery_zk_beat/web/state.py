@@ -89,7 +89,7 @@ class State:
         """Reads what :meth:`encode` wrote."""
         fields = json.loads(line)
         metrics = fields.pop("metrics")
-        for name in ("lateness", "claim_seconds"):
+        for name in ("lateness", "claim_seconds", "runtime"):
             metrics[name] = Histogram(**metrics[name])
         if metrics["by_entry"] is not None:
             metrics["by_entry"] = [EntryNumbers(*each) for each in metrics["by_entry"]]

@@ -51,7 +51,7 @@ def promtool() -> Promtool:
 @pytest.fixture
 def exported(site: Site) -> str:
     """What a master that has published something exports."""
-    server = Server(site, zk_beat_metrics_entries=["*"])
+    server = Server(site, zk_beat_metrics_entries=["*"], zk_beat_outcomes="worker")
 
     def text() -> str | None:
         _, found = server.get("/metrics")  # no metrics from a beat that takes a second to answer

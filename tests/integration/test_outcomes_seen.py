@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat import ZooKeeperScheduler, by_entry, history
+from celery_zk_beat.metrics import EntryNumbers
+from celery_zk_beat.paths import page_of
 from celery_zk_beat.status import terminal
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Entry, RecentRun
@@ -20,7 +23,7 @@ from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
 
 from . import test_outcomes as played
-from .conftest import Make
+from .conftest import Make, every
 
 Worker = played.Worker
 hire, worker, settings = played.hire, played.worker, played.settings
@@ -159,6 +162,70 @@ def test_following(app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
         worker.begin(header)
         wait_until(lambda: news, PATIENCE, "the news")
         assert seen().worker == "celery@00000001"
+
+
+def numbers(beat: ZooKeeperScheduler) -> EntryNumbers:
+    found = beat.metrics.by_entry
+    assert found is not None
+    return found[0]
+
+
+def test_metrics_of_an_entry(
+    app: Celery,
+    make: Make,
+    worker: Worker,
+    zookeeper: ZooKeeper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Taken from ZooKeeper, so that the next master says the same; also of what moved to the
+    history between two looks."""
+    monkeypatch.setattr(by_entry, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(history, "_LEAST", 0)
+    app.conf.zk_beat_metrics_entries = ["e"]
+    neighbour = next(n for n in map(str, itertools.count()) if page_of(n) == page_of("e"))
+    schedule = {"e": {"task": "task", "schedule": played.YEARLY}, neighbour: every(played.PERIOD)}
+    beat = played.master(make, {"track": True}, **schedule)
+
+    def asked(number: int) -> dict[str, Any]:
+        """The headers of a run that is asked for."""
+        assert played.ask(zookeeper, beat).ok
+
+        def sent() -> list[dict[str, Any]]:
+            wanted = {"entry": "e", "run": number}
+            return [
+                each for each in played.headers(app) if wanted.items() <= each["zk_beat"].items()
+            ]
+
+        played.go(beat, sent, "a message")
+        return sent()[0]
+
+    header = asked(1)
+    opened = state_open_since(beat).timestamp()
+    played.go(beat, lambda: numbers(beat).open_since == opened, "the open run")
+    assert (numbers(beat).outcome, numbers(beat).succeeded) == (None, opened)
+    worker.end(worker.begin(header), header)
+    played.go(beat, lambda: numbers(beat).outcome == "success", "the outcome")
+    ended = numbers(beat).succeeded
+    assert ended is not None
+    assert ended == numbers(beat).ended
+    assert ended >= opened
+    assert numbers(beat).runtime == 0.25
+
+    header = asked(2)
+    played.go(beat, lambda: numbers(beat).open_since is not None, "the open run")
+    monkeypatch.setattr(beat._loop._by_entry, "turn", lambda: math.inf)
+    worker.end(worker.begin(header), header, "failure")
+    played.go(beat, lambda: played.folded(beat)[1:] == [(2, "failure")], "the outcome")
+    played.go(beat, lambda: not played.state(beat).past, "the history")
+    monkeypatch.undo()
+    played.go(beat, lambda: numbers(beat).outcome == "failure", "the next look")
+    assert numbers(beat).succeeded == ended
+    said = numbers(beat)
+
+    beat.close()
+    two = make()
+    played.go(two, lambda: two.metrics.by_entry, "the next master")
+    assert numbers(two) == said
 
 
 def status_of(reader: Reader) -> list[str]:

@@ -283,6 +283,42 @@ def test_metrics_of_entries() -> None:
     assert b"selected" not in body
 
 
+def test_metrics_of_outcomes() -> None:
+    """Only where runs are tracked. All states are there from the beginning, so that Prometheus sees
+    the first of each."""
+    metrics = Metrics(tracks=True, outcomes={"lost": 2}, late={"finish": 1}, open=3)
+    metrics.runtime.observe(0.3)
+    ended = EntryNumbers("a", 1.0, None, None, {}, "failure", 90.5, 0.25, 50.0, 95.0)
+    metrics.by_entry = [ended, EntryNumbers("b", 1.0, None, None, {})]
+    told = State.decode(replace(MASTER, metrics=metrics).encode())
+    _, _, body = Client(told).get("/metrics")
+    lines = body.decode().splitlines()
+    counted = [line for line in lines if line.startswith("celery_zk_beat_run_outcomes_total")]
+    assert len(counted) == 8
+    assert {line for line in counted if not line.endswith(" 0.0")} == {
+        'celery_zk_beat_run_outcomes_total{state="lost"} 2.0'
+    }
+    assert {
+        'celery_zk_beat_runs_late_total{what="start"} 0.0',
+        'celery_zk_beat_runs_late_total{what="finish"} 1.0',
+        "celery_zk_beat_open_runs 3.0",
+        'celery_zk_beat_run_runtime_seconds_bucket{le="0.1"} 0.0',
+        'celery_zk_beat_run_runtime_seconds_bucket{le="0.5"} 1.0',
+    } <= {*lines}
+    name = "celery_zk_beat_entry"
+    assert [line for line in lines if line.startswith(name) and '"a"' in line][1:] == [
+        f'{name}_last_outcome_timestamp_seconds{{entry="a",state="failure"}} 90.5',
+        f'{name}_last_success_timestamp_seconds{{entry="a"}} 50.0',
+        f'{name}_last_runtime_seconds{{entry="a"}} 0.25',
+        f'{name}_open_since_timestamp_seconds{{entry="a"}} 95.0',
+    ]
+    assert len([line for line in lines if '"b"' in line]) == 1
+    _, _, body = Client(replace(MASTER, metrics=replace(metrics, tracks=False))).get("/metrics")
+    assert not any(
+        word in body for word in (b"outcome", b"open_run", b"open_since", b"runtime", b"late_total")
+    )
+
+
 def test_a_beat_that_is_silent_is_down_for_prometheus() -> None:
     status, _, body = Client(MASTER, answers=False).get("/metrics")
     assert status == "503 Service Unavailable"
