@@ -16,7 +16,7 @@ from celery.exceptions import Ignore, Reject
 
 from celery_zk_beat import ReportOutcomes
 
-app = Celery("outcomes")
+app = Celery("acceptance")
 app.config_from_object(json.loads(os.environ["CONF"]))
 app.steps["worker"].add(ReportOutcomes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import signal
 import time
 from collections import defaultdict
@@ -339,3 +340,37 @@ def test_no_right_to_report(site: Site, client: KazooClient) -> None:
         worker.wait_for_log(f"[{id}] succeeded", PATIENCE)
     workers[0].wait_for_log("inbox/reports: denied by ZooKeeper (NoAuth)", PATIENCE)
     workers[1].wait_for_log("this worker reports no outcomes: with gevent", PATIENCE)
+
+
+def test_a_beat_and_its_workers(site: Site, client: KazooClient) -> None:
+    """A run does not begin before the one before it has ended, or its worker is lost."""
+    site.conf.update(
+        zk_beat_outcomes="worker",
+        zk_beat_policies={"slow": {"overlap": "skip"}},
+        beat_schedule={"slow": {"task": f"{APP}.works", "schedule": 0.4, "args": [0.6]}},
+    )
+    outcomes = Runs(site, client)
+
+    def told() -> list[str]:
+        """How the last runs ended, newest first; "skipped" for an instant."""
+        answer = site.zk_beat("history", "--json", "--limit", "1000")
+        assert answer.returncode == 0, answer.stderr
+        runs = json.loads(answer.stdout)["runs"]
+        for run in runs:
+            assert run["run"] or "the run before is still open" in run["note"]
+        return [run["outcome"]["state"] if run["run"] else "skipped" for run in runs]
+
+    def ended(how: str) -> bool:
+        return next((state for state in told() if state in ("success", "lost")), "") == how
+
+    site.beat("one", app=APP).wait_for_log("elected", PATIENCE)
+    worker = site.worker("first", app=APP)
+    wait_until(lambda: ended("success"), PATIENCE, "the end of a run")
+    wait_until(outcomes.running, PATIENCE, "a run")
+    worker.kill()
+    wait_until(lambda: ended("lost"), PATIENCE, "the end of a session")
+    site.worker("second", app=APP)
+    wait_until(lambda: ended("success"), PATIENCE, "the end of another run")
+    states = told()
+    assert "skipped" in states
+    assert {*states} <= {"success", "lost", "open", "running", "skipped"}
