@@ -120,7 +120,7 @@ class BeatSchedule(Source):
         if plan.runs:
             unchanged, publish = self._control.unchanged, dispatcher.publish_waiting
             claimed: list[Run] = []  # all that was planned is due still, where it is refused
-            with contextlib.suppress(Outdated):
+            with contextlib.suppress(Outdated), no_collector():
                 claimed = dispatcher.claim(plan.runs, unchanged, meanwhile=publish)
             look_again = self._planner.note_claimed(claimed, clock.now())
         if not plan.runs or look_again > now.timestamp():

@@ -282,7 +282,8 @@ class Sender:
         if self._templates is not None:
             amqp = app.amqp
             makers = amqp.create_task_message, amqp.send_task_message, amqp.default_queue
-            sizes = amqp.argsrepr_maxsize, amqp.kwargsrepr_maxsize, app.conf.task_repr_maxlevels
+            self._levels = app.conf.task_repr_maxlevels
+            sizes = amqp.argsrepr_maxsize, amqp.kwargsrepr_maxsize, self._levels
             self._templates.begin((*makers, *sizes, *self._same.values()))
 
     def send_plain(self, attempt: Attempt) -> None:
@@ -308,7 +309,7 @@ class Sender:
             templates.learn(key, begun, texts, args, kwargs, self._show, mark)
 
     def _show(self, args: Any, kwargs: Any) -> tuple[str, str]:
-        amqp, levels = self._app.amqp, self._app.conf.task_repr_maxlevels
+        amqp, levels = self._app.amqp, self._levels
         argsrepr, kwargsrepr = "()", "{}"
         if args:
             argsrepr = saferepr(args, amqp.argsrepr_maxsize, maxlevels=levels)
@@ -527,6 +528,8 @@ class _Backend:
 
 def _is_lazy(entry: Any) -> bool:
     """True where an argument is made when the message is."""
+    if not entry.args and not entry.kwargs:
+        return False
     values = (*(entry.args or ()), *(entry.kwargs or {}).values())
     return any(isinstance(value, BeatLazyFunc) for value in values)
 

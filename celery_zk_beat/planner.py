@@ -365,7 +365,7 @@ class Planner:
                 if is_due:
                     self._plan_asked(item, entry, delay, now, plan)
                     return
-                missed = self._too_late(entry)
+                missed = _too_late(entry, self._starting_deadline)
                 if missed is not None:
                     plan.skipped.append(Skipped(item.name, *missed, "deadline"))
         except Exception:
@@ -398,17 +398,6 @@ class Planner:
             replace(run, due=free, ask=_ask_again(entry, delay, claimed, self._is_own))
         )
         self._planned[item.name] = item, _Asked(following, delay)
-
-    def _too_late(self, entry: Any) -> tuple[datetime, datetime] | None:
-        """The instant that Celery skips because of beat_cron_starting_deadline, and the time now;
-        None if there is none. Celery itself only says that the entry is not due."""
-        if self._starting_deadline is None:
-            return None
-        at, missed = utc_of(entry, entry.default_now()), due_instant(entry)
-        if (at - missed).total_seconds() <= self._starting_deadline:
-            return None
-        entry.last_run_at = as_of(entry, at)
-        return missed, at
 
     def note_claimed(self, claimed: list[Run], now: datetime) -> float:
         """Moves the clocks of the entries whose runs were claimed. Other planned entries stay due.
@@ -486,6 +475,18 @@ class Planner:
         seconds = _seconds(delay)
         seconds = self.max_interval if seconds is None else seconds
         self._agenda.put(name, now.timestamp() + seconds)
+
+
+def _too_late(entry: Any, starting_deadline: float | None) -> tuple[datetime, datetime] | None:
+    """The instant that Celery skips because of beat_cron_starting_deadline, and the time now;
+    None if there is none. Celery itself only says that the entry is not due."""
+    if starting_deadline is None:
+        return None
+    at, missed = utc_of(entry, entry.default_now()), due_instant(entry)
+    if (at - missed).total_seconds() <= starting_deadline:
+        return None
+    entry.last_run_at = as_of(entry, at)
+    return missed, at
 
 
 def _ask_again(entry: Any, delay: Any, claimed: datetime, is_own: bool) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -689,6 +690,7 @@ def _decode_outcome(item: Any) -> Outcome | None:
     return Outcome(state, at_ms, runtime_ms, worker, error)
 
 
+@functools.lru_cache(256)  # the runs of a claim have the same instants
 def microseconds(instant: datetime) -> int:
     """Microseconds since 1970 of an aware datetime; limited to what can be read again."""
     return min(max(0, (instant - NEVER) // _MICROSECOND), _LATEST_US - 1)

@@ -33,7 +33,7 @@ class Message:
 
 def messages(broker: str, queue: str = "celery") -> list[Message]:
     """Returns all messages that wait in a queue, in the order in which they were published."""
-    return [_message(headers) for headers in all_headers(broker, queue)]
+    return [message_of(headers) for headers in all_headers(broker, queue)]
 
 
 def all_headers(broker: str, queue: str = "celery") -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def all_headers(broker: str, queue: str = "celery") -> list[dict[str, Any]]:
     return found  # We did not acknowledge them, so RabbitMQ puts each back in its place.
 
 
-def _message(headers: dict[str, Any]) -> Message:
+def message_of(headers: dict[str, Any]) -> Message:
     mark = headers["zk_beat"]
     due = from_text(mark["due"])
     return Message(

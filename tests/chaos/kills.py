@@ -4,6 +4,7 @@
     python -m tests.chaos.kills --times 20 --pause       SIGSTOP for three session time-outs
     python -m tests.chaos.kills --times 20 --outage      no beat reaches the broker for ten seconds
     python -m tests.chaos.kills --times 1000 --starts    each beat starts, and is stopped or killed
+    python -m tests.chaos.kills --times 200 --burst      SIGKILL while 2,000 runs leave together
 
 There are three beats, fifty entries of one second, and a session time-out of one second. The exit
 status is 1 if a run was lost or made twice under another task id, or if a process or an ephemeral
@@ -25,6 +26,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import redis
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
@@ -33,7 +35,7 @@ from celery_zk_beat.records import MasterRecord
 from example_project.servers import Process, Redis, ZooKeeper, celery_beat, wait_until
 from tests.faults import Road
 from tests.guards import guards
-from tests.history import check, late, messages
+from tests.history import Message, check, late, message_of, messages
 
 ENTRIES = 50
 SESSION_TIMEOUT = 1.0
@@ -41,6 +43,9 @@ ROOT = "/kills"
 PATIENCE = 60.0
 #: Seconds.
 OUTAGE = 10.0
+#: Entries that are due at the same instants, and seconds between these. A kill comes so many
+#: seconds after such an instant.
+BURST, APART, WITHIN = 2000, 6.0, (-0.05, 0.6)
 _IGNORED = re.compile(r"Exception ignored in(?s:.{0,2000})KeyboardInterrupt")
 
 
@@ -56,6 +61,21 @@ def next_master(client: KazooClient, epoch: int) -> MasterRecord:
         return record if record.epoch > epoch else None
 
     return wait_until(look, PATIENCE, "the next master")
+
+
+def take(broker: Redis) -> list[Message]:
+    """Takes all messages from the queue, the oldest first."""
+    found: list[Message] = []
+    with redis.Redis.from_url(broker.url()) as server:
+        while taken := server.rpop("celery", 10_000):
+            found.extend(message_of(json.loads(text)["headers"]) for text in taken)
+    return found
+
+
+def wait_for_burst() -> None:
+    """Returns at a random instant while a burst leaves."""
+    now = time.time()
+    time.sleep(APART - now % APART + random.uniform(*WITHIN))  # the random instant
 
 
 def suffer_outage(road: Road, broker: Redis) -> None:
@@ -135,6 +155,7 @@ def main() -> int:
     kind.add_argument("--pause", action="store_true")
     kind.add_argument("--outage", action="store_true")
     kind.add_argument("--starts", action="store_true")
+    kind.add_argument("--burst", action="store_true")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kills-")))
@@ -143,17 +164,21 @@ def main() -> int:
         road = stack.enter_context(Road(broker.port))
         beats = {}
         for name in ("one", "two", "three"):
-            conf = {
+            conf: dict[str, object] = {
                 "broker_url": f"redis://{road.hosts}/0",
                 "zk_beat_hosts": zookeeper.hosts,
                 "zk_beat_root": ROOT,
                 "zk_beat_id": name,
                 "zk_beat_session_timeout": SESSION_TIMEOUT,
-                "beat_schedule": {
-                    f"e{n}": {"task": f"e{n}", "schedule": 1.0} for n in range(ENTRIES)
-                },
             }
-            beat = celery_beat(folder, name, "tests.acceptance.app", env={"CONF": json.dumps(conf)})
+            app, env = "tests.acceptance.app", {}
+            if options.burst:
+                app, env = "tests.chaos.burst_app", {"BURST": f"{BURST},{APART}"}
+            else:
+                conf["beat_schedule"] = {
+                    f"e{n}": {"task": f"e{n}", "schedule": 1.0} for n in range(ENTRIES)
+                }
+            beat = celery_beat(folder, name, app, env={"CONF": json.dumps(conf), **env})
             beats[name] = stack.enter_context(beat)
         client = KazooClient(zookeeper.hosts)
         client.start(PATIENCE)
@@ -163,13 +188,17 @@ def main() -> int:
             return start_and_end([*beats.values()], options.times, client)
         for beat in beats.values():
             beat.start()
-        epoch = 0
+        epoch, history = 0, []
         for turn in range(1, options.times + 1):
             record = next_master(client, epoch)
             epoch = record.epoch
             beat = beats[record.id]
             beat.wait_for_log("Sending due task", PATIENCE, since=0)
-            time.sleep(random.uniform(0, 2))  # the random instant
+            if options.burst:
+                wait_for_burst()
+                history += take(broker)
+            else:
+                time.sleep(random.uniform(0, 2))  # the random instant
             if options.outage:
                 suffer_outage(road, broker)
                 epoch -= 1  # the same master may go on
@@ -182,10 +211,10 @@ def main() -> int:
                 beat.start()
             print(f"{turn}: {record.id}, epoch {epoch}", end="\r", flush=True)
         last = next_master(client, epoch)
-        time.sleep(2 * SESSION_TIMEOUT)  # some more runs
+        time.sleep(2 * APART if options.burst else 2 * SESSION_TIMEOUT)  # some more runs
         for beat in beats.values():
             beat.terminate(PATIENCE)
-        history = messages(broker.url())
+        history += take(broker)
         # A stop may fall between the last look at the clock and the sending. Then one message is
         # late, of a run that its successor repeats with the same task id (docs/guarantees.md).
         repeats = check(history, most_late=options.times if options.pause else 0)
