@@ -82,13 +82,16 @@ def test_unit_file(tmp_path: Path) -> None:
     if analyze is None and "CI" not in os.environ:
         pytest.skip("systemd-analyze is not installed")
     assert analyze is not None
+    option = "--recursive-errors=no"
+    if option[:-3] not in subprocess.check_output([analyze, "--help"], text=True):
+        pytest.skip("systemd before 250 cannot do without what other units say")
     text = UNIT.read_text()
     assert text.count("/srv/proj/.venv/bin/celery") == 1
     celery = str(Path(sys.executable).with_name("celery"))
     unit = tmp_path / UNIT.name
     unit.write_text(text.replace("/srv/proj/.venv/bin/celery", celery))
     done = subprocess.run(
-        [analyze, "verify", "--man=no", "--recursive-errors=no", str(unit)],
+        [analyze, "verify", "--man=no", option, str(unit)],
         capture_output=True,
         text=True,
         check=False,

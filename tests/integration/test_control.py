@@ -791,7 +791,9 @@ def test_many_requests_hold_nothing_up(
     assert {each.task for each in history(app)} == {"a", "b"}
 
 
-@pytest.mark.parametrize("do", ["run", "dance", "too long " * 100_000])
+@pytest.mark.parametrize(
+    "do", ["run", "dance", "too long " * 100_000], ids=["run", "dance", "long"]
+)
 def test_a_request_that_cannot_be_answered(
     app: Celery,
     make: Make,

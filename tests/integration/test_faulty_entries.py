@@ -25,6 +25,7 @@ from tests.history import messages
 from tests.rabbitmq import RabbitMQ
 
 from .conftest import LONG_AGO, Make, every, history, past_of, turn
+from .test_together import needs_batches
 
 
 def turn_until(scheduler: ZooKeeperScheduler, true: Callable[[], object]) -> None:
@@ -297,6 +298,7 @@ def test_one_of_two_queues_refuses(app: Celery, make: Make, rabbitmq: RabbitMQ) 
     assert one._loop.dispatcher.publisher.unsent() == []
 
 
+@needs_batches
 def test_one_of_several_that_leave_together_is_refused(
     app: Celery, make: Make, redis_server: Redis
 ) -> None:
