@@ -20,7 +20,7 @@ from .gate.stores import adapter_of
 from .live.coming import Newcomer, come_over
 from .live.commands import Function, bring, entries_of, option, read_file
 from .live.definitions import Definition, check_name
-from .live.public import Entries
+from .live.public import Entries, refuse_tracking
 from .live.store import Wanted
 from .log import safe
 
@@ -86,6 +86,7 @@ def import_(
         if source is None:
             for name, each in wanted.items():
                 entries.check_task(name, each.task)  # type: ignore[union-attr]
+                refuse_tracking(entries.settings, name, each.policy)  # type: ignore[union-attr]
         else:
             wanted = _coming(ctx, entries, source, refused)
             print_lines(ctx, [safe(f"! {name}: {why}") for name, why in refused.items()])

@@ -19,12 +19,15 @@ from .due import copied_at, zone_of
 from .errors import ZkBeatError
 from .live.definitions import Content, Timing, refusal
 from .live.merging import Live, Merging, entry_of, log_news, news_of
+from .log import get_logger
 from .names import Entries
-from .policies import OwnPolicies
+from .policies import OwnPolicies, needs_outcomes
 from .runs import Run
 from .signals import entries_changed
 from .source import no_collector
 from .zookeeper.operations import Check
+
+logger = get_logger(__name__)
 
 #: Up to this many changed entries are planned one by one; for more the agenda is built again.
 _MOST_ONE_BY_ONE = 500
@@ -49,6 +52,8 @@ class LiveSchedule(BeatSchedule):
         self._ours: dict[str, Live] = {}
         #: Entries of beat_schedule that live entries replace.
         self._hidden: dict[str, Any] = {}
+        #: It was said that policies need outcomes.
+        self._has_warned = False
         #: The epoch in which live entries were read last.
         self._read_in: int | None = None
         #: On boottime(): when a standby may read them again.
@@ -206,13 +211,31 @@ class LiveSchedule(BeatSchedule):
         if live is not None and wanted is live.entry and wanted is not None:
             assert live.definition is not None
             self._ours[name] = live
-            self._policies.give(name, live.definition.content.policy_keys)
+            self._policies.give(name, self._usable(name, live.definition.content.policy_keys))
         elif self._ours.pop(name, None) is not None:
             self._policies.give(name, {})
         if wanted is None:
             entries.pop(name, None)
         elif wanted is not there:
             self._names.put(name, wanted)
+
+    def _usable(self, name: str, keys: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns a policy without the keys that need to know what became of runs, if nobody tells:
+        a run that is open for ever would keep its entry from running."""
+        settings = self._dispatcher.settings
+        useless = needs_outcomes(keys) if settings.outcomes is None else []
+        if not useless:
+            return keys
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s: its policy's %s needs %soutcomes, which is not set: it is ignored, here and "
+                "in other live entries",
+                name,
+                " and ".join(map(repr, useless)),
+                settings.prefix,
+            )
+        return {key: value for key, value in keys.items() if key not in useless}
 
     # In the ledger --------------------------------------------------------------------------------
 

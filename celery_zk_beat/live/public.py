@@ -23,6 +23,7 @@ from ..errors import (
     ZkBeatError,
 )
 from ..paths import Paths, page_of
+from ..policies import check_policy, needs_outcomes
 from ..runs import RunState, decode_page, from_milliseconds
 from ..schedules import cron, every
 from ..settings import Settings, check_seconds
@@ -141,6 +142,15 @@ class EntryChange:
     after: LiveEntry | None
 
 
+def refuse_tracking(settings: Settings, name: str, policy: Mapping[str, Any]) -> None:
+    """Raises EntryError if an entry's policy needs to know what becomes of runs, and nobody tells.
+    `policy`: as a definition has it."""
+    if settings.outcomes is None:
+        for key in needs_outcomes(check_policy(policy)):
+            accepted = f"nothing, unless {settings.prefix}outcomes is set"
+            raise EntryError(name, f"policy.{key}", policy[key], accepted)
+
+
 class Entries:
     """The live entries of an app. One object per process is enough; all threads may use it. It
     connects on the first call, and once more in a forked child process.
@@ -218,6 +228,7 @@ class Entries:
             note=note,
         ).checked(check_name(name))
         self.check_task(name, content.task)
+        refuse_tracking(self.settings, name, content.policy)
 
         def edit(found: Found) -> Content:
             _check_version(name, found, if_version, content)
@@ -264,6 +275,8 @@ class Entries:
             if isinstance(found, Damaged):
                 raise EntryError(name, None, found.why, "an entry that can be understood")
             content = replace(found.content, **said).checked(name)
+            if policy is not KEEP:
+                refuse_tracking(self.settings, name, content.policy)
             _check_version(name, found, if_version, content)
             return content
 

@@ -81,6 +81,21 @@ def test_put_get_remove(entries: Entries) -> None:
     assert "tenant-7" not in entries
 
 
+def test_policies_that_need_outcomes(app: Celery, entries: Entries) -> None:
+    """They are refused where nobody would tell what becomes of runs, as in the setting."""
+    entries.put("e", task="shop.report", schedule=30, policy={"overlap": "allow"})
+    refused = r"e: policy\.overlap is 'skip': expected nothing, unless zk_beat_outcomes is set"
+    with pytest.raises(EntryError, match=refused):
+        entries.put("e", task="shop.report", schedule=30, policy={"overlap": "skip"})
+    with pytest.raises(EntryError, match=r"policy\.finish_within"):
+        entries.set("e", policy={"finish_within": timedelta(minutes=1)})
+    app.conf.zk_beat_outcomes = "worker"
+    with Entries(app, PATIENCE) as others:
+        others.put("e", task="shop.report", schedule=30, policy={"overlap": "skip"})
+    changed = entries.set("e", note="it stays as it is")
+    assert changed.policy == {"overlap": "skip"}
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [

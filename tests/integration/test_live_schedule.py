@@ -474,6 +474,27 @@ def test_policies(app: Celery, make: Make, editor: Editor) -> None:
     assert policy.runs is None
 
 
+def test_policies_that_need_outcomes(
+    app: Celery, make: Make, editor: Editor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[I12] If nobody tells what becomes of runs, a policy does not wait for it. One warning."""
+    one = master(make)
+    editor.put("a", schedule=SOON, policy={"overlap": "queue", "jitter": 0})
+    editor.put("b", schedule=SOON, policy={"track": True})
+    learn(one)
+    policy = one._loop.dispatcher.policies.of("a")
+    assert policy is not None
+    assert not policy.is_tracked
+    (warning,) = [text for text in caplog.messages if "needs zk_beat_outcomes" in text]
+    assert "'overlap'" in warning or "'track'" in warning
+    app.conf.zk_beat_outcomes = "worker"
+    one.close()
+    two = master(make)
+    policy = two._loop.dispatcher.policies.of("a")
+    assert policy is not None
+    assert policy.overlap == "queue"
+
+
 def test_paused(app: Celery, make: Make, editor: Editor) -> None:
     """A live entry is an entry: also one that comes while everything is held back."""
     one = master(make)
