@@ -110,6 +110,8 @@ kills:
 	$(BIN)/python -m tests.chaos.database_kills --times 100 --store mariadb
 	$(BIN)/python -m tests.chaos.database_kills --times 30 --store redbeat
 	$(BIN)/python -m tests.chaos.database_kills --times 30 --store sqlalchemy
+	$(BIN)/python -m tests.chaos.overlap --minutes 10
+	$(BIN)/python -m tests.chaos.overlap --minutes 10 --pause
 
 zones:
 	@.ci/setup $(VENV) $(EXTRAS)

@@ -546,6 +546,12 @@ def test_refused_behind_the_election() -> None:
         Settings.from_mapping(conf, "app")
     conf["zk_beat_policies"] = {"a": {"catch_up": 5, "jitter": 5}}
     assert Settings.from_mapping(conf, "app").policies.of("a") is not None
+    conf["zk_beat_outcomes"] = "worker"
+    conf["zk_beat_policies"] = {"a": {"overlap": "skip", "finish_within": 5, "track": True}}
+    assert Settings.from_mapping(conf, "app").policies.of("a") is not None
+    conf["zk_beat_policies"] = {"a": {"overlap": "queue"}}
+    with pytest.raises(SettingsError, match="'overlap': 'queue' does not work with zk_beat_sched"):
+        Settings.from_mapping(conf, "app")
 
 
 def test_an_instant_as_text() -> None:
