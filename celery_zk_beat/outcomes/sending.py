@@ -177,6 +177,14 @@ class Sender:
     # On the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception:
+            # Without its session: or what is executed would seem to be so for ever.
+            logger.exception("outcomes of runs are not reported any more: restart this worker")
+            self._session.stop(_CLOSE_WITHIN)
+
+    def _work(self) -> None:
         while not self._is_over:
             self._hear(self._rest())
             if self._session.dead:

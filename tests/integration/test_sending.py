@@ -187,6 +187,17 @@ def test_a_znode_of_an_older_session(make: Callable[..., Sender], inbox: Inbox) 
     assert owner != inbox.client.client_id[0]
 
 
+def test_a_fault_of_our_own(
+    make: Callable[..., Sender], inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is executed for ever because the thread that would say its end is gone."""
+    sender = make()
+    sender.begin("a", STARTED)
+    sender.end("b", replace(ENDED, entry=b"no text"))  # type: ignore[arg-type]
+    inbox.wait_for({"a": "started"}, set())
+    assert "outcomes of runs are not reported any more" in caplog.text
+
+
 def test_many_at_once(make: Callable[..., Sender], inbox: Inbox) -> None:
     """More than are on their way together."""
     sender = make()
