@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 
 from celery_zk_beat import ReportOutcomes
@@ -133,6 +133,29 @@ def dies_late(path: str) -> None:
     """Once, and then it succeeds."""
     if first_time(path):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(max_retries=1, default_retry_delay=0, retry_on_worker_lost=True)
+def retried_when_lost(path: str) -> None:
+    """Once, and then it succeeds. Celery 5.7."""
+    if first_time(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+def succeeds_and_dies() -> None:
+    """Its process is lost when the result is stored, which Celery 5.7 sees."""
+
+
+@signals.task_postrun.connect
+def die(sender: Any, **kwargs: Any) -> None:
+    if sender is succeeds_and_dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(bind=True)
+def replaces(self: Any) -> None:
+    self.replace(works.s())
 
 
 @app.task

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional
 
+import celery
 import kombu
 import pytest
 from celery import Celery
@@ -129,6 +130,7 @@ ANYWHERE: Outcomes = {
     "retries": [("retry", "KeyError"), *SUCCESS],
     "retries_in_vain": [("retry", "KeyError"), ("failure", "KeyError")],
     "ignores": [("ignored", None)],
+    "replaces": [("ignored", None)],
     "rejects": [("rejected", None)],
     "requeues": [("requeued", "Reject"), *SUCCESS],
     "limited": SUCCESS,
@@ -142,9 +144,12 @@ PROCESSES: Outcomes = {
     "dies": [("failure", "WorkerLostError")],
     "dies_late": [("requeued", "WorkerLostError"), *SUCCESS],
 }
+if celery.VERSION >= (5, 7):
+    PROCESSES["retried_when_lost"] = [("retry", "WorkerLostError"), *SUCCESS]
+    PROCESSES["succeeds_and_dies"] = SUCCESS
 #: They take a path, and do otherwise the first time.
 LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
-TWICE = {"requeues", "hard_limited_late", "dies_late"}
+TWICE = {"requeues", "hard_limited_late", "dies_late", "retried_when_lost"}
 
 
 def send_all(outcomes: Runs, pool: str) -> Outcomes:
