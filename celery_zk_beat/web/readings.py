@@ -14,7 +14,7 @@ from .. import clock
 from ..errors import ZkBeatError
 from ..log import get_logger
 from ..status.reader import Basis, Reader
-from ..status.snapshot import Snapshot
+from ..status.snapshot import Snapshot, plain
 from ..zookeeper.session import connected
 from .state import Beat
 
@@ -64,10 +64,16 @@ def _for_page(snapshot: Snapshot) -> bytes:
     planned = (entry for entry in snapshot.entries if entry.next_run_at is not None)
     upcoming = heapq.nsmallest(_MOST_SHOWN, planned, key=lambda e: (e.next_run_at, e.name))
     paused = [entry for entry in snapshot.entries if entry.paused is not None]
-    shown = replace(snapshot, entries=(*upcoming, *paused[:_MOST_SHOWN])).to_json()
-    entries = shown.pop("entries")
-    shown["upcoming"], shown["paused_entries"] = entries[: len(upcoming)], entries[len(upcoming) :]
+    opened = [(each.tracked.open_since, each) for each in snapshot.entries if each.tracked]
+    oldest = sorted((each for each in opened if each[0]), key=lambda each: (each[0], each[1].name))
+    shown = replace(snapshot, entries=()).to_json()
+    del shown["entries"]
+    shown["upcoming"] = plain(upcoming)
+    shown["paused_entries"] = plain(paused[:_MOST_SHOWN])
     shown["counts"] = {"entries": len(snapshot.entries), "paused": len(paused)}
+    if opened:
+        shown["open_entries"] = plain([each for _, each in oldest[:_MOST_SHOWN]])
+        shown["counts"]["open"] = len(oldest)
     return json.dumps(shown).encode()
 
 

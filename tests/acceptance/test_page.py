@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from kazoo.client import KazooClient
 
-from example_project.servers import Process, ZooKeeper, free_port
+from celery_zk_beat.paths import Paths
+from celery_zk_beat.zookeeper.session import connected
+from example_project.servers import Process, ZooKeeper, free_port, wait_until
 from tests.browser import Browser, missing_chromium
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.history import all_headers
+from tests.integration.test_outcomes import Worker
 
 from .conftest import Site
 
@@ -172,6 +176,46 @@ def test_no_zookeeper(own_site: Site, own_zookeeper: ZooKeeper, browser: Browser
     own_zookeeper.resume()
     browser.wait_for_text("#live", "live")
     assert browser.text("#trouble") == ""
+    assert browser.complaints == []
+
+
+def test_tracked_runs(site: Site, browser: Browser) -> None:
+    """What became of them, and which are open; in the light, in the dark, and on a phone."""
+    site.schedule(**{HOSTILE[0]: 3600.0, "sync": 0.5, "untracked": 3600.0})
+    site.conf.update(
+        zk_beat_outcomes="worker",
+        zk_beat_policies={"sync": {"overlap": "skip"}, "<*": {"finish_within": 0.5}},
+    )
+    open_page(browser, site, "one")
+    browser.wait_for_text("#verdict", "is master")
+    assert not browser.run("document.querySelector('#open-part').offsetParent")
+    hosts, paths = site.conf["zk_beat_hosts"], Paths(site.conf["zk_beat_root"])
+    sent = lambda: all_headers(site.conf["broker_url"])  # noqa: E731
+    with connected(hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
+        worker = Worker(session, paths, "<i>w")
+        wait_until(sent, PATIENCE, "a run")
+        worker.end(worker.begin(sent()[0]), sent()[0], "failure", error="<b>Bad</b>")
+        wait_until(lambda: len(sent()) > 1, PATIENCE, "another run")
+        worker.begin(sent()[1])
+        site.zk_beat("run", HOSTILE[0])
+        browser.wait_for("document.querySelectorAll('#open tr').length === 2")
+        browser.wait_for_text("#open", "late to finish")
+        browser.wait_for_text("#recent .more", "running since ")
+        browser.wait_for_text("#recent", "failure")
+        recent = browser.text("#recent")
+        assert "on celery@<i>w" in recent
+        assert "took 250 ms" in recent
+        assert "<b>Bad</b>" in recent
+        upcoming = browser.text("#upcoming")
+        assert "0 of 1 succeeded" in upcoming
+        assert "250 ms each, at most 250 ms" in upcoming
+        assert browser.run("document.querySelectorAll('#upcoming .tag.bad').length") == 1
+        for scheme in ("light", "dark"):
+            browser.prefer(scheme)
+            assert browser.run(UNREADABLE) == []
+        browser.resize(320)
+        assert browser.run("document.documentElement.scrollWidth") == 320
+    assert browser.run("document.querySelectorAll('main b, main i').length") == 0
     assert browser.complaints == []
 
 

@@ -182,6 +182,7 @@ function showSummary(status) {
     ["standbys", standbys === 1 ? "1 standby" : standbys ? `${standbys} standbys` : "no standby"],
     ["entries", counts.entries === 1 ? "1 entry" : `${counts.entries.toLocaleString()} entries`],
     counts.paused && ["paused", `${counts.paused} paused`],
+    counts.open && ["open", `${counts.open} with open runs`],
     upcoming.length && ["next", "next run ", upcoming[0].next_run_at, "until"],
   ]);
   document.title = `${verdict} – celery-zk-beat`;
@@ -293,18 +294,50 @@ async function showDay(box, list) {
   sync(list, texts, (text) => text, () => el("li", ""), put);
 }
 
+const FAILED = ["failure", "lost"];
+
+/** What is remembered of an entry's tracked runs, as facts. */
+function howTheyEnded(tracked) {
+  if (!tracked) return [];
+  const { last, outcomes, runtime_median, runtime_longest } = tracked;
+  const ended = Object.values(outcomes).reduce((sum, n) => sum + n, 0);
+  return [
+    last && ["last", `last: ${words(last)}, `, last.at, "clock"],
+    ended > 0 && ["rate", `${outcomes.success ?? 0} of ${ended} succeeded`],
+    runtime_median !== null && ["runtime", `${length(runtime_median)} each, at most ${length(runtime_longest)}`],
+  ];
+}
+
+const words = (outcome) => (outcome.error ? `${outcome.state}, ${outcome.error}` : outcome.state);
+
 function showEntries(status) {
   rows("upcoming", status.upcoming, (e) => e.name, (row, e) => {
     (row.day ??= addDay(row)).entry = e.name;
     fillRow(row, e.name, [["schedule", e.schedule ?? ""], e.task && e.task !== e.name && ["task", e.task],
-      e.changed_at && ["version", `version ${e.version} by ${e.changed_by}, `, e.changed_at, "clock"]]);
-    tag(row, e.source === "live" ? "live" : "", "");
+      e.changed_at && ["version", `version ${e.version} by ${e.changed_by}, `, e.changed_at, "clock"],
+      ...howTheyEnded(e.tracked)]);
+    const last = e.tracked?.last;
+    if (FAILED.includes(last?.state)) tag(row, last.state, "bad");
+    else tag(row, e.source === "live" ? "live" : "", "");
     at(row.parts.due, e.next_run_at, "clock");
     lastTime(row, e.next_run_at, "until");
   }, status.counts.entries - status.counts.paused);
   show($("no-upcoming"), !status.upcoming.length);
   put($("no-upcoming"), !status.counts.entries ? "The schedule is empty."
     : status.paused ? "Everything is paused." : "Nothing is planned.");
+
+  const opened = status.open_entries ?? [];
+  rows("open", opened, (e) => e.name, (row, e) => {
+    const { open, open_since, late } = e.tracked;
+    fillRow(row, e.name, [open > 1 && ["open", `${open} runs, the oldest`], ...howTheyEnded(e.tracked)]);
+    tag(row, late ? `late to ${late}` : "", "warn");
+    at(row.parts.due, open_since, "clock");
+    lastTime(row, open_since, "for");
+  });
+  show($("open-part"), opened.length > 0);
+  const others = (status.counts.open ?? 0) - Math.min(FEW, opened.length);
+  show($("open-more"), others > 0);
+  put($("open-more"), `and ${others} more`);
 
   rows("paused", status.paused_entries, (e) => e.name, (row, e) => {
     fillRow(row, e.name, [["schedule", e.schedule ?? "not in this schedule"], e.paused_by && ["by", `by ${e.paused_by}`]]);
@@ -330,15 +363,25 @@ function showRecent(status) {
   rows("recent", status.recent, (run) => `${run.run} ${run.due} ${run.entry}`, (row, run) => {
     const dropped = run.run !== null && run.note?.startsWith("dropped");
     const skipped = run.run === null;
+    const outcome = run.outcome;
     fillRow(row, run.entry, [
       run.run !== null && ["run", `run ${run.run}`],
       ["by", run.by ?? "a master before those below"],
       ["epoch", `epoch ${run.epoch}`],
+      outcome?.worker && ["worker", `on ${outcome.worker}`],
+      outcome?.running_since && ["running", "running since ", outcome.running_since, "clock"],
+      outcome?.runtime != null && ["runtime", `took ${length(outcome.runtime)}`],
+      outcome?.error && ["error", outcome.error],
     ]);
     const idTitle = run.task_id ? `task ${run.task_id}` : "";
     if (row.parts.more.title !== idTitle) row.parts.more.title = idTitle;
-    tag(row, skipped ? "skipped" : dropped ? "dropped" : run.note === "asked for" ? run.note : "",
-      dropped ? "bad" : skipped ? "warn" : "");
+    if (outcome && !dropped) {
+      const late = outcome.late ? `, late to ${outcome.late}` : "";
+      tag(row, outcome.state + late, FAILED.includes(outcome.state) ? "bad" : late ? "warn" : "");
+    } else {
+      tag(row, skipped ? "skipped" : dropped ? "dropped" : run.note === "asked for" ? run.note : "",
+        dropped ? "bad" : skipped ? "warn" : "");
+    }
     put(row.parts.note, run.note && run.note !== "asked for" ? run.note.replace(/^(skipped|dropped): /, "") : "");
     style(row, skipped || dropped ? "struck" : "");
     at(row.parts.due, run.due, "clock");
