@@ -190,7 +190,10 @@ def test_tracked_runs(site: Site, browser: Browser) -> None:
     browser.wait_for_text("#verdict", "is master")
     assert not browser.run("document.querySelector('#open-part').offsetParent")
     hosts, paths = site.conf["zk_beat_hosts"], Paths(site.conf["zk_beat_root"])
-    sent = lambda: all_headers(site.conf["broker_url"])  # noqa: E731
+
+    def sent() -> list[Any]:
+        return all_headers(site.conf["broker_url"])
+
     with connected(hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
         worker = Worker(session, paths, "<i>w")
         wait_until(sent, PATIENCE, "a run")
