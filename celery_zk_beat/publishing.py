@@ -71,7 +71,8 @@ class _Together:
 
     def sort(self, broker: Broker, *, is_ended: bool) -> tuple[list[Run], list[Run]]:
         """Returns the runs whose messages the broker has taken, and those of which it did not say
-        so before all ended. Puts those that it has refused into `refused`."""
+        so before all ended. Forgets the first, and puts those that it has refused into
+        `refused`."""
         taken: list[Run] = []
         rest: list[Run] = []
         for run in self.runs:
@@ -86,6 +87,8 @@ class _Together:
                 taken.append(run)
             else:
                 rest.append(run)
+        entries = {run.entry for run in taken}
+        self.runs = [run for run in self.runs if run.entry not in entries]
         return taken, rest
 
     def blame(self, rest: list[Run], broker: Broker, exc: Exception) -> tuple[list[Run], list[Run]]:
@@ -319,7 +322,8 @@ class Publisher:
     def _publish_together(self, runs: list[Run], until: float) -> None:
         """Publishes runs together. If one of them alone ends all, the others leave after it."""
         while runs := [run for run in runs if self.back_off(run.entry) <= 0]:
-            if clock.boottime() > until or not self._dispatcher.may_publish_now():
+            is_over = self._on_their_way is not None or clock.boottime() > until
+            if is_over or not self._dispatcher.may_publish_now():
                 return
             runs = self._publish_once(runs)
 
@@ -397,8 +401,6 @@ class Publisher:
         """Records which messages the broker has taken so far: before the next look at the clock,
         after which the ledger may not be loaded. Returns the runs of which it did not say so."""
         taken, rest = together.sort(self._broker, is_ended=is_ended)
-        entries = {run.entry for run in taken}
-        together.runs = [run for run in together.runs if run.entry not in entries]
         self._note_published(taken, together.left)
         self._dispatcher.show_progress()
         return rest

@@ -31,7 +31,10 @@ def _program() -> str | None:
 _WATCH = """spawn(fun() -> (fun Watch(Was) ->
     Is = filelib:is_regular("%s"),
     if Is =:= Was -> ok;
-       Is -> rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []});
+       Is -> rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}),
+             rabbit_alarm:get_alarms(),
+             [catch rabbit_reader:info(P, [state]) || P <- rabbit_networking:local_connections()],
+             logger:warning("every connection knows of the alarm");
        true -> rabbit_alarm:clear_alarm({resource_limit, memory, node()})
     end,
     timer:sleep(20),
@@ -97,7 +100,7 @@ class RabbitMQ(Process):
         """Sets or ends an alarm, as if its memory ran out: it blocks connections that publish."""
         since = len(self.log())
         self._alarm.touch()
-        self.wait_for_log("alarm set", START_TIMEOUT, since=since)
+        self.wait_for_log("every connection knows of the alarm", START_TIMEOUT, since=since)
 
     def clear_alarm(self) -> None:
         if not self._alarm.exists():

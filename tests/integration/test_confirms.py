@@ -17,7 +17,7 @@ from celery import Celery
 from celery.signals import after_task_publish
 from kombu import Queue
 
-from celery_zk_beat import ZooKeeperScheduler, confirms
+from celery_zk_beat import ZooKeeperScheduler, broker, confirms
 from celery_zk_beat.broker import MOST_TOGETHER
 from celery_zk_beat.errors import NotMaster
 from tests.conftest import PATIENCE
@@ -50,6 +50,7 @@ def url(server: RabbitMQ) -> Iterator[str]:
     server.clear_alarm()
     with kombu.Connection(server.url()) as connection:
         connection.channel().queue_delete("celery")
+        connection.channel().queue_delete("full")
 
 
 @pytest.fixture
@@ -99,6 +100,15 @@ def counted(url: str) -> Counter[str]:
 
 def once(*names: str) -> Counter[str]:
     return Counter(["first", *names])
+
+
+def full_queue(url: str) -> list[Queue]:
+    """Makes a queue that takes nothing."""
+    with kombu.Connection(url) as connection:
+        channel = connection.channel()
+        channel.queue_declare("full", durable=True, auto_delete=False, arguments=FULL)
+        connection.Producer(channel).publish("x", exchange="", routing_key="full")
+    return [Queue("celery"), Queue("full", routing_key="full", queue_arguments=FULL)]
 
 
 class Writes:
@@ -166,7 +176,6 @@ def test_answers_are_lost(make: Make, url: str, road: Road) -> None:
         elif lost and count == 5:
             road.open()
 
-    broker = one._broker
     Writes(one, lose)
     one.update_from_dict(due(*NAMES))
     turn(one)
@@ -180,7 +189,6 @@ def test_answers_are_lost(make: Make, url: str, road: Road) -> None:
     twice = [name for name, times in count.items() if times > 1]
     assert len(twice) == PART
     assert max(count.values()) == 2
-    assert broker is one._broker
     # Those that were not written are sent alone, too: nobody knows what ended the connection.
     assert one.metrics.resent == len(NAMES) - taken
 
@@ -216,12 +224,7 @@ def test_the_connection_is_lost_again_and_again(
 
 def test_one_of_many_is_refused(make: Make, url: str, caplog: pytest.LogCaptureFixture) -> None:
     """By a nack: it alone waits, and the others have one message."""
-    with kombu.Connection(url) as connection:
-        channel = connection.channel()
-        channel.queue_declare("full", durable=True, auto_delete=False, arguments=FULL)
-        connection.Producer(channel).publish("x", exchange="", routing_key="full")
-    queues = [Queue("celery"), Queue("full", routing_key="full", queue_arguments=FULL)]
-    one = connected(make, task_queues=queues)
+    one = connected(make, task_queues=full_queue(url))
     good = [name for name in NAMES if name != "e50"]
     one.update_from_dict({**due(*NAMES), **due("e50", options={"queue": "full"})})
     turn_until_all_are_out(one, frozenset({"e50"}))
@@ -325,6 +328,34 @@ def test_an_alarm_in_the_middle(make: Make, url: str, server: RabbitMQ, ends: st
         assert one.metrics.resent == len(NAMES) - taken - PART  # not what was on its way
 
 
+def test_nothing_else_leaves_under_an_alarm(
+    make: Make, url: str, server: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even in the same turn: the answers to what is on its way would be mistaken for others."""
+    monkeypatch.setattr(broker, "_BACK_OFF", 0.0)
+    one = connected(make, task_queues=full_queue(url))
+    bad = due("bad", options={"queue": "full"})
+    one.update_from_dict(bad)
+    turn(one)
+    publisher, outbox = one._loop.dispatcher.publisher, one._loop.ledger.outbox
+    assert publisher.is_at_fault("bad")  # so it is the last in each turn
+    set_: list[int] = []
+
+    def alarm(count: int) -> None:
+        if len(outbox) > len(NAMES) and not set_:
+            set_.append(count)
+            server.set_alarm()
+
+    Writes(one, alarm)
+    one.update_from_dict({**bad, **due(*NAMES)})
+    turn(one)
+    assert publisher._on_their_way is not None
+    assert {run.entry for run in publisher._on_their_way.runs} == set(NAMES)
+    server.clear_alarm()
+    turn_until_all_are_out(one, frozenset({"bad"}))
+    assert counted(url) == once(*NAMES)
+
+
 def test_what_waits_for_an_alarm_is_dropped(make: Make, url: str, server: RabbitMQ) -> None:
     """Of two runs on their way one is dropped: the other still waits for its answer."""
     one = connected(make)
@@ -375,12 +406,7 @@ def test_without_confirmations(make: Make, url: str) -> None:
 def test_who_is_told_of_each_message(make: Make, url: str) -> None:
     """Celery's signal says that a message has left. So each leaves alone, and one that RabbitMQ
     refuses is not told."""
-    with kombu.Connection(url) as connection:
-        channel = connection.channel()
-        channel.queue_declare("full", durable=True, auto_delete=False, arguments=FULL)
-        connection.Producer(channel).publish("x", exchange="", routing_key="full")
-    queues = [Queue("celery"), Queue("full", routing_key="full", queue_arguments=FULL)]
-    one = connected(make, task_queues=queues)
+    one = connected(make, task_queues=full_queue(url))
     told: list[str] = []
 
     def note(sender: str, **more: Any) -> None:
