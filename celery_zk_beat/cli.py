@@ -993,7 +993,8 @@ def next_(
 ) -> None:
     """Show future runs of ENTRY or of all entries.
 
-    Policies, pauses and time zones are applied: the same code decides in production. It reads the
+    Policies, pauses and time zones are applied: the same code decides in production. Only how long
+    runs take is not known: an `overlap` policy may skip or delay some of those shown. It reads the
     schedule from the app, and the last runs, from which intervals count, from ZooKeeper. If
     ZooKeeper does not answer, the command assumes that each entry ran last now, and says so. Days
     on which clocks change are marked.
