@@ -30,7 +30,7 @@ logger = get_logger(__name__)
 
 #: Messages that leave together are made before they are due. We start so many seconds early: for
 #: the wake-up, and for each message.
-_MAKE_AHEAD, _MAKE_ONE = 0.001, 0.0002
+_MAKE_AHEAD, _MAKE_ONE = 0.001, 0.00004
 #: Runs due within so many seconds leave together, when the last of them is due.
 _SAME_INSTANT = 0.001
 #: Seconds per turn for runs that have failed through their own fault.
