@@ -420,12 +420,8 @@ class Planner:
 
     def place_later(self, most: int) -> float:
         """Puts entries on the agenda whose clocks were moved, at most so many. To be called when
-        their runs have left: to compute the next instant of a crontab takes as long as to send
-        several messages.
-
-        Returns:
-            when something may be due, as :attr:`Plan.look_again`.
-        """
+        their runs have left: a crontab's next instant takes as long as several messages. Returns
+        when something may be due, as :attr:`Plan.look_again`."""
         entries = self._names.get()
         for _ in range(most):
             name = self._agenda.pop_later()
