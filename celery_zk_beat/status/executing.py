@@ -45,7 +45,8 @@ class Executing:
         if not wanted:
             self._is_stale = True
             return {}
-        if self._is_stale or self._on_change is None:
+        # A folder that does not exist has no watch.
+        if self._is_stale or not self._running or self._on_change is None:
             self._is_stale = False
             watch = None if self._on_change is None else self._on_watch
             try:

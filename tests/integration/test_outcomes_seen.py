@@ -14,10 +14,12 @@ from celery import Celery
 
 from celery_zk_beat import ZooKeeperScheduler, by_entry, history
 from celery_zk_beat.metrics import EntryNumbers
-from celery_zk_beat.paths import page_of
+from celery_zk_beat.paths import Paths, page_of
 from celery_zk_beat.status import terminal
+from celery_zk_beat.status.executing import Executing
 from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Entry, RecentRun
+from celery_zk_beat.zookeeper.operations import Create
 from celery_zk_beat.zookeeper.session import connected
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE, SESSION_TIMEOUT
@@ -162,6 +164,27 @@ def test_following(app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
         worker.begin(header)
         wait_until(lambda: news, PATIENCE, "the news")
         assert seen().worker == "celery@00000001"
+
+
+def test_who_executes_a_run(zookeeper: ZooKeeper, root: str, worker: Worker) -> None:
+    """It is found, although no beat had made the inbox at the first look. What has ended, and what
+    cannot be understood, is not."""
+    paths = Paths(root)
+    header = {"entry": "e", "run": 1, "due": "2026-01-01T12:00:00.000000+00:00"}
+    message = {"zk_beat": header, "id": "a-b"}
+    with connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
+        executing = Executing(session, paths, lambda: None)
+        assert executing.read(["a-b"]) == {}
+        for path in (paths.inbox_reports, paths.inbox_running):
+            session.ensure(path)
+        session.commit(Create(f"{paths.inbox_reports}/c.00000001-1", b"{"))
+        session.commit(Create(f"{paths.inbox_running}/c.00000001-1", b""))
+        delivery = worker.begin(message)
+        (found,) = executing.read(["a-b", "c"]).values()
+        assert found.worker == "celery@00000001"
+        assert executing.read(["another"]) == {}
+        worker.end(delivery, message)
+        wait_until(lambda: not executing.read(["a-b"]), PATIENCE, "its end")
 
 
 def numbers(beat: ZooKeeperScheduler) -> EntryNumbers:
