@@ -368,7 +368,10 @@ class RunLedger:
             if room < 0 and (states or self.full):
                 break
             before = self._pages.of(run.entry).states.get(run.entry) or RunState(run.claimed)
-            states[run.entry] = before.after_claim(run, self._ahead)
+            # Not by this machine's clock: if that is set just now, it is not yet known how far it
+            # is off.
+            server_ms = int(self._session.server_time * 1000) if run.tracked else None
+            states[run.entry] = before.after_claim(run, self._ahead, server_ms)
         if not states:
             return []
         batch = next(self._batches(states))

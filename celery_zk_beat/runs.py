@@ -212,9 +212,14 @@ class RunState:
             return state
         return replace(state, last_run_at=waiting.claimed, due=waiting.due)
 
-    def after_claim(self, run: Run, ahead: timedelta) -> RunState:
+    def after_claim(self, run: Run, ahead: timedelta, server_ms: int | None = None) -> RunState:
         """The state once a run is claimed. `last_run_at` never goes back, even if a clock was set
-        back or is another machine's."""
+        back or is another machine's.
+
+        Args:
+            server_ms: the time by ZooKeeper's clock, from which on a tracked run is open, in
+                milliseconds since 1970. None: what `ahead` says of it.
+        """
         past = PastRun.of(run.number, run.due, run.planned, run.epoch, run.note)
         changes: dict[str, Any] = {
             "total_run_count": run.number,
@@ -224,7 +229,7 @@ class RunState:
             "ran": self.ran + run.counts,
         }
         if run.tracked:
-            at_ms = past.at_ms - ahead // _MILLISECOND
+            at_ms = past.at_ms - ahead // _MILLISECOND if server_ms is None else server_ms
             changes["open"] = (*self.open, past._replace(at_ms=at_ms))[-MOST_OPEN:]
         if run.extra:
             return replace(self, **changes)
@@ -237,7 +242,9 @@ class RunState:
         and the clock continues from another instant, if one is given."""
         last, at_ms = self.last_run_at, past.at_ms - ahead // _MILLISECOND
         opened = tuple(
-            each._replace(at_ms=at_ms) if each.run == past.run else each for each in self.open
+            # Not before its claim: perhaps the clock was set since `ahead` was known.
+            each._replace(at_ms=max(at_ms, each.at_ms)) if each.run == past.run else each
+            for each in self.open
         )
         amended = self._with_amended(past)
         return self.moved(last, goes_on_from or last, ahead, past=amended, open=opened)
@@ -636,8 +643,13 @@ def _decode_dropped(path: str, fields: Any) -> tuple[int, ...]:
 
 
 def in_order(past: Iterable[PastRun]) -> list[PastRun]:
-    """Sorts past runs by when they were dispatched."""
-    return sorted(past, key=lambda each: (each.at_ms, each.due_ms))
+    """Sorts past runs by their numbers. Not by time: a run is claimed for an instant that may be
+    long past, and clocks differ. An instant without a run stays behind the runs before it."""
+    highest, keyed = 0, []
+    for each in past:
+        highest = max(highest, each.number or 0)
+        keyed.append((each.number or highest, each))
+    return [each for _, each in sorted(keyed, key=lambda pair: pair[0])]
 
 
 def plain_past(past: Iterable[PastRun]) -> list[tuple[Any, ...]]:

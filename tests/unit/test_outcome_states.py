@@ -108,6 +108,15 @@ def test_a_run_that_leaves_later_is_open_since_then() -> None:
     assert state.after_publish(late, None, MINUTE).open[0].at == NOON + 8 * MINUTE
 
 
+def test_a_clock_that_is_just_set_does_not_end_a_run() -> None:
+    """[I13] How far it is off is not known yet. The run is not open since before its claim."""
+    stale, server_ms = 60 * MINUTE, milliseconds(NOON + MINUTE)
+    state = RunState(NOON).after_claim(run(1), stale, server_ms)
+    assert state.open[0].at_ms == server_ms
+    late = PastRun.of(1, NOON + MINUTE, NOON + 2 * MINUTE, 3)
+    assert state.after_publish(late, None, stale).open[0].at_ms == server_ms
+
+
 def test_sent_again_it_keeps_its_outcome() -> None:
     state = claimed(1)
     state = state.after_outcome(state.open[0]._replace(outcome=SUCCESS))
@@ -163,3 +172,17 @@ def test_in_a_history_it_stands_where_its_run_does() -> None:
     assert to_json(plain_past([known])).endswith(
         'null,["success",1780315200500,321,"celery@a",null]]]'
     )
+
+
+def test_the_newest_run_is_kept_whatever_its_time() -> None:
+    """With `coalesce` "all" it is of an instant that is before the last runs."""
+    known = tuple(PastRun(n, n, 1000 + n, 3, None, SUCCESS) for n in range(1, 21))
+    skipped = PastRun(None, 20, 1020, 3, "skipped")
+    new = (PastRun(20, 20, 1020, 3, None, FAILURE), skipped, PastRun(21, 21, 21, 3))
+    assert [past.number for past in merged(known, new)] == [*range(3, 21), None, 21]
+
+
+def test_an_outcome_of_an_older_run_comes_in_its_place() -> None:
+    state = replace(claimed(1, 2, 3), past=claimed(2, 3).past)
+    after = state.after_outcome(state.open[0]._replace(outcome=SUCCESS))
+    assert [past.number for past in after.past] == [1, 2, 3]
