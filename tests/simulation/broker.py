@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from amqp.exceptions import MessageNacked
@@ -48,6 +48,8 @@ class Sent:
     label: str | None = None
     #: What a hook put into it.
     hook: str | None = None
+    #: The header zk_beat.
+    mark: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Broker:
@@ -145,6 +147,7 @@ class Broker:
             failed=refuses or mood not in ("fine", "slow"),
             label=headers.get("argsrepr"),
             hook=headers.get("hook"),
+            mark=mark,
         )
         self.sent.append(sent)
         for observe in self.observers:

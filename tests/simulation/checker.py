@@ -33,6 +33,7 @@ from celery_zk_beat.shown import Index, decode_shown
 from .broker import Sent
 from .ensemble import Tree, Write, Znode
 from .live import GONE, LiveChecker
+from .outcomes import OutcomeChecker
 from .policies import PolicyChecker
 from .world import BEGINNING, World
 
@@ -68,6 +69,7 @@ class Checker:
         #: Of the entries that have a policy.
         self.policies = PolicyChecker(world, self.fail, root)
         self.live = LiveChecker(world, self.fail, root, self.policies)
+        self.outcomes = OutcomeChecker(world, self.fail, root, timeout)
         self.begin()
         #: Entries of which no message can be sent.
         self.broken: Collection[str] = ()
@@ -287,6 +289,8 @@ class Checker:
             node = changes[self._paths.pauses]
             assert node is not None
             self.pauses = Pauses.decode(self._paths.pauses, node.data)
+        if self.outcomes.rules:
+            self.outcomes.on_write(write, session, session == self.master != 0)
 
     def _row(self, name: str) -> str:
         return name if self.rows is None else self.rows.get(name, name)
@@ -443,7 +447,10 @@ class Checker:
                 return set()
             if state.last_run_at > before.last_run_at:
                 last = state.past[-1] if state.past else None
-                if self.policies.on_moved(entry, before, state, (entry, number) in self.outbox):
+                is_told = (entry, number) in self.outbox
+                if self.outcomes.on_moved(entry, before, state) or self.policies.on_moved(
+                    entry, before, state, is_told
+                ):
                     pass
                 elif self.pauses.skips if last is None else last.number is None:
                     self._on_skip(entry, before, state)
@@ -585,6 +592,7 @@ class Checker:
         self._confirmed.clear()
         for run in self.outbox.keys() - found.keys():
             told = any(sent.arrived and not sent.failed for sent in self.sent[run])
+            told = told or self.outcomes.is_reported(run)
             if not told and run not in self.dropped | self.published:
                 self.fail(f"I2: {run} leaves the outbox unpublished")
         self.outbox = found

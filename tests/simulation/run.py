@@ -29,6 +29,7 @@ from celery_zk_beat.records import to_text
 from celery_zk_beat.schedules import every
 from celery_zk_beat.zookeeper import client
 
+from . import outcomes as tracked
 from . import scenario as scenarios
 from . import world as simulated
 from .broker import Broker, Sent
@@ -37,6 +38,8 @@ from .client import SimulatedKazoo
 from .ensemble import Ensemble, Link, Tree, Znode
 from .guard import Guard
 from .live import NAMES, STEPS, TASKS, Live, patches
+from .outcomes import Outcomes
+from .scenario import OUTCOMES
 from .world import BEGINNING, Machine, World
 
 logger = logging.getLogger(__name__)
@@ -215,6 +218,7 @@ def _adapter_of(scheduler: type[Scheduler]) -> type[StoreAdapter]:
 
 
 _apps = {name: _make_app(name) for name in BEATS}
+_workers_app = _make_app("workers")
 
 
 #: Of what a beat may elect: one without a store, and one whose store is behind.
@@ -235,6 +239,7 @@ def simulation() -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, "adapter_of", _adapter_of))
         stack.enter_context(mock.patch.object(schedulers, "Guard", Guard))
         stack.enter_context(patches())
+        stack.enter_context(tracked.patches())
         # Celery orders entries that are due at the same instant by where they are in memory.
         stack.enter_context(mock.patch.object(ScheduleEntry, "__lt__", _comes_first))
         yield
@@ -297,6 +302,7 @@ class Beat:
         app.conf.zk_beat_fast_takeover = self.run.guarded
         app.conf.zk_beat_entries = self.run.live is not None
         app.conf.zk_beat_entries_tasks = TASKS
+        app.conf.zk_beat_outcomes = "worker" if self.run.outcomes is not None else None
         with world.on(machine):
             self.scheduler = scheduler = ZooKeeperScheduler(app=app)
             simulated.Thread(target=lambda: self._serve(scheduler), name="main").start()
@@ -394,6 +400,8 @@ class Run:
         self._have_rows(seed)
         self.live: Live | None = None
         self._have_live(seed)
+        self.outcomes: Outcomes | None = None
+        self._have_outcomes(seed)
         if self.gated in (STORED, ROWS):
             # A store that was told of a time in the future holds its entries back until then.
             far = (CLOCK_FAR, CLOCK_FAR_FOR_A_MOMENT)
@@ -412,6 +420,8 @@ class Run:
         kinds = {fault.what for fault in self.faults}
         self.checker.live.clocks_are_right = self.checker.clocks_are_right
         self.checker.live.server_is_right = "clock of ZooKeeper" not in kinds
+        self.checker.outcomes.server_is_right = self.checker.live.server_is_right
+        self.checker.outcomes.clocks_are_right = self.checker.clocks_are_right
         lost = WIPED in kinds or RESTORED in kinds
         self.checker.eras_grow = not (lost and "clock of ZooKeeper" in kinds)
         asked = ASK in kinds or FILL in kinds
@@ -476,6 +486,27 @@ class Run:
         self.live = Live(seed, self.world, self.ensemble, self.checker.live)
         SimulatedKazoo.links.update({each.name: each.link for each in self.live.writers.values()})
 
+    def _have_outcomes(self, seed: int) -> None:
+        """In some runs there are entries that are tracked, and workers."""
+        chosen, is_plain = scenarios.CHOSEN == OUTCOMES, self.scenario == scenarios.Scenario()
+        chance = random.Random(f"outcomes {seed}").random()
+        if chosen:
+            self.gated = self.checker.rows = None
+        elif self.gated or self.live or not is_plain or chance > 0.15 or scenarios.CHOSEN:
+            return
+        checker = self.checker.outcomes
+        self.outcomes = Outcomes(seed, self.world, self.ensemble, checker, _workers_app)
+        SimulatedKazoo.links.update({w.name: w.link for w in self.outcomes.workers.values()})
+        self.broker.receivers.append(self.outcomes.on_arrived)
+        self.scenario.rules = self.outcomes.rules()
+        self.scenario.entries = {name: rule.period for name, rule in self.scenario.rules.items()}
+        # What was open is another matter where ZooKeeper has other data.
+        self.faults = [each for each in self.faults if each.what not in (WIPED, RESTORED)]
+        self.faults += [
+            Fault(at, what, who, length, "") for at, what, who, length in self.outcomes.faults()
+        ]
+        checker.rules = self.scenario.rules
+
     def _have_rows(self, seed: int) -> None:
         """In some runs of a store it is a table of rows, of which the names change."""
         plan = random.Random(f"rows {seed}")
@@ -510,6 +541,8 @@ class Run:
         self._start()
         if self.live is not None:
             steps *= STEPS
+        if self.outcomes is not None:
+            steps *= tracked.STEPS
         world.run(lambda: checker.violation or world.steps >= steps, float("inf"))
         self._suffer_outages()
         if self._lost is not None:
@@ -527,6 +560,7 @@ class Run:
                 # None of them needs a hand: each can take over.
                 self._hand_over()
                 self._hand_over()
+            self._be_quiet()
             self._finish()
 
     def _start(self) -> None:
@@ -535,6 +569,8 @@ class Run:
             world.after(world.random.uniform(0, 0.5), beat.start)
         if self.live is not None:
             self.live.start()
+        if self.outcomes is not None:
+            self.outcomes.start()
         for number, fault in enumerate(self.faults):
             begin = partial(self._begin, number, fault)
             if fault.after:
@@ -548,12 +584,16 @@ class Run:
         if self.live is not None:
             for name, failures in self.live.failures.items():
                 self.checker.hurt(name, failures)
+        for worker in self.outcomes.workers.values() if self.outcomes else ():
+            self.checker.hurt(worker.name, worker.machine.failures if worker.machine else ())
 
     def end(self) -> None:
         """Lets go of the threads, which would be kept for ever."""
         for beat in self.alive():
             assert beat.machine is not None
             beat.machine.die()
+        if self.outcomes is not None:
+            self.outcomes.end()
         Guard.end_all()
         self._limits.close()
 
@@ -609,6 +649,18 @@ class Run:
 
         if not self.world.run(over, RECOVERY):
             checker.fail(f"I6: not well after {RECOVERY:g} s: {self!r}")
+
+    def _be_quiet(self) -> None:
+        """Nothing is due any more: all that is open is closed."""
+        outcomes, checker = self.outcomes, self.checker
+        if outcomes is None or checker.violation:
+            return
+        self._change_pauses(lambda pauses, now: pauses.pause(None, now))
+        most = outcomes.timeout + SESSION_TIMEOUT + 15.0
+        tree = self.ensemble
+        if not self.world.run(lambda: not checker.outcomes.left(tree.tree), most):
+            left = checker.outcomes.left(tree.tree)
+            checker.fail(f"I6: left after {most:g} s in which nothing was due: {left}")
 
     def _hand_over(self) -> None:
         beats = self.alive()
@@ -679,6 +731,8 @@ class Run:
         self._healed = True
         if self.live is not None:
             self.live.heal()
+        if self.outcomes is not None:
+            self.outcomes.heal()
         self._dying.clear()
         own, self.scenario.own = self.scenario.own, {}
         self._change_pauses(lambda pauses, now: Pauses())
@@ -703,6 +757,8 @@ class Run:
         beat = self.beats.get(fault.who)
         ensemble, set_mood = self.ensemble, self.broker.set_mood
         if beat is None:
+            if self.outcomes is not None and fault.who in self.outcomes.workers:
+                return self.outcomes.workers[fault.who].verb(fault.what, fault.length)
             if fault.who == OPERATOR:
                 return self._operate(fault)
             if fault.what == "no quorum":

@@ -285,10 +285,10 @@ _KINDS: dict[str, Callable[[random.Random, tuple[str, ...], Scenario], None]] = 
 }
 
 #: What may be CHOSEN.
-BACKFILLS, LIVE = "backfills", "live"
+BACKFILLS, LIVE, OUTCOMES = "backfills", "live", "outcomes"
 KINDS = (
     *("plain", "retention", "lost data", "pauses", "masters deleted", "renames", "guards"),
-    *(BACKFILLS, LIVE, *_KINDS),
+    *(BACKFILLS, LIVE, OUTCOMES, *_KINDS),
 )
 
 
