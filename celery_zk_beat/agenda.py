@@ -41,16 +41,32 @@ class Agenda:
         #: Names that were removed: items of a lower order are gone.
         self._gone: dict[str, int] = {}
         self._count_gone = 0
+        #: Names that wait for something, and are put again when it comes.
+        self._waiting: set[str] = set()
 
     def clear(self) -> None:
+        self._waiting.clear()
         self._heap, self._come, self._gone, self._count_gone = [], [], {}, 0
         self._later.clear()
 
     def put(self, name: str, at: float, due: datetime | None = None) -> None:
         heapq.heappush(self._heap, Item(at, next(self._order), name, due))
 
+    def put_waiting(self, name: str, at: float, due: datetime | None) -> None:
+        """Puts an entry that waits for something, until `at` at most: see :meth:`wake`."""
+        self._waiting.add(name)
+        self.put(name, at, due)
+
+    def wake(self, name: str) -> None:
+        """What the entry waits for has come: it comes off next. Does nothing for others, which may
+        be off the agenda because they are paused."""
+        if name in self._waiting:
+            self.take_off(name)
+            self.put(name, 0.0)
+
     def take_off(self, name: str) -> None:
         """Removes an entry, however often it was put."""
+        self._waiting.discard(name)
         self._gone[name] = next(self._order)
         self._count_gone += 1
         if self._count_gone > _MOST_GONE + len(self._heap) // 2:

@@ -184,8 +184,6 @@ class Planner:
         self._is_own, self._is_computed = False, True
         #: What is planned and not yet claimed, in order.
         self._planned: dict[str, tuple[Item, _Asked | None]] = {}
-        #: Entries on the agenda whose instant waits for the end of an open run.
-        self._waiting: set[str] = set()
 
     def build(
         self,
@@ -205,7 +203,6 @@ class Planner:
         """
         self._agenda.clear()
         self._planned.clear()
-        self._waiting.clear()
         self._starting_deadline = starting_deadline
         self._is_own, self._is_computed = is_own, not is_own and starting_deadline is None
         self._policies.find_all(is_own, starting_deadline)
@@ -227,15 +224,11 @@ class Planner:
         """Forgets an entry that was removed from the schedule."""
         if self.seen.remove(name):
             self._policies.forget(name)
-            self._waiting.discard(name)
             self._agenda.take_off(name)
 
     def look_again(self, name: str) -> None:
         """Looks at an entry at once if its instant waits for the end of an open run."""
-        if name in self._waiting:  # else it may be paused, and so not on the agenda
-            self._waiting.discard(name)
-            self._agenda.take_off(name)
-            self._agenda.put(name, 0.0)
+        self._agenda.wake(name)
 
     def _take(self, name: str, entry: Any, now: datetime, is_changed: bool) -> bool:
         """Puts an entry on the agenda. Returns False if its state says that it ran in the future:
@@ -333,8 +326,7 @@ class Planner:
         # Jitter is not lateness: only the time after `leaves` counts.
         claimed = verdict.clock or last_run(entry, due, now - (leaves - due))
         if verdict.waits is not None:
-            self._waiting.add(item.name)
-            self._agenda.put(item.name, verdict.waits.timestamp(), due)
+            self._agenda.put_waiting(item.name, verdict.waits.timestamp(), due)
         elif verdict.skipped is not None:
             plan.skipped.append(Skipped(item.name, due, claimed, verdict.skipped))
             entry.last_run_at = as_of(entry, claimed)

@@ -256,12 +256,14 @@ class RunState:
         others = tuple(each for each in self.open if each.run != past.run)
         if outcome is None or not outcome.is_final:
             return replace(self, open=tuple(in_order((*others, past)))[-MOST_OPEN:])
+        had_failed = False
         for each in self.past:
             if each.run == past.run:
+                had_failed = each.outcome is not None and each.outcome.state in FAILURES
                 past = each._replace(outcome=outcome)
         failed = self.failed
         if outcome.state in FAILURES:
-            failed += 1
+            failed += not had_failed  # one that was lost, and has failed, counts once
         elif outcome.state == "success":
             failed = 0
         return replace(self, open=others, past=self._with_amended(past), failed=failed)

@@ -719,7 +719,9 @@ class Checker:
                 self.fail(f"I12: {entry}, of {period} s, did not run for {gap} s")
 
     def _is_deposed(self, run: tuple[str, int]) -> bool:
-        return not self.eras_grow or any(sent.epoch in self.deposed for sent in self.sent[run])
+        # One that a worker has begun is not sent again, whatever its epoch.
+        is_known = not self.eras_grow or self.outcomes.is_reported(run)
+        return is_known or any(sent.epoch in self.deposed for sent in self.sent[run])
 
     def finish(self, beats: Sequence[Beat]) -> None:
         for beat in beats:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -136,6 +136,7 @@ class OutcomeChecker:
         self._vanished: set[Run] = set()
         self._doubled: set[Run] = set()
         self._arrived: set[Run] = set()
+        self._ever_reported: set[Run] = set()
         #: What is executed now: delivery to run.
         self._executed: dict[str, Run] = {}
         #: How many outcomes were folded, and late ones said.
@@ -175,7 +176,7 @@ class OutcomeChecker:
 
     def is_reported(self, run: Run) -> bool:
         """Whether a worker has said that it has its message."""
-        return any(each.run == run for each in self._reported.values())
+        return run in self._ever_reported
 
     def _is_excused(self, run: Run) -> bool:
         """Whether two may overlap: it was concluded what was not so, or a message is there twice,
@@ -224,6 +225,8 @@ class OutcomeChecker:
                 before = self._reported.get(name)
                 since = now if before is None else before.since
                 self._reported[name] = _Reported(report, node.modified, since)
+                if report is not None:
+                    self._ever_reported.add((report.entry, report.run))
         folder = self._paths.inbox_running + "/"
         for path, node in write.changes.items():
             if not path.startswith(folder):
@@ -374,18 +377,20 @@ class OutcomeChecker:
         """A run counts once, however often it is folded."""
         expected = {before.failed}
         if any(folds.values()):
+            # What is not in the state any more is not known to have failed before.
+            there = {(entry, past.number) for past in before.past}
             expected = {
-                self._after(before.failed, order)
+                self._after(before.failed, order, there)
                 for order in itertools.islice(itertools.permutations(folds.items()), 720)
             }
         if state.failed not in expected:
             self._fail(f"I6: {entry}: {expected} failed, and not {state.failed}: {before}, {folds}")
 
-    def _after(self, failed: int, folds: Any) -> int:
+    def _after(self, failed: int, folds: Any, there: Container[tuple[str, int | None]]) -> int:
         for run, outcome in folds:
             if outcome is None:
                 continue
-            had_failed = any(each.state in FAILURES for each in self.folded[run])
+            had_failed = run in there and any(each.state in FAILURES for each in self.folded[run])
             if outcome.state == "success":
                 failed = 0
             elif outcome.state in FAILURES and not had_failed:

@@ -98,6 +98,14 @@ def test_failures_in_a_row(outcomes: list[Outcome], failed: int) -> None:
     assert state.failed == failed
 
 
+def test_a_lost_run_that_has_failed_counts_once() -> None:
+    state = claimed(1)
+    past = state.open[0]
+    for outcome in (LOST, FAILURE):
+        state = state.after_outcome(past._replace(outcome=outcome))
+    assert state.failed == 1
+
+
 def test_a_dropped_run_is_not_open() -> None:
     assert [past.number for past in claimed(1, 2).after_drop(run(1), "why").open] == [2]
 
