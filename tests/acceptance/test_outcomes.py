@@ -179,6 +179,7 @@ def send_all(outcomes: Runs, pool: str) -> Outcomes:
     return expected
 
 
+@pytest.mark.timeout(300)  # for a busy machine: it takes 20 s
 def test_what_workers_report(outcomes: Runs) -> None:
     workers = [worker_of(outcomes, pool) for pool in (PREFORK, THREADS)]
     every_way_to_end(outcomes)
