@@ -25,16 +25,20 @@ logger = get_logger(__name__)
 #: Most entries whose outcomes are folded in a turn, and most reports that are deleted at once.
 _AT_ONCE, _DELETED_AT_ONCE = 200, 200
 #: Most reports that are deleted with the outcome of their run; the others are deleted afterwards.
-_DELETED_WITH_IT = 20
+_DELETED_WITH_IT = 5
+#: More than the bytes of an operation that deletes a report.
+_BYTES_OF_DELETE = 1_000
+#: After so many refusals in a row outcomes are folded without a look at the reports.
+_MOST_REFUSALS = 2
 
 
 @dataclass
 class _Folded:
-    """What is to be recorded of an entry: its runs, each with its outcome, and what belongs into
-    the same transaction."""
+    """What is to be recorded of an entry: its runs, each with its outcome, and how their reports
+    are deleted in the same transaction."""
 
     runs: list[PastRun] = field(default_factory=list)
-    also: list[Operation] = field(default_factory=list)
+    deletes: list[Operation] = field(default_factory=list)
 
 
 class Folding:
@@ -51,8 +55,10 @@ class Folding:
         self.clear()
         #: Deliveries that somebody has changed in such a way that they cannot be deleted.
         self._stuck: set[str] = set()
-        #: The last delivery because of which a transaction was refused.
-        self._refused = ""
+        #: Deliveries because of which a transaction was refused, once.
+        self._refused: set[str] = set()
+        #: How many times in a row outcomes were refused because of a delivery.
+        self._refusals = 0
 
     def clear(self) -> None:
         """Forgets what was collected."""
@@ -63,7 +69,8 @@ class Folding:
         are deleted."""
         each = self._folded.setdefault(name, _Folded())
         each.runs.append(past)
-        each.also += self._deletes(deliveries)[:_DELETED_WITH_IT]
+        if self._refusals < _MOST_REFUSALS:
+            each.deletes += self._deletes(deliveries)[:_DELETED_WITH_IT]
 
     def has(self, name: str, past: PastRun) -> bool:
         """True if an outcome of this run is collected."""
@@ -81,9 +88,22 @@ class Folding:
     def fold(self) -> bool:
         """Folds what was collected. Returns False if that was too much at once.
 
+        A worker may make any number of reports that cannot be deleted. So after some refusals in a
+        row the reports stay. That loses nothing: the run is not open any more, so they are deleted
+        later, and what one of them says by then may replace what the master has concluded.
+
         Raises:
             Outdated: a report has changed: see :meth:`refused`.
         """
+        try:
+            is_done = self._fold()
+        except Outdated:
+            self._refusals += 1
+            raise
+        self._refusals = 0
+        return is_done
+
+    def _fold(self) -> bool:
         known = {name: each for name, each in self._folded.items() if self._ledger.state(name)}
         count = len(known)
         known = dict(itertools.islice(known.items(), _AT_ONCE))
@@ -92,7 +112,7 @@ class Folding:
             del known[name]
             self._fold_and_pause(name, each)
         outcomes = {name: each.runs for name, each in known.items()}
-        also = {name: each.also for name, each in known.items()}
+        also = {name: each.deletes for name, each in known.items()}
         for names in self._ledger.fold(outcomes, also):
             for name in names:
                 self._tell(name, known[name])
@@ -116,7 +136,7 @@ class Folding:
         why = f"beat {self._dispatcher.settings.id}: {policy.pause_after_failures} runs failed in a"
         why += f" row, the last with {error}" if error else " row"
         pausing = self._control.pausing(name, clock.now(), why)
-        also = [*folded.also, *([] if pausing is None else [pausing[0]])]
+        also = [*folded.deletes, *([] if pausing is None else [pausing[0]])]
         for _ in self._ledger.fold({name: folded.runs}, {name: also}):
             if pausing is not None:
                 self._control.paused(pausing[1])
@@ -135,7 +155,8 @@ class Folding:
         all_ = self._deletes(deliveries)
         if not all_:
             return True
-        operations = all_[:_DELETED_AT_ONCE]
+        most = min(_DELETED_AT_ONCE, self._ledger.limits.most_bytes // _BYTES_OF_DELETE)
+        operations = all_[:most]
         election = self._dispatcher.election
         epoch = Check(election.paths.epoch, self._dispatcher.epoch)
         try:
@@ -148,11 +169,9 @@ class Folding:
 
     def refused(self, path: str) -> str:
         """Notes that a report was not as it was read, or could not be deleted. One that is refused
-        again and again stays. Returns the delivery."""
+        again stays. Returns the delivery."""
         name = path.rpartition("/")[2]
-        if name == self._refused:
-            self._stuck.add(name)
-        self._refused = name
+        (self._stuck if name in self._refused else self._refused).add(name)
         return name
 
     def _tell(self, name: str, folded: _Folded) -> None:

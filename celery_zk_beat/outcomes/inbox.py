@@ -17,6 +17,9 @@ logger = get_logger(__name__)
 
 #: Most reports that are read at once; the others are read in the next turn.
 _AT_ONCE = 1000
+#: Most characters of a delivery's name, of which :func:`.reports.delivery_of` makes shorter ones.
+#: The paths of some thousand must fit into a transaction.
+_LONGEST_DELIVERY = 150
 
 
 class Inbox(Deliveries):
@@ -41,6 +44,7 @@ class Inbox(Deliveries):
     def forget(self) -> None:
         self._stale, self._is_there, self._is_unsettled = True, False, False
         self._known: dict[str, Delivery] = {}
+        self._has_warned = False
 
     @property
     def stale(self) -> bool:
@@ -71,6 +75,9 @@ class Inbox(Deliveries):
         # afterwards says how it ended, or nobody is left to say it.
         names = self._session.children(paths.inbox_reports, self._on_watch)
         running = set(self._session.children(paths.inbox_running, self._on_watch))
+        if not (names and running):
+            self._look_for_folders()
+        names = self._short(names)
         known = self._known
         for gone in known.keys() - set(names):
             del known[gone]
@@ -81,6 +88,24 @@ class Inbox(Deliveries):
                 known[name] = self._delivery(name, node, name in running)
         # No watch tells what their workers may yet write.
         self._is_unsettled = any(self._must_read(name, running) for name in known)
+
+    def _look_for_folders(self) -> None:
+        """Makes sure that a folder which seems to be empty is there. Without it no worker could
+        report anything, and no watch would tell."""
+        folders = (self._paths.inbox_reports, self._paths.inbox_running)
+        if not all(self._session.exists(path) for path in folders):
+            self._is_there, self._stale = False, True
+
+    def _short(self, names: list[str]) -> list[str]:
+        """Leaves out names that no worker of ours gives, and that are so long that a transaction
+        which deletes them might be too large."""
+        short = [name for name in names if len(name) <= _LONGEST_DELIVERY]
+        if len(short) < len(names) and not self._has_warned:
+            self._has_warned = True
+            text = "%s: %d znodes have names longer than %d characters; they are left alone"
+            count = len(names) - len(short)
+            logger.warning(text, self._paths.inbox_reports, count, _LONGEST_DELIVERY)
+        return short
 
     def _must_read(self, name: str, running: set[str]) -> bool:
         known = self._known.get(name)

@@ -532,3 +532,59 @@ def test_ended_while_nobody_was_master(app: Celery, make: Make, worker: Worker) 
     go(after, lambda: len(headers(app)) >= 4, "the next of each")
     assert folded(after, one["zk_beat"]["entry"])[:1] == [(1, "success")]
     assert folded(after, two["zk_beat"]["entry"])[:1] == [(1, "lost")]
+
+
+def stick(client: KazooClient, root: str, delivery: str) -> None:
+    """Makes a report such that it cannot be deleted."""
+    client.create(f"{root}/inbox/reports/{delivery}/below")
+
+
+def test_reports_that_cannot_be_deleted(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    """[I12] Several of them keep nobody's run open."""
+    names = ("a", "b", "c")
+    beat = master(make, {"overlap": "skip"}, **{name: every(PERIOD) for name in names})
+    go(beat, lambda: len(headers(app)) == 3, "a run of each")
+    first = headers(app)
+    for header in first:
+        for _ in range(10):
+            stick(client, root, worker.begin(header))
+    worker.die()
+    go(beat, lambda: len(headers(app)) >= 6, "the next of each")
+    for name in names:
+        assert folded(beat, name)[:1] == [(1, "lost")]
+    assert beat.metrics.outcomes["lost"] == 3
+    assert beat.metrics.elections == 1
+
+
+def test_reports_with_long_names(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    """[I12] A transaction that deletes some of them would be larger than the server takes."""
+    beat = master(make, {"overlap": "skip"})
+    header = sent(app, beat)
+    loads = beat._loop.ledger.limits
+    for number in range(3):
+        client.create(f"{root}/inbox/reports/{number}" + 400_000 * "a", b"")
+    delivery = worker.begin(header)
+    worker.end(delivery, header)
+    sent(app, beat, 2)
+    assert folded(beat) == [(1, "success")]
+    assert beat._loop.ledger.limits is loads
+    assert beat.metrics.elections == 1
+
+
+@pytest.mark.parametrize("folder", ["reports", "running"])
+def test_a_folder_that_somebody_has_deleted(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str, folder: str
+) -> None:
+    """The master makes it again."""
+    beat = master(make, {"overlap": "skip"})
+    header = sent(app, beat)
+    client.delete(f"{root}/inbox/{folder}", recursive=True)
+    go(beat, lambda: client.exists(f"{root}/inbox/{folder}") is not None, "the folder")
+    delivery = worker.begin(header)
+    worker.end(delivery, header)
+    sent(app, beat, 2)
+    assert folded(beat) == [(1, "success")]
