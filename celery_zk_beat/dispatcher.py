@@ -58,7 +58,7 @@ class Dispatcher:
         wake: makes the loop turn; for any thread.
         policies: the entries' policies: those of the settings, and perhaps more from the source.
         is_closing: this beat is stopping.
-        has_opened: tracked runs were claimed since somebody set it to False.
+        has_opened: tracked runs were claimed, or dropped, since somebody set it to False.
     """
 
     source: Entries
@@ -264,6 +264,7 @@ class Dispatcher:
             level: the level of the log lines.
         """
         self.ledger.drop(runs, why, *also)
+        self.has_opened |= any(run.tracked for run in runs)
         self.metrics.dropped += len(runs)
         if len(runs) > MOST_LOGGED:
             logger.warning("%d runs in all are dropped", len(runs))

@@ -702,7 +702,7 @@ class RunLedger:
             self._outbox_version -= each.writes_outbox
             if each is self._confirming:
                 self._confirming = None
-        self._under_way = self._under_way[:at]
+        self._under_way, self._outbox_bytes = self._under_way[:at], None
         return True
 
     def _finish_confirming(self) -> None:

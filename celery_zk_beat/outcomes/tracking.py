@@ -33,8 +33,8 @@ from .reporting import Reporting
 
 logger = get_logger(__name__)
 
-#: Least seconds between two looks.
-_REST = 0.02
+#: Least seconds between two looks; and how many times as long as a look the rest after it is.
+_REST, _RESTS_FOR = 0.02, 4
 #: Seconds until the next look: if a worker may yet report though it is gone; after a report changed
 #: while it was folded; and after ZooKeeper refused something.
 _LOOK_EVERY, _AGAIN_AFTER, _RETRY_AFTER = 5.0, 0.05, 10.0
@@ -56,7 +56,7 @@ class Tracking:
     """
 
     def __init__(self, dispatcher: Dispatcher, source: Source, deliveries: Deliveries) -> None:
-        self._dispatcher, self._deliveries = dispatcher, deliveries
+        self._dispatcher, self._source, self._deliveries = dispatcher, source, deliveries
         self._ledger = dispatcher.ledger
         self._election, self._metrics = dispatcher.election, dispatcher.metrics
         self._reporting = Reporting(dispatcher)
@@ -93,6 +93,9 @@ class Tracking:
         self._look_at, self._rests_until = math.inf, now + _REST
         try:
             self._turn()
+            # Whoever floods the inbox does not take the time of dispatch.
+            took = clock.boottime() - now
+            self._rests_until = max(self._rests_until, now + (1 + _RESTS_FOR) * took)
         except Outdated as exc:
             # A report has changed meanwhile.
             self._deliveries.outdated(self._folding.refused(exc.path))
@@ -102,6 +105,8 @@ class Tracking:
 
     def _turn(self) -> None:
         opened = self._ledger.open_runs()
+        for name in {name for name, _ in self._open} - opened.keys():
+            self._source.look_again(name)  # its last open run was dropped
         self._open = {(name, past.run): past for name, runs in opened.items() for past in runs}
         self._metrics.open = len(self._open)
         found: dict[Key, list[Delivery]] = {}
@@ -155,7 +160,9 @@ class Tracking:
         """Does not let a run be sent again that a worker already has. An earlier master sent it, or
         this one did not hear from the broker."""
         waiting = self._ledger.outbox.get(key[0])
-        if waiting is None or (waiting.number, milliseconds(waiting.due)) != key[1]:
+        if waiting is None or not waiting.tracked:
+            return  # nobody asked for a report: a forged one does not keep a run from being sent
+        if (waiting.number, milliseconds(waiting.due)) != key[1]:
             return
         if not self._dispatcher.publisher.is_unsent(waiting):
             ahead = self._election.session.clock_offset
@@ -171,6 +178,8 @@ class Tracking:
         """Decides what becomes of a run, by all of its deliveries. Returns those that say nothing
         new."""
         past = self._open.get(key)
+        if past is None and self._ledger.damaged(key[0]):
+            return []  # its page may be repaired: then the run is open, perhaps
         if past is None and key not in self._strange:
             if not self._reads_left:
                 self._look_in(0.0)
@@ -202,7 +211,8 @@ class Tracking:
 
     def _find(self, key: Key, deliveries: list[Delivery]) -> PastRun | None:
         """Finds a run that is not open, if a report can still change what is known of it: the
-        master has concluded that it was lost, and was wrong."""
+        master has concluded that it was lost, or has dropped it because it was perhaps published,
+        and was wrong."""
         name, run = key
         state = self._ledger.state(name)
         if state is None or not any(each.outcome or each.is_running for each in deliveries):
@@ -216,7 +226,8 @@ class Tracking:
                 pasts = {} if node is None else decode_volume(path, node.data)
                 known = [past for past in pasts.get(name, ()) if past.run == run]
         for past in known:
-            if past.outcome is not None and past.outcome.state in CONCLUDED:
+            outcome = past.outcome
+            if past.was_dropped if outcome is None else outcome.state in CONCLUDED:
                 return past
         return None
 

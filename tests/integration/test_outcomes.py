@@ -22,7 +22,7 @@ from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.control import RUN, Answer, Asking, RequestRecord, change_pauses
 from celery_zk_beat.outcomes.inbox import Inbox
 from celery_zk_beat.outcomes.reports import Report, delivery_of
-from celery_zk_beat.paths import Paths
+from celery_zk_beat.paths import Paths, page_of
 from celery_zk_beat.records import from_text, to_text
 from celery_zk_beat.runs import RunState
 from celery_zk_beat.signals import run_finished, run_late, run_started
@@ -588,3 +588,87 @@ def test_a_folder_that_somebody_has_deleted(
     worker.end(delivery, header)
     sent(app, beat, 2)
     assert folded(beat) == [(1, "success")]
+
+
+def test_the_open_run_is_dropped(
+    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
+) -> None:
+    """What was queued behind it leaves."""
+    beat = master(make, {"overlap": "queue"})
+    header = sent(app, beat)
+    delivery = worker.begin(header)
+    for_a_while(beat, 2 * PERIOD)
+    dispatcher = beat._loop.dispatcher
+    dispatcher.publisher.publish = lambda runs: None  # type: ignore[method-assign]
+    dispatcher.publisher.publish_soon = lambda runs: None  # type: ignore
+    assert ask(zookeeper, beat, overlap=1).ok
+    worker.end(delivery, header)
+    go(beat, lambda: folded(beat) == [(1, "success")], "the outcome")
+    del dispatcher.publisher.publish
+    waiting = beat._loop.ledger.outbox["e"]
+    assert [past.number for past in state(beat).open] == [2]
+    dispatcher.drop([waiting], "asked for")
+    assert sent(app, beat, 2)["zk_beat"]["run"] == 3
+
+
+def test_a_page_that_is_repaired(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    """What is reported while its page is damaged is not lost."""
+    beat = master(make, {"overlap": "skip"})
+    header = sent(app, beat)
+    delivery = worker.begin(header)
+    for_a_while(beat, 0.2)
+    path = beat.election.paths.page(page_of("e"))
+    beat.close()
+    good = client.get(path)[0]
+    client.set(path, b"damaged")
+    two = make()
+    assert two.election.wait(PATIENCE)
+    two._loop.turn()
+    worker.end(delivery, header)
+    for_a_while(two, 0.5)
+    assert reports(client, root) == [delivery]
+    client.set(path, good)
+    two._loop._loaded_at = -1e9
+    sent(app, two, 2)
+    assert folded(two) == [(1, "success")]
+
+
+def test_forged_reports_of_what_nobody_tracks(
+    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
+) -> None:
+    """They do not keep a run from being sent."""
+    yearly = {"task": "task", "schedule": YEARLY}
+    beat = make(beat_schedule={"e": yearly}, zk_beat_policies={"x": {"track": True}})
+    assert beat.election.wait(PATIENCE)
+    beat._loop.turn()
+    beat._loop.ledger.confirm = lambda: None  # type: ignore[method-assign]
+    assert ask(zookeeper, beat).ok
+    worker.begin(sent(app, beat))
+    beat.election.stop()
+    two = make()
+    assert two.election.wait(PATIENCE)
+    sent(app, two, 2)
+
+
+def test_a_run_that_was_dropped_in_doubt(
+    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
+) -> None:
+    """With zk_beat_recovery "drop" the next master drops what was perhaps published. If a worker
+    has it after all, the run is open as any other."""
+    app.conf.zk_beat_recovery = "drop"
+    beat = master(make, {"overlap": "skip"}, e={"task": "task", "schedule": YEARLY})
+    beat._loop.ledger.confirm = lambda: None  # type: ignore[method-assign]
+    assert ask(zookeeper, beat).ok
+    header = sent(app, beat)
+    beat.election.stop()
+    two = make()
+    assert two.election.wait(PATIENCE)
+    two._loop.turn()
+    assert state(two).open == ()
+    delivery = worker.begin(header)
+    go(two, lambda: [past.number for past in state(two).open] == [1], "it to be open")
+    worker.end(delivery, header)
+    go(two, lambda: folded(two) == [(1, "success")], "its outcome")
+    assert len(headers(app)) == 1
