@@ -16,6 +16,8 @@ from typing import Any
 from celery import Celery
 from celery.schedules import crontab
 
+from celery_zk_beat import ReportOutcomes
+
 logger = logging.getLogger(__name__)
 
 app = Celery("example")  # The name is part of the election's root, so every app has its own.
@@ -35,6 +37,11 @@ if "ZK_BEAT_SESSION_TIMEOUT" in os.environ:
 # Entries may also be added while beats run: `zk-beat add orders --task example_project.app.orders
 # --every 3`.
 app.conf.zk_beat_entries = True
+
+# Workers report what becomes of the runs whose policy asks for that: `zk-beat history invoices`.
+app.conf.zk_beat_outcomes = "worker"
+app.conf.zk_beat_policies = {"invoices": {"finish_within": 60}}
+app.steps["worker"].add(ReportOutcomes)
 
 # A schedule as Celery knows it. It does not mention the election.
 app.conf.beat_schedule = {
