@@ -108,8 +108,18 @@ _PAUSES = st.fixed_dictionaries({"since": INSTANTS}, optional={"until": INSTANTS
 _TEXTS = st.sampled_from(EVIL_TEXTS) | st.text(max_size=5)
 #: Microseconds since 1970.
 _INSTANTS = st.just(1_767_225_600_000_000) | st.sampled_from([0, 253_370_764_799_999_999, 2**60])
+_OUTCOMES = st.tuples(
+    st.sampled_from(["success", "failure", "lost", "late_start", "late_finish"]) | _TEXTS,
+    _NUMBERS,
+    _NUMBERS | st.none(),
+    _TEXTS,
+    _TEXTS,
+).map(list)
 _PAST = st.lists(
-    st.tuples(_NUMBERS, _NUMBERS, _NUMBERS, _NUMBERS, _TEXTS).map(list) | VALUES, max_size=3
+    st.tuples(_NUMBERS, _NUMBERS, _NUMBERS, _NUMBERS, _TEXTS).map(list)
+    | st.tuples(_NUMBERS, _NUMBERS, _NUMBERS, _NUMBERS, _TEXTS, _OUTCOMES).map(list)
+    | VALUES,
+    max_size=3,
 )
 _STATES = st.tuples(
     _INSTANTS,
@@ -121,6 +131,8 @@ _STATES = st.tuples(
             "dropped": st.lists(VALUES, max_size=3) | VALUES,
             "unnamed_since": _INSTANTS,
             "past": _PAST,
+            "open": _PAST,
+            "failed": _NUMBERS,
             "ran": _NUMBERS,
         },
     ),

@@ -284,6 +284,7 @@ def scheduler(request: pytest.FixtureRequest) -> ZooKeeperScheduler:
     }
     app.conf.zk_beat_entries = request.param == "live"
     app.conf.zk_beat_entries_tasks = ["*"]
+    app.conf.zk_beat_outcomes = "worker"
     if request.param in (None, "live"):
         return ZooKeeperScheduler(app)
     app.conf.zk_beat_scheduler = request.param
