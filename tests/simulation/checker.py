@@ -452,7 +452,7 @@ class Checker:
                     entry, before, state, is_told
                 ):
                     pass
-                elif self.pauses.skips if last is None else last.number is None:
+                elif last.number is None if last else self.pauses.skip_until(entry):
                     self._on_skip(entry, before, state)
                 else:
                     self._on_late(entry, before, state)
