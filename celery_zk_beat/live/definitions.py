@@ -499,7 +499,7 @@ def _args(value: Any) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise _Refused(value, _ACCEPTED["args"])
     _data(value)
-    return value
+    return value or ()  # none, however it was written, is the default
 
 
 def _kwargs(value: Any) -> Mapping[str, Any]:

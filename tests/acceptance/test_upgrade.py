@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from example_project.servers import REPOSITORY, Process
 from tests.conftest import PATIENCE
@@ -29,6 +30,8 @@ Trees = dict[str, Path]
 
 def tree_of(commit: str, folder: Path) -> Path:
     """All files of a commit; skips the test where there is no history, or a short one."""
+    if redis.VERSION < (5, 3):
+        pytest.skip("with redis-py before 5.3 older ones drop each run")
     git = ["git", "-C", str(REPOSITORY)]
     if not shutil.which("git"):
         pytest.skip("git is not installed")

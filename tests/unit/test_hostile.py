@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.schedules import crontab
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kazoo.exceptions import RolledBackError
 from kazoo.protocol.states import ZnodeStat
@@ -130,6 +130,10 @@ LIVE = f"/entries/{definitions.page_of_entry('e')}"
 
 @patiently
 @given(hostile.ENTRIES)
+@example(
+    b'{"format": 2, "entries": {"e": {"task": "task", "schedule": {"every": 30}, "args": [],'
+    b' "version": 1, "born": "1e0b", "since": 1000, "changes": [[1, 1000, "web", ["added"]]]}}}'
+)
 def test_live_entries_that_are_read(data: bytes) -> None:
     """Likewise; what is damaged stands as it was, and says why in short."""
     error = ""
