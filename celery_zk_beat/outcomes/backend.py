@@ -7,7 +7,7 @@ reads. The results stay as they are, for whoever else waits for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ _AT_ONCE = 500
 _SHARE, _LIMITS, _CLOSE_LIMITS = 0.1, (0.5, 10.0), (0.2, 1.0)
 #: Seconds until we ask again for what could not be read, and between two warnings.
 _RETRY_AFTER, _WARN_EVERY = 5.0, 60.0
+#: Seconds after which a new master decides without the backend, if that does not answer.
+_PATIENCE = 5.0
 #: After so many errors in a row the backend is taken for away.
 _MOST_ERRORS = 3
 #: Celery's states of a result to those of a report. Others, such as RETRY, say nothing new.
@@ -147,6 +149,10 @@ class BackendDeliveries(Deliveries):
         asking.ask(asked)
         return {each.name: each for key, each in asking.found.items() if key in asked}
 
+    def has_looked(self, key: Key) -> bool:
+        asking = self._asking
+        return asking is None or key in asking.tried or asking.is_settled
+
     def outdated(self, name: str) -> None:
         self._is_outdated = True
 
@@ -199,6 +205,7 @@ class _Asking:
     Attributes:
         asked: the runs to ask for.
         found: what is known of them.
+        tried: those that were asked for at least once.
         has_news: something was found since somebody set it to False.
     """
 
@@ -208,7 +215,8 @@ class _Asking:
         self._app, self._server_time, self._wake = app, server_time, wake
         self.asked: Mapping[Key, _Asked] = {}
         self.found: Mapping[Key, Delivery] = {}
-        self.has_news = False
+        self.tried: Set[Key] = frozenset()
+        self.has_news, self._begun = False, clock.boottime()
         self._is_over, self._news = False, clock.Wakeup()
         #: When to ask for each run, on boottime().
         self._next: dict[Key, float] = {}
@@ -225,6 +233,11 @@ class _Asking:
         if self._thread is None:
             self._thread = clock.thread(self._run, "zk-beat-results")
             self._thread.start()
+
+    @property
+    def is_settled(self) -> bool:
+        """True some seconds after it began."""
+        return clock.boottime() - self._begun > _PATIENCE
 
     def close(self) -> None:
         """Has the thread end soon. What it finds after this is of no use to anybody."""
@@ -275,6 +288,9 @@ class _Asking:
                 del self._next[each.key]
         if new:
             self.found = {**self.found, **new}
+        if not self.is_settled:
+            self.tried = self.tried | {each.key for each in wanted}
+        if new:
             self.has_news = True
             self._wake()
 

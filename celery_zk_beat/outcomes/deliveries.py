@@ -78,5 +78,9 @@ class Deliveries(Protocol):
             ZkBeatError: the source cannot be read now.
         """
 
+    def has_looked(self, key: Key) -> bool:
+        """True if what :meth:`read` returns of a run is what is known of it. False for a moment
+        after a take-over, if the source takes time."""
+
     def outdated(self, name: str) -> None:
         """Makes the next :meth:`read` read this delivery again."""

@@ -33,11 +33,12 @@ from .reporting import Reporting
 
 logger = get_logger(__name__)
 
-#: Least seconds between two looks; and how many times as long as a look the rest after it is.
-_REST, _RESTS_FOR = 0.02, 4
-#: Seconds until the next look: if a worker may yet report though it is gone; after a report changed
-#: while it was folded; and after ZooKeeper refused something.
-_LOOK_EVERY, _AGAIN_AFTER, _RETRY_AFTER = 5.0, 0.05, 10.0
+#: Least seconds between two looks; and how many times as long as a look the rest after it is. Each
+#: look costs some round trips, during which nothing is dispatched.
+_REST, _RESTS_FOR = 0.2, 4
+#: Seconds until the next look: if the source takes time; if a worker may yet report though it is
+#: gone; after a report changed while it was folded; and after ZooKeeper refused something.
+_LOOK_SOON, _LOOK_EVERY, _AGAIN_AFTER, _RETRY_AFTER = 0.25, 5.0, 0.05, 10.0
 #: Seconds until the next look at a deadline of a run that waits for the broker.
 _WAITING_EVERY = 1.0
 #: Most histories that are read in a turn, for reports of runs that are not open.
@@ -256,6 +257,9 @@ class Tracking:
             waiting = outbox.get(name)
             is_waiting = waiting is not None and waiting.number == number
             if self._folding.has(name, past):
+                continue
+            if not self._deliveries.has_looked(key):
+                self._look_in(_LOOK_SOON)
                 continue
             deliveries = found.get(key, ())
             is_running = any(each.is_running for each in deliveries)

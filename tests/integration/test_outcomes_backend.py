@@ -10,7 +10,7 @@ import pytest
 import redis
 from celery import Celery
 
-from celery_zk_beat import ZooKeeperScheduler
+from celery_zk_beat import ZooKeeperScheduler, clock
 from example_project.processes import LOOPBACK, free_port
 from example_project.servers import Redis
 from tests.conftest import PATIENCE
@@ -54,15 +54,17 @@ def test_what_is_recorded(app: Celery, make: Make, results: Results) -> None:
 
 
 def test_a_term_that_ends(app: Celery, make: Make, results: Results) -> None:
-    """[I6] The next master asks for what is open then."""
-    beat = master(make, {"overlap": "skip"})
+    """[I6] The next master asks for what is open then, before it decides that anything is late."""
+    beat = master(make, {"overlap": "skip", "finish_within": 1.0, "overlap_timeout": 1.0})
     header = sent(app, beat)
     beat.close()
     results.end("", header)
+    clock.sleep(1.5)  # so that both are over
     after = make()
     assert after.election.wait(PATIENCE)
     sent(app, after, 2)
-    assert folded(after) == [(1, "success")]
+    assert folded(after)[0] == (1, "success")
+    assert after.metrics.late == {}
 
 
 def test_it_is_away(
@@ -132,7 +134,7 @@ def damage(app: Celery, kind: str, results: Results, header: dict[str, Any]) -> 
 
 
 def test_a_backend_that_hangs(app: Celery, make: Make) -> None:
-    """[I12] Nobody waits for it but the thread that asks."""
+    """[I12] Nobody waits for it but the thread that asks, and a new master some seconds."""
     import socket
 
     with socket.create_server((LOOPBACK, 0)) as silent:
@@ -142,7 +144,7 @@ def test_a_backend_that_hangs(app: Celery, make: Make) -> None:
         second = sent(app, beat, 2)
         assert folded(beat)[0] == (1, "unknown")
         assert second["zk_beat"]["run"] == 2
-        assert 1 <= len(skipped(beat)) <= 3
+        assert 1 <= len(skipped(beat)) <= 7 / PERIOD
         beat.close()
 
 
