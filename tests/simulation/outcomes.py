@@ -302,7 +302,8 @@ class OutcomeChecker:
     def _on_fold(self, run: Run, outcome: Outcome | None, deleted: Mapping[str, _Reported]) -> None:
         known = self.folded[run][-1] if self.folded[run] else None
         if outcome is None:
-            if known is None or known.state not in CONCLUDED:
+            is_concluded = known is not None and known.state in CONCLUDED
+            if not is_concluded and run not in self.dropped:  # which was in doubt
                 self._fail(f"I6: {run} is open again after {known}")
             self._reopened.add(run)
             self._said.pop(run, None)
