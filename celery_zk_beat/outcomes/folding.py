@@ -7,6 +7,7 @@ run there and deletes the report. So a master that is killed leaves either both 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ logger = get_logger(__name__)
 _AT_ONCE, _DELETED_AT_ONCE = 200, 200
 #: Most reports that are deleted with the outcome of their run; the others are deleted afterwards.
 _DELETED_WITH_IT = 5
+#: Seconds for which reports are not deleted after that was not allowed.
+_KEEPS_FOR = 600.0
 #: More than the bytes of an operation that deletes a report.
 _BYTES_OF_DELETE = 1_000
 #: After so many refusals in a row outcomes are folded without a look at the reports.
@@ -48,7 +51,14 @@ class Folding:
     def __init__(self, dispatcher: Dispatcher, source: Source, reporting: Reporting) -> None:
         self._dispatcher, self._source, self._reporting = dispatcher, source, reporting
         self._ledger, self._control = dispatcher.ledger, dispatcher.control
+        #: Until when reports are not deleted, by boottime().
+        self._keeps_until = -math.inf
         self.forget()
+
+    def may_not_delete(self) -> None:
+        """Call this if a transaction was refused for want of rights. For a while the reports stay:
+        else nothing that is in the same turn would ever be done."""
+        self._keeps_until = clock.boottime() + _KEEPS_FOR
 
     def forget(self) -> None:
         """The term is over, or all is read anew."""
@@ -79,6 +89,8 @@ class Folding:
         )
 
     def _deletes(self, deliveries: Iterable[Delivery]) -> list[Operation]:
+        if clock.boottime() < self._keeps_until:
+            return []
         return [
             each.delete
             for each in deliveries

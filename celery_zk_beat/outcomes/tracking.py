@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from .. import clock
 from ..dispatcher import Dispatcher
 from ..errors import AccessDenied, Outdated, QuotaExceeded, RootError
-from ..history import decode_volume
+from ..history import Pasts, decode_volume
 from ..log import get_logger
 from ..paths import page_of, volume_of
 from ..policies import Policy
@@ -74,8 +74,8 @@ class Tracking:
         self._started: set[Key] = set()
         #: Runs that are not open, of which no report changes anything.
         self._strange: set[Key] = set()
-        #: How many histories may still be read in this turn.
-        self._reads_left = 0
+        #: How many histories may still be read in this turn, and those that were, by path.
+        self._reads_left, self._histories = 0, dict[str, Pasts]()
         #: When to look again, and until when not to, by boottime().
         self._look_at = self._rests_until = -math.inf
         #: No report was ever read in this term.
@@ -102,6 +102,9 @@ class Tracking:
             self._deliveries.outdated(self._folding.refused(exc.path))
             self._look_in(0.0)
             self._rests_until = clock.boottime() + _AGAIN_AFTER
+        except AccessDenied:
+            self._folding.may_not_delete()
+            raise
         return max(0.0, max(self._look_at, self._rests_until) - clock.boottime())
 
     def _turn(self) -> None:
@@ -118,7 +121,7 @@ class Tracking:
             else:
                 found.setdefault(each.key, []).append(each)
         self._started &= self._open.keys()
-        self._reads_left = _MOST_READS
+        self._reads_left, self._histories = _MOST_READS, {}
         folding = self._folding
         folding.clear()
         for key, deliveries in found.items():
@@ -220,17 +223,22 @@ class Tracking:
             return None
         known = [past for past in state.past if past.run == run]
         if not known:
-            self._reads_left -= 1
-            path = self._election.paths.volume(volume_of(page_of(name)))
-            node = self._election.session.read(path)
-            with contextlib.suppress(RootError):
-                pasts = {} if node is None else decode_volume(path, node.data)
-                known = [past for past in pasts.get(name, ()) if past.run == run]
+            known = [past for past in self._history(name) if past.run == run]
         for past in known:
             outcome = past.outcome
             if past.was_dropped if outcome is None else outcome.state in CONCLUDED:
                 return past
         return None
+
+    def _history(self, name: str) -> tuple[PastRun, ...]:
+        """Reads the history of an entry, once in a turn."""
+        path = self._election.paths.volume(volume_of(page_of(name)))
+        if path not in self._histories:
+            self._reads_left -= 1
+            node, self._histories[path] = self._election.session.read(path), {}
+            with contextlib.suppress(RootError):
+                self._histories[path] = {} if node is None else decode_volume(path, node.data)
+        return self._histories[path].get(name, ())
 
     def _note_running(self, key: Key, past: PastRun, delivery: Delivery) -> None:
         self._note_started(key, past, delivery)

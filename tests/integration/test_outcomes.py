@@ -16,7 +16,7 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from celery.schedules import crontab
 from kazoo.client import KazooClient
-from kazoo.security import make_digest_acl
+from kazoo.security import make_acl, make_digest_acl
 
 from celery_zk_beat import ZooKeeperScheduler, clock
 from celery_zk_beat.control import RUN, Answer, Asking, RequestRecord, change_pauses
@@ -672,3 +672,32 @@ def test_a_run_that_was_dropped_in_doubt(
     worker.end(delivery, header)
     go(two, lambda: folded(two) == [(1, "success")], "its outcome")
     assert len(headers(app)) == 1
+
+
+def test_reports_that_must_not_be_deleted(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    """[I12] Where the master lacks the right, outcomes are folded all the same."""
+    client.create(f"{root}/inbox/reports", makepath=True)
+    acl = make_acl("world", "anyone", read=True, create=True)
+    client.set_acls(f"{root}/inbox/reports", [acl])
+    beat = master(make, {"overlap": "skip"})
+    header = sent(app, beat)
+    worker.end(worker.begin(header), header)
+    sent(app, beat, 2)
+    for_a_while(beat, 2 * PERIOD)
+    assert folded(beat) == [(1, "success")]
+    assert beat.metrics.outcomes == {"success": 1}
+
+
+def test_many_forged_reports(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    """Reports of runs that an entry never had are soon deleted."""
+    beat = master(make, {"overlap": "skip"})
+    header = sent(app, beat)
+    for number in range(1000, 2000):
+        forged = {**header, "zk_beat": {**header["zk_beat"], "run": number}}
+        worker.report(forged, "success")
+    for_a_while(beat, 3.0)
+    assert reports(client, root) == []
