@@ -32,6 +32,11 @@ _REASONS = {f"skipped: {words}": reason for reason, words in SKIPPED.items()}
 _OTHER = "other"
 
 
+def _reason_of(note: str) -> str:
+    words, _, _ = note.partition(", since ")
+    return _REASONS.get(words, _OTHER)
+
+
 class _Known(NamedTuple):
     """The numbers of an entry, what they were made of, and when, on boottime()."""
 
@@ -176,9 +181,7 @@ class ByEntry:
         pasts = self._past(name, state)
         last_run, lateness = _last_run(pasts, state, waiting)
         found = {
-            _REASONS.get(past.note or "", _OTHER): past.at_ms / 1000
-            for past in pasts
-            if past.number is None
+            _reason_of(past.note or ""): past.at_ms / 1000 for past in pasts if past.number is None
         }
         next_run = self._next_run(name, state, waiting, is_held)
         numbers = EntryNumbers(name, last_run, lateness, next_run, {**skipped, **found})

@@ -300,7 +300,8 @@ class Dispatcher:
         """
         if missed:
             why = SKIPPED[reason]
-            self.ledger.skip(missed, f"skipped: {why}", *also)
+            whys = {name: f"skipped: {why}{self._since(name, reason)}" for name in missed}
+            self.ledger.skip(missed, whys, *also)
             self.metrics.skipped[reason] += len(missed)
             if len(missed) > MOST_LOGGED:
                 logger.warning("instants of %d entries are skipped: %s", len(missed), why)
@@ -311,6 +312,10 @@ class Dispatcher:
                     level = min(level, logging.INFO)
                 told = telling("skipped", entry=name, due=due, epoch=self.epoch)
                 logger.log(level, "%s: due %s, is skipped: %s", name, due, why, extra=told)
+
+    def _since(self, name: str, reason: str) -> str:
+        state = self.ledger.state(name) if reason == "overlap" else None
+        return f", since {to_text(state.open[0].at)}" if state is not None and state.open else ""
 
     def drop_held(self) -> None:
         """Drops runs that no schedule has named for too long, and held-back runs for which there is

@@ -439,19 +439,23 @@ class RunLedger:
         return self._pages.open_runs()
 
     def skip(
-        self, entries: Mapping[str, tuple[datetime, datetime]], why: str, *also: Operation
+        self,
+        entries: Mapping[str, tuple[datetime, datetime]],
+        why: str | Mapping[str, str],
+        *also: Operation,
     ) -> None:
         """Records that a due instant of each entry does not run, and moves the entries' clocks.
 
         Args:
             entries: by name, the due instant and the instant from which the clock continues. Each
                 entry has a state.
-            why: for the history.
+            why: for the history, the same for all or by entry.
             also: is part of each transaction.
         """
         states: dict[str, RunState] = {}
         for name, (due, at) in entries.items():
-            past = PastRun.of(None, due, at, self.epoch, why)
+            reason = why if isinstance(why, str) else why[name]
+            past = PastRun.of(None, due, at, self.epoch, reason)
             states[name] = self._pages.of(name).states[name].after_skip(past, at, self._ahead)
         self.rewrite(states, *also)
 
