@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import heapq
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
-from celery.beat import Scheduler
+from celery import VERSION
+from celery.beat import Scheduler, event_t
 from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
 
@@ -37,6 +39,7 @@ logger = get_logger(__name__)
 
 #: By how much a store may round the time of a run; the second if it stores whole seconds.
 _ROUNDED, _SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
+_ASKS_THE_FIRST_ALONE = VERSION[:2] < (5, 7)
 
 
 class SchedulerFailed(ZkBeatError):
@@ -235,11 +238,21 @@ class Gated(Giving):
     def is_due(self, entry: Any) -> Any:
         seconds = self._held_back(entry)
         if seconds is not None:
-            return schedstate(False, seconds)
+            return self._make_way(entry, schedstate(False, seconds))
         try:
             return super().is_due(entry)
         except Exception as exc:
-            return self._cannot_tell(entry, exc)
+            return self._make_way(entry, self._cannot_tell(entry, exc))
+
+    def _make_way(self, entry: Any, state: Any) -> Any:
+        """Puts an entry that is not to run behind those that are due. Celery before 5.7 asks the
+        first of its heap until it is due, and meanwhile no other (celery#7649)."""
+        heap = getattr(self, "_heap", None)
+        if not _ASKS_THE_FIRST_ALONE or not heap or heap[0].entry is not entry:
+            return state
+        later = event_t(self._when(entry, state.next), heap[0].priority, entry)
+        heapq.heapreplace(heap, later)
+        return state if heap[0].entry is entry else schedstate(False, 0)
 
     def _cannot_tell(self, entry: Any, exc: Exception) -> Any:
         """What to assume of an entry that fails to say whether it is due. It must not stop the
