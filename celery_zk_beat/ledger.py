@@ -370,7 +370,7 @@ class RunLedger:
             before = self._pages.of(run.entry).states.get(run.entry) or RunState(run.claimed)
             # Not by this machine's clock: if that is set just now, it is not yet known how far it
             # is off.
-            server_ms = int(self._session.server_time * 1000) if run.tracked else None
+            server_ms = int(self._session.latest_server_time * 1000) if run.tracked else None
             states[run.entry] = before.after_claim(run, self._ahead, server_ms)
         if not states:
             return []

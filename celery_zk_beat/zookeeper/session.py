@@ -65,17 +65,27 @@ class ZooKeeperSession:
         #: By how many seconds at least this machine's clock is ahead of the server's (negative:
         #: behind), by the last write; 0 if no write has shown it.
         self.clock_offset = 0.0
-        #: What the server's clock said at the last write, and when that was, on boottime().
-        self._server_clock: tuple[float, float] | None = None
+        #: What the server's clock said at the last write, when that was sent, and when its answer
+        #: was read, on boottime().
+        self._server_clock: tuple[float, float, float] | None = None
 
     @property
     def server_time(self) -> float:
         """The server's time in seconds since 1970, computed from the last write; before the first
-        write this machine's time. For any thread."""
+        write this machine's time. It may be behind by as long as the answer took to be read. For
+        any thread."""
         if self._server_clock is None:
             return clock.timestamp()
-        server, at = self._server_clock
-        return server + clock.boottime() - at
+        server, _, read = self._server_clock
+        return server + clock.boottime() - read
+
+    @property
+    def latest_server_time(self) -> float:
+        """As :attr:`server_time`, but it may be ahead by so long, and is never behind."""
+        if self._server_clock is None:
+            return clock.timestamp()
+        server, sent, _ = self._server_clock
+        return server + clock.boottime() - sent
 
     @property
     def connected(self) -> bool:
@@ -258,11 +268,14 @@ class ZooKeeperSession:
                 transaction.delete(op.path, op.version)
         sent, sent_at = clock.boottime(), clock.timestamp()
         answer = transaction.commit_async()
-        return Pending(sent, answer.ready, lambda: self._versions(operations, answer, sent_at))
+        times = sent, sent_at
+        return Pending(sent, answer.ready, lambda: self._versions(operations, answer, times))
 
-    def _versions(self, operations: Sequence[Operation], answer: Any, sent_at: float) -> list[int]:
-        """Waits for the :meth:`.Pending.result` of what was sent when this machine's clock said
-        `sent_at`."""
+    def _versions(
+        self, operations: Sequence[Operation], answer: Any, times: tuple[float, float]
+    ) -> list[int]:
+        """Waits for the :meth:`.Pending.result` of what was sent at these `times`: on boottime(),
+        and what this machine's clock said."""
         found = self._answer(operations[0].path, answer)
         refusal = answers.refusal(operations, found)
         if refusal is not None:
@@ -270,13 +283,14 @@ class ZooKeeperSession:
         versions = answers.versions(operations, found)
         for each in found:
             if isinstance(each, ZnodeStat):
-                self._compare_clocks(sent_at, each.mtime / 1000, clock.timestamp())
+                self._compare_clocks(*times, each.mtime / 1000, clock.timestamp())
         return versions
 
-    def _compare_clocks(self, before: float, server: float, after: float) -> None:
+    def _compare_clocks(self, sent: float, before: float, server: float, after: float) -> None:
         """Compares the time at which the server made a write with two times of this machine, before
-        and after; all in seconds since 1970. Warns, once, of a difference that matters."""
-        self._server_clock = server, clock.boottime()
+        and after; all in seconds since 1970, but for `sent`, on boottime(). Warns, once, of a
+        difference that matters."""
+        self._server_clock = server, sent, clock.boottime()
         was_off = abs(self.clock_offset) > CLOCK_TOLERANCE
         # The server's clock is read in milliseconds.
         self.clock_offset = max(0.0, before - server - 0.001) or min(0.0, after - server)
