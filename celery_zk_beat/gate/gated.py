@@ -238,21 +238,11 @@ class Gated(Giving):
     def is_due(self, entry: Any) -> Any:
         seconds = self._held_back(entry)
         if seconds is not None:
-            return self._make_way(entry, schedstate(False, seconds))
+            return _made_way(self, entry, schedstate(False, seconds))
         try:
             return super().is_due(entry)
         except Exception as exc:
-            return self._make_way(entry, self._cannot_tell(entry, exc))
-
-    def _make_way(self, entry: Any, state: Any) -> Any:
-        """Puts an entry that is not to run behind those that are due. Celery before 5.7 asks the
-        first of its heap until it is due, and meanwhile no other (celery#7649)."""
-        heap = getattr(self, "_heap", None)
-        if not _ASKS_THE_FIRST_ALONE or not heap or heap[0].entry is not entry:
-            return state
-        later = event_t(self._when(entry, state.next), heap[0].priority, entry)
-        heapq.heapreplace(heap, later)
-        return state if heap[0].entry is entry else schedstate(False, 0)
+            return _made_way(self, entry, self._cannot_tell(entry, exc))
 
     def _cannot_tell(self, entry: Any, exc: Exception) -> Any:
         """What to assume of an entry that fails to say whether it is due. It must not stop the
@@ -465,3 +455,15 @@ def _due(entry: Any, start: datetime | None) -> datetime:
         due = due_instant(entry)
     # If an entry has a start, database schedulers pretend a last run 30 years before it.
     return due if start is None else max(due, start)
+
+
+def _made_way(scheduler: Any, entry: Any, state: Any) -> Any:
+    """Puts an entry that is not to run behind those that are due. Returns what to say of it. Celery
+    before 5.7 asks the first of its heap until that is due, and meanwhile no other
+    (celery#7649)."""
+    heap = getattr(scheduler, "_heap", None)
+    if not _ASKS_THE_FIRST_ALONE or not heap or heap[0].entry is not entry:
+        return state
+    later = event_t(scheduler._when(entry, state.next), heap[0].priority, entry)
+    heapq.heapreplace(heap, later)
+    return state if heap[0].entry is entry else schedstate(False, 0)
