@@ -15,7 +15,7 @@ from .. import clock
 from ..dispatcher import Dispatcher
 from ..errors import Conflict, Outdated
 from ..log import get_logger
-from ..runs import PastRun
+from ..runs import FAILURES, PastRun
 from ..source import Source
 from ..zookeeper.operations import Check, Operation
 from .deliveries import Delivery
@@ -144,7 +144,8 @@ class Folding:
     def _fold_and_pause(self, name: str, folded: _Folded) -> None:
         policy = self._dispatcher.policies.of(name)
         assert policy is not None
-        error = next((each.outcome.error for each in reversed(folded.runs) if each.outcome), None)
+        failures = (each.outcome for each in reversed(folded.runs) if each.outcome is not None)
+        error = next((each.error for each in failures if each.state in FAILURES), None)
         why = f"beat {self._dispatcher.settings.id}: {policy.pause_after_failures} runs failed in a"
         why += f" row, the last with {error}" if error else " row"
         pausing = self._control.pausing(name, clock.now(), why)

@@ -34,6 +34,8 @@ from .conftest import Site
 APP = "tests.acceptance.outcomes_app"
 DUE = "2026-01-01T12:00:00.000000+00:00"
 PREFORK, THREADS = "prefork", "threads"
+#: How many workers there are where a message is revoked.
+WORKERS = 2
 
 
 class Runs:
@@ -101,10 +103,12 @@ class Runs:
                 declare=[kombu.Queue(queue, exchange, queue)],
             )
 
-    def revoke(self, id: str, **options: Any) -> None:
-        """Returns when a worker has heard it."""
+    def revoke(self, id: str, workers: int, **options: Any) -> None:
+        """Returns when so many workers have heard it."""
         asked = {"task_id": id, **options}
-        assert self.app.control.broadcast("revoke", asked, reply=True, limit=1, timeout=PATIENCE)
+        control = self.app.control
+        answers = control.broadcast("revoke", asked, reply=True, limit=workers, timeout=PATIENCE)
+        assert len(answers) == workers
 
 
 @pytest.fixture
@@ -169,7 +173,7 @@ def send_all(outcomes: Runs, pool: str) -> Outcomes:
     revoked: dict[str, dict[str, Any]] = {"revoked": {}, "revoked later": {"countdown": 1}}
     for entry, options in revoked.items():
         id = uuid()
-        outcomes.revoke(id, destination=[])
+        outcomes.revoke(id, WORKERS)
         outcomes.send(f"{pool} {entry}", "works", queue=pool, task_id=id, **options)
         expected[f"{pool} {entry}"] = [("revoked", None)]
     outcomes.send_raw(f"{pool} damaged", pool, "application/json")
@@ -196,7 +200,7 @@ def every_way_to_end(outcomes: Runs) -> None:
     expected = {**send_all(outcomes, PREFORK), **send_all(outcomes, THREADS)}
     terminated = outcomes.send("terminated", "works", 60, queue=PREFORK)
     outcomes.wait_for("terminated", "started")
-    outcomes.revoke(terminated, terminate=True)
+    outcomes.revoke(terminated, WORKERS, terminate=True)
     expected["terminated"] = [("revoked", None)]
     with contextlib.suppress(TimeoutError):  # then the next line says which
         wait_until(lambda: outcomes.states() == expected, PATIENCE, "all reports")

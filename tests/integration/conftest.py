@@ -58,7 +58,7 @@ def make(app: Celery) -> Iterator[Make]:
         # On this thread, which opened it: no other thread, such as one that collects garbage, may
         # close a file of PersistentScheduler that is an SQLite (Python 3.13).
         if scheduler._thread is None:
-            scheduler._loop.source.close()
+            scheduler._loop.forget()
 
 
 def turn(scheduler: ZooKeeperScheduler) -> float:

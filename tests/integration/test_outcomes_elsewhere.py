@@ -70,7 +70,9 @@ def check_clock(beat: ZooKeeperScheduler) -> None:
     past = past_of(beat, "e")
     assert len(past) > 2
     for one, following in zip(past, past[1:]):
-        assert PERIOD - 0.1 < (following.due - one.due).total_seconds() < 2 * PERIOD
+        # These classes count from when a run was dispatched, which may be late.
+        late = (one.at - one.due).total_seconds()
+        assert PERIOD - 0.1 < (following.due - one.due).total_seconds() < 2 * PERIOD + late
         assert (following.at - one.at).total_seconds() > PERIOD - 0.1
 
 
