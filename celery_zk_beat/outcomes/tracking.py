@@ -39,6 +39,9 @@ _REST, _RESTS_FOR = 0.2, 4
 #: Seconds until the next look: if the source takes time; if a worker may yet report though it is
 #: gone; after a report changed while it was folded; and after ZooKeeper refused something.
 _LOOK_SOON, _LOOK_EVERY, _AGAIN_AFTER, _RETRY_AFTER = 0.25, 5.0, 0.05, 10.0
+#: A look takes some milliseconds. If a run must be published sooner than in so many seconds, it
+#: comes after that, at most so many seconds later; seconds until then if it is due already.
+_CLEAR, _PUT_OFF, _SHORTLY = 0.025, 0.1, 0.001
 #: Seconds until the next look at a deadline of a run that waits for the broker.
 _WAITING_EVERY = 1.0
 #: Most histories that are read in a turn, for reports of runs that are not open.
@@ -88,8 +91,12 @@ class Tracking:
         now = clock.boottime()
         if self._deliveries.stale or self._dispatcher.has_opened:
             self._look_in(0.0)
-        if now < max(self._look_at, self._rests_until):
-            return max(self._look_at, self._rests_until) - now
+        look_at = max(self._look_at, self._rests_until)
+        if now < look_at:
+            return look_at - now
+        left = self._dispatcher.publisher.left()
+        if left < _CLEAR and now < look_at + _PUT_OFF:
+            return max(left, _SHORTLY)
         self._dispatcher.has_opened = False
         self._look_at, self._rests_until = math.inf, now + _REST
         try:
