@@ -17,13 +17,12 @@ from typing import Any
 from ..errors import RootError
 from ..limits import LONGEST_NAME
 from ..records import LARGEST_NUMBER, decode, encode, field, instant, shown, to_text
-from ..runs import LATEST, LONGEST_ERROR, NEVER, from_milliseconds, milliseconds
+from ..runs import LATEST, LONGEST_ERROR, NEVER, REPORTED, from_milliseconds, milliseconds
 
 STARTED, RETRY, REQUEUED = "started", "retry", "requeued"
-SUCCESS, FAILURE, REVOKED, EXPIRED = "success", "failure", "revoked", "expired"
-REJECTED, IGNORED = "rejected", "ignored"
 #: With one of these the run is over.
-FINAL_REPORTS = frozenset({SUCCESS, FAILURE, REVOKED, EXPIRED, REJECTED, IGNORED})
+FINAL_REPORTS = frozenset(REPORTED)
+SUCCESS, FAILURE, REVOKED, EXPIRED, REJECTED, IGNORED = REPORTED
 #: With one of these the message is delivered again.
 COMES_AGAIN = frozenset({RETRY, REQUEUED})
 _STATES = {STARTED, *COMES_AGAIN, *FINAL_REPORTS}
