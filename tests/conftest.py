@@ -36,6 +36,9 @@ from .secure import Authority, SecureZooKeeper
 TICK_TIME = 200
 #: Seconds. ZooKeeper allows a client to be silent so long: five ticks.
 SESSION_TIMEOUT = 1.0
+#: Seconds. For sessions that no test lets expire: the longest that ZooKeeper grants, twenty ticks.
+#: A busy machine can be silent for a second.
+LONG_TIMEOUT = 4.0
 #: Seconds. Far more than anything here needs, even on a busy machine.
 PATIENCE = 30.0
 

@@ -14,7 +14,7 @@ from celery_zk_beat.paths import Paths
 from celery_zk_beat.zookeeper.session import connected
 from example_project.servers import Process, ZooKeeper, free_port, wait_until
 from tests.browser import Browser, missing_chromium
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.conftest import LONG_TIMEOUT, PATIENCE
 from tests.history import all_headers
 from tests.integration.test_outcomes import Worker
 
@@ -194,7 +194,7 @@ def test_tracked_runs(site: Site, browser: Browser) -> None:
     def sent() -> list[Any]:
         return all_headers(site.conf["broker_url"])
 
-    with connected(hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
+    with connected(hosts, LONG_TIMEOUT, PATIENCE, lambda: None) as session:
         worker = Worker(session, paths, "<i>w")
         wait_until(sent, PATIENCE, "a run")
         worker.end(worker.begin(sent()[0]), sent()[0], "failure", error="<b>Bad</b>")

@@ -21,7 +21,7 @@ from celery_zk_beat.paths import Paths
 from celery_zk_beat.runs import RunState
 from celery_zk_beat.zookeeper.session import connected
 from example_project.servers import ZooKeeper, wait_until
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.conftest import LONG_TIMEOUT, PATIENCE
 from tests.history import Message
 
 from .conftest import Make, away, back, every, history, past_of, state_of
@@ -75,7 +75,7 @@ class Editor:
 @pytest.fixture
 def editor(zookeeper: ZooKeeper, root: str) -> Iterator[Editor]:
     news = clock.Wakeup()
-    with connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, news.set) as session:
+    with connected(zookeeper.hosts, LONG_TIMEOUT, PATIENCE, news.set) as session:
         yield Editor(Changer(session, Paths(root), news))
 
 
@@ -422,7 +422,7 @@ def test_what_is_skipped_before_it_was_ever_seen(app: Celery, make: Make, editor
     missed = added.since_at + timedelta(seconds=1)
     wait_until(lambda: now() > missed, PATIENCE, "instants that it misses")
     resumed = now()
-    with connected(session._hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as other:
+    with connected(session._hosts, LONG_TIMEOUT, PATIENCE, lambda: None) as other:
         change_pauses(other, paths, lambda pauses: pauses.resume(None, resumed, True, "test"))
     two = master(make)
     go(two, lambda: len(of(app, "a")) >= 2)

@@ -25,7 +25,7 @@ from celery_zk_beat.status.reader import Reader
 from celery_zk_beat.status.snapshot import Entry, Snapshot
 from celery_zk_beat.zookeeper.session import ZooKeeperSession, connected
 from example_project.servers import ZooKeeper, wait_until
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.conftest import LONG_TIMEOUT, PATIENCE
 
 from .conftest import Make, every
 from .test_live_schedule import Editor, learn, master, more
@@ -33,14 +33,14 @@ from .test_live_schedule import Editor, learn, master, more
 
 @pytest.fixture
 def session(zookeeper: ZooKeeper) -> Iterator[ZooKeeperSession]:
-    with connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
+    with connected(zookeeper.hosts, LONG_TIMEOUT, PATIENCE, lambda: None) as session:
         yield session
 
 
 @pytest.fixture
 def editor(zookeeper: ZooKeeper, root: str) -> Iterator[Editor]:
     news = clock.Wakeup()
-    with connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, news.set) as session:
+    with connected(zookeeper.hosts, LONG_TIMEOUT, PATIENCE, news.set) as session:
         yield Editor(Changer(session, Paths(root), news))
 
 

@@ -29,7 +29,7 @@ from celery_zk_beat.live.store import Changer
 from celery_zk_beat.paths import Paths
 from celery_zk_beat.zookeeper.session import connected
 from example_project.servers import ZooKeeper, wait_until
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.conftest import LONG_TIMEOUT, PATIENCE
 from tests.faults import Road
 
 Make = Callable[..., Changer]
@@ -56,7 +56,7 @@ def far(road: Road, paths: Paths) -> Iterator[Changer]:
 class changer_at:
     def __init__(self, hosts: str, paths: Paths) -> None:
         self.news, self.paths = clock.Wakeup(), paths
-        self._connected = connected(hosts, SESSION_TIMEOUT, PATIENCE, self.news.set)
+        self._connected = connected(hosts, LONG_TIMEOUT, PATIENCE, self.news.set)
 
     def __enter__(self) -> Changer:
         return Changer(self._connected.__enter__(), self.paths, self.news)
@@ -290,7 +290,7 @@ def test_zookeeper_is_away(far: Changer, road: Road) -> None:
     begun = clock.boottime()
     with pytest.raises(ConnectTimeout, match="nothing was changed"):
         far.change({"e": saying()}, "me", clock.boottime() + 0.2)
-    assert clock.boottime() - begun < SESSION_TIMEOUT
+    assert clock.boottime() - begun < LONG_TIMEOUT
 
 
 def test_damage(changer: Changer, client: KazooClient, paths: Paths) -> None:

@@ -22,7 +22,7 @@ from celery_zk_beat.status.snapshot import Entry, RecentRun
 from celery_zk_beat.zookeeper.operations import Create
 from celery_zk_beat.zookeeper.session import connected
 from example_project.servers import ZooKeeper, wait_until
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.conftest import LONG_TIMEOUT, PATIENCE
 
 from . import test_outcomes as played
 from .conftest import Make, every
@@ -36,7 +36,7 @@ Look = Callable[[ZooKeeperScheduler], Reader]
 @pytest.fixture
 def look(zookeeper: ZooKeeper) -> Iterator[Look]:
     """Reads anew, with a session of its own."""
-    with connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
+    with connected(zookeeper.hosts, LONG_TIMEOUT, PATIENCE, lambda: None) as session:
 
         def look(beat: ZooKeeperScheduler) -> Reader:
             reader = Reader(session, beat.settings, beat)
@@ -148,7 +148,7 @@ def test_following(app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
     """Who follows is told that a worker begins, and is not asked for what has not changed."""
     beat = played.master(make, {"track": True})
     news: list[Any] = []
-    with connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
+    with connected(zookeeper.hosts, LONG_TIMEOUT, PATIENCE, lambda: None) as session:
         reader = Reader(session, beat.settings, beat, on_change=lambda: news.append(1))
         header = played.sent(app, beat)
         number = header["zk_beat"]["run"]
@@ -172,7 +172,7 @@ def test_who_executes_a_run(zookeeper: ZooKeeper, root: str, worker: Worker) -> 
     paths = Paths(root)
     header = {"entry": "e", "run": 1, "due": "2026-01-01T12:00:00.000000+00:00"}
     message = {"zk_beat": header, "id": "a-b"}
-    with connected(zookeeper.hosts, SESSION_TIMEOUT, PATIENCE, lambda: None) as session:
+    with connected(zookeeper.hosts, LONG_TIMEOUT, PATIENCE, lambda: None) as session:
         executing = Executing(session, paths, lambda: None)
         assert executing.read(["a-b"]) == {}
         for path in (paths.inbox_reports, paths.inbox_running):

@@ -18,7 +18,7 @@ from celery_zk_beat.outcomes.sending import Sender
 from celery_zk_beat.paths import Paths
 from celery_zk_beat.settings import Settings
 from example_project.servers import wait_until
-from tests.conftest import PATIENCE, SESSION_TIMEOUT
+from tests.conftest import LONG_TIMEOUT, PATIENCE, SESSION_TIMEOUT
 from tests.faults import Road
 
 DUE = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -58,10 +58,10 @@ def make(road: Road, root: str) -> Iterator[Callable[..., Sender]]:
     """Makes senders, which are started, and stops them in the end."""
     made: list[Sender] = []
 
-    def make(hosts: str = road.hosts) -> Sender:
+    def make(hosts: str = road.hosts, session_timeout: float = SESSION_TIMEOUT) -> Sender:
         app = Celery("shop", set_as_current=False)
         app.conf.zk_beat_hosts, app.conf.zk_beat_root = hosts, root
-        app.conf.zk_beat_session_timeout = SESSION_TIMEOUT
+        app.conf.zk_beat_session_timeout = session_timeout
         made.append(Sender(Settings.from_app(app)))
         made[-1].start()
         return made[-1]
@@ -160,13 +160,13 @@ def test_the_end_of_the_worker(
 ) -> None:
     """It takes as long as the reports take, and its session is over at once."""
     monkeypatch.setattr(sending, "END_WITHIN", 0.5)
-    sender = make()
+    sender = make(session_timeout=LONG_TIMEOUT)
     sender.begin("a", STARTED)
     sender.begin("b", STARTED)
     sender.end("a", ENDED)
     begun = time.monotonic()
     sender.stop()
-    assert time.monotonic() - begun < SESSION_TIMEOUT
+    assert time.monotonic() - begun < LONG_TIMEOUT
     inbox.wait_for({"a": "success", "b": "started"}, set())
     other = make()
     other.begin("c", STARTED)
