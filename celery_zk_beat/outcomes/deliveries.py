@@ -23,14 +23,14 @@ class Delivery:
         report: None if it cannot be understood.
         at: when the report was written, by ZooKeeper's clock, in seconds since 1970.
         is_running: the worker that executes it is certainly alive.
-        delete: removes the report; None if there is nothing to remove.
+        deletes: remove what ZooKeeper holds of it, the report last.
     """
 
     name: str
     report: Report | None
     at: float = 0.0
     is_running: bool = False
-    delete: Delete | None = None
+    deletes: tuple[Delete, ...] = ()
 
     @property
     def key(self) -> Key | None:

@@ -92,9 +92,7 @@ class Folding:
         if clock.boottime() < self._keeps_until:
             return []
         return [
-            each.delete
-            for each in deliveries
-            if each.delete is not None and each.name not in self._stuck
+            delete for each in deliveries if each.name not in self._stuck for delete in each.deletes
         ]
 
     def fold(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import AccessDenied, RootError, ZkBeatError
 from ..log import get_logger
@@ -86,9 +86,9 @@ class Inbox(Deliveries):
             del known[gone]
         wanted = [name for name in names if self._must_read(name, running)]
         self._stale |= len(wanted) > _AT_ONCE
-        for name, node in self._nodes(wanted[:_AT_ONCE]):
+        for name, node, held in self._nodes(wanted[:_AT_ONCE], running):
             if node is not None:
-                known[name] = self._delivery(name, node, name in running)
+                known[name] = self._delivery(name, node, held)
         # No watch tells what their workers may yet write.
         self._is_unsettled = any(self._must_read(name, running) for name in known)
 
@@ -119,31 +119,45 @@ class Inbox(Deliveries):
         # The worker may go on although its session has expired, and write the end.
         return name not in running or not known.is_running
 
-    def _nodes(self, names: Sequence[str]) -> Iterable[tuple[str, Node | None]]:
-        folder = self._paths.inbox_reports
+    def _nodes(
+        self, names: Sequence[str], running: set[str]
+    ) -> Iterator[tuple[str, Node | None, Node | None]]:
+        """Reads the reports of deliveries, and before each the znode that says that the delivery is
+        executed, if there is one."""
+        reports = {name: f"{self._paths.inbox_reports}/{name}" for name in names}
+        held = {name: f"{self._paths.inbox_running}/{name}" for name in names if name in running}
+        paths = [path for name in names for path in (held.get(name), reports[name]) if path]
         try:
-            return zip(names, self._session.read_all([f"{folder}/{name}" for name in names]))
+            nodes = dict(zip(paths, self._session.read_all(paths)))
         except AccessDenied:
-            return [(name, self._lenient(name)) for name in names]
+            nodes = {path: self._lenient(path) for path in paths}
+        for name, path in reports.items():
+            yield name, nodes[path], nodes.get(held.get(name, ""))
 
-    def _lenient(self, name: str) -> Node | None:
-        """Reads one report. One that we may not read is as one that cannot be understood."""
+    def _lenient(self, path: str) -> Node | None:
+        """Reads one znode. One that we may not read is as one that cannot be understood."""
         try:
-            return self._session.read(f"{self._paths.inbox_reports}/{name}")
+            return self._session.read(path)
         except AccessDenied as exc:
-            logger.warning("%s; it is ignored", exc)
+            if path.rpartition("/")[2] not in self._known:  # else it was said
+                logger.warning("%s; it is ignored", exc)
             return Node(b"", -1, 0)
 
-    def _delivery(self, name: str, node: Node, is_running: bool) -> Delivery:
+    def _delivery(self, name: str, node: Node, held: Node | None) -> Delivery:
         path = f"{self._paths.inbox_reports}/{name}"
+        deletes = [Delete(path, node.version)]
+        # Workers make ephemeral ones. Any other would stay when its worker is gone.
+        is_running = held is not None and held.owner != 0
+        if held is not None and not is_running:
+            deletes.insert(0, Delete(f"{self._paths.inbox_running}/{name}", held.version))
         report: Report | None = None
         try:
             report = Report.decode(path, node.data)
         except RootError as exc:
             logger.warning("%s; it is ignored", exc)
         if report is not None and report.is_final:
-            is_running = False  # it ended after the list of those that run was read
-        return Delivery(name, report, node.mtime, is_running, Delete(path, node.version))
+            is_running = False  # it ended after the other znode was read
+        return Delivery(name, report, node.mtime, is_running, tuple(deletes))
 
     def _on_watch(self, event: object) -> None:
         self._stale = True

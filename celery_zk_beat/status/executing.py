@@ -64,14 +64,16 @@ class Executing:
         return {names[name]: each for name, each in self._known.items() if each is not None}
 
     def _read(self, names: list[str]) -> None:
-        folder = self._paths.inbox_reports
+        folder, running = self._paths.inbox_reports, self._paths.inbox_running
+        paths = [f"{each}/{name}" for name in names for each in (running, folder)]
         try:
-            nodes = self._session.read_all([f"{folder}/{name}" for name in names])
+            nodes = self._session.read_all(paths)
         except AccessDenied:  # of somebody else's making
             return
-        for name, node in zip(names, nodes):
+        for name, held, node in zip(names, nodes[::2], nodes[1::2]):
             self._known[name] = None
-            if node is None:
+            # Workers make ephemeral ones: see Inbox.
+            if node is None or held is None or not held.owner:
                 continue
             try:
                 report = Report.decode(f"{folder}/{name}", node.data)

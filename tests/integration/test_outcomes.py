@@ -71,6 +71,13 @@ class Worker:
         """Makes the znodes of a delivery again, as after the session has expired."""
         self._session.commit(*self._both(name, self._report(header)))
 
+    def forge(self, header: dict[str, Any]) -> str:
+        """Begins to execute a message, as no worker does: with a znode that is not ephemeral."""
+        name = delivery_of(header["id"], self.name, 99)
+        both = self._both(name, self._report(header))
+        self._session.commit(*(replace(each, ephemeral=False) for each in both))
+        return name
+
     def _report(self, header: dict[str, Any], **more: Any) -> Report:
         return replace(Report.of(header["zk_beat"], header["id"], f"celery@{self.name}"), **more)
 
@@ -345,19 +352,23 @@ def test_an_outcome_of_a_paused_entry(app: Celery, make: Make, worker: Worker) -
     assert state(beat).total_run_count == 1
 
 
+@pytest.mark.parametrize("read", [0, 1])
 def test_a_run_that_ends_while_the_inbox_is_read(
-    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper, root: str
+    app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper, root: str, read: int
 ) -> None:
-    """[I12] After the list of what is executed was read, and before its report is."""
+    """[I12] After the list of what is executed was read, or one znode more, and before its report
+    is."""
     header = sent(app, master(make, {"track": True}))
     delivery = worker.begin(header)
 
     class Session(ZooKeeperSession):
         def read_all(self, paths: Any, watch: Any = None) -> Any:
-            if not ended:
-                ended.append(delivery)
-                worker.end(delivery, header)
-            return super().read_all(paths, watch)
+            if ended:
+                return super().read_all(paths, watch)
+            first = super().read_all(paths[:read], watch)
+            ended.append(delivery)
+            worker.end(delivery, header)
+            return first + super().read_all(paths[read:], watch)
 
     ended: list[str] = []
     session = Session(zookeeper.hosts, LONG_TIMEOUT, lambda: None)
@@ -651,6 +662,36 @@ def test_forged_reports_of_what_nobody_tracks(
     two = make()
     assert two.election.wait(PATIENCE)
     sent(app, two, 2)
+
+
+def test_a_forged_znode_of_what_is_executed(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    """[I12] One that is not ephemeral would stay for ever. It keeps no run open, and goes with its
+    report; also if the run is unknown, or the znode cannot be read."""
+    beat = master(make, {"overlap": "skip"})
+    header = sent(app, beat)
+    worker.forge(header)
+    worker.forge({**header, "id": "x", "zk_beat": {**header["zk_beat"], "run": 77}})
+    second = sent(app, beat, 2)
+    assert folded(beat) == [(1, "lost")]
+    secret = make_digest_acl("somebody", "else", all=True)
+    client.set_acls(f"{root}/inbox/running/{worker.forge(second)}", [secret])
+    sent(app, beat, 3)
+    assert folded(beat) == [(1, "lost"), (2, "lost")]
+    go(beat, lambda: reports(client, root) == [], "the reports to be deleted")
+    assert client.get_children(f"{root}/inbox/running") == []
+    assert beat.metrics.elections == 1
+
+
+def test_a_forged_znode_that_cannot_be_deleted(
+    app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
+) -> None:
+    beat = master(make, {"overlap": "skip"})
+    client.create(f"{root}/inbox/running/{worker.forge(sent(app, beat))}/below")
+    sent(app, beat, 2)
+    assert folded(beat) == [(1, "lost")]
+    assert beat.metrics.elections == 1
 
 
 def test_a_run_that_was_dropped_in_doubt(

@@ -168,7 +168,7 @@ def test_following(app: Celery, make: Make, worker: Worker, zookeeper: ZooKeeper
 
 def test_who_executes_a_run(zookeeper: ZooKeeper, root: str, worker: Worker) -> None:
     """It is found, although no beat had made the inbox at the first look. What has ended, and what
-    cannot be understood, is not."""
+    cannot be understood or is forged, is not."""
     paths = Paths(root)
     header = {"entry": "e", "run": 1, "due": "2026-01-01T12:00:00.000000+00:00"}
     message = {"zk_beat": header, "id": "a-b"}
@@ -179,8 +179,9 @@ def test_who_executes_a_run(zookeeper: ZooKeeper, root: str, worker: Worker) -> 
             session.ensure(path)
         session.commit(Create(f"{paths.inbox_reports}/c.00000001-1", b"{"))
         session.commit(Create(f"{paths.inbox_running}/c.00000001-1", b""))
+        worker.forge({**message, "id": "d"})
         delivery = worker.begin(message)
-        (found,) = executing.read(["a-b", "c"]).values()
+        (found,) = executing.read(["a-b", "c", "d"]).values()
         assert found.worker == "celery@00000001"
         assert executing.read(["another"]) == {}
         worker.end(delivery, message)

@@ -233,9 +233,11 @@ class OutcomeChecker:
                 continue
             name = path[len(folder) :]
             if node is not None:
-                self._running[name] = now
+                if node.owner:  # or it is forged
+                    self._running[name] = now
                 continue
-            self._running.pop(name)
+            if self._running.pop(name, None) is None:
+                continue
             each = self._reported.get(name)
             if each is not None and each.run and not (each.report and _has_ended(each.report)):
                 self._vanished.add(each.run)
@@ -435,7 +437,14 @@ class OutcomeChecker:
     def left(self, tree: Tree) -> list[str]:
         """What is not closed, or not cleared away."""
         folders = (self._paths.inbox_reports + "/", self._paths.inbox_running + "/")
-        still = [path for path in tree if path.startswith(folders) and "stuck" not in path]
+        still = [
+            path
+            for path, node in tree.items()
+            if path.startswith(folders)
+            and "stuck" not in path
+            # A forged one whose report was deleted before stays.
+            and (node.owner or not path.startswith(folders[1]))
+        ]
         return still + [
             f"{entry}: {past}" for entry, state in self._states.items() for past in state.open
         ]
@@ -471,6 +480,8 @@ class Outcomes:
     ) -> None:
         self.world, self.ensemble, self.checker = world, ensemble, checker
         self.random = random.Random(f"outcomes {seed}")
+        # By a seed of its own: so all else is as it would be without.
+        self.forger = random.Random(f"forger {seed}")
         self.paths = checker._paths
         self.over = False
         app.conf.zk_beat_outcomes = "worker"
@@ -506,6 +517,8 @@ class Outcomes:
         self.world.after(1.0, self._resume)
         for _ in range(self.random.choice((0, 0, 4, 10))):
             self.world.after(self.random.uniform(1.0, 12.0), self._scribble)
+        for _ in range(self.forger.choice((0, 0, 10))):
+            self.world.after(self.forger.uniform(1.0, 12.0), self._forge)
 
     def heal(self) -> None:
         self.over = True
@@ -602,6 +615,14 @@ class Outcomes:
             path = f"{folder}/{self.random.choice(good)}"
             data = self.ensemble.tree[path].data
         self.ensemble.set((path, data, 0))
+
+    def _forge(self) -> None:
+        """As if a delivery were being executed, but by a znode that ends with no session."""
+        reported = self.checker._reported
+        paths = [f"{self.paths.inbox_running}/{name}" for name in sorted(reported)]
+        paths = [path for path in paths if path not in self.ensemble.tree]
+        if paths and not self.over:
+            self.ensemble.set((self.forger.choice(paths), b"", 0))
 
 
 class Worker:
