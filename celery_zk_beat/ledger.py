@@ -30,7 +30,16 @@ from .log import get_logger
 from .names import in_order
 from .pages import OVERHEAD, Changes, Kept, Pages, size_of, too_large
 from .paths import is_page, page_of
-from .runs import LONGEST_MADE, PastRun, Run, RunState, bytes_of, decode_outbox, encode_outbox
+from .runs import (
+    LONGEST_MADE,
+    Outcome,
+    PastRun,
+    Run,
+    RunState,
+    bytes_of,
+    decode_outbox,
+    encode_outbox,
+)
 from .zookeeper.operations import Check, Create, Delete, Node, Operation, Pending, SetData
 
 logger = get_logger(__name__)
@@ -410,12 +419,15 @@ class RunLedger:
             self.outbox, self._outbox_bytes = outbox, None
 
     def fold(
-        self, outcomes: Mapping[str, Sequence[PastRun]], also: Mapping[str, Sequence[Operation]]
+        self,
+        outcomes: Mapping[str, Mapping[PastRun, Outcome | None]],
+        also: Mapping[str, Sequence[Operation]],
     ) -> Iterator[list[str]]:
         """Records what became of tracked runs, with as few transactions as it takes.
 
         Args:
-            outcomes: by entry, its runs, each with its outcome. Each entry has a state.
+            outcomes: by entry, its runs, each with its outcome, and the outcomes that these had
+                until now. Each entry has a state.
             also: by entry, what is part of its transaction.
 
         Yields:
@@ -427,8 +439,8 @@ class RunLedger:
         states: dict[str, RunState] = {}
         for name, runs in outcomes.items():
             state = self._pages.of(name).states[name]
-            for past in runs:
-                state = state.after_outcome(past)
+            for past, before in runs.items():
+                state = state.after_outcome(past, before)
             states[name] = state
         for batch in self._batches(states):
             self._commit(batch, self.outbox, *(each for name in batch for each in also[name]))

@@ -249,19 +249,19 @@ class RunState:
         amended = self._with_amended(past)
         return self.moved(last, goes_on_from or last, ahead, past=amended, open=opened)
 
-    def after_outcome(self, past: PastRun) -> RunState:
+    def after_outcome(self, past: PastRun, before: Outcome | None = None) -> RunState:
         """The state once the outcome of a tracked run is known. The run is open no longer, unless
-        its outcome is not final, or there is none after all: then it is, or is again."""
+        its outcome is not final, or there is none after all: then it is, or is again. `before`: the
+        outcome that it had until now."""
         outcome = past.outcome
         others = tuple(each for each in self.open if each.run != past.run)
+        had_failed, failed = before is not None and before.state in FAILURES, self.failed
         if outcome is None or not outcome.is_final:
-            return replace(self, open=tuple(in_order((*others, past)))[-MOST_OPEN:])
-        had_failed = False
+            opened = tuple(in_order((*others, past)))[-MOST_OPEN:]
+            return replace(self, open=opened, failed=max(0, failed - had_failed))
         for each in self.past:
             if each.run == past.run:
-                had_failed = each.outcome is not None and each.outcome.state in FAILURES
                 past = each._replace(outcome=outcome)
-        failed = self.failed
         if outcome.state in FAILURES:
             failed += not had_failed  # one that was lost, and has failed, counts once
         elif outcome.state == "success":

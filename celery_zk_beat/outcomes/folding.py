@@ -15,7 +15,7 @@ from .. import clock
 from ..dispatcher import Dispatcher
 from ..errors import Conflict, Outdated
 from ..log import get_logger
-from ..runs import FAILURES, PastRun
+from ..runs import FAILURES, Outcome, PastRun
 from ..source import Source
 from ..zookeeper.operations import Check, Operation
 from .deliveries import Delivery
@@ -37,10 +37,10 @@ _MOST_REFUSALS = 2
 
 @dataclass
 class _Folded:
-    """What is to be recorded of an entry: its runs, each with its outcome, and how their reports
-    are deleted in the same transaction."""
+    """What is to be recorded of an entry: its runs, each with its outcome, and the outcomes that
+    these had until now; and how their reports are deleted in the same transaction."""
 
-    runs: list[PastRun] = field(default_factory=list)
+    runs: dict[PastRun, Outcome | None] = field(default_factory=dict)
     deletes: list[Operation] = field(default_factory=list)
 
 
@@ -74,11 +74,17 @@ class Folding:
         """Forgets what was collected."""
         self._folded: dict[str, _Folded] = {}
 
-    def add(self, name: str, past: PastRun, deliveries: Iterable[Delivery] = ()) -> None:
-        """Collects the outcome of a run. None reopens the run. `deliveries`: those whose reports
-        are deleted."""
+    def add(
+        self,
+        name: str,
+        past: PastRun,
+        outcome: Outcome | None,
+        deliveries: Iterable[Delivery] = (),
+    ) -> None:
+        """Collects the outcome of a run, which is known as `past`. None reopens the run.
+        `deliveries`: those whose reports are deleted."""
         each = self._folded.setdefault(name, _Folded())
-        each.runs.append(past)
+        each.runs[past._replace(outcome=outcome)] = past.outcome
         if self._refusals < _MOST_REFUSALS:
             each.deletes += self._deletes(deliveries)[:_DELETED_WITH_IT]
 
@@ -134,8 +140,8 @@ class Folding:
         if policy is None or policy.pause_after_failures is None or before is None:
             return False
         after, most = before, policy.pause_after_failures
-        for past in folded.runs:
-            after = after.after_outcome(past)
+        for past, known in folded.runs.items():
+            after = after.after_outcome(past, known)
         is_paused = self._control.pauses.of(name).since is not None
         return after.failed // most > before.failed // most and not is_paused
 

@@ -217,7 +217,7 @@ class Tracking:
             outcome = Outcome(LOST, self._server_ms, None, worker)
         if last.is_started or ended:
             self._note_started(key, past, last)
-        self._folding.add(key[0], past._replace(outcome=outcome), deliveries)
+        self._folding.add(key[0], past, outcome, deliveries)
         return []
 
     def _find(self, key: Key, deliveries: list[Delivery]) -> PastRun | None:
@@ -251,7 +251,7 @@ class Tracking:
         self._note_started(key, past, delivery)
         if key not in self._open:
             logger.warning("%s: run %s is running after all", key[0], past.number)
-            self._folding.add(key[0], past._replace(outcome=None))
+            self._folding.add(key[0], past, None)
 
     def _note_started(self, key: Key, past: PastRun, delivery: Delivery) -> None:
         if key in self._started:
@@ -286,8 +286,7 @@ class Tracking:
                     self._look_in(max(left, _WAITING_EVERY if is_waiting else 0.0))
                     continue
                 ends = deliveries if state == UNKNOWN else ()
-                at_ms = self._server_ms
-                self._folding.add(name, past._replace(outcome=Outcome(state, at_ms)), ends)
+                self._folding.add(name, past, Outcome(state, self._server_ms), ends)
                 break
 
     def _deadlines(

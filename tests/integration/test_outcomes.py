@@ -452,6 +452,25 @@ def test_failures_pause_the_entry(app: Celery, make: Make, reporter: Worker | Re
     assert control.pauses.since("e") is None
 
 
+def test_a_lost_run_that_has_failed_counts_once(
+    app: Celery, make: Make, hire: Callable[[str], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when only the history still has it."""
+    monkeypatch.setattr("celery_zk_beat.history._LEAST", 0)
+    beat = master(make, {"pause_after_failures": 2})
+    one, two = hire("00000001"), hire("00000001")
+    header = sent(app, beat)
+    one.begin(header)
+    for_a_while(beat, 0.1)
+    one.die()
+    go(beat, lambda: folded(beat) == [(1, "lost")], "it to be lost")
+    assert state(beat).failed == 1
+    go(beat, lambda: all(past.number != 1 for past in state(beat).past), "the history")
+    two.report(header, "failure")
+    go(beat, lambda: folded(beat) == [(1, "failure")], "its outcome")
+    assert state(beat).failed == 1
+
+
 def test_a_run_that_is_asked_for(
     app: Celery, make: Make, reporter: Worker | Results, zookeeper: ZooKeeper
 ) -> None:

@@ -99,11 +99,23 @@ def test_failures_in_a_row(outcomes: list[Outcome], failed: int) -> None:
 
 
 def test_a_lost_run_that_has_failed_counts_once() -> None:
+    """Also when its past run is in the history only, and if it was open again in between."""
     state = claimed(1)
     past = state.open[0]
-    for outcome in (LOST, FAILURE):
+    lost = replace(state.after_outcome(past._replace(outcome=LOST)), past=())
+    assert lost.after_outcome(past._replace(outcome=FAILURE), LOST).failed == 1
+    again = lost.after_outcome(past, LOST)
+    assert again.failed == 0
+    assert again.after_outcome(past._replace(outcome=FAILURE)).failed == 1
+
+
+def test_what_has_succeeded_since_counts() -> None:
+    state = claimed(1, 2)
+    first, second = state.open
+    for past, outcome in ((first, LOST), (second, SUCCESS)):
         state = state.after_outcome(past._replace(outcome=outcome))
-    assert state.failed == 1
+    assert state.after_outcome(first._replace(outcome=FAILURE), LOST).failed == 0
+    assert state.after_outcome(first, LOST).failed == 0
 
 
 def test_a_dropped_run_is_not_open() -> None:
