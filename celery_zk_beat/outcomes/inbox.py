@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from .. import clock
 from ..errors import AccessDenied, RootError, ZkBeatError
 from ..log import get_logger
 from ..paths import Paths
@@ -20,6 +21,9 @@ _AT_ONCE = 1000
 #: Most characters of a delivery's name, of which :func:`.reports.delivery_of` makes shorter ones.
 #: The paths of some thousand must fit into a transaction.
 _LONGEST_DELIVERY = 150
+#: Seconds after which it is read again who executes what. No watch tells that somebody has put
+#: another znode in the place of one that ended with its session.
+CHECK_EVERY = 30.0
 
 
 class Inbox(Deliveries):
@@ -44,6 +48,8 @@ class Inbox(Deliveries):
     def forget(self) -> None:
         self._stale, self._is_there, self._is_unsettled = True, False, False
         self._known: dict[str, Delivery] = {}
+        #: When to read again what is executed, on boottime(), and what is left of that.
+        self._check_at, self._unchecked = 0.0, set[str]()
         self._has_warned = False
 
     @property
@@ -51,7 +57,7 @@ class Inbox(Deliveries):
         return self._stale
 
     def read(self, open_runs: Iterable[Key] = ()) -> Mapping[str, Delivery]:
-        if self._stale or self._is_unsettled:
+        if self._stale or self._is_unsettled or clock.boottime() >= self._check_at:
             self._stale = False
             try:
                 self._read()
@@ -84,9 +90,13 @@ class Inbox(Deliveries):
         known = self._known
         for gone in known.keys() - set(names):
             del known[gone]
+        if clock.boottime() >= self._check_at:
+            self._check_at = clock.boottime() + CHECK_EVERY
+            self._unchecked = {name for name, each in known.items() if each.is_running}
         wanted = [name for name in names if self._must_read(name, running)]
         self._stale |= len(wanted) > _AT_ONCE
         for name, node, held in self._nodes(wanted[:_AT_ONCE], running):
+            self._unchecked.discard(name)
             if node is not None:
                 known[name] = self._delivery(name, node, held)
         # No watch tells what their workers may yet write.
@@ -117,7 +127,7 @@ class Inbox(Deliveries):
         if known.report is None or known.report.is_final:
             return False
         # The worker may go on although its session has expired, and write the end.
-        return name not in running or not known.is_running
+        return name not in running or not known.is_running or name in self._unchecked
 
     def _nodes(
         self, names: Sequence[str], running: set[str]

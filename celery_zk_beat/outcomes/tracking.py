@@ -29,6 +29,7 @@ from ..runs import (
 from ..source import Source
 from .deliveries import Deliveries, Delivery, Key
 from .folding import Folding
+from .inbox import CHECK_EVERY
 from .reporting import Reporting
 
 logger = get_logger(__name__)
@@ -249,6 +250,7 @@ class Tracking:
 
     def _note_running(self, key: Key, past: PastRun, delivery: Delivery) -> None:
         self._note_started(key, past, delivery)
+        self._look_in(CHECK_EVERY)
         if key not in self._open:
             logger.warning("%s: run %s is running after all", key[0], past.number)
             self._folding.add(key[0], past, None)

@@ -703,6 +703,29 @@ def test_a_forged_znode_of_what_is_executed(
     assert beat.metrics.elections == 1
 
 
+def test_a_forged_znode_in_the_place_of_another(
+    app: Celery,
+    make: Make,
+    worker: Worker,
+    client: KazooClient,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The names of what is executed are the same then."""
+    for module in ("inbox", "tracking"):
+        monkeypatch.setattr(f"celery_zk_beat.outcomes.{module}.CHECK_EVERY", 0.5)
+    beat = master(make, {"overlap": "skip"})
+    path = f"{root}/inbox/running/{worker.begin(sent(app, beat))}"
+    for_a_while(beat, 1.0)
+    assert folded(beat) == []
+    transaction = client.transaction()
+    transaction.delete(path)
+    transaction.create(path, b"")
+    transaction.commit()
+    sent(app, beat, 2)
+    assert folded(beat) == [(1, "lost")]
+
+
 def test_a_forged_znode_that_cannot_be_deleted(
     app: Celery, make: Make, worker: Worker, client: KazooClient, root: str
 ) -> None:
