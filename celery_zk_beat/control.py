@@ -16,13 +16,14 @@ import getpass
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from .backfills import Backfill, Backfills
 from .errors import RootError, TooLarge, Uncertain, ZkBeatError
+from .log import get_logger
 from .paths import Paths
 from .records import Record, decode, encode, instant, to_text
 from .records import field as _field
@@ -36,6 +37,8 @@ from .zookeeper.operations import (
     changed_path,
 )
 from .zookeeper.session import ZooKeeperSession
+
+logger = get_logger(__name__)
 
 RUN, DROP_RUN, RESIGN, TELL, BACKFILL = "run", "drop", "resign", "tell", "backfill"
 
@@ -97,10 +100,12 @@ class Pauses:
         """True if there is something to skip."""
         return any(each.skip is not None for each in (self.everything, *self.entries.values()))
 
-    def without_skips(self, of: Callable[[str], bool]) -> Pauses:
-        """Returns the pauses after the skips of these entries, and of everything, were done."""
+    def without_skips(self, of: Callable[[str], bool], left: Iterable[str] = ()) -> Pauses:
+        """Returns the pauses after the skips of these entries, and of everything, were done; but
+        not yet of the entries `left`."""
+        kept = {name: replace(self.of(name), skip=self.skip_until(name)) for name in left}
         done = {k: replace(v, skip=None) if of(k) else v for k, v in self.entries.items()}
-        entries = {k: v for k, v in done.items() if v != _NONE}
+        entries = {k: v for k, v in {**done, **kept}.items() if v != _NONE}
         return replace(self, everything=replace(self.everything, skip=None), entries=entries)
 
     def pause(self, entry: str | None, at: datetime, by: str | None = None) -> Pauses:
@@ -329,9 +334,13 @@ class Control:
         """Makes the next turn read the pauses again, because they have changed."""
         self.stale = self.pauses_stale = True
 
-    def skipped(self, epoch: int, of: Callable[[str], bool]) -> None:
-        """Records that the skips of these entries, and of everything, were done."""
-        pauses = self.pauses.without_skips(of)
+    def skipped(self, epoch: int, of: Callable[[str], bool], left: Iterable[str]) -> None:
+        """Records that the skips of these entries, and of everything, were done; but not yet of the
+        entries `left`."""
+        pauses, bare = self.pauses.without_skips(of, left), self.pauses.without_skips(of)
+        if pauses != bare and len(pauses.encode()) > LARGEST_PAUSES - _KEPT:
+            logger.error("%s: no room for what is to be skipped later", self._paths.pauses)
+            pauses = bare
         if pauses != self.pauses:
             written = SetData(self._paths.pauses, pauses.encode(), self._version)
             self._session.commit(Check(self._paths.epoch, epoch), written)

@@ -73,7 +73,9 @@ class Operators:
         if control.pauses.skips:
             self._source.outdated()
             self._skip_missed()
-            control.skipped(self._dispatcher.epoch, self._is_known)
+            # Their pages may be repaired.
+            left = [*filter(self._ledger.damaged, self._source.entries)]
+            control.skipped(self._dispatcher.epoch, self._is_known, left)
         return requests
 
     def answer(self, requests: list[Request]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -387,6 +388,43 @@ def test_skipped_by_a_master_that_knows_it(
     assert three.metrics.skipped["resumed"] == 1
     clock.now += HOUR
     wait_until(lambda: turn(three) and runs(app, "a"), PATIENCE, "the next run")
+    assert runs(app, "a") == [(1, begun + 3.5 * HOUR)]
+
+
+@pytest.mark.parametrize("entry", ["a", None])
+def test_skipped_when_its_page_is_repaired(
+    app: Celery,
+    make: Make,
+    clock: Clock,
+    entries: dict[str, Any],
+    operator: Operator,
+    client: KazooClient,
+    root: str,
+    entry: str | None,
+) -> None:
+    """Also if everything was resumed, not the entry."""
+    one = make(beat_schedule=entries)
+    turn(one)
+    begun = clock.now
+    one.close()
+    path = Paths(root).page(page_of("a"))
+    good = client.get(path)[0]
+    client.set(path, b"damaged")
+    two = make(beat_schedule=entries)
+    turn(two)
+    operator.pause(entry, clock.now)
+    heard(two)
+    clock.now += 2.5 * HOUR
+    operator.resume(entry, clock.now, skip=True)
+    heard(two)
+    assert two._loop.control.pauses.everything.skip is None
+    client.set(path, good)
+    two._loop._loaded_at = -math.inf
+    turn(two)
+    assert runs(app, "a") == []
+    assert not two._loop.control.pauses.skips
+    clock.now += HOUR
+    wait_until(lambda: turn(two) and runs(app, "a"), PATIENCE, "the next run")
     assert runs(app, "a") == [(1, begun + 3.5 * HOUR)]
 
 

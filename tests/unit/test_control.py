@@ -51,6 +51,17 @@ def test_a_pause_keeps_its_beginning() -> None:
     assert done([("pause", "a"), ("pause", "a")]) == done([("pause", "a")])
 
 
+def test_what_is_skipped_later() -> None:
+    """Of an entry on a damaged page, unless it is paused by itself."""
+    pauses = done([("pause", None), ("pause", "b"), ("skip", None)])
+    after = pauses.without_skips(lambda entry: False, ["a", "b"])
+    assert after.everything == done([]).everything
+    assert after.skip_until("a") == START + timedelta(hours=2)
+    assert after.of("b") == pauses.of("b")
+    assert after.without_skips(lambda entry: False, ["a", "b"]) == after
+    assert after.without_skips(lambda entry: True).entries.keys() == {"b"}
+
+
 def test_what_is_skipped() -> None:
     """What was due until it was resumed; of all but those that are held back by themselves."""
     pauses = done([("pause", None), ("pause", "b"), ("skip", None)])
