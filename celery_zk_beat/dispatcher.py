@@ -198,9 +198,9 @@ class Dispatcher:
 
     def is_blocked(self, name: str) -> bool:
         """True if a run of the entry is open, and its policy forbids that two overlap."""
-        policy, state = self.policies.of(name), self.ledger.state(name)
+        policy = self.policies.of(name)
         overlaps = policy is None or policy.overlap == ALLOW
-        return not overlaps and state is not None and bool(state.open)
+        return not overlaps and bool(self.ledger.open_of(name))
 
     def publish_waiting(self) -> None:
         """Publishes the runs of the outbox that may be published now."""
@@ -314,8 +314,8 @@ class Dispatcher:
                 logger.log(level, "%s: due %s, is skipped: %s", name, due, why, extra=told)
 
     def _since(self, name: str, reason: str) -> str:
-        state = self.ledger.state(name) if reason == "overlap" else None
-        return f", since {to_text(state.open[0].at)}" if state is not None and state.open else ""
+        opened = self.ledger.open_of(name) if reason == "overlap" else ()
+        return f", since {to_text(opened[0].at)}" if opened else ""
 
     def drop_held(self) -> None:
         """Drops runs that no schedule has named for too long, and held-back runs for which there is

@@ -305,15 +305,12 @@ class RunLedger:
             name: state for name, state in room.items() if state is None
         }
         for old in moves:
-            states[old] = before[old].left_behind(now, self._ahead)
+            states[old] = before[old].left_behind(now, self._ahead, self.outbox.get(old))
         for old, new in moves.items():
-            other = there[new]
-            number, past = (
-                (self._pages.of(new).floor, ())
-                if other is None
-                else (other.total_run_count, other.past)
-            )
-            states[new] = before[old].renamed(number, past)
+            other = there[new] or RunState(now, self._pages.of(new).floor)
+            if new in moves:  # its waiting run goes to another name
+                other = other.left_behind(now, self._ahead, self.outbox.get(new))
+            states[new] = before[old].renamed(old, other, self.outbox.get(old))
         waiting = {name: self.outbox[name] for name in moves if name in self.outbox}
         outbox = self.outbox
         if waiting:
@@ -445,6 +442,15 @@ class RunLedger:
         for batch in self._batches(states):
             self._commit(batch, self.outbox, *(each for name in batch for each in also[name]))
             yield [*batch]
+
+    def open_of(self, entry: str) -> tuple[PastRun, ...]:
+        """The tracked runs of an entry that have not ended, also under the name that it had before,
+        the oldest first."""
+        state = self.state(entry)
+        if state is None:
+            return ()
+        before = None if state.was is None else self.state(state.was)
+        return state.open if before is None else (*before.open, *state.open)
 
     def open_runs(self) -> dict[str, tuple[PastRun, ...]]:
         """The runs that are tracked and have not ended, of all entries that have some."""

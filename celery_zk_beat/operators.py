@@ -180,7 +180,7 @@ class Operators:
         if self._ledger.full:
             return Answer(False, "too many runs wait for the broker")
         if not request.record.overlap and dispatcher.is_blocked(name):
-            past = state.open[0]
+            past = self._ledger.open_of(name)[0]
             text = f"run {past.number} is still open, since {to_text(past.at)}: --overlap runs "
             return Answer(False, f"{text}the entry all the same")
         now = clock.now()

@@ -171,6 +171,8 @@ class RunState:
         open: the tracked runs that are claimed and have not ended, oldest first, at most MOST_OPEN.
             Their `at` is by ZooKeeper's clock.
         failed: how many tracked runs have failed in a row.
+        was: the entry's name before, if a run of that name was open when it changed. None from its
+            next run on.
     """
 
     last_run_at: datetime
@@ -187,6 +189,7 @@ class RunState:
     ran: int = 0
     open: tuple[PastRun, ...] = ()
     failed: int = 0
+    was: str | None = None
 
     @classmethod
     def first(
@@ -233,6 +236,7 @@ class RunState:
             changes["open"] = (*self.open, past._replace(at_ms=at_ms))[-MOST_OPEN:]
         if run.extra:
             return replace(self, **changes)
+        changes["was"] = None
         return self.moved(run.due, run.claimed, ahead, due=run.due, ask=run.ask, **changes)
 
     def after_publish(
@@ -289,16 +293,26 @@ class RunState:
         state = replace(self, unnamed_since=None, key=key, due=None)
         return state.moved(self.last_run_at, at, ahead, ask=None)
 
-    def renamed(self, number: int, past: tuple[PastRun, ...]) -> RunState:
-        """The state of the same entry under another name, whose runs have been counted up to
-        `number` and have this `past`: its own stays with the old name, for the task ids of its runs
-        are of it."""
-        number = max(number, self.total_run_count)
-        return replace(self, total_run_count=number, past=past, open=())
+    def renamed(self, old: str, other: RunState, waiting: Run | None) -> RunState:
+        """The state of the same entry under another name, of which `other` is the state: past and
+        open runs stay with their name, for task ids and headers are made of it. Only `waiting`, the
+        run of the entry that is not published yet, goes along. `old`: the name until now."""
+        number = max(other.total_run_count, self.total_run_count)
+        left = self._without(waiting)
+        moved = tuple(each for each in self.open if each not in left)
+        opened = (*other.open, *moved)[-MOST_OPEN:]
+        was = old if left else self.was
+        return replace(self, total_run_count=number, past=other.past, open=opened, was=was)
 
-    def left_behind(self, now: datetime, ahead: timedelta) -> RunState:
+    def left_behind(self, now: datetime, ahead: timedelta, waiting: Run | None) -> RunState:
         """The state that stays under the old name, for its history. It belongs to no entry."""
-        return replace(self, key=None, unnamed_since=self.unnamed_since or now - ahead)
+        since = self.unnamed_since or now - ahead
+        return replace(self, key=None, unnamed_since=since, open=self._without(waiting), was=None)
+
+    def _without(self, run: Run | None) -> tuple[PastRun, ...]:
+        """The open runs but this one."""
+        known = None if run is None else (run.number, milliseconds(run.due))
+        return tuple(each for each in self.open if each.run != known)
 
     def when_named(self, now: datetime, ahead: timedelta, anew: bool) -> RunState:
         """The state once a master's schedule has the entry. With `anew` its clock starts from
@@ -415,15 +429,18 @@ class RunState:
             more.append(f'"open":{to_json(plain_past(self.open))}')
         if self.failed:
             more.append(f'"failed":{self.failed}')
+        if self.was is not None:
+            more.append(f'"was":{_quoted(self.was)}')
 
     @property
     def bare(self) -> RunState:
         """The state for a full page: without the past, all but the last drop and the last open
         run, and the data that would help after a clock was ahead."""
-        if not self.past and not self.leaps and len(self.dropped) < 2 and len(self.open) < 2:
+        is_short = len(self.dropped) < 2 and len(self.open) < 2 and self.was is None
+        if not self.past and not self.leaps and is_short:
             return self
         dropped, opened = self.dropped[-1:], self.open[-1:]
-        return replace(self, past=(), leaps=(), dropped=dropped, open=opened)
+        return replace(self, past=(), leaps=(), dropped=dropped, open=opened, was=None)
 
 
 @dataclass(frozen=True)
@@ -590,6 +607,7 @@ def _decode_state(path: str, item: Any) -> RunState:
         min(count(path, more, "ran"), number) if "ran" in more else 0,
         decode_past(more.get("open"), MOST_OPEN),
         count(path, more, "failed") if "failed" in more else 0,
+        _decode_text(more, "was"),
     )
 
 

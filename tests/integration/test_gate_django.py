@@ -25,6 +25,9 @@ from tests.history import check
 
 from .conftest import Make, every, gated_of, history, past_of, state_of, turn
 from .test_gate import PERIOD, Start, ask_for_run, crash, turn_for, turn_until
+from .test_outcomes import Worker, folded, headers
+from .test_outcomes import hire as hire
+from .test_outcomes import worker as worker
 
 SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 
@@ -240,6 +243,47 @@ def test_renamed(app: Celery, start: Start, database: Database) -> None:
     for one, next_one in zip(renamed, renamed[1:]):
         assert next_one.due - one.due > timedelta(seconds=PERIOD - 0.1)
     assert len({run.id for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_renamed_while_its_run_is_open(
+    app: Celery, start: Start, database: Database, broker: Broker, worker: Worker, waits: bool
+) -> None:
+    """The next run, under the new name, waits for the end of that one, whose outcome is kept with
+    the name in its header: the old one, or the new one if it still waited for the broker."""
+    app.conf.zk_beat_outcomes = "worker"
+    database.add("old", PERIOD)
+    if waits:
+        broker.is_away()
+    scheduler = start(zk_beat_policies={"*": {"overlap": "skip"}})
+    turn_until(scheduler, lambda: scheduler._loop.ledger.outbox if waits else headers(app))
+    if not waits:
+        delivery = worker.begin(headers(app)[0])
+    database.change("old", name="new")
+    turn_until(scheduler, lambda: "new" in scheduler.schedule)
+    if waits:
+        turn_until(scheduler, lambda: "new" in scheduler._loop.ledger.outbox)
+        broker.is_back(scheduler)
+        turn_until(scheduler, lambda: headers(app))
+        delivery = worker.begin(headers(app)[0])
+    first = headers(app)[0]
+    assert first["zk_beat"]["entry"] == ("new" if waits else "old")
+    turn_until(scheduler, lambda: len([p for p in past_of(scheduler, "new") if not p.number]) == 2)
+    notes = [past.note for past in past_of(scheduler, "new") if past.number is None]
+    assert all("the run before is still open, since " in (note or "") for note in notes)
+    refused = ask_for_run(scheduler, "new")
+    assert refused.text.startswith("run 1 is still open, since ")
+    crash(scheduler)
+    after = start()
+    turn_for(after, PERIOD)
+    assert len(headers(app)) == 1
+    worker.end(delivery, first)
+    turn_until(after, lambda: len(headers(app)) == 2)
+    assert (second := headers(app)[1]["zk_beat"])["entry"] == "new"
+    assert second["run"] == 2
+    assert folded(after, first["zk_beat"]["entry"]) == [(1, "success")]
+    assert [past.number for past in state_of(after, "new").open] == [2]
+    assert state_of(after, "new").was is None
 
 
 TAKEN_OVER = {

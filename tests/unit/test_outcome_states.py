@@ -144,8 +144,26 @@ def test_sent_again_it_keeps_its_outcome() -> None:
     assert [past.outcome for past in again.past] == [SUCCESS]
 
 
-def test_an_entry_with_another_name_has_no_open_run() -> None:
-    assert claimed(1).renamed(1, ()).open == ()
+def test_open_runs_stay_with_their_name() -> None:
+    """But for the one that is not published yet. Who has the name by then keeps its own."""
+    entry, other, waiting = claimed(1, 2), claimed(7), run(2)
+    left = entry.left_behind(NOON, NO_TIME, waiting)
+    assert [past.number for past in left.open] == [1]
+    new = entry.renamed("old", other, waiting)
+    assert ([past.number for past in new.open], new.was) == ([7, 2], "old")
+    assert entry.after_claim(run(3), NO_TIME).renamed("old", other, None).was == "old"
+    again = claimed(2).renamed("old", RunState(NOON), waiting)
+    assert ([past.number for past in again.open], again.was) == ([2], None)
+
+
+def test_the_name_before_counts_until_the_next_run() -> None:
+    state = claimed(1).renamed("old", RunState(NOON), None)
+    path = f"/root/runs/{page_of('e')}"
+    assert decode_page(path, encode_page({"e": state})) == {"e": state}
+    assert state.renamed("new", RunState(NOON), None).was == "old"
+    assert state.after_claim(run(2, extra=True), NO_TIME).was == "old"
+    assert state.after_claim(run(2), NO_TIME).was is None
+    assert state.bare.was is None
 
 
 def test_many_open_runs() -> None:
