@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 import math
@@ -36,6 +37,8 @@ class Agenda:
         self._heap: list[Item] = []
         #: Items whose time has come. The last one comes off first.
         self._come: list[Item] = []
+        #: Items that :meth:`look_ahead` has seen, in order.
+        self._ahead: list[Item] = []
         #: Items of entries whose times have yet to be computed.
         self._later: deque[Item] = deque()
         #: Names that were removed: items of a lower order are gone.
@@ -47,6 +50,7 @@ class Agenda:
     def clear(self) -> None:
         self._waiting.clear()
         self._heap, self._come, self._gone, self._count_gone = [], [], {}, 0
+        self._ahead.clear()
         self._later.clear()
 
     def put(self, name: str, at: float, due: datetime | None = None) -> None:
@@ -69,9 +73,10 @@ class Agenda:
         self._waiting.discard(name)
         self._gone[name] = next(self._order)
         self._count_gone += 1
-        if self._count_gone > _MOST_GONE + len(self._heap) // 2:
+        if self._count_gone > _MOST_GONE + (len(self._heap) + len(self._ahead)) // 2:
             self._heap = [item for item in self._heap if not self._is_gone(item)]
             heapq.heapify(self._heap)
+            self._ahead = [item for item in self._ahead if not self._is_gone(item)]
             self._come = [item for item in self._come if not self._is_gone(item)]
             self._later = deque(item for item in self._later if not self._is_gone(item))
             self._gone.clear()
@@ -97,6 +102,17 @@ class Agenda:
         """True if there may be an entry whose time is yet to be computed."""
         return bool(self._later)
 
+    def look_ahead(self, until: float, most: int) -> list[Item]:
+        """Returns the items that come off next, up to `until`, at most so many. Each is returned
+        once."""
+        found: list[Item] = []
+        while self._heap and self._heap[0].at <= until and len(found) < most:
+            item = heapq.heappop(self._heap)
+            bisect.insort(self._ahead, item)  # nearly always at the end
+            if not self._is_gone(item):
+                found.append(item)
+        return found
+
     def put_back(self, items: Iterable[Item]) -> None:
         """Puts back items that were popped. The first of them comes off next."""
         self._come.extend(reversed(list(items)))
@@ -114,7 +130,14 @@ class Agenda:
 
     def _fetch(self, now: float, together: float) -> None:
         """Finds the items whose time has come."""
-        if self._heap and self._heap[0].at <= now:
+        if self._first_at <= now:
+            seen = bisect.bisect_right(self._ahead, (now + together, math.inf))
+            for item in self._ahead[:seen]:
+                if item.due or item.at <= now:
+                    self._come.append(item)
+                else:
+                    heapq.heappush(self._heap, item)
+            del self._ahead[:seen]
             while self._heap and self._heap[0].at <= now + (together if self._heap[0].due else 0.0):
                 self._come.append(heapq.heappop(self._heap))
             if len(self._come) > 1:
@@ -123,9 +146,12 @@ class Agenda:
     @property
     def next_at(self) -> float:
         """When :meth:`pop_come` returns an entry: in the past if it does now, infinite if never."""
-        if self._come:
-            return -math.inf
-        return self._heap[0].at if self._heap else math.inf
+        return -math.inf if self._come else self._first_at
+
+    @property
+    def _first_at(self) -> float:
+        first = self._heap[0].at if self._heap else math.inf
+        return min(first, self._ahead[0].at) if self._ahead else first
 
 
 class Seen:

@@ -30,6 +30,8 @@ _RETRY_AFTER = 1.0
 #: Most entries per turn whose next instants are computed after their runs: when nothing else is
 #: due, and when something is.
 _PLACED, _PLACED_IN_BURST = 50, 5
+#: Most runs per turn that are made ahead, and the seconds without a due entry that this needs.
+_MADE, _MADE_IN = 25, 0.005
 #: Looking for entries that a program has changed: most entries per turn; the part of the time that
 #: this may take; looks shorter than this many seconds are not limited; the longest pause between
 #: looks, in seconds.
@@ -44,7 +46,13 @@ class BeatSchedule(Source):
         super().__init__(scheduler, names, dispatcher)
         policies, root = dispatcher.policies, self._election.paths.root
         self._planner = Planner(
-            names, self, scheduler.is_due, scheduler.max_interval, policies, root
+            names,
+            self,
+            scheduler.is_due,
+            scheduler.max_interval,
+            policies,
+            root,
+            dispatcher.ahead.run,
         )
         #: When to look next for changed entries, by boottime().
         self._look_again = 0.0
@@ -131,9 +139,18 @@ class BeatSchedule(Source):
         if not self._names.is_current or self._planner.has_later:
             return 0.0
         left = look_again - clock.timestamp() if dispatcher.room() > 0 else math.inf
+        if left > _MADE_IN and self._make_ahead(now):
+            return 0.0
         if left > 0 and self._planner.seen.is_midway:
             left = min(left, max(SHORTEST_WAIT, self._look_again - clock.boottime()))
         return left
+
+    def _make_ahead(self, now: datetime) -> bool:
+        """Makes what can be made of the runs that are due next. Returns True if there are probably
+        more."""
+        runs = self._planner.look_ahead(now, _MADE)
+        self._dispatcher.ahead.make(runs)
+        return len(runs) == _MADE
 
     def _skip(self, skipped: list[Skipped]) -> None:
         """Records the skips; those of one entry one after another."""
@@ -163,6 +180,7 @@ class BeatSchedule(Source):
         names, ledger, app = self._names, self._ledger, self._scheduler.app
         names.is_current = True  # set it first: an entry may be added meanwhile
         names.look_anew()
+        self._dispatcher.ahead.clear()
         self._note_named(anew=True)
         entries = list(self.entries.items())
         for pattern in self._dispatcher.policies.unmatched(self.entries):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from . import clock
+from .ahead import MadeAhead
 from .broker import Broker
 from .control import Control
 from .election.public import MasterElection
@@ -58,6 +59,7 @@ class Dispatcher:
         wake: makes the loop turn; for any thread.
         policies: the entries' policies: those of the settings, and perhaps more from the source.
         is_closing: this beat is stopping.
+        ahead: what is made of runs before they are due.
         has_opened: tracked runs were claimed, or dropped, since somebody set it to False.
     """
 
@@ -79,6 +81,7 @@ class Dispatcher:
         self.ledger = RunLedger(election)
         self.control = Control(election.session, election.paths, wake)
         self.publisher = Publisher(self, broker, self.ledger)
+        self.ahead = MadeAhead(settings, self.ledger, self.task_id)
         self.is_closing = self.has_opened = False
         #: Until when we may publish, by boottime().
         self._publish_until = math.inf
@@ -176,9 +179,8 @@ class Dispatcher:
         if self.policies and self.settings.outcomes is not None:
             runs = [self._tracked(run) for run in runs]
         try:
-            claimed = self.ledger.claim(
-                runs, *also, *self.source.conditions(runs), meanwhile=meanwhile
-            )
+            also += (*self.source.conditions(runs),)
+            claimed = self.ledger.claim(runs, *also, meanwhile=meanwhile, made=self.ahead.state)
         except Outdated as exc:
             if exc.path == self.election.paths.pauses:
                 self.control.outdated()

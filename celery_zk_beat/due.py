@@ -23,7 +23,7 @@ from .runs import NEVER, RunState, end_of, from_milliseconds
 from .schedules import cron, every
 from .shown import Rule
 
-_AHEAD = timedelta(minutes=1)
+_MINUTE = timedelta(minutes=1)
 _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
 #: Naive clocks show the local time of some zone: so far from UTC at most, in steps of this.
 _FURTHEST_ZONE, _STEP_OF_ZONES = timedelta(hours=15), timedelta(minutes=15)
@@ -44,7 +44,7 @@ _NEVER = timedelta(days=36525)
 #: Next instants of crontabs, by what they depend on, and how many are kept.
 _known: dict[tuple[Any, ...], datetime] = {}
 _MOST_KNOWN = 1000
-#: So late an interval may be and still keep its rhythm.
+#: So late a run may be, and its entry's clock goes on as if it were not.
 _LITTLE = timedelta(seconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
 #: Of earlier releases what a crontab tells depends on whether it ran today.
@@ -65,6 +65,11 @@ def next_run(entry: Any, last_run_at: datetime) -> datetime | None:
         return utc_of(entry, now) + left
     except Exception:
         return None
+
+
+def least_gap(schedule: Any) -> timedelta:
+    """Returns what lies between two instants of the schedule at least."""
+    return _MINUTE if type(schedule) is crontab else timedelta()
 
 
 def is_slow(schedule: Any) -> bool:
@@ -262,12 +267,14 @@ def _is_celerys(kind: Any) -> bool:
 
 
 def last_run(entry: Any, due: datetime, now: datetime) -> datetime:
-    """Returns the `last_run_at` for a run that was due at `due` and is claimed now, both UTC. If an
-    interval is only a little late, its clock continues from `due`: else each run would be later."""
+    """Returns the `last_run_at` for a run that was due at `due` and is claimed now, both UTC. If
+    the run is only a little late, the entry's clock continues from `due`: else each run of an
+    interval would be later."""
     schedule = entry.schedule
-    if is_interval(schedule) and now - due < min(_LITTLE, schedule.run_every / 2):
-        return due
-    return max(due, now)
+    little = _LITTLE if type(schedule) in _STEADY else timedelta()
+    if is_interval(schedule):
+        little = min(_LITTLE, schedule.run_every / 2)
+    return due if now - due < little else max(due, now)
 
 
 def is_interval(schedule: Any) -> bool:
@@ -612,7 +619,7 @@ def at_one_instant(schedule: Any) -> Iterator[None]:
 
 def is_ahead(last_run_at: datetime, now: datetime) -> bool:
     """True if a last run is further in the future than clocks may differ; both are aware."""
-    return last_run_at - now > _AHEAD
+    return last_run_at - now > _MINUTE
 
 
 def to_utc(instant: datetime) -> datetime:

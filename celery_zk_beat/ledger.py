@@ -353,7 +353,11 @@ class RunLedger:
         return timedelta(seconds=self._session.clock_offset)
 
     def claim(
-        self, runs: Sequence[Run], *also: Operation, meanwhile: Callable[[], object] = lambda: None
+        self,
+        runs: Sequence[Run],
+        *also: Operation,
+        meanwhile: Callable[[], object] = lambda: None,
+        made: Callable[[Run, RunState], RunState | None] = lambda run, before: None,
     ) -> list[Run]:
         """Claims runs in one transaction.
 
@@ -362,6 +366,8 @@ class RunLedger:
             also: is part of the transaction.
             meanwhile: is called while the answer is on its way; may publish and confirm what is in
                 the outbox.
+            made: returns the state after the claim of a run, if it was made already of that
+                before.
 
         Returns:
             the claimed runs, which are now in the outbox: as many as fit into a transaction, at
@@ -377,7 +383,8 @@ class RunLedger:
             # Not by this machine's clock: if that is set just now, it is not yet known how far it
             # is off.
             server_ms = int(self._session.latest_server_time * 1000) if run.tracked else None
-            states[run.entry] = before.after_claim(run, self._ahead, server_ms)
+            after = made(run, before)
+            states[run.entry] = after or before.after_claim(run, self._ahead, server_ms)
         if not states:
             return []
         batch = next(self._batches(states))

@@ -203,7 +203,7 @@ class Attempt:
 
     Attributes:
         plain: its entry, as the schedule has it.
-        task_id, headers: those of the message.
+        texts: what its message has of its own.
         until_due: returns when the run is due. To be called before anything that could look at the
             clock, such as a lazy argument or a function of the user's.
         handed: how many messages have been handed to the broker's connection so far.
@@ -212,8 +212,7 @@ class Attempt:
     """
 
     plain: Any
-    task_id: str
-    headers: Mapping[str, Any]
+    texts: Texts
     until_due: Callable[[], object]
     handed: Callable[[], int]
     before: Made | None = None
@@ -222,7 +221,7 @@ class Attempt:
     @functools.cached_property
     def entry(self) -> Any:
         """The entry, :func:`addressed`."""
-        return addressed(self.plain, self.task_id, self.headers)
+        return addressed(self.plain, self.texts.task_id, self.texts.headers)
 
 
 def apply_plainly(scheduler: Scheduler, entry: Any, producer: Any, advance: bool = False) -> Any:
@@ -293,20 +292,19 @@ class Sender:
         if templates is None or _is_lazy(entry):
             self.send(attempt.entry, attempt.until_due)
             return
-        task = self._tasks.get(entry.task) or self._task(entry.task)
-        key = key_of(task.options, entry.options, attempt.headers)
+        task, texts = self._tasks.get(entry.task) or self._task(entry.task), attempt.texts
+        key = key_of(task.options, entry.options, texts.headers)
         args, kwargs = _evaluate_entry_args(entry.args), _evaluate_entry_kwargs(entry.kwargs)
         # Of a task whose arguments are wrong Celery makes no message.
         template = templates.get(key)
-        texts = Texts(task.name, attempt.task_id, attempt.headers)
         if template is not None and (task.takes is None or _takes(task.takes, args, kwargs)):
-            templates.add(template, texts, args, kwargs, self._show)
+            templates.add(template, task.name, texts, args, kwargs, self._show)
             return
         begun = templates.count
         self.send(attempt.entry, attempt.until_due)
         if key is not None and templates.is_wanted(key):
             mark = functools.partial(self._mark, entry)
-            templates.learn(key, begun, texts, args, kwargs, self._show, mark)
+            templates.learn(key, begun, task.name, texts, args, kwargs, self._show, mark)
 
     def _show(self, args: Any, kwargs: Any) -> tuple[str, str]:
         amqp, levels = self._app.amqp, self._levels
@@ -330,14 +328,16 @@ class Sender:
         self._tasks[name] = found
         return found
 
-    def _mark(self, entry: Any, texts: Texts, argsrepr: str, kwargsrepr: str) -> str | None:
+    def _mark(
+        self, entry: Any, name: str, texts: Texts, argsrepr: str, kwargsrepr: str
+    ) -> str | None:
         """Makes a message without arguments: see :meth:`.Templates.learn`."""
         task = self._app.tasks.get(entry.task)
         options = self._plain_options(addressed(entry, texts.task_id, texts.headers), task)
         if options is None:
             return None
         serializer: str = options.get("serializer") or self._app.conf.task_serializer
-        self._make(texts.task, task, (), {}, options, (argsrepr, kwargsrepr))
+        self._make(name, task, (), {}, options, (argsrepr, kwargsrepr))
         return serializer
 
     def send(self, entry: Any, until_due: Callable[[], object]) -> None:

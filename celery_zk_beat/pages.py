@@ -253,7 +253,7 @@ class Pages:
         for name, past in pasts.items():
             if past:
                 states = self.of(name).states
-                states[name] = replace(states[name], past=())
+                states[name] = states[name].changed(past=())
 
     def next_batch(self, left: deque[str], states: Changes, room: int) -> Changes:
         """Takes entries from the left of `left`, where they are in the order of their pages. Takes

@@ -44,6 +44,8 @@ SHORTEST_WAIT = 0.01
 #: hundreds are due; and claims wait this many seconds for each other, since one claim of many runs
 #: costs little more than one of a single run.
 _CLAIM_AHEAD, _CLAIM_TOGETHER = 0.025, 0.02
+#: Seconds before an entry is due in which its run may be made.
+_MADE_WITHIN = 10.0
 #: Most entries to ask before those that are due are claimed.
 _MOST_LOOKED_AT = 1000
 
@@ -162,6 +164,7 @@ class Planner:
         max_interval: seconds until to ask an entry again that does not say when.
         policies: the policies of entries, by name.
         root: the seed of the jitter; the same for all beats of an app.
+        made: returns what was kept of :meth:`look_ahead`, by the entry's name.
     """
 
     def __init__(
@@ -172,8 +175,9 @@ class Planner:
         max_interval: float,
         policies: Policies = NO_POLICIES,
         root: str = "",
+        made: Callable[[str], Run | None] = lambda name: None,
     ) -> None:
-        self._names, self._known, self._is_due = names, known, is_due
+        self._names, self._known, self._is_due, self._made = names, known, is_due, made
         self.max_interval = max_interval
         self._policies = _Applied(names, known, policies, root)
         self._agenda = Agenda()
@@ -302,10 +306,18 @@ class Planner:
         if policy is not None:
             self._look_by(policy, item, instant, entry, now, plan)
         elif self._is_time(item, instant, instant, now):
-            number, claimed = entry.total_run_count + 1, last_run(entry, instant, now)
-            key = self._known.key(item.name)
-            plan.runs.append(Run(item.name, number, instant, claimed, self._known.epoch, key=key))
+            claimed, made = last_run(entry, instant, now), self._made(item.name)
+            plan.runs.append(_next_run(item.name, entry, instant, claimed, self._known, made))
             self._planned[item.name] = item, None
+
+    def look_ahead(self, now: datetime, most: int) -> list[Run]:
+        """Returns the runs that are due soon, of entries without a policy; each run once."""
+        runs, entries = [], self._names.get()
+        for item in self._agenda.look_ahead(now.timestamp() + _MADE_WITHIN, most):
+            entry = entries.get(item.name)
+            if entry is not None and item.due is not None and item.name not in self._policies.of:
+                runs.append(_next_run(item.name, entry, item.due, item.due, self._known))
+        return runs
 
     def _is_time(self, item: Item, due: datetime, leaves: datetime, now: datetime) -> bool:
         """True if a run that leaves at `leaves` is to be claimed now; else puts it back."""
@@ -463,6 +475,23 @@ class Planner:
         seconds = _seconds(delay)
         seconds = self.max_interval if seconds is None else seconds
         self._agenda.put(name, now.timestamp() + seconds)
+
+
+def _next_run(
+    name: str,
+    entry: Any,
+    due: datetime,
+    claimed: datetime,
+    known: Known,
+    made: Run | None = None,
+) -> Run:
+    """Returns the next run of an entry: the one that was made, if it is the same."""
+    number, epoch, key = entry.total_run_count + 1, known.epoch, known.key(name)
+    if made is not None and (made.number, made.due, made.claimed, made.epoch, made.key) == (
+        *(number, due, claimed, epoch, key),
+    ):
+        return made
+    return Run(name, number, due, claimed, epoch, key=key)
 
 
 def _too_late(entry: Any, starting_deadline: float | None) -> tuple[datetime, datetime] | None:

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 from kombu.exceptions import OperationalError
 
 from . import clock
+from .ahead import MadeAhead
 from .broker import BackOff, Broker, Fault, comes_from, unwrapped
 from .errors import ZkBeatError
 from .ledger import RunLedger
 from .log import Action, get_logger
-from .messages import Attempt, Made, headers_of
+from .messages import Attempt, Made
 from .metrics import Metrics
-from .records import to_text
 from .runs import Run
 from .settings import Settings
 from .zookeeper.operations import Check
@@ -137,6 +137,7 @@ class Runs(Protocol):
     settings: Settings
     metrics: Metrics
     source: Entries
+    ahead: MadeAhead
     #: Call it after each piece of work.
     show_progress: Callable[[], None]
 
@@ -357,18 +358,15 @@ class Publisher:
             self._dispatcher.show_progress()
 
     def _send(self, run: Run, send: Send) -> None:
-        settings = self._dispatcher.settings
-        header = _header(run, self._ledger, settings.id)
-        headers = headers_of(header, is_extended=settings.result_extended)
-        task_id = self._dispatcher.task_id(run)
         entry = self._dispatcher.source.entry_of(run)
+        texts = self._dispatcher.ahead.texts(run, entry)
         if logger.isEnabledFor(logging.INFO):
             text = "Scheduler: Sending due task %s (%s), run %d"
-            told = run.telling("sending", self._ledger.epoch, task_id)
+            told = run.telling("sending", self._ledger.epoch, texts.task_id)
             logger.info(text, run.entry, entry.task, run.number, extra=told)
         until_due = functools.partial(_wait_until_due, [run])
         handed, before = self._broker.handed_over, self._hooked.before(run)
-        attempt = Attempt(entry, task_id, headers, until_due, handed, before)
+        attempt = Attempt(entry, texts, until_due, handed, before)
         try:
             send(run, attempt)
         finally:
@@ -479,23 +477,6 @@ class Publisher:
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
             extra=self._dispatcher.telling(run, "failed"),
         )
-
-
-def _header(run: Run, ledger: RunLedger, master: str) -> dict[str, Any]:
-    """Returns the header of a message, which describes its run."""
-    header = {
-        "entry": run.entry,
-        "era": ledger.era,
-        "epoch": ledger.epoch,
-        "run": run.number,
-        "due": to_text(run.due),
-        "master": master,
-    }
-    if run.leaves is not None:
-        header["leaves"] = to_text(run.leaves)
-    if run.tracked:
-        header["report"] = ledger.inbox
-    return header
 
 
 class _Hooked:

@@ -235,7 +235,7 @@ class RunState:
             at_ms = past.at_ms - ahead // _MILLISECOND if server_ms is None else server_ms
             changes["open"] = (*self.open, past._replace(at_ms=at_ms))[-MOST_OPEN:]
         if run.extra:
-            return replace(self, **changes)
+            return self.changed(**changes)
         changes["was"] = None
         return self.moved(run.due, run.claimed, ahead, due=run.due, ask=run.ask, **changes)
 
@@ -367,7 +367,16 @@ class RunState:
             leaps = (*leaps, (milliseconds(since), milliseconds(at)))
             if len(leaps) > _MOST_STRETCHES:  # without the shortest
                 leaps = tuple(sorted(leaps, key=lambda leap: leap[0] - leap[1])[:-1])
-        return replace(self, last_run_at=at, leaps=leaps, done=done, **changes)
+        return self.changed(last_run_at=at, leaps=leaps, done=done, **changes)
+
+    def changed(self, **changes: Any) -> RunState:
+        """Does what dataclasses.replace() does, in a sixth of the time: a claim makes hundreds."""
+        state = object.__new__(RunState)
+        fields = vars(state)
+        fields.update(vars(self))
+        fields.pop("text", None)
+        fields.update(changes)
+        return state
 
     def set_back(self, at: datetime, ahead: timedelta = timedelta()) -> RunState:
         """The state as it should be where a clock that was ahead made it: its clock goes on from
@@ -734,8 +743,8 @@ def milliseconds(instant: datetime) -> int:
 
 
 def from_milliseconds(since: int) -> datetime:
-    """Returns the datetime, aware, UTC."""
-    return NEVER + since * _MILLISECOND
+    """Returns the datetime, aware, UTC; limited to what can be read again."""
+    return NEVER + min(since, _LATEST_MS) * _MILLISECOND
 
 
 def end_of(done: tuple[Stretch, ...], instant: datetime) -> datetime | None:

@@ -20,6 +20,7 @@ from .due import (
     due_by_celery,
     is_ahead,
     last_run,
+    least_gap,
     leaves_of,
     missed_instant,
     next_free,
@@ -168,12 +169,15 @@ class Source(ABC):
 
     def goes_on_from(self, run: Run, at: datetime) -> datetime | None:
         """See :meth:`.publishing.Entries.goes_on_from`."""
-        state = self._ledger.state(run.entry)
-        if run.extra or state is None or at - run.planned < _LATE:
+        if run.extra or at - run.planned < _LATE:
             return None
-        found = entry = None
+        entry, state = self.entries.get(run.entry), self._ledger.state(run.entry)
+        if entry is None or state is None:
+            return None
+        if run.claimed == run.due and at - run.due < least_gap(entry.schedule):
+            return None
+        found = None
         with only_logged(run.entry):
-            entry = self.entries[run.entry]
             if utc_of(entry, entry.last_run_at) == state.last_run_at:
                 following = due_by_celery(entry)  # this costs less than to look closely
                 if following is not None and following > at:

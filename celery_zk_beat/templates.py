@@ -4,11 +4,12 @@ burst of thousands takes a fraction of the time.
 
 A template is used only for a message that Celery would make with the same options, for a task with
 the same options. What these are is part of a template's key, so a change of an entry or a task is
-seen with the next message. Nothing is made ahead of time, so nothing can be outdated.
+seen with the next message.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import marshal
@@ -45,12 +46,19 @@ class Arguments(NamedTuple):
     body: str
 
 
-class Texts(NamedTuple):
-    """What differs from message to message, beside its arguments."""
+class Texts:
+    """What differs from message to message, beside its task and its arguments."""
 
-    task: str
-    task_id: str
-    headers: Mapping[str, Any]
+    def __init__(self, task_id: str, headers: Mapping[str, Any]) -> None:
+        self.task_id, self.headers = task_id, headers
+
+    @functools.cached_property
+    def written(self) -> dict[str, str]:
+        """As JSON, by the names of a template's gaps."""
+        values = {"task_id": _quoted(self.task_id)}
+        for name, value in self.headers.items():
+            values[name] = _to_json(value)
+        return values
 
 
 class Gathered(Protocol):
@@ -71,18 +79,16 @@ class Template(NamedTuple):
     serializer: str
     plain: Arguments
 
-    def fill(self, texts: Texts, arguments: Arguments, tag: str) -> Command:
+    def fill(self, task: str, texts: Texts, arguments: Arguments, tag: str) -> Command:
         """Returns the command that sends the message. `tag` is the delivery tag."""
         values = {
+            **texts.written,
             "body": arguments.body,
             "args": arguments.args,
             "kwargs": arguments.kwargs,
             "tag": _quoted(tag),
-            "task": _quoted(texts.task),
-            "task_id": _quoted(texts.task_id),
+            "task": _quoted(task),
         }
-        for name, value in texts.headers.items():
-            values[name] = _to_json(value)
         return self.command, (self.queue, self.text % values)
 
 
@@ -142,13 +148,15 @@ class Templates:
         """Returns the template for messages of a key, if there is one and messages are gathered."""
         return self._by_key.get(key) if key is not None and self._gathered.is_open else None
 
-    def add(self, template: Template, texts: Texts, args: Any, kwargs: Any, show: Show) -> None:
+    def add(
+        self, template: Template, task: str, texts: Texts, args: Any, kwargs: Any, show: Show
+    ) -> None:
         """Adds a message to those that leave together. `show` returns what Celery shows of the
         arguments."""
         arguments, tag = template.plain, f"{self._tag}{next(self._tags):012x}"
         if args or kwargs:
             arguments = self._arguments_of(template.serializer, args, kwargs, show)
-        self._gathered.commands.append(template.fill(texts, arguments, tag))
+        self._gathered.commands.append(template.fill(task, texts, arguments, tag))
 
     def _arguments_of(self, serializer: str, args: Any, kwargs: Any, show: Show) -> Arguments:
         key = as_bytes((serializer, args, kwargs))
@@ -178,27 +186,36 @@ class Templates:
         return asked >= _MADE_AFTER
 
     def learn(
-        self, key: Key, since: int, texts: Texts, args: Any, kwargs: Any, show: Show, mark: Mark
+        self,
+        key: Key,
+        since: int,
+        task: str,
+        texts: Texts,
+        args: Any,
+        kwargs: Any,
+        show: Show,
+        mark: Mark,
     ) -> None:
         """Makes a template for messages of a key. If it does not give the very message that Celery
         has made, there is none.
 
         Args:
             since: how many commands there were before that message.
-            texts, args, kwargs: of that message.
+            task, texts, args, kwargs: of that message.
             show: returns what Celery shows of the arguments.
             mark: makes another one, without arguments.
         """
         commands, template = self._gathered.commands, None
         made, end = commands[since:], len(commands)
         try:
-            marks, shown = _marks_of(texts), (uuid.uuid4().hex, uuid.uuid4().hex)
-            serializer = mark(marks, *shown)
+            name, marks = uuid.uuid4().hex, _marks_of(texts)
+            shown = uuid.uuid4().hex, uuid.uuid4().hex
+            serializer = mark(name, marks, *shown)
             if serializer is not None:
                 written = self._written(serializer, args, kwargs, *show(args, kwargs))
                 plain = self._written(serializer, (), {}, "()", "{}")
-                found = _template_of(commands[end:], serializer, marks, shown, plain)
-                is_same = found is not None and _gives(found, made, texts, written)
+                found = _template_of(commands[end:], serializer, name, marks, shown, plain)
+                is_same = found is not None and _gives(found, made, task, texts, written)
                 template = found if is_same else None
         except Exception:
             template = None
@@ -207,17 +224,19 @@ class Templates:
         self._by_key[key] = template
 
 
-def _gives(template: Template, made: Sequence[Command], texts: Texts, arguments: Arguments) -> bool:
+def _gives(
+    template: Template, made: Sequence[Command], task: str, texts: Texts, arguments: Arguments
+) -> bool:
     """True if the template gives the message that Celery and kombu have made."""
     tag = json.loads(made[0][1][1])["properties"]["delivery_tag"]
-    return [template.fill(texts, arguments, tag)] == made
+    return [template.fill(task, texts, arguments, tag)] == made
 
 
 #: Returns what Celery shows of positional and keyword arguments.
 Show = Callable[[Any, Any], tuple[str, str]]
-#: Has Celery make a message without arguments, with these texts, in which these are shown for the
-#: arguments. Returns its serializer; None if it made none.
-Mark = Callable[[Texts, str, str], Optional[str]]
+#: Has Celery make a message without arguments, for a task of this name, with these texts, in which
+#: these are shown for the arguments. Returns its serializer; None if it made none.
+Mark = Callable[[str, Texts, str, str], Optional[str]]
 
 
 def key_of(
@@ -240,13 +259,13 @@ def as_bytes(value: Any) -> bytes | None:
 
 def _marks_of(texts: Texts) -> Texts:
     """Returns texts that are in no other message."""
-    headers = {name: uuid.uuid4().hex for name in texts.headers}
-    return Texts(uuid.uuid4().hex, uuid.uuid4().hex, headers)
+    return Texts(uuid.uuid4().hex, {name: uuid.uuid4().hex for name in texts.headers})
 
 
 def _template_of(
     commands: Sequence[Command],
     serializer: str,
+    task: str,
     marks: Texts,
     shown: tuple[str, str],
     plain: Arguments,
@@ -256,7 +275,7 @@ def _template_of(
     if len(commands) != 1 or commands[0][0] != "lpush" or len(commands[0][1]) != 2:
         return None
     command, (queue, text) = commands[0]
-    gaps = {"task": marks.task, "task_id": marks.task_id, **marks.headers}
+    gaps = {"task": task, "task_id": marks.task_id, **marks.headers}
     gaps.update(zip(("args", "kwargs"), shown))
     gaps["tag"] = json.loads(text)["properties"]["delivery_tag"]
     text = text.replace("%", "%%")

@@ -42,7 +42,7 @@ def promtool() -> Promtool:
 
     def run(*args: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [program, *args], input=input, capture_output=True, text=True, timeout=PATIENCE
+            [program, *args], input=input, capture_output=True, text=True, timeout=4 * PATIENCE
         )
 
     return run

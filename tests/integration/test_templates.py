@@ -16,6 +16,7 @@ from kombu import Producer, Queue
 
 from celery_zk_beat.broker import Broker
 from celery_zk_beat.messages import Attempt, Sender
+from celery_zk_beat.templates import Texts
 
 pytestmark = pytest.mark.skipif(
     not hasattr(Producer, "supports_batch_publish"), reason="kombu before 5.7"
@@ -53,9 +54,8 @@ class Site:
             for entry in entries:
                 self.number += not plainly
                 run = {**HEADER, "run": self.number}
-                task_id = f"id {self.number}"
-                due = lambda: None  # noqa: E731
-                attempt = Attempt(entry, task_id, {"zk_beat": run}, due, lambda: 0)
+                texts, due = Texts(f"id {self.number}", {"zk_beat": run}), lambda: None
+                attempt = Attempt(entry, texts, due, lambda: 0)
                 if plainly:
                     sender.send(attempt.entry, due)
                 else:

@@ -147,11 +147,12 @@ def test_an_interval_keeps_its_rhythm(period: float, late: float, goes_on: float
     assert last_run(entry, NOW, NOW + seconds) == NOW + timedelta(seconds=goes_on)
 
 
-def test_a_crontab_goes_on_from_now() -> None:
-    """It has no rhythm to lose; and not before it was due, for it would be due again."""
+@pytest.mark.parametrize(("late", "goes_on"), [(-0.01, 0.0), (0.0, 0.0), (0.999, 0.0), (1.0, 1.0)])
+def test_a_crontab_goes_on_from_its_instant(late: float, goes_on: float) -> None:
+    """Unless it is late; and never from before it, for it would be due again."""
     entry = ScheduleEntry(schedule=crontab(), app=APPS["UTC"])
-    assert last_run(entry, NOW, NOW + MILLISECOND) == NOW + MILLISECOND
-    assert last_run(entry, NOW, NOW - MILLISECOND) == NOW
+    seconds = timedelta(seconds=late)
+    assert last_run(entry, NOW, NOW + seconds) == NOW + timedelta(seconds=goes_on)
 
 
 def entries(count: int, kind: Any = 10.0) -> dict[str, ScheduleEntry]:
