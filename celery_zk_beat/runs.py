@@ -744,7 +744,7 @@ def milliseconds(instant: datetime) -> int:
 
 def from_milliseconds(since: int) -> datetime:
     """Returns the datetime, aware, UTC; limited to what can be read again."""
-    return NEVER + min(since, _LATEST_MS) * _MILLISECOND
+    return NEVER + min(max(0, since), _LATEST_MS) * _MILLISECOND
 
 
 def end_of(done: tuple[Stretch, ...], instant: datetime) -> datetime | None:
