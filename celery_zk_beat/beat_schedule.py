@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from celery.beat import Scheduler
@@ -233,6 +233,7 @@ class BeatSchedule(Source):
         """Starts the clock anew of each entry that last ran in another time zone, as Celery does:
         else it might be due immediately in the new zone."""
         now, changed, anew = clock.now(), {}, []
+        ahead = self._ledger.ahead_at(now)
         for name, entry in entries:
             state = self._ledger.state(name)
             zone = None if state is None else zone_of(entry)
@@ -241,7 +242,6 @@ class BeatSchedule(Source):
             changed[name] = replace(state, zone=zone)
             if state.zone is not None:
                 anew.append(name)
-                ahead = timedelta(seconds=self._election.clock_offset)
                 changed[name] = changed[name].moved(state.last_run_at, now, ahead)
         self._ledger.rewrite(changed)
         if anew:

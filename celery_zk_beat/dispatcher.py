@@ -328,11 +328,13 @@ class Dispatcher:
         self._held_looked_at = clock.boottime()
         held: dict[str, list[Run]] = {_UNNAMED: [], _AT_FAULT: [], _PAUSED: []}
         late = []
+        # Neither clock alone says that a run is too old: one of them may be wrong.
+        now = min(clock.now(), self.ledger.server_now)
         for run in self.ledger.outbox.values():
             why = self.held_because(run)
             if why is None or self.ledger.damaged(run.entry):
                 continue
-            if why == _UNNAMED and self._is_long_unnamed(run):
+            if why == _UNNAMED and self._is_long_unnamed(run, now):
                 late.append(run)
             else:
                 held[why].append(run)
@@ -350,12 +352,10 @@ class Dispatcher:
     def _most_held(self) -> int:
         return min(MOST_HELD, self.ledger.limits.largest_outbox // 2)
 
-    def _is_long_unnamed(self, run: Run) -> bool:
+    def _is_long_unnamed(self, run: Run, now: datetime) -> bool:
         state = self.ledger.state(run.entry)
         since = run.claimed if state is None else max(run.claimed, state.unnamed_since or NEVER)
-        # If this machine's clock is ahead of ZooKeeper's, do not drop too early.
-        ahead = timedelta(seconds=max(0.0, self.election.clock_offset))
-        return clock.now() - ahead - since > UNNAMED_FOR
+        return now - since > UNNAMED_FOR
 
     def _drop_noted(self, runs: Iterable[Run], why: str) -> None:
         """Drops runs. An entry without a state gets one to record the drop, if there is room."""

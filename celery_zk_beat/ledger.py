@@ -17,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, NoReturn
 
 from . import clock, limits
@@ -32,6 +32,7 @@ from .pages import OVERHEAD, Changes, Kept, Pages, size_of, too_large
 from .paths import is_page, page_of
 from .runs import (
     LONGEST_MADE,
+    NEVER,
     Outcome,
     PastRun,
     Run,
@@ -221,10 +222,11 @@ class RunLedger:
         """
         keys, zones, counted = keys or {}, zones or {}, counted or {}
         states: dict[str, RunState] = {}
+        ahead = self._ahead
         for name, at in entries.items():
             floor, waiting = self._pages.of(name).floor, self.outbox.get(name)
             floor, zone = max(floor, counted.get(name, 0)), zones.get(name)
-            states[name] = RunState.first(at, floor, keys.get(name), zone, self._ahead, waiting)
+            states[name] = RunState.first(at, floor, keys.get(name), zone, ahead, waiting)
         self.rewrite(self._pages.admit(states, self.outbox))
 
     def begin_anew(
@@ -240,23 +242,25 @@ class RunLedger:
         for name, at in entries.items():
             state = self._pages.of(name).states[name]
             zone = zones.get(name) if zones else state.zone
-            states[name] = replace(state.begun_anew(at, keys[name], self._ahead), zone=zone)
+            begun = state.begun_anew(at, keys[name], self.ahead_at(at))
+            states[name] = replace(begun, zone=zone)
         self.rewrite(states)
 
-    def leave(self, entries: Iterable[str], now: datetime) -> None:
+    def leave(self, entries: Iterable[str]) -> None:
         """Notes that the schedule does not name these any more."""
         states: dict[str, RunState] = {}
+        since = self.server_now
         for name in entries:
             state = self.state(name)
             if state is not None and state.unnamed_since is None:
-                states[name] = replace(state, unnamed_since=now - self._ahead)
+                states[name] = replace(state, unnamed_since=since)
         self.rewrite(states)
 
     def names_by_key(self) -> dict[str, str]:
         """The names of all entries that have a key."""
         return self._pages.names_by_key()
 
-    def rename(self, names: Mapping[str, str], now: datetime) -> Iterator[dict[str, str]]:
+    def rename(self, names: Mapping[str, str]) -> Iterator[dict[str, str]]:
         """Renames entries that have a state: `names` is from old to new.
 
         Clocks, numbers and waiting runs move to the new name. What ran before stays in the history
@@ -275,7 +279,7 @@ class RunLedger:
                 if moves and room < 0:
                     break
                 moves.update(left.popleft())
-            moved = self._rename(moves, pending, now)
+            moved = self._rename(moves, pending)
             pending -= moved.keys()
             if moved:
                 yield moved
@@ -286,7 +290,7 @@ class RunLedger:
         pages = self._pages.of(old).size + self._pages.of(new).size
         return pages + size_of(new, self._pages.of(old).states[old]) + 4 * OVERHEAD
 
-    def _rename(self, moves: dict[str, str], pending: set[str], now: datetime) -> dict[str, str]:
+    def _rename(self, moves: dict[str, str], pending: set[str]) -> dict[str, str]:
         """Renames as many as it can in one transaction, and returns these. `pending`: all names
         that entries are still to leave, in this transaction or a later one."""
         size = sum(map(self._bytes_of_move, moves.items()))
@@ -304,12 +308,13 @@ class RunLedger:
         states: dict[str, RunState | None] = {
             name: state for name, state in room.items() if state is None
         }
+        since = self.server_now
         for old in moves:
-            states[old] = before[old].left_behind(now, self._ahead, self.outbox.get(old))
+            states[old] = before[old].left_behind(since, self.outbox.get(old))
         for old, new in moves.items():
-            other = there[new] or RunState(now, self._pages.of(new).floor)
+            other = there[new] or RunState(since, self._pages.of(new).floor)
             if new in moves:  # its waiting run goes to another name
-                other = other.left_behind(now, self._ahead, self.outbox.get(new))
+                other = other.left_behind(since, self.outbox.get(new))
             states[new] = before[old].renamed(old, other, self.outbox.get(old))
         waiting = {name: self.outbox[name] for name in moves if name in self.outbox}
         outbox = self.outbox
@@ -337,20 +342,31 @@ class RunLedger:
         for batch in self._batches(states):
             self._commit(batch, self.outbox, *also)
 
-    def set_back(self, now: datetime) -> dict[str, RunState]:
+    def set_back(self) -> dict[str, RunState]:
         """Sets back the clocks of entries that a beat whose clock was ahead has set: to an instant
         that is in the future, and by ZooKeeper's clock already was when it was written. Call it
         after :meth:`load`. Returns the states as they were."""
         # The time of a page says nothing about changes that are not written yet.
-        after = self._pages.set_back(now, self._ahead, but=self._amended)
+        ahead = self._ahead
+        after = self._pages.set_back(clock.now(), ahead, but=self._amended)
         before = {name: self._pages.of(name).states[name] for name in after}
         self.rewrite(after)
         return before
 
     @property
+    def server_now(self) -> datetime:
+        """ZooKeeper's time, as far as it is known."""
+        return datetime.fromtimestamp(self._session.likely_server_time, timezone.utc)
+
+    @property
     def _ahead(self) -> timedelta:
         """How much this machine's clock is ahead of ZooKeeper's."""
         return timedelta(seconds=self._session.clock_offset)
+
+    def ahead_at(self, told: datetime) -> timedelta:
+        """How much, at least, this machine's clock was ahead of ZooKeeper's when it told this
+        instant. It was set back since if that is still to come."""
+        return self._ahead + max(timedelta(), told - clock.now())
 
     def claim(
         self,
@@ -374,17 +390,17 @@ class RunLedger:
             least one unless the outbox is :attr:`full`. The others are unchanged.
         """
         room = self.limits.largest_outbox - self.outbox_bytes
+        ahead = self.ahead_at(max((run.claimed for run in runs), default=NEVER))
         states: dict[str, RunState] = {}
         for run in runs:
             room -= bytes_of([run])
             if room < 0 and (states or self.full):
                 break
             before = self._pages.of(run.entry).states.get(run.entry) or RunState(run.claimed)
-            # Not by this machine's clock: if that is set just now, it is not yet known how far it
-            # is off.
+            # Not by this machine's clock, which may have been set since the run was found due.
             server_ms = int(self._session.latest_server_time * 1000) if run.tracked else None
             after = made(run, before)
-            states[run.entry] = after or before.after_claim(run, self._ahead, server_ms)
+            states[run.entry] = after or before.after_claim(run, ahead, server_ms)
         if not states:
             return []
         batch = next(self._batches(states))
@@ -481,7 +497,8 @@ class RunLedger:
         for name, (due, at) in entries.items():
             reason = why if isinstance(why, str) else why[name]
             past = PastRun.of(None, due, at, self.epoch, reason)
-            states[name] = self._pages.of(name).states[name].after_skip(past, at, self._ahead)
+            state = self._pages.of(name).states[name]
+            states[name] = state.after_skip(past, at, self.ahead_at(at))
         self.rewrite(states, *also)
 
     @property
@@ -499,15 +516,16 @@ class RunLedger:
         most = self.limits.largest_outbox - self.limits.longest_name - OVERHEAD
         return self.outbox_bytes > max(0, most)
 
-    def note_named(self, named: Container[str], now: datetime, *, anew: bool = False) -> list[str]:
+    def note_named(self, named: Container[str], *, anew: bool = False) -> list[str]:
         """Marks the states of entries that are not in `named`, this master's schedule. Removes
         states that have been marked for longer than RETENTION and have no waiting run. With `anew`,
-        the clock of an entry that is named again after more than ABSENCE starts at `now`.
+        the clock of an entry that is named again after more than ABSENCE starts now.
 
         Returns:
             the names of the removed entries.
         """
-        changed = self._pages.note_named(named, now, self._ahead, anew, waiting=self.outbox)
+        server = self.server_now
+        changed = self._pages.note_named(named, clock.now(), server, anew, waiting=self.outbox)
         self.rewrite(changed)
         return [name for name, state in changed.items() if state is None]
 
@@ -536,7 +554,7 @@ class RunLedger:
         self._outbox_changed, self._outbox_bytes = True, None
         state = self.state(run.entry)
         if past is not None and state is not None:
-            after = state.after_publish(past, goes_on_from, self._ahead)
+            after = state.after_publish(past, goes_on_from, self.ahead_at(past.at))
             self._pages.change({run.entry: after})
             self._amended[run.entry] = run
 

@@ -268,7 +268,7 @@ class LiveSchedule(BeatSchedule):
     def _leave(self, names: Iterable[str]) -> None:
         """Records which entries have left the schedule."""
         named = self._named()
-        self._ledger.leave([name for name in names if name not in named], clock.now())
+        self._ledger.leave([name for name in names if name not in named])
 
     def _drop_lost(self) -> None:
         """Drops waiting runs of entries that were removed or disabled."""

@@ -218,7 +218,6 @@ class Loop:
         if abs(moved) > TOLERANCE.total_seconds():
             side = "forward" if moved > 0 else "back"
             logger.warning("the clock of this machine was set %s by %.1f s", side, abs(moved))
-            self.election.session.clock_moved(moved)
             self._loaded_at = -math.inf
 
     def _is_time_to_look_again(self) -> bool:
@@ -254,7 +253,7 @@ class Loop:
             self._metrics.elections += 1
 
     def _set_back_clocks(self) -> None:
-        before = self.ledger.set_back(clock.now())
+        before = self.ledger.set_back()
         for name in sorted(before)[:1]:
             state = self.ledger.state(name)
             assert state is not None

@@ -276,24 +276,25 @@ class Pages:
         self,
         named: Container[str],
         now: datetime,
-        ahead: timedelta,
+        server: datetime,
         anew: bool,
         waiting: Container[str],
     ) -> Changes:
         """Returns what changes if the schedule has the names `named`: see
-        :meth:`.RunLedger.note_named`. It does not remove entries of `waiting`."""
+        :meth:`.RunLedger.note_named`. It does not remove entries of `waiting`. `server`:
+        ZooKeeper's time."""
         self._named = named
         changed: dict[str, RunState | None] = {}
         for page in self._pages.values():
             for name, state in page.states.items():
                 if name not in named:
-                    new = state.when_unnamed(now, ahead)
+                    new = state.when_unnamed(now, server)
                     if new is None and name in waiting:
                         continue
                 elif state.unnamed_since is None:
                     continue
                 else:
-                    new = state.when_named(now, ahead, anew)
+                    new = state.when_named(now, server, anew)
                     if new.last_run_at != state.last_run_at:
                         logger.info(
                             "%s: it was in no master's schedule since %s: its clock starts anew",

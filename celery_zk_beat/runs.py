@@ -244,14 +244,14 @@ class RunState:
     ) -> RunState:
         """The state once a run is published later than its claim said: `past` is what happened,
         and the clock continues from another instant, if one is given."""
-        last, at_ms = self.last_run_at, past.at_ms - ahead // _MILLISECOND
+        at_ms = past.at_ms - ahead // _MILLISECOND
         opened = tuple(
-            # Not before its claim: perhaps the clock was set since `ahead` was known.
+            # Not before its claim: perhaps the clock was set forward since it told `past.at`.
             each._replace(at_ms=max(at_ms, each.at_ms)) if each.run == past.run else each
             for each in self.open
         )
-        amended = self._with_amended(past)
-        return self.moved(last, goes_on_from or last, ahead, past=amended, open=opened)
+        state = replace(self, past=self._with_amended(past), open=opened)
+        return state if goes_on_from is None else state.moved(self.last_run_at, goes_on_from, ahead)
 
     def after_outcome(self, past: PastRun, before: Outcome | None = None) -> RunState:
         """The state once the outcome of a tracked run is known. The run is open no longer, unless
@@ -304,9 +304,10 @@ class RunState:
         was = old if left else self.was
         return replace(self, total_run_count=number, past=other.past, open=opened, was=was)
 
-    def left_behind(self, now: datetime, ahead: timedelta, waiting: Run | None) -> RunState:
-        """The state that stays under the old name, for its history. It belongs to no entry."""
-        since = self.unnamed_since or now - ahead
+    def left_behind(self, server: datetime, waiting: Run | None) -> RunState:
+        """The state that stays under the old name, for its history. It belongs to no entry.
+        `server`: ZooKeeper's time."""
+        since = self.unnamed_since or server
         return replace(self, key=None, unnamed_since=since, open=self._without(waiting), was=None)
 
     def _without(self, run: Run | None) -> tuple[PastRun, ...]:
@@ -314,26 +315,26 @@ class RunState:
         known = None if run is None else (run.number, milliseconds(run.due))
         return tuple(each for each in self.open if each.run != known)
 
-    def when_named(self, now: datetime, ahead: timedelta, anew: bool) -> RunState:
+    def when_named(self, now: datetime, server: datetime, anew: bool) -> RunState:
         """The state once a master's schedule has the entry. With `anew` its clock starts from
-        `now`, if no schedule had it for longer than ABSENCE."""
+        `now`, if no schedule had it for longer than ABSENCE. `server`: ZooKeeper's time."""
         since = self.unnamed_since
         if since is None:
             return self
         state = replace(self, unnamed_since=None)
         # A clock that is ahead, perhaps for a moment, must not decide it.
-        is_late = now - max(ahead, timedelta()) - since > ABSENCE
+        is_late = min(now, server) - since > ABSENCE
         if anew and is_late and now > self.last_run_at:
-            return state.moved(self.last_run_at, now, ahead, ask=None)
+            return state.moved(self.last_run_at, now, now - server, ask=None)
         return state
 
-    def when_unnamed(self, now: datetime, ahead: timedelta) -> RunState | None:
+    def when_unnamed(self, now: datetime, server: datetime) -> RunState | None:
         """The state while the master's schedule does not have the entry. None: no schedule had it
-        for longer than RETENTION, and the state may be removed."""
+        for longer than RETENTION, and the state may be removed. `server`: ZooKeeper's time."""
         if self.unnamed_since is None:
             # By ZooKeeper's clock: other beats compare it, and our clock may be wrong.
-            return replace(self, unnamed_since=now - ahead)
-        is_old = now - max(ahead, timedelta()) - self.unnamed_since > RETENTION
+            return replace(self, unnamed_since=server)
+        is_old = min(now, server) - self.unnamed_since > RETENTION
         return None if is_old else self
 
     def _with_past(self, past: PastRun) -> tuple[PastRun, ...]:
@@ -357,12 +358,12 @@ class RunState:
         """The state after a run for the instant `since`, or none, which has the clock go on at
         `at`, by a clock that is so far `ahead` of ZooKeeper's, with `changes` of other fields."""
         has_leapt = at - since > TOLERANCE
-        at = max(at, self.last_run_at)
         leaps, done = self.leaps, self.done
         if leaps or done:
             past = milliseconds(at - max(ahead, timedelta()))
             leaps = tuple(leap for leap in leaps if leap[1] > past)
             done = tuple(each for each in done if each[1] > past)
+        at = max(at, self.last_run_at)
         if has_leapt:
             leaps = (*leaps, (milliseconds(since), milliseconds(at)))
             if len(leaps) > _MOST_STRETCHES:  # without the shortest

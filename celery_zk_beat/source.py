@@ -195,7 +195,7 @@ class Source(ABC):
         more names. `anew`: the clock of an entry that was gone for long starts anew."""
         self.readings += 1
         named: Container[str] = {*self.entries, *hidden} if hidden else self._named()
-        for name in self._ledger.note_named(named, clock.now(), anew=anew):
+        for name in self._ledger.note_named(named, anew=anew):
             logger.warning("%s: not in any schedule for %s, its state is removed", name, RETENTION)
 
     def _named(self) -> Container[str]:
@@ -210,6 +210,7 @@ class Source(ABC):
         """Logs which entries wait because the clock of this machine is behind."""
         self.is_ahead = bool(names)
         for name in names[:1]:
+            offset = self._election.clock_offset
             state = self._ledger.state(name)
             assert state is not None
             logger.error(
@@ -218,8 +219,8 @@ class Source(ABC):
                 name,
                 to_text(state.last_run_at),
                 self._election.paths.page(page_of(name)),
-                abs(self._election.clock_offset),
-                "behind" if self._election.clock_offset < 0 else "ahead of",
+                abs(offset),
+                "behind" if offset < 0 else "ahead of",
                 f", and so for {len(names) - 1} more" if len(names) > 1 else "",
             )
 

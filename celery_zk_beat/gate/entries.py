@@ -214,7 +214,7 @@ class GatedEntries(Source):
             elif not ledger.damaged(new) and ledger.state(old) is not None:
                 names[old], raw[old] = new, name
         count = 0
-        for moved in ledger.rename(names, clock.now()):
+        for moved in ledger.rename(names):
             self._dispatcher.publisher.renamed(moved)
             self._dispatcher.show_progress()
             for old, new in moved.items():

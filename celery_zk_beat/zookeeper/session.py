@@ -62,9 +62,8 @@ class ZooKeeperSession:
         #: be read again. It changes on the way down too: so the next connection is never up while
         #: this still has the number of the last.
         self.connection = 0
-        #: By how many seconds at least this machine's clock is ahead of the server's (negative:
-        #: behind), by the last write; 0 if no write has shown it.
-        self.clock_offset = 0.0
+        #: We have warned that the clocks differ, and they have not agreed since.
+        self._has_warned = False
         #: What the server's clock said at the last write, when that was sent, and when its answer
         #: was read, on boottime().
         self._server_clock: tuple[float, float, float] | None = None
@@ -86,6 +85,28 @@ class ZooKeeperSession:
             return clock.timestamp()
         server, sent, _ = self._server_clock
         return server + clock.boottime() - sent
+
+    @property
+    def likely_server_time(self) -> float:
+        """What this machine's clock says, if the server's may say that, too: else the time nearest
+        to it that it may say. So it is no worse than :attr:`server_time`, whatever the clock says,
+        and needs no second look at it."""
+        now = clock.timestamp()
+        return min(max(now, self.server_time), self.latest_server_time)
+
+    @property
+    def clock_offset(self) -> float:
+        """By how many seconds at least this machine's clock is ahead of the server's (negative:
+        behind); 0 if no write has shown it. It is right as soon as this machine's clock is set:
+        what we know of the server's goes by boottime(), which nobody sets. If you subtract it from
+        an earlier look at the clock, that may have been set in between. For any thread."""
+        if self._server_clock is None:
+            return 0.0
+        server, sent, read = self._server_clock
+        before, now, after = clock.timestamp(), clock.boottime(), clock.timestamp()
+        # The server's clock is read in milliseconds.
+        ahead = before - (server + now - sent) - 0.001
+        return max(0.0, ahead) or min(0.0, after - (server + now - read))
 
     @property
     def connected(self) -> bool:
@@ -266,16 +287,12 @@ class ZooKeeperSession:
                 transaction.check(op.path, op.version)
             else:
                 transaction.delete(op.path, op.version)
-        sent, sent_at = clock.boottime(), clock.timestamp()
+        sent = clock.boottime()
         answer = transaction.commit_async()
-        times = sent, sent_at
-        return Pending(sent, answer.ready, lambda: self._versions(operations, answer, times))
+        return Pending(sent, answer.ready, lambda: self._versions(operations, answer, sent))
 
-    def _versions(
-        self, operations: Sequence[Operation], answer: Any, times: tuple[float, float]
-    ) -> list[int]:
-        """Waits for the :meth:`.Pending.result` of what was sent at these `times`: on boottime(),
-        and what this machine's clock said."""
+    def _versions(self, operations: Sequence[Operation], answer: Any, sent: float) -> list[int]:
+        """Waits for the :meth:`.Pending.result` of what was sent at that time, on boottime()."""
         found = self._answer(operations[0].path, answer)
         refusal = answers.refusal(operations, found)
         if refusal is not None:
@@ -283,30 +300,23 @@ class ZooKeeperSession:
         versions = answers.versions(operations, found)
         for each in found:
             if isinstance(each, ZnodeStat):
-                self._compare_clocks(*times, each.mtime / 1000, clock.timestamp())
+                self._server_clock = each.mtime / 1000, sent, clock.boottime()
+                self._compare_clocks()
         return versions
 
-    def _compare_clocks(self, sent: float, before: float, server: float, after: float) -> None:
-        """Compares the time at which the server made a write with two times of this machine, before
-        and after; all in seconds since 1970, but for `sent`, on boottime(). Warns, once, of a
-        difference that matters."""
-        self._server_clock = server, sent, clock.boottime()
-        was_off = abs(self.clock_offset) > CLOCK_TOLERANCE
-        # The server's clock is read in milliseconds.
-        self.clock_offset = max(0.0, before - server - 0.001) or min(0.0, after - server)
-        if abs(self.clock_offset) > CLOCK_TOLERANCE and not was_off:
+    def _compare_clocks(self) -> None:
+        """Warns, once, of a difference that matters."""
+        offset, has_warned = self.clock_offset, self._has_warned
+        self._has_warned = abs(offset) > CLOCK_TOLERANCE
+        if self._has_warned and not has_warned:
             logger.warning(
                 "the clock of this machine is %.1f s %s that of ZooKeeper at %s: runs may come so "
                 "much too %s; is NTP running on both?",
-                abs(self.clock_offset),
-                "ahead of" if self.clock_offset > 0 else "behind",
+                abs(offset),
+                "ahead of" if offset > 0 else "behind",
                 self._hosts,
-                "early" if self.clock_offset > 0 else "late",
+                "early" if offset > 0 else "late",
             )
-
-    def clock_moved(self, seconds: float) -> None:
-        """Call this when this machine's clock was set forward, or back (negative)."""
-        self.clock_offset += seconds
 
     def _kazoo(self, path: str) -> Any:
         client = self._client

@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 
+from celery_zk_beat import clock
 from celery_zk_beat.errors import Conflict, Uncertain
 from celery_zk_beat.zookeeper.operations import Check, Create, Delete, Node, Operation, SetData
 from celery_zk_beat.zookeeper.session import ZooKeeperSession
@@ -259,11 +260,28 @@ def test_negotiated_timeout(backend: Backend, asked: float, ticks: int) -> None:
     assert session.timeout == pytest.approx(ticks * backend.tick)
 
 
-def test_clocks(backend: Backend, root: str) -> None:
-    """The answer to a write bears the server's time."""
+@pytest.mark.parametrize(
+    ("day", "boot", "offset"),
+    [(0.0, 0.0, 0.0), (3600.0, 0.0, 3600.0), (-3600.0, 0.0, -3600.0), (3600.0, 3600.0, 0.0)],
+    ids=["as it was", "set forward", "set back", "suspended"],
+)
+def test_clocks(
+    backend: Backend,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+    day: float,
+    boot: float,
+    offset: float,
+) -> None:
+    """The answer to a write bears the server's time. So this machine knows it from then on, also
+    after its own clock of day was set, without another answer."""
     session: ZooKeeperSession = backend.session()
+    assert session.clock_offset == 0.0
     session.commit(Create(root, b""), SetData(root, b""))
-    assert abs(session.clock_offset) < 1.0
+    timestamp, boottime = clock.timestamp, clock.boottime
+    monkeypatch.setattr(clock, "timestamp", lambda: timestamp() + day)
+    monkeypatch.setattr(clock, "boottime", lambda: boottime() + boot)
+    assert abs(session.clock_offset - offset) < 1.0
 
 
 def test_stopped(backend: Backend, root: str) -> None:

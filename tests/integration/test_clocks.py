@@ -279,6 +279,26 @@ def test_behind_while_it_does_not_name_an_entry(app: Celery, make: Make, day: Da
     assert state_of(three, "e").last_run_at == clock
 
 
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_set_right_just_before_it_takes_over(
+    app: Celery, make: Make, day: Day, hours: float
+) -> None:
+    """[I13] It knows what the time is when it says that it does not name an entry: the election
+    has compared the clocks again before the loop sees that its clock was set."""
+    one = make(beat_schedule={"e": every(3600, "e", last_run_at=LONG_AGO)}, zk_beat_id="one")
+    turn(one)
+    day.ahead = timedelta(hours=hours)
+    two = make(beat_schedule={"other": every(3600)}, zk_beat_id="two")
+    wait_until(lambda: two.election.clock_offset, PATIENCE, "an offset")
+    two._loop.turn()
+    day.ahead = timedelta()
+    one.close()
+    turn(two)
+    since = state_of(two, "e").unnamed_since
+    assert since is not None
+    assert abs(since - datetime.now(timezone.utc)) < timedelta(minutes=1)
+
+
 class SetRight(Scheduler):
     """The clock, which was behind when this was made, is set right when it begins to dispatch."""
 

@@ -7,6 +7,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -454,9 +455,10 @@ def test_a_claim_says_that_the_entry_is_named(
     scheduler = start(beat_schedule={"e": every(PERIOD)})
     turn_until(scheduler, lambda: len(history(app)) == 1)
     month_ago = datetime.now(timezone.utc) - timedelta(days=31)
-    scheduler._loop.ledger.note_named({}, month_ago)
+    unnamed = replace(state_of(scheduler, "e"), unnamed_since=month_ago)
+    scheduler._loop.ledger.rewrite({"e": unnamed})
     turn_until(scheduler, lambda: len(history(app)) == 2)
-    scheduler._loop.ledger.note_named({}, datetime.now(timezone.utc))
+    scheduler._loop.ledger.note_named({})
     assert scheduler._loop.ledger.state("e") is not None
 
 

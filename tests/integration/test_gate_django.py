@@ -154,8 +154,7 @@ def test_a_crontab_that_is_far_from_its_hour(app: Celery, start: Start, database
     scheduler = start()
     turn(scheduler)
     assert "nightly" in scheduler.schedule
-    assert scheduler._loop.ledger.state("nightly") is not None
-    assert scheduler._loop.ledger.note_named(scheduler.schedule, soon(100 * 86400)) == []
+    assert state_of(scheduler, "nightly").unnamed_since is None
 
 
 def test_a_run_of_an_entry_that_was_made_anew(

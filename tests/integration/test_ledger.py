@@ -27,6 +27,7 @@ from celery_zk_beat.runs import (
     decode_page,
     encode_outbox,
     encode_page,
+    milliseconds,
 )
 from celery_zk_beat.zookeeper.operations import Check, SetData
 from example_project.servers import ZooKeeper, wait_until
@@ -67,11 +68,18 @@ def bare(state: RunState | None) -> RunState | None:
     return state and replace(state, past=(), leaps=())
 
 
+def unnamed(ledger: RunLedger, time: timedelta, *names: str) -> None:
+    """No schedule has named them for so long."""
+    since = datetime.now(timezone.utc) - time
+    states = {name: ledger.state(name) for name in names}
+    ledger.rewrite(
+        {n: state and replace(state, unnamed_since=since) for n, state in states.items()}
+    )
+
+
 def rename(ledger: RunLedger, **names: str) -> list[str]:
     """From old to new; the old names of those for which it was done."""
-    return sorted(
-        (old for moved in ledger.rename(names, NOW) for old in moved), key=list(names).index
-    )
+    return sorted((old for moved in ledger.rename(names) for old in moved), key=list(names).index)
 
 
 def load(election: MasterElection) -> RunLedger:
@@ -159,7 +167,7 @@ def test_names_that_are_taken_over(
     names = {"a": "b", "b": "a", "x": "y", "y": "z"}
     rest = ledger
     while names:
-        moved = next(rest.rename(names, NOW))
+        moved = next(rest.rename(names))
         assert len(moved) == (2 if "a" in moved else 1) or at_once > 2
         names = {old: new for old, new in names.items() if old not in moved}
         rest = load(election)  # the next master
@@ -599,7 +607,7 @@ def test_a_page_full_of_what_is_named_no_longer(
     """[I10] It makes room for what is new, but not a state whose run waits; the numbers of runs go
     on."""
     ledger.limits.most_bytes = 50_000
-    ledger.note_named({"nightly"}, NOW)
+    ledger.note_named({"nightly"})
     ledger.first_seen({"nightly": NOW})
     names = names_on_the_page_of("nightly", 300)
     waits, others = names[0], names[1:]
@@ -610,7 +618,7 @@ def test_a_page_full_of_what_is_named_no_longer(
         ledger.first_seen(dict.fromkeys(batch, NOW))
         for each in ledger.claim([run(name, 3, NOW + n * SECOND) for name in batch]):
             ledger.published(each, each.claimed)
-        ledger.note_named({"nightly"}, NOW + n * SECOND)
+        ledger.note_named({"nightly"})
     ledger.flush()
     assert len(client.get(ledger._paths.page(page_of("nightly")))[0]) <= 25_000
     assert "in no schedule" in caplog.text
@@ -629,13 +637,13 @@ def test_a_page_full_of_what_is_named(
     """An entry for which there is no room is left out, with one line for all of a page."""
     ledger.limits.most_bytes = 50_000
     names = names_on_the_page_of("a", 300)
-    ledger.note_named({"a", *names}, NOW)
+    ledger.note_named({"a", *names})
     ledger.first_seen({"a": NOW})
     ledger.first_seen(dict.fromkeys(names, NOW))
     assert caplog.text.count("no room") == 1
     kept = [name for name in names if not ledger.damaged(name)]
     assert 50 < len(kept) < 200
-    ledger.note_named(set(), NOW)
+    ledger.note_named(set())
     for number in range(1, 4):
         for each in ledger.claim([run(name, number) for name in ["a", *kept]]):
             ledger.published(each, NOW + 9 * SECOND)
@@ -680,12 +688,17 @@ def test_forgotten_entries(election: MasterElection, ledger: RunLedger) -> None:
     takes the mark away."""
     ledger.first_seen({"kept": NOW, "old": NOW, "back": NOW, "waiting": NOW})
     ledger.claim([run("waiting")])
-    assert ledger.note_named({"kept"}, NOW) == []
-    assert bare(load(election).state("old")) == RunState(NOW, unnamed_since=NOW)
-    later = NOW + RETENTION
-    assert ledger.note_named({"kept", "back"}, later) == []
+    now = datetime.now(timezone.utc)
+    assert ledger.note_named({"kept"}) == []
+    left = load(election).state("old")
+    assert left is not None
+    assert left.unnamed_since is not None
+    assert abs(left.unnamed_since - now) < 60 * SECOND
+    unnamed(ledger, RETENTION - 60 * SECOND, "old", "back", "waiting")
+    assert ledger.note_named({"kept", "back"}) == []
     assert bare(load(election).state("back")) == RunState(NOW)
-    assert ledger.note_named({"kept", "back"}, later + SECOND) == ["old"]
+    unnamed(ledger, RETENTION + SECOND, "old", "waiting")
+    assert ledger.note_named({"kept", "back"}) == ["old"]
     again = load(election)
     assert again.state("old") is None
     assert bare(again.state("kept")) == RunState(NOW)
@@ -698,16 +711,21 @@ def test_an_entry_that_comes_back(election: MasterElection, ledger: RunLedger) -
     ledger.claim([run("a", 5)])
     ledger.published(ledger.outbox["a"], NOW)
     ledger.flush()
-    ledger.note_named({"named"}, NOW + SECOND, anew=True)
-    within, after = NOW + ABSENCE, NOW + ABSENCE + 2 * SECOND
-    ledger.note_named({"named", "b"}, within, anew=True)
-    ledger.note_named({"named", "a", "b"}, after, anew=True)
+    ledger.note_named({"named"}, anew=True)
+    unnamed(ledger, ABSENCE + 2 * SECOND, "a")
+    unnamed(ledger, ABSENCE - 60 * SECOND, "b")
+    now = datetime.now(timezone.utc)
+    ledger.note_named({"named", "a", "b"}, anew=True)
     again = load(election)
-    assert bare(again.state("a")) == RunState(after, 5, NOW - SECOND)
+    state = again.state("a")
+    assert state is not None
+    assert now <= state.last_run_at < now + 60 * SECOND
+    assert bare(state) == RunState(state.last_run_at, 5, NOW - SECOND)
     assert bare(again.state("b")) == bare(again.state("named")) == RunState(NOW)
-    ledger.note_named({}, after, anew=True)
-    ledger.note_named({"a"}, after + 2 * ABSENCE)
-    assert bare(load(election).state("a")) == RunState(after, 5, NOW - SECOND)
+    ledger.note_named({}, anew=True)
+    unnamed(ledger, 2 * ABSENCE, "a")
+    ledger.note_named({"a"})
+    assert bare(load(election).state("a")) == bare(state)
 
 
 def test_numbers_go_on_after_the_retention(election: MasterElection, ledger: RunLedger) -> None:
@@ -717,8 +735,8 @@ def test_numbers_go_on_after_the_retention(election: MasterElection, ledger: Run
     ledger.claim([run("yearly", 41)])
     ledger.published(ledger.outbox["yearly"], NOW)
     ledger.flush()
-    ledger.note_named({"other"}, NOW)
-    assert ledger.note_named({"other"}, NOW + RETENTION + SECOND) == ["yearly"]
+    unnamed(ledger, RETENTION + SECOND, "yearly")
+    assert ledger.note_named({"other"}) == ["yearly"]
     again = load(election)
     again.first_seen({"yearly": NOW, neighbour: NOW})
     for name in ("yearly", neighbour):
@@ -729,10 +747,11 @@ def test_numbers_go_on_after_the_retention(election: MasterElection, ledger: Run
 def test_an_entry_that_runs_is_named(election: MasterElection, ledger: RunLedger) -> None:
     """A schedule of which parts come and go may name it only when it is due."""
     ledger.first_seen({"a": NOW})
-    assert ledger.note_named(set(), NOW) == []
+    unnamed(ledger, RETENTION + SECOND, "a")
     (claimed,) = ledger.claim([run("a")])
     ledger.published(claimed, NOW)
-    assert ledger.note_named(set(), NOW + RETENTION + SECOND) == []
+    assert ledger.note_named(set()) == []
+    assert ledger.state("a") is not None
 
 
 def test_what_is_known_to_be_published_stays_so(
@@ -752,7 +771,9 @@ def test_what_is_known_to_be_published_stays_so(
     assert ledger._published == {}
 
 
-def test_what_is_not_written_yet_was_not_ahead(election: MasterElection, ledger: RunLedger) -> None:
+def test_what_is_not_written_yet_was_not_ahead(
+    election: MasterElection, ledger: RunLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """[I13] A master noted a late publish, its answer was lost, and its clock fell far behind: the
     page is older than that note, which does not make it one of a clock that was ahead."""
     now, minute = datetime.now(timezone.utc), 60 * SECOND
@@ -763,10 +784,50 @@ def test_what_is_not_written_yet_was_not_ahead(election: MasterElection, ledger:
     ledger.forget()
     assert election.term is not None
     ledger.load(election.term)
-    assert ledger.set_back(now - 60 * minute).keys() == {other}
+    behind = now - 60 * minute
+    monkeypatch.setattr(clock, "now", lambda: behind)
+    monkeypatch.setattr(clock, "timestamp", behind.timestamp)
+    assert ledger.set_back().keys() == {other}
     state = load(election).state("late")
     assert state is not None
     assert state.last_run_at == now + minute
+
+
+def test_the_clock_was_set_back_since_a_run_was_published(
+    election: MasterElection, ledger: RunLedger
+) -> None:
+    """[I13] It is not open for as much longer as that clock was ahead, also if the note of it has
+    to be made again."""
+    now, hour = datetime.now(timezone.utc), 3600 * SECOND
+    ledger.first_seen({"late": now})
+    (late,) = ledger.claim([replace(run("late", at=now), tracked=True)])
+    ledger.published(late, now + hour)
+    for again in (False, True):
+        if again:
+            ledger.forget()
+            assert election.term is not None
+            ledger.load(election.term)
+        state = ledger.state("late")
+        assert state is not None
+        assert now - SECOND < state.open[0].at < now + hour / 2
+
+
+@pytest.mark.parametrize("kind", ["claimed", "skipped", "begun anew"])
+def test_the_clock_was_set_back_since_something_was_due(ledger: RunLedger, kind: str) -> None:
+    """[I13] What has run already, by a clock that was ahead, is still to come by the right one."""
+    now, hour = datetime.now(timezone.utc), 3600 * SECOND
+    done = ((milliseconds(now), milliseconds(now + hour / 2)),)
+    ledger.first_seen({"e": now})
+    ledger.rewrite({"e": RunState(now, done=done)})
+    if kind == "claimed":
+        ledger.claim([run("e", at=now + hour)])
+    elif kind == "skipped":
+        ledger.skip({"e": (now, now + hour)}, "why")
+    else:
+        ledger.begin_anew({"e": now + hour}, {"e": "1"})
+    state = ledger.state("e")
+    assert state is not None
+    assert (state.last_run_at, state.done) == (now + hour, done)
 
 
 def test_what_is_confirmed_is_not_remembered(ledger: RunLedger) -> None:

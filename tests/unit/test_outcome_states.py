@@ -147,7 +147,7 @@ def test_sent_again_it_keeps_its_outcome() -> None:
 def test_open_runs_stay_with_their_name() -> None:
     """But for the one that is not published yet. Who has the name by then keeps its own."""
     entry, other, waiting = claimed(1, 2), claimed(7), run(2)
-    left = entry.left_behind(NOON, NO_TIME, waiting)
+    left = entry.left_behind(NOON, waiting)
     assert [past.number for past in left.open] == [1]
     new = entry.renamed("old", other, waiting)
     assert ([past.number for past in new.open], new.was) == ([7, 2], "old")

@@ -88,12 +88,21 @@ def test_published_late() -> None:
     ],
 )
 def test_named_again(absent: timedelta, anew: bool, clock: datetime) -> None:
-    state = replace(RAN, unnamed_since=NOW).when_named(NOW + absent, NONE, anew)
+    state = replace(RAN, unnamed_since=NOW).when_named(NOW + absent, NOW + absent, anew)
     assert (state.last_run_at, state.unnamed_since) == (clock, None)
 
 
+@pytest.mark.parametrize(("now", "server"), [(2, 0), (0, 2)])
+def test_one_clock_alone_does_not_say_that_it_was_away(now: int, server: int) -> None:
+    """[I13] This machine's or ZooKeeper's may be wrong, perhaps for a moment."""
+    state = replace(RAN, unnamed_since=NOW).when_named(
+        NOW + now * ABSENCE, NOW + server * ABSENCE, True
+    )
+    assert (state.last_run_at, state.unnamed_since) == (NOW, None)
+
+
 def test_named_all_along() -> None:
-    assert RAN.when_named(NOW + 2 * ABSENCE, NONE, True) is RAN
+    assert RAN.when_named(NOW + 2 * ABSENCE, NOW + 2 * ABSENCE, True) is RAN
 
 
 @pytest.mark.parametrize(
@@ -107,10 +116,10 @@ def test_named_all_along() -> None:
 )
 def test_named_no_longer(passed: timedelta, ahead: timedelta, stays: bool) -> None:
     """Since when is told by ZooKeeper's clock; a state goes once both clocks say it is time."""
-    unnamed = RAN.when_unnamed(NOW, HOUR)
+    unnamed = RAN.when_unnamed(NOW, NOW - HOUR)
     assert unnamed == replace(RAN, unnamed_since=NOW - HOUR)
-    unnamed = replace(RAN, unnamed_since=NOW)
-    assert unnamed.when_unnamed(NOW + passed, ahead) is (unnamed if stays else None)
+    unnamed, now = replace(RAN, unnamed_since=NOW), NOW + passed
+    assert unnamed.when_unnamed(now, now - ahead) is (unnamed if stays else None)
 
 
 @pytest.mark.parametrize(
