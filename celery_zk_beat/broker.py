@@ -110,6 +110,21 @@ def _declare_once(producer: Any) -> None:
     producer.maybe_declare = declare
 
 
+def _write_at_once(pool: Any) -> None:
+    """Makes the connections of a pool of redis-py write what leaves together at once, and not 6 kB
+    at a time: that takes a fourth of the time."""
+    get_connection = pool.get_connection
+
+    def get(*args: Any, **kwargs: Any) -> Any:
+        connection = get_connection(*args, **kwargs)
+        if "pack_commands" not in vars(connection):
+            pack = connection.pack_commands
+            connection.pack_commands = lambda commands: [b"".join(pack(commands))]
+        return connection
+
+    pool.get_connection = get
+
+
 class BatchFailed(KombuError):
     """Messages that were to leave together failed. Any number of them may have left."""
 
@@ -327,6 +342,7 @@ class Broker:
         elif getattr(producer, "supports_batch_publish", False):  # kombu 5.7, for Redis
             self._takes_together = MOST_TOGETHER
             self._batch = batch = Batch(channel)
+            _write_at_once(channel.pool)
             channel.create_publish_batch = lambda max_size: batch
             producer.templates = Templates(channel, batch)
         return producer

@@ -515,6 +515,8 @@ class _Hooked:
 
 def early(run: Run, now: datetime) -> float:
     """Returns the seconds until a run that was claimed ahead of time is due; 0 if it is due."""
+    if run.due <= now and run.leaves is None:
+        return 0.0  # as of nearly all in a burst
     left, furthest = (run.due - now).total_seconds(), _FURTHEST_AHEAD
     if run.leaves is not None:
         later = (run.leaves - run.due).total_seconds()

@@ -243,3 +243,18 @@ def test_many_kinds(site: Site) -> None:
     templates = site.broker.producer.templates
     assert len(templates._by_key) <= 500
     assert len(templates._asked) <= 500
+
+
+def test_what_leaves_together_is_written_at_once(site: Site) -> None:
+    """redis-py by itself would write some kilobytes at a time."""
+    with site.broker.producer.channel.conn_or_acquire() as client:
+        connection = client.connection_pool.get_connection()
+        try:
+            commands = [("LPUSH", "queue", *["x" * 1000] * 50), ("PING",)]
+            (written,) = connection.pack_commands(commands)
+            assert written.count(b"x" * 1000) == 50
+            connection.send_packed_command([written])
+            assert connection.read_response() == 50
+            assert connection.read_response() in (b"PONG", "PONG")
+        finally:
+            client.connection_pool.release(connection)
