@@ -293,6 +293,17 @@ def test_set_right_just_before_it_takes_over(
     two._loop.turn()
     day.ahead = timedelta()
     one.close()
+    session, paths = two.election.session, two.election.paths
+    wait_until(
+        lambda: all(
+            node is not None and word in node.data
+            for node, word in zip(
+                session.read_all([paths.member("two"), paths.masters]), (b'"master"', b'"two"')
+            )
+        ),
+        PATIENCE,
+        "what it writes when it is elected",
+    )
     turn(two)
     since = state_of(two, "e").unnamed_since
     assert since is not None
