@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -193,7 +194,18 @@ class Client:
         return Pipeline()
 
 
+class Pool:
+    """As redis-py's; a simulated connection comes from none."""
+
+    def get_connection(self) -> Any:
+        raise NotImplementedError
+
+
 class Channel(virtual.Channel):
+    @functools.cached_property
+    def pool(self) -> Pool:
+        return Pool()
+
     @property
     def supports_batch_publish(self) -> bool:
         return Broker.current.together
