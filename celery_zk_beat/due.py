@@ -274,6 +274,8 @@ def last_run(entry: Any, due: datetime, now: datetime) -> datetime:
     little = _LITTLE if type(schedule) in _STEADY else timedelta()
     if is_interval(schedule):
         little = min(_LITTLE, schedule.run_every / 2)
+    elif type(schedule) is every:  # else all that it missed within a second would run
+        little = min(_LITTLE, schedule.interval)
     return due if now - due < little else max(due, now)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from celery_zk_beat.agenda import Agenda, Seen
 from celery_zk_beat.due import as_of, at_one_instant, due_by_celery, last_run
 from celery_zk_beat.paths import page_of
+from celery_zk_beat.schedules import every as aligned
 
 from .test_next_run import APPS, ZONES, instants, schedules
 
@@ -151,6 +152,14 @@ def test_an_interval_keeps_its_rhythm(period: float, late: float, goes_on: float
 def test_a_crontab_goes_on_from_its_instant(late: float, goes_on: float) -> None:
     """Unless it is late; and never from before it, for it would be due again."""
     entry = ScheduleEntry(schedule=crontab(), app=APPS["UTC"])
+    seconds = timedelta(seconds=late)
+    assert last_run(entry, NOW, NOW + seconds) == NOW + timedelta(seconds=goes_on)
+
+
+@pytest.mark.parametrize(("late", "goes_on"), [(0.0, 0.0), (0.099, 0.0), (0.1, 0.1), (0.9, 0.9)])
+def test_a_fast_aligned_interval(late: float, goes_on: float) -> None:
+    """What it has missed does not run, not even within a second."""
+    entry = ScheduleEntry(schedule=aligned(0.1), app=APPS["UTC"])
     seconds = timedelta(seconds=late)
     assert last_run(entry, NOW, NOW + seconds) == NOW + timedelta(seconds=goes_on)
 
