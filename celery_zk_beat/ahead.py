@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .election.terms import Term
 from .ledger import RunLedger
-from .messages import headers_of
+from .messages import headers_of, task_id
 from .records import to_text
 from .runs import Run, RunState
 from .settings import Settings
@@ -39,17 +39,22 @@ class MadeAhead:
     """Those of one master. For the dispatch loop's thread.
 
     Args:
-        task_id: returns the task id of a run.
+        root: the path that task ids are made of.
+        id_now: returns the task id of a run, or that which its entry has of its own.
     """
 
     def __init__(
-        self, settings: Settings, ledger: RunLedger, task_id: Callable[[Run], str]
+        self, settings: Settings, ledger: RunLedger, root: str, id_now: Callable[[Run], str]
     ) -> None:
-        self._settings, self._ledger, self._task_id = settings, ledger, task_id
+        self._settings, self._ledger, self._root, self._id_now = settings, ledger, root, id_now
         self._made: dict[str, _Made] = {}
 
     def clear(self) -> None:
         self._made.clear()
+
+    def forget(self, entry: str) -> None:
+        """Forgets what was made for an entry that is replaced or removed."""
+        self._made.pop(entry, None)
 
     def make(self, runs: Iterable[Run]) -> None:
         """Makes what can be made of these runs, each the next of its entry, as far as there is
@@ -60,9 +65,11 @@ class MadeAhead:
             # Some states depend on how much our clock is ahead of ZooKeeper's.
             if before is None or before.leaps or before.done or term is None:
                 continue
-            if len(self._made) >= MOST_MADE:
-                break
-            after, texts = before.after_claim(run, timedelta()), self._texts(run)
+            if len(self._made) >= MOST_MADE and run.entry not in self._made:
+                continue
+            # Not the id that the entry has of its own: it may have none when the run is sent.
+            made_of_run = task_id(self._root, run.entry, run.number, run.due)
+            after, texts = before.after_claim(run, timedelta()), self._texts(run, made_of_run)
             _ = run.text, after.text, texts.written
             self._made[run.entry] = _Made(run, before, after, term, texts)
 
@@ -81,13 +88,16 @@ class MadeAhead:
         then. The texts are the same if the run was claimed later than it was made for."""
         made = self._made.get(run.entry)
         if made is None or (made.run.number, made.run.due) != (run.number, run.due):
-            return self._texts(run)
+            return self._texts_now(run)
         del self._made[run.entry]
         if run.was or run.leaves or run.tracked or entry.options.get("task_id"):
-            return self._texts(run)
-        return made.texts if made.term is self._ledger.term else self._texts(run)
+            return self._texts_now(run)
+        return made.texts if made.term is self._ledger.term else self._texts_now(run)
 
-    def _texts(self, run: Run) -> Texts:
+    def _texts_now(self, run: Run) -> Texts:
+        return self._texts(run, self._id_now(run))
+
+    def _texts(self, run: Run, task_id: str) -> Texts:
         ledger, settings = self._ledger, self._settings
         header = {
             "entry": run.entry,
@@ -102,4 +112,4 @@ class MadeAhead:
         if run.tracked:
             header["report"] = ledger.inbox
         headers = headers_of(header, is_extended=settings.result_extended)
-        return Texts(self._task_id(run), headers)
+        return Texts(task_id, headers)

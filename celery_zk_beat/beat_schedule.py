@@ -85,7 +85,8 @@ class BeatSchedule(Source):
         """Does nothing: the entries exist before the term begins."""
 
     def close(self) -> None:
-        """Does nothing: the entries stay."""
+        """The entries stay."""
+        self._dispatcher.ahead.clear()  # a standby needs none
 
     def write(self) -> None:
         """Does nothing: the ledger has everything."""
@@ -148,9 +149,9 @@ class BeatSchedule(Source):
     def _make_ahead(self, now: datetime) -> bool:
         """Makes what can be made of the runs that are due next. Returns True if there are probably
         more."""
-        runs = self._planner.look_ahead(now, _MADE)
+        runs, are_more = self._planner.look_ahead(now, _MADE)
         self._dispatcher.ahead.make(runs)
-        return len(runs) == _MADE
+        return are_more
 
     def _skip(self, skipped: list[Skipped]) -> None:
         """Records the skips; those of one entry one after another."""

@@ -81,7 +81,7 @@ class Dispatcher:
         self.ledger = RunLedger(election)
         self.control = Control(election.session, election.paths, wake)
         self.publisher = Publisher(self, broker, self.ledger)
-        self.ahead = MadeAhead(settings, self.ledger, self.task_id)
+        self.ahead = MadeAhead(settings, self.ledger, election.paths.root, self.task_id)
         self.is_closing = self.has_opened = False
         #: Until when we may publish, by boottime().
         self._publish_until = math.inf

@@ -148,6 +148,7 @@ class LiveSchedule(BeatSchedule):
         """Puts single entries on the agenda, or removes them."""
         entries, now, ahead = self._names.get(), clock.now(), []
         for name in names:
+            self._dispatcher.ahead.forget(name)
             if name not in entries:
                 self._planner.remove(name)
             elif not self._planner.put(name, entries[name], now):

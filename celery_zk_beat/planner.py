@@ -310,14 +310,14 @@ class Planner:
             plan.runs.append(_next_run(item.name, entry, instant, claimed, self._known, made))
             self._planned[item.name] = item, None
 
-    def look_ahead(self, now: datetime, most: int) -> list[Run]:
-        """Returns the runs that are due soon, of entries without a policy; each run once."""
-        runs, entries = [], self._names.get()
-        for item in self._agenda.look_ahead(now.timestamp() + _MADE_WITHIN, most):
-            entry = entries.get(item.name)
-            if entry is not None and item.due is not None and item.name not in self._policies.of:
-                runs.append(_next_run(item.name, entry, item.due, item.due, self._known))
-        return runs
+    def look_ahead(self, now: datetime, most: int) -> tuple[list[Run], bool]:
+        """Returns the runs of entries without a policy, each once; and if more are due soon."""
+        runs, entries, until = [], self._names.get(), now.timestamp() + _MADE_WITHIN
+        for _, _, name, due in (items := self._agenda.look_ahead(until, most)):
+            entry = entries.get(name)  # perhaps a program has just put it there
+            if due is not None and name not in self._policies.of and self.seen.is_same(name, entry):
+                runs.append(_next_run(name, entry, due, due, self._known))
+        return runs, len(items) == most
 
     def _is_time(self, item: Item, due: datetime, leaves: datetime, now: datetime) -> bool:
         """True if a run that leaves at `leaves` is to be claimed now; else puts it back."""

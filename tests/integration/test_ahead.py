@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_zk_beat import ZooKeeperScheduler, ahead
+from celery_zk_beat import ZooKeeperScheduler, ahead, clock, planner
 from celery_zk_beat.ahead import MadeAhead
+from celery_zk_beat.beat_schedule import BeatSchedule
 from celery_zk_beat.runs import RunState
 from example_project.servers import wait_until
 from tests.conftest import PATIENCE
@@ -37,6 +38,16 @@ def second_is_made(make: Make, **more: Any) -> ZooKeeperScheduler:
     return beat
 
 
+def will_be_used(make: Make, monkeypatch: pytest.MonkeyPatch, **entry: Any) -> ZooKeeperScheduler:
+    """As second_is_made(), but the second run is made when the first has left: what is made of its
+    message is still there when it leaves."""
+    monkeypatch.setattr(planner, "_MADE_WITHIN", PERIOD / 2)
+    beat = make(beat_schedule={"e": every(PERIOD, **entry)})
+    assert beat.election.wait(PATIENCE)
+    go(beat, lambda: beat.metrics.published == 1 and made_of(beat).run("e"), "the second run")
+    return beat
+
+
 def second(app: Celery, beat: ZooKeeperScheduler) -> dict[str, Any]:
     go(beat, lambda: beat.metrics.published == 2, "the second message")
     found: dict[str, Any] = all_headers(app.conf.broker_url)[-1]
@@ -53,6 +64,24 @@ def test_what_is_made_is_used(app: Celery, make: Make) -> None:
     assert header["zk_beat"] == made.texts.headers["zk_beat"]
     assert header["zk_beat"]["run"] == 2
     assert header["argsrepr"] == "[1]"
+
+
+def test_the_message_is_that_which_was_made(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = will_be_used(make, monkeypatch)
+    made_of(beat)._made["e"].texts.task_id = "made ahead"
+    assert second(app, beat)["id"] == "made ahead"
+
+
+def test_an_id_that_the_entry_has_no_more(
+    app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message has the id of its run then, not the one that its entry had when it was made."""
+    beat = will_be_used(make, monkeypatch, options={"task_id": "mine"})
+    run = made_of(beat)._made["e"].run
+    beat.schedule["e"].options.clear()
+    assert second(app, beat)["id"] == beat._loop.dispatcher.task_id(run) != "mine"
 
 
 def arguments(beat: ZooKeeperScheduler) -> None:
@@ -121,6 +150,37 @@ def test_a_late_run(app: Celery, make: Make) -> None:
     wait_until(lambda: beat.app.now().timestamp() > due + PERIOD / 2 + 0.1, PATIENCE, "lateness")
     assert second(app, beat)["id"] == made.texts.task_id
     assert state_of(beat, "e").last_run_at > made.after.last_run_at
+
+
+def test_a_standby_keeps_nothing(make: Make) -> None:
+    beat = second_is_made(make)
+    beat._loop.forget()
+    assert made_of(beat).run("e") is None
+
+
+@pytest.mark.parametrize("entry", [None, object(), {}])
+def test_an_entry_that_was_just_replaced(make: Make, entry: Any) -> None:
+    """Whatever a program has put there, nothing is made of it, and nothing breaks."""
+    beat = make(beat_schedule={"e": every(PERIOD)})
+    assert beat.election.wait(PATIENCE)
+    go(beat, lambda: beat.metrics.published == 1, "the first run")
+    source = beat._loop.source
+    assert isinstance(source, BeatSchedule)
+    source._planner._agenda.put("e", 0.0, clock.now())
+    beat.schedule["e"] = entry
+    assert source._planner.look_ahead(clock.now(), 25)[0] == []
+
+
+def test_among_entries_with_policies(make: Make) -> None:
+    """Those do not keep the others from being made."""
+    names = [f"e{number:03}" for number in range(200)]
+    beat = make(
+        beat_schedule={name: every(5.0) for name in names},
+        zk_beat_policies={"e??[05]": {"jitter": 1}},
+    )
+    assert beat.election.wait(PATIENCE)
+    wait_until(lambda: beat._loop.turn() > 0.0, PATIENCE, "nothing to do")
+    assert [name for name in names if made_of(beat).run(name) is None] == names[::5]
 
 
 def test_there_is_a_bound(app: Celery, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -755,3 +755,15 @@ def test_a_standby_reads_ahead(app: Celery, make: Make, editor: Editor) -> None:
     assert second.election.wait(PATIENCE)
     assert [each.task for each in more(app, second, "a", 1)] == ["shop.two"]
     assert ahead.live.found["b"] is known
+
+
+def test_what_was_made_of_a_run_goes_with_its_entry(make: Make, editor: Editor) -> None:
+    """When it is removed or changed: entries that come and go leave nothing."""
+    scheduler = master(make)
+    ahead = scheduler._loop.dispatcher.ahead
+    for name in ("a", "b"):
+        editor.put(name, schedule={"every": 8})
+    go(scheduler, lambda: ahead.run("a") and ahead.run("b"), "their runs")
+    editor.remove("a")
+    editor.set("b", schedule=RARELY)
+    go(scheduler, lambda: not (ahead.run("a") or ahead.run("b")), "nothing")
