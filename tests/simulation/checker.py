@@ -600,7 +600,7 @@ class Checker:
     def on_sent(self, sent: Sent) -> None:
         run = sent.entry, sent.run
         if run not in self.claimed:
-            self.fail(f"published and not claimed: {sent}")
+            self.fail(f"I1: published and not claimed: {sent}")
         self.live.on_sent(sent)
         if self.clocks_are_right:
             self._on_sent_in_time(sent)
