@@ -16,6 +16,7 @@ from celery.schedules import crontab, schedstate, schedule
 from celery_zk_beat.names import Entries
 from celery_zk_beat.planner import Planner
 from celery_zk_beat.runs import RunState
+from celery_zk_beat.schedules import cron
 
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc)
 EPOCH = 7
@@ -253,7 +254,7 @@ def test_one_that_ran_in_the_future_has_no_place() -> None:
 
 def test_the_next_instant_of_a_crontab_is_computed_later() -> None:
     """Whoever is due at once is sent first."""
-    hourly = crontab(minute="0", app=APP)
+    hourly = cron("0 * * * *", app=APP)
     planner = planner_of(Case("", {"a": (hourly, 3600), "b": (hourly, 3600), "c": (hourly, 3600)}))
     first = planner.plan(NOON, 2).runs
     assert len(first) == 2
@@ -272,7 +273,7 @@ def test_the_next_instant_of_a_crontab_is_computed_later() -> None:
 
 
 def test_one_that_is_removed_is_not_computed_later() -> None:
-    hourly = crontab(minute="0", app=APP)
+    hourly = cron("0 * * * *", app=APP)
     planner = planner_of(Case("", {"a": (hourly, 3600), "b": (hourly, 3600)}))
     planner.note_claimed(planner.plan(NOON, 2).runs, NOON)
     names = planner._names
