@@ -516,6 +516,11 @@ class BackOff:
         #: The last pause, and when it ends, by boottime(): the time of day may be set back.
         self._pauses: dict[str | None, tuple[float, float]] = {}
 
+    @property
+    def is_needed(self) -> bool:
+        """False if nobody has to wait."""
+        return bool(self._pauses)
+
     def punish(self, who: str | None) -> float:
         """Makes `who` wait, twice as long each time. Returns the seconds."""
         before, _ = self._pauses.get(who, (_BACK_OFF / 2, 0.0))

@@ -223,7 +223,7 @@ class Publisher:
 
     def back_off(self, entry: str) -> float:
         """Returns the seconds that an entry must wait after a failure."""
-        return self._back_off.left([entry])
+        return self._back_off.left([entry]) if self._back_off.is_needed else 0.0
 
     def is_at_fault(self, entry: str) -> bool:
         """True if its last run, or the one before, could not be published through its own fault."""
@@ -300,15 +300,15 @@ class Publisher:
         """Publishes runs together, as many as the broker takes at once. A run in doubt goes alone:
         it may have caused the failure of the others. Starts nothing after `until` (boottime())."""
         self._impossible.clear()
-        together: list[Run] = []
+        together, most = list[Run](), self._broker.most_together
         for run in runs:
             if self._in_doubt.get(run.entry) == run.number:
                 self._publish_together([run], until)
                 continue
             together.append(run)
-            if len(together) >= self._broker.most_together:
+            if len(together) >= most:
                 self._publish_together(together, until)
-                together = []
+                together, most = [], self._broker.most_together  # known once it is connected
         self._publish_together(together, until)
         self._drop_impossible()
 
@@ -384,13 +384,13 @@ class Publisher:
             in_doubt = self._in_doubt.pop(run.entry, None) == run.number
             if in_doubt or run.epoch != epoch:
                 self._metrics.resent += 1
-            self._metrics.published += 1
             self._metrics.lateness.observe((at - run.expected).total_seconds())
             goes_on_from = None
             if self.is_unsent(run):
                 goes_on_from = self._dispatcher.source.goes_on_from(run, left)
             self._may_have_left.pop(run.entry, None)
             self._ledger.published(run, at, goes_on_from)
+        self._metrics.published += len(runs)
         self._hooked.forget(run.entry for run in runs)
         self._dispatcher.tell_published(runs)
         self._ledger.confirm()

@@ -298,10 +298,10 @@ class ZooKeeperSession:
         if refusal is not None:
             raise self._error(*refusal)
         versions = answers.versions(operations, found)
-        for each in found:
-            if isinstance(each, ZnodeStat):
-                self._server_clock = each.mtime / 1000, sent, clock.boottime()
-                self._compare_clocks()
+        stat = next((each for each in found if isinstance(each, ZnodeStat)), None)
+        if stat is not None:  # all of a transaction have the same time
+            self._server_clock = stat.mtime / 1000, sent, clock.boottime()
+            self._compare_clocks()
         return versions
 
     def _compare_clocks(self) -> None:
