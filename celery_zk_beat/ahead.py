@@ -90,7 +90,7 @@ class MadeAhead:
         if made is None or (made.run.number, made.run.due) != (run.number, run.due):
             return self._texts_now(run)
         del self._made[run.entry]
-        if run.was or run.leaves or run.tracked or entry.options.get("task_id"):
+        if run.was or run.leaves or run.tracked or (entry.options or {}).get("task_id"):
             return self._texts_now(run)
         return made.texts if made.term is self._ledger.term else self._texts_now(run)
 

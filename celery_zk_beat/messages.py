@@ -76,7 +76,7 @@ def run_id(
     """The :func:`task_id` of a run, or that which the options of its entry give. `was`: the name
     that its entry had when it was claimed, if it is another now."""
     known = entries.get(entry)
-    own = known.options.get("task_id") if known is not None else None
+    own = (known.options or {}).get("task_id") if known is not None else None
     return str(own) if own else task_id(root, was or entry, number, due)
 
 

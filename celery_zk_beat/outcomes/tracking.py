@@ -218,6 +218,8 @@ class Tracking:
             outcome = Outcome(LOST, self._server_ms, None, worker)
         if last.is_started or ended:
             self._note_started(key, past, last)
+        # What decides comes first: of many reports only some are deleted with the outcome.
+        deliveries = [*ended, *(each for each in deliveries if not each.outcome)]
         self._folding.add(key[0], past, outcome, deliveries)
         return []
 

@@ -1697,3 +1697,16 @@ def test_closed_while_the_first_tick_makes_the_loop(app: Celery, client: KazooCl
     scheduler.close()
     assert history(app) == []
     assert client.exists(scheduler.election.paths.master) is None
+
+
+def test_an_entry_without_options(
+    app: Celery, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If a program takes them away, its run cannot be sent, and the others go on."""
+    entries = {name: every(60, last_run_at=LONG_AGO) for name in ("a", "b")}
+    one = make(beat_schedule=entries)
+    one.schedule["a"].options = None
+    turn(one)
+    wait_until(lambda: turn(one) and not one._loop.ledger.outbox, PATIENCE, "the end of both")
+    assert [message.entry for message in history(app)] == ["b"]
+    assert [past.note for past in past_of(one, "a") if past.was_dropped]
