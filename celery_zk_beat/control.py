@@ -85,6 +85,8 @@ class Pauses:
 
     def since(self, entry: str) -> datetime | None:
         """Since when an entry is paused, None if it is not."""
+        if not self.entries and self.everything.since is None:
+            return None  # as nearly always: a burst asks for each run
         held = [each.since for each in (self.everything, self.of(entry)) if each.since is not None]
         return min(held, default=None)
 

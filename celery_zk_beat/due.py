@@ -643,6 +643,12 @@ def utc_of(entry: Any, instant: datetime) -> datetime:
     return to_utc(to_utc(instant) - _offset(entry))
 
 
+def has_run(entry: Any, instant: datetime) -> bool:
+    """True if the entry's last run was at this instant, UTC, or after it."""
+    last: datetime = entry.last_run_at
+    return (utc_of(entry, last) if last.tzinfo is None else last) >= instant
+
+
 def as_of(entry: Any, instant: datetime) -> datetime:
     """`instant` in the manner of the entry's own clock: its time zone, or naive."""
     schedule = entry.schedule

@@ -76,7 +76,8 @@ def run_id(
     """The :func:`task_id` of a run, or that which the options of its entry give. `was`: the name
     that its entry had when it was claimed, if it is another now."""
     known = entries.get(entry)
-    own = (known.options or {}).get("task_id") if known is not None else None
+    options = None if known is None else known.options
+    own = None if options is None else options.get("task_id")
     return str(own) if own else task_id(root, was or entry, number, due)
 
 
@@ -530,8 +531,10 @@ def _is_lazy(entry: Any) -> bool:
     """True where an argument is made when the message is."""
     if not entry.args and not entry.kwargs:
         return False
-    values = (*(entry.args or ()), *(entry.kwargs or {}).values())
-    return any(isinstance(value, BeatLazyFunc) for value in values)
+    for value in (*(entry.args or ()), *(entry.kwargs or {}).values()):  # any() takes longer
+        if isinstance(value, BeatLazyFunc):
+            return True
+    return False
 
 
 def is_own(method: Any) -> bool:

@@ -18,6 +18,7 @@ from .due import (
     checksum,
     due_by_celery,
     due_instant,
+    has_run,
     instants_of,
     interval_of,
     is_ahead,
@@ -296,7 +297,7 @@ class Planner:
     def _look_at(self, item: Item, entry: Any, now: datetime, plan: Plan) -> None:
         """Plans a run if the entry is due; else puts the entry back for later."""
         instant = item.due
-        if instant is None or utc_of(entry, entry.last_run_at) >= instant:
+        if instant is None or has_run(entry, instant):
             # The last run already covered this instant.
             instant = self._due(item.name, entry)
         if instant is None:

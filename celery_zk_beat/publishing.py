@@ -555,6 +555,8 @@ def _by_instant(runs: Iterable[Run], most_together: int) -> list[tuple[float, li
 
 def _wait_until_due(runs: list[Run]) -> None:
     """Returns when all runs are due."""
+    now = clock.now()
     for run in runs:
-        while left := early(run, clock.now()):
+        while left := early(run, now):
             clock.sleep(left)
+            now = clock.now()

@@ -171,12 +171,12 @@ class Source(ABC):
         """See :meth:`.publishing.Entries.goes_on_from`."""
         if run.extra or at - run.planned < _LATE:
             return None
-        entry, state = self.entries.get(run.entry), self._ledger.state(run.entry)
-        if entry is None or state is None:
+        entry = self.entries.get(run.entry)
+        if entry is None or (run.claimed == run.due and at - run.due < least_gap(entry.schedule)):
             return None
-        if run.claimed == run.due and at - run.due < least_gap(entry.schedule):
+        found, state = None, self._ledger.state(run.entry)
+        if state is None:
             return None
-        found = None
         with only_logged(run.entry):
             if utc_of(entry, entry.last_run_at) == state.last_run_at:
                 following = due_by_celery(entry)  # this costs less than to look closely
