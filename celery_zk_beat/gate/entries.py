@@ -300,9 +300,10 @@ class GatedEntries(Source):
         if key is not None and state.total_run_count and free <= state.last_run_at:
             # It was enabled again, and has already run for its start.
             free = claimed
-        if key is None and state.due is not None and due < state.last_run_at - TOLERANCE:
-            # A clock that was behind is right again. (A row of a database may be enabled again, to
-            # run as if it never had.)
+        is_asked = state.due is None and self._gated.adapter.keeps_installed
+        if key is None and due < state.last_run_at - TOLERANCE and not is_asked:
+            # A clock that was behind is right again. (In a store that others write, an entry that
+            # never ran may be rescheduled to run, or a row enabled again.)
             return
         number, epoch = state.total_run_count + 1, self._dispatcher.epoch
         run = Run(name, number, free, claimed, epoch, key=key, call=given.call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -109,7 +110,7 @@ class Ledgers(RuleBasedStateMachine):
         for name in sorted(names & ledger.outbox.keys()):
             run = ledger.outbox[name]
             self.checker.published.add((name, run.number))
-            ledger.published(run, run.claimed, clock)
+            self.do(who, functools.partial(ledger.published, run, run.claimed, clock))
 
     @rule(who=who, names=names)
     def drop(self, who: int, names: set[str]) -> None:
