@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -810,6 +811,20 @@ def test_the_clock_was_set_back_since_a_run_was_published(
         state = ledger.state("late")
         assert state is not None
         assert now - SECOND < state.open[0].at < now + hour / 2
+
+
+def test_the_clock_was_set_forward_since_a_run_was_due(
+    ledger: RunLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracked run is open from its claim on by ZooKeeper's clock, not from an hour before."""
+    now, hour = datetime.now(timezone.utc), 3600 * SECOND
+    ledger.first_seen({"e": now})
+    monkeypatch.setattr(clock, "now", lambda: datetime.now(timezone.utc) + hour)
+    monkeypatch.setattr(clock, "timestamp", lambda: time.time() + 3600)
+    ledger.claim([replace(run("e", at=now), tracked=True)])
+    state = ledger.state("e")
+    assert state is not None
+    assert now - SECOND < state.open[0].at < now + hour / 2
 
 
 @pytest.mark.parametrize("kind", ["claimed", "skipped", "begun anew"])
