@@ -14,7 +14,7 @@ import contextlib
 import functools
 import heapq
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
@@ -276,6 +276,7 @@ class Gated(Giving):
             except Exception:
                 held += self._hold_undecided(self._asked.values())
                 super().populate_heap(*args, **kwargs)
+            _put_longest_waiting_first(self, {*map(id, held)})
         finally:
             self._asked = None
             for entry in held:
@@ -467,3 +468,16 @@ def _made_way(scheduler: Any, entry: Any, state: Any) -> Any:
     later = event_t(scheduler._when(entry, state.next), heap[0].priority, entry)
     heapq.heapreplace(heap, later)
     return state if heap[0].entry is entry else schedstate(False, 0)
+
+
+def _put_longest_waiting_first(scheduler: Any, held: Container[int]) -> None:
+    """Puts due entries in the order of their last runs. Celery has them due at this moment, one
+    after another: so if the heap is made again and again, as after each late run, and more is due
+    than can be dispatched, the last of the schedule would never run."""
+    heap = scheduler._heap
+    now = scheduler._when(heap[0].entry, 0) if heap else 0.0
+    for at, event in enumerate(heap):
+        if event.time <= now and id(event.entry) not in held:
+            ran = scheduler.adapter.last_run_at(event.entry).timestamp()
+            heap[at] = event._replace(time=min(event.time, ran))
+    heapq.heapify(heap)

@@ -232,6 +232,21 @@ def test_what_is_changed_is_dispatched(site: Site) -> None:
     assert gate.tasks == sorted(gate.tasks, reverse=True)
 
 
+def test_no_entry_starves(tmp_path: Path) -> None:
+    """Though more is due than can be dispatched, and all are asked anew each time."""
+    store, gate = Code(), OpenGate()
+    for name in "abc":
+        store.add(name, 0.001)
+    with ExitStack() as stack:
+        gated = Site(store, tmp_path, stack).open(gate)
+        for count in range(1, 7):
+            time.sleep(0.002)  # all are due again
+            gated.read_anew()
+            until(gated, lambda count=count: len(gate.runs) == count)  # type: ignore[misc]
+    assert sorted(gate.names()[:3]) == [*"abc"]
+    assert gate.names()[:3] == gate.names()[3:]
+
+
 # Enabled ------------------------------------------------------------------------------------------
 
 
