@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from . import clock
-from .backfills import MOST_BEGUN, MOST_UNASKED, Backfill, Backfills
+from .backfills import LARGEST_BACKFILLS, MOST_BEGUN, MOST_UNASKED, Backfill, Backfills
 from .control import Answer, Request
 from .dispatcher import Dispatcher
 from .due import instant_after, instants, schedule_text, tells_instants
@@ -23,6 +23,9 @@ from .zookeeper.operations import Check, Operation
 
 logger = get_logger(__name__)
 
+#: Most bytes of the record after a renaming: backfills still grow.
+_MOST_MOVED = (MOST_BEGUN + LARGEST_BACKFILLS) // 2
+_GONE = "%s: its row is gone, and another has its name: its backfill ends after %d runs"
 #: Seconds between two looks at an entry that cannot be backfilled now.
 _LOOK_EVERY = 1.0
 
@@ -41,21 +44,53 @@ class Backfilling:
     def turn(self) -> float:
         """Claims the next run of one backfill, if its time has come, and publishes it. Returns the
         seconds after which there may be another. Call it only while no entry is due."""
-        backfills = self._control.backfills.entries
-        if not backfills or self._control.pauses_stale:
+        if not self._control.backfills or self._control.pauses_stale:
             return math.inf
+        self._follow_rows()
+        backfills = self._control.backfills.entries
         now, left = clock.boottime(), math.inf
         for name in sorted(backfills, key=lambda name: self._next_at.get(name, 0.0)):
             wait = self._next_at.get(name, 0.0) - now
             if wait > 0:
                 left = min(left, wait)
-            elif not self._waits(name):
+            elif not self._waits(name, backfills[name]):
                 with contextlib.suppress(Outdated):  # the next turn tries again
                     self._run(name, backfills[name])
                 return 0.0  # what is due comes first
         return left
 
-    def _waits(self, name: str) -> bool:
+    def _follow_rows(self) -> None:
+        """Has each backfill go with its row to the new name, if that was renamed. The backfill of a
+        row that is gone ends if another row has its name."""
+        before, ledger = self._control.backfills.entries, self._ledger
+        left = [
+            name
+            for name, backfill in before.items()
+            for state in [ledger.state(name)]
+            if backfill.key is not None and state is not None and state.key != backfill.key
+        ]
+        if not left:
+            return
+        names, moved = ledger.names_by_key(), dict[str, str]()
+        after = Backfills({name: before[name] for name in before.keys() - left})
+        for name in left:
+            backfill, new = before[name], names.get(before[name].key or "")
+            if new is None and self._source.row(name) is None:  # the master knows no rows
+                backfill, new = replace(backfill, key=None), name
+            if new is None or new in after.entries:
+                continue
+            wider = after.having(new, backfill)
+            if len(wider.encode()) <= _MOST_MOVED:
+                after, moved[name] = wider, new
+        self._write(after)
+        next_at = {moved[name]: self._next_at.pop(name, 0.0) for name in moved}
+        self._next_at.update(next_at)
+        for name in left:
+            text = "%s: its backfill goes on as that of %s" if name in moved else _GONE
+            told = (name, moved[name]) if name in moved else (name, before[name].done)
+            logger.warning(text, *told)
+
+    def _waits(self, name: str, backfill: Backfill) -> bool:
         """True if the next run of an entry has to wait. What it waits for wakes the loop, or is
         looked at again."""
         ledger = self._ledger
@@ -69,6 +104,8 @@ class Backfilling:
             why = "it is not in the master's schedule"
         elif not tells_instants(entry.schedule):
             why = f"only its class knows the instants of {schedule_text(entry.schedule)}"
+        elif backfill.key is not None and self._source.row(name) not in (None, backfill.key):
+            why = "another row has its name"
         if why:
             self._next_at[name] = clock.boottime() + _LOOK_EVERY
             if self._told.get(name) != why:
@@ -121,6 +158,7 @@ class Backfilling:
         """Begins a backfill. Returns why it does not; None if the request is answered."""
         record, control, now = request.record, self._control, clock.now()
         name = record.entry or ""
+        self._follow_rows()
         fields = {**vars(record), "at": to_text(now), "done": 0}
         try:
             backfill = Backfill.of("the request", fields)
@@ -134,7 +172,8 @@ class Backfilling:
             return Answer(False, "its schedule has no instant in that range")
         if record.most is not None and (total is None or total > record.most):
             return Answer(False, f"{text} runs are more than {record.most}")
-        changed = control.backfills.having(name, replace(backfill, total=total))
+        backfill = replace(backfill, total=total, key=self._source.row(name))
+        changed = control.backfills.having(name, backfill)
         if len(changed.encode()) > MOST_BEGUN:
             return Answer(False, "too many backfills at the same time")
         # In one transaction: a backfill exists exactly if the answer says so.
@@ -148,7 +187,9 @@ class Backfilling:
     def _refusal(self, name: str, backfill: Backfill, now: datetime) -> str | None:
         self._source.look_at([name])
         entry, control = self._source.entries.get(name), self._control
-        there = control.backfills.entries.get(name)
+        key, under_way = self._source.row(name), control.backfills.entries
+        of_row = (each for each in under_way.values() if key is not None and each.key == key)
+        there = under_way.get(name) or next(of_row, None)
         if control.backfills_damage is not None:
             return str(control.backfills_damage)
         if there is not None:

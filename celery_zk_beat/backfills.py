@@ -40,6 +40,8 @@ class Backfill:
         after: the last instant that was claimed; None before the first.
         done: how many were claimed.
         total: how many there are; None if there are too many to count.
+        key: the key of the entry's row, if the entry is a row of a table. The backfill goes with
+            the row if that is renamed.
     """
 
     since: datetime
@@ -50,14 +52,15 @@ class Backfill:
     after: datetime | None = None
     done: int = 0
     total: int | None = None
+    key: str | None = None
 
     def after_claim(self, due: datetime) -> Backfill:
         """Returns the backfill as it is when the run of an instant is claimed."""
         return replace(self, after=due, done=self.done + 1)
 
     def fields(self) -> dict[str, Any]:
-        told = vars(self).items()
-        return {name: to_text(at) if isinstance(at, datetime) else at for name, at in told}
+        told = {name: at for name, at in vars(self).items() if name != "key" or at is not None}
+        return {n: to_text(at) if isinstance(at, datetime) else at for n, at in told.items()}
 
     @classmethod
     def of(cls, path: str, fields: Any) -> Backfill:
@@ -75,8 +78,9 @@ class Backfill:
             raise RootError(f"{path}: {shown(fields)}: no more runs are possible")
         total = None if fields.get("total") is None else count(path, fields, "total")
         by = _field(path, fields, "by", str)[:_LONGEST_WHO]
+        key = None if fields.get("key") is None else _field(path, fields, "key", str)
         at = instant(path, fields, "at")
-        return cls(since, until, float(rate), by, at, after, done, total)
+        return cls(since, until, float(rate), by, at, after, done, total, key)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,10 @@ class Source(ABC):
     def turn(self) -> float:
         """Claims due runs and publishes them. Returns the seconds until something may be due."""
 
+    def row(self, name: str) -> str | None:
+        """Returns the key of the entry's row; None if it is no row of a table, or unknown."""
+        return None
+
     def entry_of(self, run: Run) -> Any:
         """See :meth:`.publishing.Entries.entry_of`."""
         return self.entries[run.entry]

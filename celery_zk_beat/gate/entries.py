@@ -100,6 +100,10 @@ class GatedEntries(Source):
         if self._opened is not None:
             self._opened.write()
 
+    def row(self, name: str) -> str | None:
+        entry = self.entries.get(name)
+        return None if entry is None else self._gated.adapter.key(entry)
+
     def entry_of(self, run: Run) -> Any:
         given = self._given_for(run)
         return self.entries[run.entry] if given is None else given.entry

@@ -488,7 +488,8 @@ def _backfills(
             waits_for = FOR_RESUME
         elif entry.waiting is not None:
             waits_for = f"run {entry.waiting}"
-        yield RunningBackfill(entry=name, **vars(backfill), waits_for=waits_for)
+        fields = {field: value for field, value in vars(backfill).items() if field != "key"}
+        yield RunningBackfill(entry=name, **fields, waits_for=waits_for)
 
 
 def _waiting(runs: Iterable[Run], pauses: Pauses, entries: Iterable[Entry]) -> Iterator[WaitingRun]:

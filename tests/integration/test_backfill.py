@@ -27,11 +27,15 @@ from celery_zk_beat.metrics import EntryNumbers
 from celery_zk_beat.paths import Paths
 from celery_zk_beat.records import from_text, to_text
 from celery_zk_beat.runs import BACKFILLED
+from celery_zk_beat.zookeeper.operations import SetData
 from celery_zk_beat.zookeeper.session import ZooKeeperSession
 from example_project.servers import ZooKeeper, wait_until
 from tests.conftest import PATIENCE
+from tests.django_database import Database
 
 from .conftest import LONG_AGO, Make, away, back, every, history, past_of, state_of, turn
+from .test_gate_django import SCHEDULER
+from .test_gate_django import database as database
 
 HOUR = timedelta(hours=1)
 SINCE = datetime(2026, 1, 5, tzinfo=timezone.utc)
@@ -397,3 +401,71 @@ def test_entries_of_another_scheduler(app: Celery, make: Make, operator: Operato
     assert until(scheduler, 7, app) == SEVEN
     assert scheduler.schedule["a"].total_run_count == 0
     assert operator.left() == Backfills()
+
+
+def test_rows_that_swap_names(
+    app: Celery, make: Make, operator: Operator, database: Database
+) -> None:
+    """Each backfill goes with its row, and runs its task for each instant once, whatever name the
+    row has now; a row has one at a time."""
+    for name in "ab":
+        database.add(name, 3600)
+    scheduler = make(zk_beat_scheduler=SCHEDULER)
+    turn(scheduler)
+    assert operator.asks(scheduler, "a", hours=3, rate=0.001).ok
+    assert operator.asks(scheduler, "b", hours=2, rate=0.001).ok
+    until(scheduler, 2, app)
+    key = str(database.get("a").pk)
+    database.rename({"a": "b", "b": "c"})
+
+    def is_renamed() -> bool:
+        return turn(scheduler) is not None and operator.left().entries.keys() == {"b", "c"}
+
+    wait_until(is_renamed, PATIENCE, "the new names")
+    assert operator.left().entries["b"].key == key
+    assert "is already under way" in operator.asks(scheduler, "b").text
+    assert len(history(app)) == 2  # at the rate that was asked for
+    scheduler._loop.backfilling._next_at.clear()
+    wait_until(
+        lambda: turn(scheduler) is not None and "c" not in operator.left().entries,
+        PATIENCE,
+        "the end of one",
+    )
+    scheduler._loop.backfilling._next_at.clear()
+    until(scheduler, 5, app)
+    assert operator.left() == Backfills()
+    runs = history(app)
+    assert [run.due for run in runs if run.task == "a"] == SEVEN[:3]
+    assert [run.due for run in runs if run.task == "b"] == SEVEN[:2]
+    # Where one is still under a name that the ledger knows nothing of.
+    other = Backfill(SINCE, SINCE + HOUR, 1.0, "ann@host1", SINCE, key=key)
+    node = operator.session.read(operator.paths.backfills)
+    assert node is not None
+    written = SetData(operator.paths.backfills, Backfills({"x": other}).encode(), node.version)
+    operator.session.commit(written)
+    assert "by ann@host1, is already under way" in operator.asks(scheduler, "b").text
+
+
+def test_a_row_that_is_gone(
+    app: Celery,
+    make: Make,
+    operator: Operator,
+    database: Database,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was asked of it is not run by another that has its name."""
+    for name in "ab":
+        database.add(name, 3600)
+    scheduler = make(zk_beat_scheduler=SCHEDULER)
+    turn(scheduler)
+    assert operator.asks(scheduler, "a", rate=0.001).ok
+    until(scheduler, 1, app)
+    database.get("a").delete()
+    database.rename({"b": "a"})
+    wait_until(
+        lambda: turn(scheduler) is not None and not operator.left(), PATIENCE, "the end of it"
+    )
+    assert "a: its row is gone, and another has its name: its backfill ends after 1 runs" in (
+        caplog.text
+    )
+    assert [run.task for run in history(app)] == ["a"]

@@ -248,7 +248,7 @@ class Checker:
         outbox = changes.get(self._paths.outbox)
         if outbox is not None:
             runs = decode_outbox(self._paths.outbox, outbox.data)
-            self._claims = {(run.entry, run.number): run for run in runs}
+            self._claims = {(self._row_of(run.entry, run.key), run.number): run for run in runs}
         for path in pages:
             node = changes[path]
             assert node is not None
@@ -277,12 +277,16 @@ class Checker:
             assert node is not None
             runs = decode_outbox(self._paths.outbox, node.data)
             if self.rows is not None:
-                runs = [replace(run, entry=run.key or run.entry, was=None) for run in runs]
+                runs = [
+                    replace(run, entry=self._row_of(run.entry, run.key), was=None) for run in runs
+                ]
             self._on_outbox(runs, claimed)
         if self._paths.backfills in changes:
             node = changes[self._paths.backfills]
             assert node is not None
-            self._on_backfills(Backfills.decode(self._paths.backfills, node.data), session)
+            filled = Backfills.decode(self._paths.backfills, node.data).entries
+            by_row = {self._row_of(name, each.key): each for name, each in filled.items()}
+            self._on_backfills(Backfills(by_row), len(by_row) < len(filled), session)
         if not self._answers <= claimed:
             self.fail(f"I8: said to be claimed, and is not: {self._answers - claimed}")
         if self._paths.pauses in changes:
@@ -294,6 +298,10 @@ class Checker:
 
     def _row(self, name: str) -> str:
         return name if self.rows is None else self.rows.get(name, name)
+
+    def _row_of(self, name: str, key: str | None) -> str:
+        """The row of a record: of that which it was written for, whatever name it has."""
+        return name if self.rows is None or key is None else key
 
     def _by_row(self, states: Mapping[str, RunState]) -> dict[str, RunState]:
         """Without those that a row has left under an old name."""
@@ -528,7 +536,9 @@ class Checker:
         every, left = timedelta(seconds=self._periods[entry]), backfill.until - backfill.since
         return [backfill.since + n * every for n in range(math.ceil(left / every))]
 
-    def _on_backfills(self, backfills: Backfills, session: int) -> None:
+    def _on_backfills(self, backfills: Backfills, is_doubled: bool, session: int) -> None:
+        if is_doubled:
+            self.fail(f"I8: a row has two backfills: {backfills}")
         for entry, backfill in self.backfills.entries.items():
             if session and backfills.entries.get(entry) is None:
                 due, done = self._instants(entry, backfill), self._filled[entry, backfill.since]

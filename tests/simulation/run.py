@@ -986,7 +986,7 @@ MORE = {
 
 def _backfills(plan: random.Random) -> Iterator[Fault]:
     is_chosen = scenarios.CHOSEN == scenarios.BACKFILLS
-    if is_chosen or (scenarios.CHOSEN is None and plan.random() < 0.3):
+    if is_chosen or (scenarios.CHOSEN in (None, "renames") and plan.random() < 0.3):
         for _ in range(plan.choice((1, 3, 6))):
             after = plan.choice(("", "message", "write", JUST_BEFORE))
             yield Fault(plan.uniform(0.5, 4), FILL, OPERATOR, plan.uniform(0.5, 6), after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -116,6 +117,9 @@ def test_a_record_can_be_read_again() -> None:
     assert both.having("a", None) == Backfills({"b": begun})
     assert Backfills.decode("/b", b"") == Backfills()
     assert not Backfills()
+    assert b"key" not in both.encode()
+    of_row = Backfills().having("a", replace(BACKFILL, key="17"))
+    assert Backfills.decode("/b", of_row.encode()) == of_row
 
 
 @pytest.mark.parametrize(
@@ -138,6 +142,7 @@ def test_a_record_can_be_read_again() -> None:
         {"done": 2**53 - 1},
         {"total": "many"},
         {"by": None},
+        {"key": 17},
     ],
     ids=str,
 )
