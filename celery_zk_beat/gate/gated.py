@@ -28,7 +28,7 @@ from ..due import as_of, at_one_instant, counts_from_last_run, due_instant, is_a
 from ..errors import SettingsError, ZkBeatError
 from ..log import get_logger
 from ..records import to_text
-from ..runs import NEVER, RunState
+from ..runs import NEVER, RunState, milliseconds
 from ..source import no_collector
 from .giving import Given, Giving, Innermost
 from .installed import Installed
@@ -377,7 +377,8 @@ class Gated(Giving):
             return entry
         adapter, state = self.adapter, self._state(entry)
         at, has_run = adapter.last_run_at(entry), adapter.has_run(entry, since)
-        if has_run and not adapter.puts_off and is_ahead(at, now):
+        is_wrong = _is_wrong(entry, at, state)
+        if has_run and not adapter.puts_off and not is_wrong and is_ahead(at, now):
             self.ahead[entry.name] = at
         # Do not give its store a time in the future: somebody would have to correct it there, too.
         if state is None or is_ahead(state.last_run_at, now):
@@ -394,11 +395,7 @@ class Gated(Giving):
             return entry if is_right else adapter.as_if_known(entry, ran, False)
         if not has_run:
             return adapter.as_if_known(entry, ran, True)
-        if abs(at - ran) <= _ROUNDED:
-            return entry
-        if at.microsecond == 0 and abs(at - ran) < _SECOND:
-            return adapter.as_if_known(entry, ran, False)
-        return adapter.as_if_run(entry, ran) if at < ran else entry
+        return _of_the_later(adapter, entry, at, ran, is_wrong)
 
     def _state(self, entry: Any) -> RunState | None:
         key, state = self.adapter.key(entry), self.gate.state(entry.name)
@@ -456,6 +453,26 @@ def _due(entry: Any, start: datetime | None) -> datetime:
         due = due_instant(entry)
     # If an entry has a start, database schedulers pretend a last run 30 years before it.
     return due if start is None else max(due, start)
+
+
+def _is_wrong(entry: Any, at: datetime, state: RunState | None) -> bool:
+    """True if `at`, an interval's last run by its store, was told by a clock that was ahead, and
+    the ledger has set that back. Instants that follow on it have run: they would run again."""
+    if state is None or not state.done or at <= state.last_run_at:
+        return False
+    told, is_interval = milliseconds(at), counts_from_last_run(entry.schedule)
+    return is_interval and any(start <= told <= end for start, end in state.done)
+
+
+def _of_the_later(
+    adapter: StoreAdapter, entry: Any, at: datetime, ran: datetime, is_wrong: bool
+) -> Any:
+    """Returns an entry that last ran at `at` by its store, and at `ran` by the ledger."""
+    if abs(at - ran) <= _ROUNDED:
+        return entry
+    if is_wrong or (at.microsecond == 0 and abs(at - ran) < _SECOND):
+        return adapter.as_if_known(entry, ran, False)
+    return adapter.as_if_run(entry, ran) if at < ran else entry
 
 
 def _made_way(scheduler: Any, entry: Any, state: Any) -> Any:

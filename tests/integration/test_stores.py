@@ -30,11 +30,11 @@ from celery_zk_beat.gate.stores import (
     adapter_of,
 )
 from celery_zk_beat.gate.trouble import Trouble
-from celery_zk_beat.runs import RunState
+from celery_zk_beat.runs import RunState, milliseconds
 from tests.conftest import PATIENCE
 from tests.stores import Code, CodeAndFile, Django, Folder, RedBeat, SQLAlchemy, Store
 
-HOUR = timedelta(hours=1)
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 MOMENT = timedelta(milliseconds=2)
 
 
@@ -313,6 +313,24 @@ def test_a_last_run_that_is_still_to_come(site: Site) -> None:
     wait_for_next_instant(site.store)
     site.store.set_last_run("e", clock.now() - HOUR)
     until(gated, lambda: gate.runs)
+
+
+def test_a_last_run_by_a_clock_that_was_ahead(site: Site) -> None:
+    """The ledger has set it back: the entry goes on from there, not from what its store was told,
+    and no instant that follows on that runs again."""
+    if not site.store.is_live:
+        pytest.skip("a test cannot write it")
+    site.store.add("e", 60)
+    first = site.open()
+    key = first.adapter.key(first.entries["e"])
+    first.throw_away()
+    now = clock.now().replace(microsecond=0)
+    site.store.set_last_run("e", now + HOUR)
+    begins, ends = milliseconds(now + HOUR), milliseconds(now + HOUR + 5 * MINUTE)
+    state = RunState(now, 6, now + HOUR + 5 * MINUTE, key=key, done=((begins, ends),))
+    gated = site.open(OpenGate({"e": state}))
+    known = gated.adapter.last_run_at(gated.entries["e"])
+    assert abs(known - now) <= site.store.precision
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
