@@ -315,10 +315,10 @@ class Publisher:
     def _drop_impossible(self) -> None:
         if self._impossible:
             impossible, self._impossible = self._impossible, {}
-            self._hooked.forget(impossible)
             why = {entry: f"cannot be sent, {why}" for entry, (_, why) in impossible.items()}
             runs = [run for run, _ in impossible.values()]
             self._dispatcher.drop(runs, why, level=logging.ERROR)  # as of Celery's own beat
+            self._hooked.forget(impossible)  # not before: if this is refused, they are tried again
 
     def _publish_together(self, runs: list[Run], until: float) -> None:
         """Publishes runs together. If one of them alone ends all, the others leave after it."""

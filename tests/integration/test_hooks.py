@@ -13,13 +13,14 @@ import pytest
 import redis
 from celery import Celery, beat
 from celery.signals import after_task_publish, before_task_publish
+from kazoo.client import KazooClient
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.hooks import is_hooked
 from example_project.servers import Redis
 from tests.history import all_headers, messages
 
-from .conftest import LONG_AGO, Make, away, back, every, history, past_of
+from .conftest import LONG_AGO, Make, away, back, every, history, past_of, state_of
 from .test_gate import turn_for, turn_until
 
 Patch = pytest.MonkeyPatch
@@ -169,6 +170,21 @@ def refusing(server: Redis, maxmemory: str) -> None:
     """Has Redis take nothing, or all."""
     with redis.Redis(port=server.port) as hand:
         hand.config_set("maxmemory", maxmemory)
+
+
+def test_not_called_again_for_a_run_that_cannot_be_sent(
+    app: Celery, make: Make, monkeypatch: Patch, client: KazooClient
+) -> None:
+    """Though its drop is refused, because somebody has written the outbox meanwhile."""
+    scheduler = make(beat_schedule={"e": {**ONCE["e"], "args": [object()]}})
+    calls = Calls(monkeypatch, beat.Scheduler, "apply_entry")
+    path = scheduler.election.paths.outbox
+    calls.before = lambda entry: client.set(path, client.get(path)[0])
+    turn_until(scheduler, lambda: calls.of)
+    ledger = scheduler._loop.ledger  # which is loaded once more
+    turn_until(scheduler, lambda: (state := ledger.state("e")) is not None and state.dropped)
+    assert state_of(scheduler, "e").dropped == (1,)
+    assert calls.of == ["e"]
 
 
 def test_the_next_master_sends_what_the_hook_made(
