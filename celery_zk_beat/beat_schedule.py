@@ -186,15 +186,15 @@ class BeatSchedule(Source):
         entries = list(self.entries.items())
         for pattern in self._dispatcher.policies.unmatched(self.entries):
             names.warn_once(f"zk_beat_policies: {pattern!r} matches no entry")
-        changed = self._planner.seen.replace_all(entries, len(names.known))
         self._note_counts()
         unseen, zones = {}, {}
         for name, entry in entries:
             if ledger.state(name) is None and not ledger.damaged(name):
                 with only_logged(name):
-                    unseen[name] = self._clock_starts(entry)
+                    unseen[name] = self._clock_starts(name, entry)
                     zones[name] = zone_of(entry)
         ledger.first_seen(unseen, zones=zones)
+        changed = self._planner.seen.replace_all(entries, len(names.known))
         self._start_anew_in_another_zone(entries)
         deadline, is_own = app.conf.beat_cron_starting_deadline, self._asks_another_class
         self._note_ahead(self._planner.build(clock.now(), changed, deadline, is_own))
@@ -223,9 +223,13 @@ class BeatSchedule(Source):
         if took > _SHORT_LOOK:
             self._look_again += min(took / _SEEN_PART, _LONGEST_REST)
 
-    def _clock_starts(self, entry: Any) -> datetime:
+    def _clock_starts(self, name: str, entry: Any) -> datetime:
         """The `last_run_at` of an entry that is seen for the first time: the one from the
         configuration, else now. When this beat was started does not matter."""
+        if self._planner.seen.is_same(name, entry):
+            # It had a state, which is gone. Its last run is what this beat was told of in an
+            # earlier term: others may have run it since.
+            return utc_of(entry, entry.default_now())
         given = utc_of(entry, entry.last_run_at)
         # A time before the scheduler was created cannot be Celery's default.
         return given if given < self._names.made_at else utc_of(entry, entry.default_now())

@@ -18,7 +18,7 @@ from example_project.servers import Redis, ZooKeeper, wait_until
 from tests.conftest import PATIENCE
 from tests.history import Message
 
-from .conftest import Make, every, history, turn
+from .conftest import LONG_AGO, Make, every, history, state_of, turn
 
 
 def receive(messages: Sequence[Message]) -> None:
@@ -60,6 +60,25 @@ def test_a_page_was_deleted(
     client.delete(Paths(root).page(page_of("x")))
     more()
     receive(history(app))
+
+
+def test_a_page_was_deleted_and_another_had_run_since(
+    app: Celery, make: Make, more: Callable[..., None], client: KazooClient, root: str
+) -> None:
+    """A beat that was master before remembers a last run. It is not the last any more."""
+    schedule = {"x": every(3, "x")}
+    more(1, {"x": every(3, "x", last_run_at=LONG_AGO)})
+    first = make(beat_schedule=schedule)
+    turn(first)
+    assert state_of(first, "x").total_run_count == 1
+    second = make(beat_schedule=schedule)
+    first.election.resign()
+    wait_until(lambda: turn(second) and len(history(app)) == 2, PATIENCE, "a run of the second")
+    second.close()
+    client.delete(Paths(root).page(page_of("x")))
+    wait_until(lambda: turn(first) and len(history(app)) == 3, PATIENCE, "a run of the first")
+    receive(history(app))
+    assert len({message.due for message in history(app)}) == 3
 
 
 def test_the_root_was_deleted(
