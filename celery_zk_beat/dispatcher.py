@@ -213,24 +213,25 @@ class Dispatcher:
     def publish_soon(self, seconds: float = math.inf) -> None:
         """Publishes runs before this beat gives up its term: see :meth:`.Publisher.publish_soon`.
         Runs that are too late stay for the next master to drop."""
-        late = {run.entry for run in self._late()} if self.policies else ()
-        waiting = [run for run in self.ledger.outbox.values() if run.entry not in late]
-        self.publisher.publish_soon(waiting, seconds)
+        self.publisher.publish_soon(self.ledger.outbox.values(), seconds)
 
     def _drop_late(self) -> None:
-        self._drop_noted(self._late(), SKIPPED["catch_up"])
+        late = [run for run in self.publisher.waiting() if self._is_late(run)]
+        self._drop_noted(late, SKIPPED["catch_up"])
 
-    def _late(self) -> list[Run]:
-        """Returns the runs that are later than their policy allows to start. It allows a moment
-        more, for runs that were claimed just in time."""
-        now, policies = clock.now() - LEAST_CATCH_UP, self.policies
-        return [
-            run
-            for run in self.ledger.outbox.values()
-            if not run.extra and self.may_publish(run)
-            for policy in [policies.of(run.entry)]
-            if policy is not None and policy.is_too_late(run.leaves or run.due, now)
-        ]
+    def in_time(self, runs: list[Run]) -> list[Run]:
+        """Returns the runs that are not too late for their policy, or whose drop has no place."""
+        if not self.policies:
+            return runs
+        return [run for run in runs if not self._is_late(run) or self.ledger.damaged(run.entry)]
+
+    def _is_late(self, run: Run) -> bool:
+        """True if a run is later than its policy allows to start. It allows a moment more, for runs
+        that were claimed just in time."""
+        policy = self.policies.of(run.entry)
+        if run.extra or policy is None:
+            return False
+        return policy.is_too_late(run.leaves or run.due, clock.now() - LEAST_CATCH_UP)
 
     def room(self) -> int:
         """Returns how many runs may be claimed at once. This limits the runs that wait for the

@@ -150,6 +150,9 @@ class Runs(Protocol):
     def may_publish(self, run: Run) -> bool:
         """True if this beat's schedule has the entry, and nothing holds the run back."""
 
+    def in_time(self, runs: list[Run]) -> list[Run]:
+        """Returns the runs that are not too late for their policy."""
+
     def may_publish_now(self) -> bool:
         """True if this beat may publish anything at the moment."""
 
@@ -322,7 +325,8 @@ class Publisher:
 
     def _publish_together(self, runs: list[Run], until: float) -> None:
         """Publishes runs together. If one of them alone ends all, the others leave after it."""
-        while runs := [run for run in runs if self.back_off(run.entry) <= 0]:
+        in_time = self._dispatcher.in_time  # those before them may have taken long
+        while runs := [run for run in in_time(runs) if self.back_off(run.entry) <= 0]:
             is_over = self._on_their_way is not None or clock.boottime() > until
             if is_over or not self._dispatcher.may_publish_now():
                 return

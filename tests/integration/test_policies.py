@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.signals import after_task_publish
 
 from celery_zk_beat import ZooKeeperScheduler
 from celery_zk_beat.gate.entries import GatedEntries
@@ -51,6 +52,26 @@ def test_each_missed_instant_has_a_run(app: Celery, make: Make) -> None:
     dues = [run.due for run in history(app)]
     assert {b - a for a, b in zip(dues, dues[1:])} == {timedelta(seconds=PERIOD)}
     assert [run.run for run in history(app)] == list(range(1, len(dues) + 1))
+
+
+def test_what_becomes_too_late_while_others_are_published(app: Celery, make: Make) -> None:
+    """By a slow broker: it is not sent because it was in time when they began."""
+
+    def slow_down(**more: Any) -> None:
+        time.sleep(2.5)
+
+    last = datetime.now(timezone.utc) - timedelta(seconds=3598)
+    entries = {name: every(3600, name, last_run_at=last) for name in "ab"}
+    after_task_publish.connect(slow_down)
+    try:
+        scheduler = make(beat_schedule=entries, zk_beat_policies={"*": {"catch_up": 1}})
+        turn_until(scheduler, lambda: history(app) and not scheduler._loop.ledger.outbox)
+    finally:
+        after_task_publish.disconnect(slow_down)
+    (run,) = history(app)
+    (other,) = {*"ab"} - {run.task}
+    dropped = [past.note for past in past_of(scheduler, other)]
+    assert dropped == ["dropped: later than catch_up of zk_beat_policies"]
 
 
 def test_what_is_too_late_is_skipped(app: Celery, make: Make) -> None:
