@@ -81,7 +81,11 @@ class MadeAhead:
     def state(self, run: Run, before: RunState) -> RunState | None:
         """Returns the state after the claim of a run, if it was made, and of this `before`."""
         made = self._made.get(run.entry)
-        return made.after if made and made.run is run and made.before is before else None
+        if made is None or made.before is not before:
+            return None
+        if run.late is None:
+            return made.after if made.run is run else None
+        return made.after.claimed_late(run.late) if made.run == run else None
 
     def texts(self, run: Run, entry: Any) -> Texts:
         """Returns what the message of a run has of its own. What was made of the run is forgotten

@@ -34,9 +34,9 @@ _PLACED, _PLACED_IN_BURST = 50, 5
 _MADE, _MADE_IN = 25, 0.005
 #: Looking for entries that a program has changed: most entries per turn; the part of the time that
 #: this may take; looks shorter than this many seconds are not limited; the longest pause between
-#: looks, in seconds.
+#: looks, in seconds; and how much longer that is while crontabs of a burst have no next instant.
 _MOST_SEEN = 1000
-_SEEN_PART, _SHORT_LOOK, _LONGEST_REST = 0.02, 0.00002, 0.05
+_SEEN_PART, _SHORT_LOOK, _LONGEST_REST, _BURST = 0.02, 0.00002, 0.05, 0.5
 
 
 class BeatSchedule(Source):
@@ -214,7 +214,7 @@ class BeatSchedule(Source):
             schedule is scheduler.schedule or not scheduler.schedules_equal(known, schedule)
         ):
             self._names.is_current = False
-        if begun < self._look_again:
+        if begun < self._look_again + (_BURST if self._planner.has_later else 0.0):
             return
         if self._planner.seen.is_changed(self.entries, len(known), _MOST_SEEN):
             self._names.is_current = False

@@ -269,9 +269,9 @@ def _is_celerys(kind: Any) -> bool:
 def last_run(entry: Any, due: datetime, now: datetime) -> datetime:
     """Returns the `last_run_at` for a run that was due at `due` and is claimed now, both UTC. If
     the run is only a little late, the entry's clock continues from `due`: else each run of an
-    interval would be later."""
+    interval would be later. So does that of a crontab that has no other instant since."""
     schedule = entry.schedule
-    little = _LITTLE if type(schedule) in _STEADY else timedelta()
+    little = least_gap(schedule) or (_LITTLE if type(schedule) in _STEADY else timedelta())
     if is_interval(schedule):
         little = min(_LITTLE, schedule.run_every / 2)
     elif type(schedule) is every:  # else all that it missed within a second would run

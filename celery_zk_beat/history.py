@@ -21,7 +21,7 @@ from .limits import Limits
 from .log import get_logger
 from .paths import Paths, page_of, volume_of
 from .records import FORMAT, decode, field
-from .runs import HISTORY, PastRun, RunState, decode_past, in_order, plain_past, to_json
+from .runs import HISTORY, PastRun, RunState, decode_past, in_order, past_text
 from .zookeeper.operations import Create, Node, Operation, SetData
 
 logger = get_logger(__name__)
@@ -202,9 +202,7 @@ class Histories:
 
 
 def encode_volume(pasts: Mapping[str, tuple[PastRun, ...]]) -> bytes:
-    entries = ",".join(
-        [f"{_quoted(name)}:{to_json(plain_past(past))}" for name, past in pasts.items()]
-    )
+    entries = ",".join([f"{_quoted(name)}:{past_text(past)}" for name, past in pasts.items()])
     return f'{{"format":{FORMAT},"entries":{{{entries}}}}}'.encode("ascii")
 
 

@@ -33,6 +33,7 @@ from .paths import is_page, page_of
 from .runs import (
     LONGEST_MADE,
     NEVER,
+    PROMPT,
     Outcome,
     PastRun,
     Run,
@@ -55,8 +56,6 @@ HISTORIES_WITHIN = 5.0
 _FEW = 10
 #: Seconds after which a master writes the outbox even if it has not changed.
 TOUCH_EVERY = 30.0
-#: If a run is published this soon after its claim, its history gives the time of the claim.
-PROMPT = timedelta(seconds=1)
 #: An acknowledged write proves that the session is alive for this part of the session time-out,
 #: counted from when the write was sent. Not for all of it: a follower tells the leader of our
 #: session up to half a tick late, and a tick is at most half a session time-out.

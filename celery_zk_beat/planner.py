@@ -33,7 +33,7 @@ from .due import (
 from .log import get_logger
 from .names import Entries
 from .policies import NO_POLICIES, ONE, Instants, Policies, Policy, Verdict
-from .runs import Run, RunState
+from .runs import PROMPT, Run, RunState
 
 logger = get_logger(__name__)
 
@@ -307,8 +307,8 @@ class Planner:
         if policy is not None:
             self._look_by(policy, item, instant, entry, now, plan)
         elif self._is_time(item, instant, instant, now):
-            claimed, made = last_run(entry, instant, now), self._made(item.name)
-            plan.runs.append(_next_run(item.name, entry, instant, claimed, self._known, made))
+            made = self._made(item.name)
+            plan.runs.append(_next_run(item.name, entry, instant, now, self._known, made))
             self._planned[item.name] = item, None
 
     def look_ahead(self, now: datetime, most: int) -> tuple[list[Run], bool]:
@@ -337,23 +337,22 @@ class Planner:
             return
         due, leaves = verdict.due, verdict.leaves
         # Jitter is not lateness: only the time after `leaves` counts.
-        claimed = verdict.clock or last_run(entry, due, now - (leaves - due))
+        at = now - (leaves - due)
+        claimed = verdict.clock or last_run(entry, due, at)
+        late = None if verdict.clock or at - claimed <= PROMPT else at
         if verdict.waits is not None:
             self._agenda.put_waiting(item.name, verdict.waits.timestamp(), due)
         elif verdict.skipped is not None:
-            plan.skipped.append(Skipped(item.name, due, claimed, verdict.skipped))
-            entry.last_run_at = as_of(entry, claimed)
+            plan.skipped.append(Skipped(item.name, due, late or claimed, verdict.skipped))
+            entry.last_run_at = as_of(entry, late or claimed)
             self._place(item.name, entry)
         elif self._is_time(item, due, leaves, now):
             run = Run(
-                item.name,
-                entry.total_run_count + 1,
-                due,
-                claimed,
-                self._known.epoch,
+                *(item.name, entry.total_run_count + 1, due, claimed, self._known.epoch),
                 key=self._known.key(item.name),
                 leaves=leaves if leaves > due else None,
                 counts=policy.runs is not None,
+                late=late,
             )
             plan.runs.append(run)
             self._planned[item.name] = item, None
@@ -482,17 +481,18 @@ def _next_run(
     name: str,
     entry: Any,
     due: datetime,
-    claimed: datetime,
+    now: datetime,
     known: Known,
     made: Run | None = None,
 ) -> Run:
-    """Returns the next run of an entry: the one that was made, if it is the same."""
+    """Returns the next run of an entry, claimed now: the one that was made, if it is the same."""
     number, epoch, key = entry.total_run_count + 1, known.epoch, known.key(name)
-    if made is not None and (made.number, made.due, made.claimed, made.epoch, made.key) == (
+    run, claimed = made, last_run(entry, due, now)
+    if run is None or (run.number, run.due, run.claimed, run.epoch, run.key) != (
         *(number, due, claimed, epoch, key),
     ):
-        return made
-    return Run(name, number, due, claimed, epoch, key=key)
+        run = Run(name, number, due, claimed, epoch, key=key)
+    return run.claimed_late(now) if now - claimed > PROMPT else run
 
 
 def _too_late(entry: Any, starting_deadline: float | None) -> tuple[datetime, datetime] | None:

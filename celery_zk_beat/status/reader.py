@@ -504,7 +504,7 @@ def _waiting(runs: Iterable[Run], pauses: Pauses, entries: Iterable[Entry]) -> I
             run.entry,
             run.number,
             run.due,
-            run.claimed,
+            run.claimed_at,
             run.epoch,
             run.extra,
             run.key,

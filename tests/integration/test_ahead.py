@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -150,6 +151,17 @@ def test_a_late_run(app: Celery, make: Make) -> None:
     wait_until(lambda: beat.app.now().timestamp() > due + PERIOD / 2 + 0.1, PATIENCE, "lateness")
     assert second(app, beat)["id"] == made.texts.task_id
     assert state_of(beat, "e").last_run_at > made.after.last_run_at
+
+
+def test_the_state_of_a_late_run(make: Make) -> None:
+    """It is made of that which was made, if it is the same run."""
+    beat = second_is_made(make)
+    made = made_of(beat)._made["e"]
+    late = made.run.claimed_late(made.run.due + timedelta(seconds=9))
+    state = made_of(beat).state(late, made.before)
+    assert state == made.before.after_claim(late, timedelta())
+    assert made_of(beat).state(replace(late, number=3), made.before) is None
+    assert made_of(beat).state(late, replace(made.before)) is None
 
 
 def test_a_standby_keeps_nothing(make: Make) -> None:

@@ -68,6 +68,7 @@ RUNS = st.builds(
     st.booleans(),
     KEYS,
     leaves=st.none() | INSTANTS,
+    late=st.none() | INSTANTS,
 )
 
 
@@ -114,7 +115,7 @@ def test_outbox(runs: list[Run]) -> None:
     data = encode_outbox(runs)
     found = decode_outbox("/outbox", data)
     assert found == runs
-    assert [run.leaves for run in found] == [run.leaves for run in runs]
+    assert [(run.leaves, run.late) for run in found] == [(run.leaves, run.late) for run in runs]
     states = [
         (run.entry, RunState(run.claimed, run.number, key=run.key, ran=run.number)) for run in runs
     ]

@@ -15,7 +15,8 @@ from celery.schedules import crontab, schedstate, schedule
 
 from celery_zk_beat.names import Entries
 from celery_zk_beat.planner import Planner
-from celery_zk_beat.runs import RunState
+from celery_zk_beat.policies import NO_POLICIES, Policies, check_policies
+from celery_zk_beat.runs import PastRun, RunState
 from celery_zk_beat.schedules import cron
 
 NOON = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc)
@@ -93,6 +94,7 @@ class Case:
     waiting: Mapping[str, float] = field(default_factory=dict)
     held: tuple[str, ...] = ()
     deadline: float | None = None
+    opened: tuple[PastRun, ...] = ()
 
 
 MINUTELY = schedule(60, app=APP)
@@ -161,15 +163,17 @@ CASES = [
 ]
 
 
-def planner_of(case: Case) -> Planner:
+def planner_of(case: Case, policies: Policies = NO_POLICIES) -> Planner:
     entries = {}
     for name, (when, since) in case.entries.items():
         entries[name] = entry = ScheduleEntry(name, name, ago(since), 3, app=APP)
         entry.schedule = when
-    states = {name: RunState(entry.last_run_at, 3) for name, entry in entries.items()}
+    states = {
+        name: RunState(entry.last_run_at, 3, open=case.opened) for name, entry in entries.items()
+    }
     names = Entries(lambda: entries, is_replaced=False)
     known = Known(states, case.waiting, case.held)
-    planner = Planner(names, known, lambda entry: entry.is_due(), MAX_INTERVAL)
+    planner = Planner(names, known, lambda entry: entry.is_due(), MAX_INTERVAL, policies)
     planner.seen.replace_all(names.get().items(), len(entries))
     planner.build(NOON, set(), case.deadline)
     return planner
@@ -187,6 +191,37 @@ def test_plan(case: Case) -> None:
     assert {each.entry: each.due for each in plan.skipped} == case.skips
     # Somewhat before it is due, for the claim takes its time.
     assert seconds_until(plan.look_again) == pytest.approx(case.again, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("when", "late", "claimed", "told"),
+    [
+        (MINUTELY, 10, 10, None),
+        (crontab(app=APP), 1, 0, None),
+        (crontab(app=APP), 10, 0, 10),
+        (crontab(app=APP), 59, 0, 59),
+        (crontab(app=APP), 60, 60, None),
+    ],
+)
+@pytest.mark.parametrize("policies", [{}, {"a": {"catch_up": 3600}}])
+def test_when_it_is_claimed(
+    when: Any, late: float, claimed: float, told: float | None, policies: Any
+) -> None:
+    """A crontab's clock goes on from its instant, and the run says how late it is."""
+    planner = planner_of(Case("", {"a": (when, 60)}), check_policies(policies))
+    (run,) = planner.plan(NOON + timedelta(seconds=late), 100).runs
+    assert (run.due, run.claimed) == (NOON, NOON + timedelta(seconds=claimed))
+    assert run.late == (None if told is None else NOON + timedelta(seconds=told))
+    assert run.planned == NOON + timedelta(seconds=told or claimed)
+
+
+def test_a_late_crontab_that_is_skipped() -> None:
+    """The history says when."""
+    policies = check_policies({"a": {"overlap": "skip"}})
+    opened = (PastRun.of(3, ago(60), ago(60), EPOCH),)
+    planner = planner_of(Case("", {"a": (crontab(app=APP), 60)}, opened=opened), policies)
+    (skipped,) = planner.plan(NOON + timedelta(seconds=10), 100).skipped
+    assert (skipped.due, skipped.at) == (NOON, NOON + timedelta(seconds=10))
 
 
 def test_what_is_not_claimed_is_due_still() -> None:

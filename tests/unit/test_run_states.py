@@ -71,6 +71,17 @@ def test_a_drop_is_noted() -> None:
     assert state.dropped == tuple(range(5, 5 + DROPS_REMEMBERED))
 
 
+def test_claimed_late() -> None:
+    """[I13] The clock goes on from its instant; the history says when it was claimed."""
+    run = Run("e", 5, NOW, NOW, 2)
+    late = run.claimed_late(NOW + 9 * SECOND)
+    state = RAN.after_claim(late, NONE)
+    assert (state.last_run_at, state.past[-1].at) == (NOW, NOW + 9 * SECOND)
+    made = RAN.after_claim(run, NONE)
+    assert made.claimed_late(NOW + 9 * SECOND).text == state.text
+    assert state.after_drop(late, "why").past[-1].at == NOW + 9 * SECOND
+
+
 def test_published_late() -> None:
     """The history says when, by whom; the clock goes on from there only where that is said."""
     past = PastRun.of(4, NOW - SECOND, NOW + HOUR, 2)
