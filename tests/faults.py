@@ -102,7 +102,7 @@ class Road:
                         return
                 elif key.fileobj is self._listener:
                     self._accept()
-                elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._other:
+                elif isinstance(key.fileobj, socket.socket) and self._is_read(key.fileobj):
                     self._forward(key.fileobj)
 
     def _obey(self, what: str) -> None:
@@ -144,6 +144,10 @@ class Road:
             self._selector.unregister(end)
         if not blocked:
             self._selector.register(end, selectors.EVENT_READ)
+
+    def _is_read(self, end: socket.socket) -> bool:
+        """False if it was closed or blocked since it had something to read."""
+        return end in self._other and end in self._selector.get_map()
 
     def _forward(self, end: socket.socket) -> None:
         data: bytes | None = b""

@@ -74,3 +74,13 @@ def test_block_requests(ends: tuple[Road, socket.socket, socket.socket]) -> None
     assert silent(far)
     road.open()
     assert far.recv(1) == b"a"
+
+
+def test_an_end_that_closes_while_it_is_blocked(server: socket.socket) -> None:
+    with Road(server.getsockname()[1]) as road:
+        for _ in range(300):
+            client = socket.create_connection(("127.0.0.1", road.port), PATIENCE)
+            server.accept()[0].close()
+            client.close()
+            road.block()
+            road.open()
