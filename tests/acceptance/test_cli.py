@@ -208,7 +208,12 @@ def test_next(site: Site) -> None:
     site.schedule(often=3600, nightly=7200, held=3600)
     site.conf["zk_beat_policies"] = {"nightly": {"jitter": 600}}
     site.beat("one").wait_for_log("dispatching", PATIENCE)
-    due = {entry["name"]: entry["next_run_at"] for entry in state_of(site)["entries"]}
+
+    def next_runs() -> dict[str, str | None]:
+        due = {entry["name"]: entry["next_run_at"] for entry in state_of(site)["entries"]}
+        return due if all(due.values()) else {}
+
+    due = wait_until(next_runs, PATIENCE, "the first states")
     did(site.zk_beat("pause", "held"), "held")
     done = site.console("next", "--json", "--until", "+4h")
     assert done.returncode == 0, done.stderr

@@ -113,9 +113,10 @@ def test_deadlines_and_failures(app: Celery, start: Start, worker: Worker) -> No
     assert (control.pauses.of("e").by or "").endswith(
         ": 2 runs failed in a row, the last with KeyError"
     )
+    count = len(headers(app))  # on a busy machine the next was due before the pause
     turn_for(beat, 2 * PERIOD)
-    assert len(headers(app)) == 2
+    assert len(headers(app)) == count
     now = datetime.now(timezone.utc)
     resumed = lambda pauses: pauses.resume("e", now, False, "me")  # noqa: E731
     change_pauses(beat.election.session, beat.election.paths, resumed)
-    assert sent(app, beat, 3)["zk_beat"]["run"] == 3
+    assert sent(app, beat, count + 1)["zk_beat"]["run"] == count + 1
