@@ -27,7 +27,7 @@ help:
 	@echo "make soak        the same for HOURS=n"
 	@echo "make kills       200 kills, 20 pauses, 20 outages, 1,000 starts; 260 kills with other schedulers; an hour"
 	@echo "make contenders  the same faults for this and for other schedulers: a table"
-	@echo "make bench       how fast this and others are: a table, 26 minutes; BENCH=--quick for less"
+	@echo "make bench       how fast this and others are: a table, 24 minutes; BENCH=--quick for less"
 	@echo "make zones       cron against brute force, in all time zones, from 1990 to 2037; about an hour"
 	@echo "make licences    docs/licences.md: what each extra brings"
 	@echo "make docs        the documentation site, into build/site; about half a minute"
